@@ -1,0 +1,136 @@
+"""Checkpoints of the server: one folder each, complete or not there at all.
+
+A checkpoint is written into a temporary folder, synced, and renamed into place; the one
+before it is kept. It holds JSON and safetensors, never pickle, and hashes of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from ahfal_app.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+_KEPT = 2
+_STATE = "state.json"
+_ARRAYS = "model.safetensors"
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: `round` rounds of `cycle` (from 0) are done."""
+
+    run: str
+    cycle: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The server's state at a position: the arrays of the global model."""
+
+    position: Position
+    arrays: Arrays
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as the newest in `folder`, durably, and drop all but two."""
+    numbers = _numbers(folder)
+    number = numbers[-1] + 1 if numbers else 1
+    temporary = folder / f".{number:08d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    arrays = save_arrays(_ordered(checkpoint.arrays))
+    state = {
+        "schema": SCHEMA_VERSION,
+        **asdict(checkpoint.position),
+        "arrays-sha256": hashlib.sha256(arrays).hexdigest(),
+    }
+    state["sha256"] = _state_hash(state)
+    _write_synced(temporary / _ARRAYS, arrays)
+    _write_synced(temporary / _STATE, json.dumps(state, indent=1).encode())
+    temporary.rename(folder / f"{number:08d}")
+    _sync_folder(folder)
+    for old in numbers[: len(numbers) - _KEPT + 1]:
+        shutil.rmtree(folder / f"{old:08d}")
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read the newest undamaged checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        There is none; the message tells what is wrong with each that is there.
+    """
+    reasons = []
+    for number in reversed(_numbers(folder)):
+        try:
+            return _read(folder / f"{number:08d}")
+        except CheckpointError as error:
+            reasons.append(str(error))
+    raise CheckpointError("; ".join(reasons) or f"{folder}: no checkpoint")
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        state = json.loads((folder / _STATE).read_bytes())
+        arrays = (folder / _ARRAYS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    if not isinstance(state, dict) or state.pop("sha256", None) != _state_hash(state):
+        raise CheckpointError(f"{folder}: {_STATE} is damaged")
+    if state["schema"] != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder}: schema {state['schema']}; this version reads {SCHEMA_VERSION}"
+        )
+    if hashlib.sha256(arrays).hexdigest() != state["arrays-sha256"]:
+        raise CheckpointError(f"{folder}: {_ARRAYS} is damaged")
+    try:
+        loaded = load_arrays(arrays)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder}: {_ARRAYS}: {error}") from error
+    return Checkpoint(Position(state["run"], state["cycle"], state["round"]), loaded)
+
+
+def _numbers(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _state_hash(state: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _ordered(arrays: Arrays) -> Arrays:
+    return {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""The command line: `ahfal run`, `report`, `strategies`, `settings`.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ahfal_app.errors import AhfalError
+
+app = typer.Typer(
+    help="Federated active learning: the best shared model for the fewest labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Engine(enum.StrEnum):
+    """What runs the clients of a simulation."""
+
+    IN_PROCESS = "in-process"
+    FLOWER = "flower"
+
+
+@app.command()
+def run(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml] [key=value]...",
+            help="A YAML file of settings, then settings that override it.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Run clients in this process, or in Flower's simulation.")
+    ] = Engine.IN_PROCESS,
+) -> None:
+    """Run federated active learning; `ahfal settings` lists what can be set."""
+    from ahfal_app.config_sources import read_arguments
+
+    values = read_arguments(arguments or [])
+    if engine is Engine.FLOWER:
+        from ahfal_app.engine.flower import run_on_flower
+
+        run_on_flower(values, Console())
+    else:
+        from ahfal_app.engine.local import run_in_process
+
+        run_in_process(values, Console())
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+) -> None:
+    """Write a run's report.html anew and print its summary."""
+    from ahfal_app.results.report import write_report
+    from ahfal_app.results.summary import print_summary
+
+    write_report(folder)
+    print_summary(folder, Console())
+
+
+@app.command()
+def strategies() -> None:
+    """List the query strategies: name, what they need, their parameters, their paper."""
+    from ahfal_app.query import strategy_table
+
+    table = Table("name", "needs", "parameters", "paper")
+    for entry in strategy_table():
+        parameters = "\n".join(f"{p.key}={p.default}: {p.meaning}" for p in entry.parameters)
+        table.add_row(entry.name, "\n".join(entry.signals) or "-", parameters or "-", entry.paper)
+    Console().print(table)
+
+
+@app.command()
+def settings(
+    markdown: Annotated[bool, typer.Option(help="As the README's Markdown table.")] = False,
+    toml: Annotated[bool, typer.Option(help="As the defaults in pyproject.toml.")] = False,
+) -> None:
+    """List all settings: name, default, what is allowed, meaning."""
+    from ahfal_app import config_sources
+
+    if markdown:
+        print(config_sources.settings_markdown())
+    elif toml:
+        print(config_sources.settings_toml())
+    else:
+        table = Table("setting", "default", "allowed", "meaning")
+        for row in config_sources.settings_rows():
+            table.add_row(*row)
+        Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a named error is told in its own words, with exit code 1."""
+    try:
+        app(arguments)
+    except AhfalError as error:
+        console = Console(stderr=True)
+        text = f"{type(error).__name__}: {error}"
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

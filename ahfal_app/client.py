@@ -1,0 +1,382 @@
+"""What a client does for each message, without Flower: join, train, count, select, collect.
+
+Every method may be repeated: a retried message finds what the first one left, gives the
+same answer and buys nothing twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahfal_app.client_state import ClientState
+from ahfal_app.config import Settings
+from ahfal_app.labels import Labelled, LabelRequest, Ledger, SQLiteLabelStore, request_id
+from ahfal_app.models import Classifier
+from ahfal_app.oracle import make_oracle
+from ahfal_app.query import (
+    PoolView,
+    QueryContext,
+    QueryStrategy,
+    ScoringStrategy,
+    Signal,
+    checked_select,
+    make_strategy,
+)
+from ahfal_app.resources import Resources, resources
+from ahfal_app.results.selections import write_client_selection
+from ahfal_app.seeds import torch_generator
+from ahfal_app.statistics import ClassStatistics
+from ahfal_app.training import (
+    Predictions,
+    Recipe,
+    TrainingResult,
+    TrainingState,
+    predict,
+    train_locally,
+)
+
+
+@dataclass(frozen=True)
+class JoinAnswer:
+    """What a client tells about itself."""
+
+    num_samples: int
+    labelled: int
+    pending: int
+    last_cycle: int
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    """A client's model after local training."""
+
+    tensors: dict[str, Tensor]
+    num_examples: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class QueryAnswer:
+    """How a client's purchase stands; which samples it chose stays with the client."""
+
+    selected: int
+    labelled: int
+    pending: int
+    ledger: Ledger
+    fine_tuned: bool = False
+    seconds: float = 0.0
+
+
+class Client:
+    """One client of a run.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings, with `num_clients` resolved.
+    client : int
+        The client's partition, from 0.
+    run : str
+        The run's identity, equal after a resume.
+    state : ClientState
+        What the client keeps between messages.
+    run_folder : Path | None
+        The run's folder, for the record of selections; only where the run is simulated.
+    """
+
+    def __init__(
+        self, settings: Settings, client: int, run: str, state: ClientState, run_folder: Path | None
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._run = run
+        self._state = state
+        self._run_folder = run_folder
+        self._resources: Resources = resources(settings)
+        self._rows_N: NDArray[np.int64] = self._resources.partition.indices[client]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Fingerprint of the data set."""
+        return self._resources.dataset.fingerprint
+
+    @property
+    def partition_fingerprint(self) -> str:
+        """Fingerprint of the partition."""
+        return self._resources.partition.fingerprint
+
+    def join(self, cycle: int) -> JoinAnswer:
+        """Ask for the initial labels, chosen at random, and tell how they stand.
+
+        Parameters
+        ----------
+        cycle : int
+            The cycle that a resumed run goes on with; labels bought for later ones are not
+            counted yet.
+        """
+        with self._labels() as store:
+            budget = self._settings.labels_due(0, len(self._rows_N))
+            if store.request(self._request_id(0)) is None:
+                strategy = make_strategy("random", {})
+                context = self._context(budget, 0, _no_statistics(self._resources), store)
+                chosen = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
+                self._reserve(store, 0, strategy.name, budget, chosen)
+            self._ask_oracle(store)
+            return JoinAnswer(
+                num_samples=len(self._rows_N),
+                labelled=len(store.labelled(through_cycle=cycle).samples_N),
+                pending=store.ledger().reserved,
+                last_cycle=store.last_cycle(),
+                ledger=store.ledger(),
+            )
+
+    def train(
+        self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
+    ) -> TrainAnswer:
+        """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
+        start = time.perf_counter()
+        with self._labels() as store:
+            labelled = store.labelled()
+        model = self._model(tensors)
+        if len(labelled.samples_N) == 0:
+            return TrainAnswer(model.state_dict(), 0, 0.0, time.perf_counter() - start)
+        recipe = self._resources.recipe(self._settings)
+        before = self._training_state(cycle, round_)
+        result = self._train(model, labelled, recipe, before, (cycle, round_))
+        self._state.save_training(cycle, round_, result.state)
+        if last_round:
+            self._state.save_local_model(cycle, model.state_dict())
+        return TrainAnswer(
+            model.state_dict(), result.num_examples, result.loss, time.perf_counter() - start
+        )
+
+    def histogram(self, cycle: int) -> NDArray[np.int64]:
+        """Return the class counts of what was labelled for training `cycle`, int64 (C,)."""
+        with self._labels() as store:
+            return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
+
+    def select(
+        self, tensors: dict[str, Tensor], cycle: int, statistics: ClassStatistics
+    ) -> QueryAnswer:
+        """Choose what to label after `cycle` and hand it to the oracle.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The global model f^G.
+        cycle : int
+            The cycle that was just trained.
+        statistics : ClassStatistics
+            Statistics of the labelled sets that it was trained on.
+        """
+        start = time.perf_counter()
+        fine_tuned = False
+        with self._labels() as store:
+            if store.request(self._request_id(cycle + 1)) is None:
+                local = self._state.load_local_model(cycle)
+                if local is None:
+                    local, fine_tuned = self._fine_tuned(tensors, store.labelled(), cycle), True
+                self._buy(store, local, tensors, cycle, statistics)
+            self._ask_oracle(store)
+            return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
+
+    def collect(self, cycle: int) -> QueryAnswer:
+        """Take in the answers that have come since, for the purchase before `cycle`."""
+        with self._labels() as store:
+            self._ask_oracle(store)
+            return self._query_answer(store, cycle)
+
+    # --- inside -------------------------------------------------------------------------
+
+    @contextmanager
+    def _labels(self) -> Iterator[SQLiteLabelStore]:
+        with self._state.labels(self._rows_N, self._resources.num_classes) as store:
+            yield store
+
+    def _request_id(self, cycle: int) -> str:
+        return request_id(self._run, self._client, cycle)
+
+    def _buy(
+        self,
+        store: SQLiteLabelStore,
+        local: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        cycle: int,
+        statistics: ClassStatistics,
+    ) -> None:
+        # Measured against what was allotted, so that a client that missed a purchase catches up.
+        due = self._settings.labels_due(cycle + 1, len(self._rows_N))
+        budget = due - store.ledger().allotted
+        strategy = make_strategy(self._settings.strategy, self._settings.strategy_parameters)
+        pool = self._pool(store, local, tensors)
+        context = self._context(budget, cycle + 1, statistics, store)
+        chosen = checked_select(strategy, pool, context)
+        self._record(strategy, pool, context, chosen, cycle)
+        self._reserve(store, cycle + 1, strategy.name, budget, chosen)
+
+    def _reserve(
+        self,
+        store: SQLiteLabelStore,
+        cycle: int,
+        strategy: str,
+        budget: int,
+        chosen: NDArray[np.int64],
+    ) -> None:
+        store.allot(f"cycle-{cycle}", budget)
+        request = LabelRequest(self._request_id(cycle), cycle, strategy, tuple(chosen.tolist()))
+        store.reserve(request)
+
+    def _ask_oracle(self, store: SQLiteLabelStore) -> None:
+        """Submit every open request, again if need be, and store what has been answered."""
+        requests = store.open_requests()
+        if not requests:
+            return
+        labels_N = self._resources.dataset.train.labels_N[self._rows_N]
+        truth = dict(zip(self._rows_N.tolist(), labels_N.tolist(), strict=True))
+        oracle = make_oracle(self._settings.oracle, truth)
+        for request in requests:
+            oracle.submit(request)
+            store.commit(oracle.collect(request.request_id))
+
+    def _query_answer(
+        self, store: SQLiteLabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
+    ) -> QueryAnswer:
+        request = store.request(self._request_id(cycle))
+        return QueryAnswer(
+            selected=len(request.samples) if request is not None else 0,
+            labelled=len(store.labelled().samples_N),
+            pending=store.ledger().reserved,
+            ledger=store.ledger(),
+            fine_tuned=fine_tuned,
+            seconds=seconds,
+        )
+
+    def _context(
+        self,
+        budget: int,
+        for_cycle: int,
+        statistics: ClassStatistics,
+        store: SQLiteLabelStore,
+    ) -> QueryContext:
+        return QueryContext(
+            budget=budget,
+            num_classes=self._resources.num_classes,
+            class_counts_C=store.labelled().class_counts(self._resources.num_classes),
+            statistics=statistics,
+            seed=self._settings.seed,
+            client=self._client,
+            cycle=for_cycle,
+        )
+
+    def _pool(
+        self, store: SQLiteLabelStore, local: dict[str, Tensor], tensors: dict[str, Tensor]
+    ) -> PoolView:
+        ids_N = store.unlabelled()
+        labelled_ids_N = store.labelled().samples_N
+
+        @functools.cache
+        def predictions(which: str) -> Predictions:
+            model = self._model(tensors if which == "global" else local)
+            rows_N = labelled_ids_N if which == "labelled" else ids_N
+            return predict(model, self._resources.train_images, torch.from_numpy(rows_N))
+
+        return PoolView(
+            ids_N,
+            {
+                Signal.LOCAL_LOGITS: lambda: predictions("local").logits_NC,
+                Signal.GLOBAL_LOGITS: lambda: predictions("global").logits_NC,
+                Signal.LOCAL_EMBEDDINGS: lambda: predictions("local").embeddings_ND,
+                Signal.GLOBAL_EMBEDDINGS: lambda: predictions("global").embeddings_ND,
+                Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: predictions("labelled").embeddings_ND,
+            },
+        )
+
+    def _record(
+        self,
+        strategy: QueryStrategy,
+        pool: PoolView,
+        context: QueryContext,
+        chosen: NDArray[np.int64],
+        cycle: int,
+    ) -> None:
+        """Write down what was chosen, for figures; only where the run's folder is at hand."""
+        if self._run_folder is None:
+            return
+        positions = np.searchsorted(pool.ids_N, chosen)
+        scores = pseudo_classes = None
+        if isinstance(strategy, ScoringStrategy) and len(pool.ids_N):
+            scores = strategy.scores(pool, context).cpu().numpy()[positions]
+        if Signal.LOCAL_LOGITS in strategy.signals and len(pool.ids_N):
+            logits_NC = pool.signal(Signal.LOCAL_LOGITS)
+            pseudo_classes = logits_NC.argmax(dim=1).cpu().numpy()[positions]
+        write_client_selection(
+            self._run_folder,
+            cycle=cycle,
+            client=self._client,
+            sample_ids=chosen,
+            classes=self._resources.dataset.train.labels_N[chosen],
+            pseudo_classes=pseudo_classes,
+            scores=scores,
+        )
+
+    def _model(self, tensors: dict[str, Tensor]) -> Classifier:
+        model = self._resources.model()
+        model.load_state_dict(tensors)
+        return model
+
+    def _training_state(self, cycle: int, round_: int) -> TrainingState | None:
+        state = self._state.load_training(cycle, round_)
+        if state is not None and self._settings.optimizer_state == "reset":
+            # The learning rate's schedule counts on, whatever becomes of the momentum.
+            return dataclasses.replace(state, momentum={})
+        return state
+
+    def _fine_tuned(
+        self, tensors: dict[str, Tensor], labelled: Labelled, cycle: int
+    ) -> dict[str, Tensor]:
+        """Stand in for f^L of a client that missed the last round: f^G, trained on L_i."""
+        model = self._model(tensors)
+        if len(labelled.samples_N):
+            round_ = self._settings.rounds + 1
+            before = self._training_state(cycle, round_)
+            recipe = self._resources.recipe(self._settings)
+            self._train(model, labelled, recipe, before, (cycle, round_))
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def _train(
+        self,
+        model: Classifier,
+        labelled: Labelled,
+        recipe: Recipe,
+        before: TrainingState | None,
+        when: tuple[int, int],
+    ) -> TrainingResult:
+        generator = torch_generator(self._settings.seed, "training", self._client, *when)
+        return train_locally(
+            model,
+            self._resources.train_images,
+            torch.from_numpy(labelled.samples_N),
+            torch.from_numpy(labelled.labels_N),
+            recipe,
+            before,
+            generator,
+        )
+
+
+def _no_statistics(resources: Resources) -> ClassStatistics:
+    """Return what is known of the classes before anything is labelled: nothing."""
+    zeros_C = np.zeros(resources.num_classes)
+    return ClassStatistics(zeros_C, zeros_C, zeros_C.astype(bool))

@@ -1,0 +1,146 @@
+"""The ClientApp: one short handler for each message type."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from ahfal_app.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
+from ahfal_app.client import Client, QueryAnswer
+from ahfal_app.client_state import ClientState
+from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
+from ahfal_app.protocol import (
+    CONFIG_KEY,
+    STATISTICS_KEY,
+    Order,
+    ledger_to_metrics,
+    query_answer_to_metrics,
+    statistics_from_record,
+)
+
+app = ClientApp()
+
+_STATE_KEY = "ahfal"
+
+
+@app.query("join")
+def join(message: Message, context: Context) -> Message:
+    """Tell which client this is, and ask for its initial labels."""
+    order = _order(message)
+    partition, partitions = _partition(context)
+    about: dict[str, int | float | str | bytes | bool] = {
+        "client": partition,
+        "num-clients": partitions,
+        "code": code_hash(),
+        "code-folder": str(PACKAGE_FOLDER),
+    }
+    num_clients = order.settings.num_clients or partitions
+    metrics: dict[str, int] = {}
+    if order.code == code_hash() and partition < num_clients <= partitions:
+        client = _client(order, context)
+        answer = client.join(order.cycle)
+        metrics = {
+            "num-samples": answer.num_samples,
+            "labelled": answer.labelled,
+            "pending": answer.pending,
+            "last-cycle": answer.last_cycle,
+            **ledger_to_metrics(answer.ledger),
+        }
+        about |= {"data": client.data_fingerprint, "partition": client.partition_fingerprint}
+    return Message(
+        RecordDict({CONFIG_KEY: ConfigRecord(about), METRICS_KEY: MetricRecord(dict(metrics))}),
+        reply_to=message,
+    )
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global model locally."""
+    order = _order(message)
+    answer = _client(order, context).train(
+        message.content.array_records[ARRAYS_KEY].to_torch_state_dict(),
+        order.cycle,
+        order.round,
+        last_round=order.round == order.settings.rounds,
+    )
+    metrics = MetricRecord(
+        {WEIGHT_KEY: answer.num_examples, "loss": answer.loss, "seconds": answer.seconds}
+    )
+    arrays = ArrayRecord(answer.tensors)
+    return Message(RecordDict({ARRAYS_KEY: arrays, METRICS_KEY: metrics}), reply_to=message)
+
+
+@app.query("histogram")
+def histogram(message: Message, context: Context) -> Message:
+    """Tell how many labelled samples of each class there are."""
+    order = _order(message)
+    counts_C = _client(order, context).histogram(order.cycle)
+    return _metrics_reply(message, MetricRecord({"counts": counts_C.tolist()}))
+
+
+@app.query("select")
+def select(message: Message, context: Context) -> Message:
+    """Choose what to label and hand it to the oracle."""
+    order = _order(message)
+    answer = _client(order, context).select(
+        message.content.array_records[ARRAYS_KEY].to_torch_state_dict(),
+        order.cycle,
+        statistics_from_record(message.content.metric_records[STATISTICS_KEY]),
+    )
+    return _query_reply(message, answer)
+
+
+@app.query("collect")
+def collect(message: Message, context: Context) -> Message:
+    """Take in labels that have come since."""
+    order = _order(message)
+    return _query_reply(message, _client(order, context).collect(order.cycle))
+
+
+def _order(message: Message) -> Order:
+    return Order.from_record(message.content.config_records[CONFIG_KEY])
+
+
+def _partition(context: Context) -> tuple[int, int]:
+    config = context.node_config
+    return int(config["partition-id"]), int(config["num-partitions"])
+
+
+def _client(order: Order, context: Context) -> Client:
+    partition, partitions = _partition(context)
+    settings = order.settings
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    if settings.num_clients == 0:
+        settings = settings.model_copy(update={"num_clients": partitions})
+    folder = Path(order.run_folder)
+    is_simulated = settings.oracle == "simulated" and folder.is_dir()
+    return Client(
+        settings,
+        partition,
+        order.run,
+        _state(order, context, partition),
+        folder if is_simulated else None,
+    )
+
+
+def _state(order: Order, context: Context, partition: int) -> ClientState:
+    if order.settings.client_state == "memory":
+        record = context.state.config_records.setdefault(_STATE_KEY, ConfigRecord())
+        return ClientState.in_record(cast(dict[str, bytes], record))
+    # A real site names a folder of its own; a simulated client shares the run's folder.
+    configured = context.node_config.get("state-dir")
+    base = Path(str(configured)) / order.run if configured else Path(order.run_folder) / "clients"
+    return ClientState.on_disk(base / str(partition))
+
+
+def _query_reply(message: Message, answer: QueryAnswer) -> Message:
+    return _metrics_reply(message, query_answer_to_metrics(answer))
+
+
+def _metrics_reply(message: Message, metrics: MetricRecord) -> Message:
+    return Message(RecordDict({METRICS_KEY: metrics}), reply_to=message)

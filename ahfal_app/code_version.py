@@ -1,0 +1,19 @@
+"""A hash of this package's source, so that server and clients can tell whether they agree."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+
+
+@cache
+def code_hash() -> str:
+    """Return the SHA-256 over the names and contents of all Python files of the package."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE_FOLDER.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE_FOLDER).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()

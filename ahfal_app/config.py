@@ -1,0 +1,356 @@
+"""Every setting of a run: name, type, range, default and meaning, in this one place.
+
+The run config of Flower, YAML files, the command line and the table in the README are
+all read or generated from `Settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from ahfal_app.errors import ConfigError
+
+#: Settings of the chosen query strategy carry this prefix: `strategy.<parameter>`.
+STRATEGY_PREFIX = "strategy."
+
+#: The number of clients of the in-process engine when `num-clients` is 0.
+DEFAULT_NUM_CLIENTS = 10
+
+Scalar = bool | int | float | str
+
+
+def _setting(default: Any, group: str, meaning: str, **bounds: Any) -> Any:
+    return Field(
+        default=default, description=meaning, json_schema_extra={"group": group}, **bounds
+    )
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Settings(BaseModel):
+    """All settings of a run, with their defaults (a run on scikit-learn's digits)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+    )
+
+    # --- Run ---------------------------------------------------------------------
+    name: str = _setting(
+        "",
+        "Run",
+        "Name of the run's folder; empty: `<strategy>-<dataset>-seed<seed>`, numbered if taken.",
+        pattern=r"^[A-Za-z0-9._-]*$",
+    )
+    output_dir: str = _setting("runs", "Run", "Folder that holds the folders of runs.", min_length=1)
+    resume: str = _setting("", "Run", "Folder of an interrupted run to continue; empty: a new run.")
+    seed: int = _setting(0, "Run", "Seed of everything random in the run.", ge=0, lt=2**31)
+
+    # --- Data --------------------------------------------------------------------
+    dataset: str = _setting(
+        "digits",
+        "Data",
+        "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, or a local folder.",
+        min_length=1,
+    )
+    data_dir: str = _setting(
+        "", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`."
+    )
+    image_column: str = _setting("", "Data", "Column with the images; empty: found by its type.")
+    label_column: str = _setting("", "Data", "Column with the labels; empty: found by its type.")
+    test_fraction: float = _setting(
+        0.2, "Data", "Share held out for testing where a data set has no test split.", gt=0, lt=1
+    )
+    num_clients: int = _setting(
+        0, "Data", "Number of clients; 0: all connected ones (in process: 10).", ge=0
+    )
+    partition: str = _setting(
+        "dirichlet-balanced",
+        "Data",
+        "How samples are split over clients: `dirichlet`, `dirichlet-capped`, "
+        "`dirichlet-balanced` or `iid`.",
+    )
+    alpha: float = _setting(
+        0.3, "Data", "Concentration of the Dirichlet split; small is skewed.", gt=0, le=1e6
+    )
+    min_partition_size: int = _setting(
+        10, "Data", "Fewest samples that a client may get.", ge=1
+    )
+    partition_attempts: int = _setting(
+        1000, "Data", "Draws or balancing steps after which partitioning gives up.", ge=1
+    )
+
+    # --- Model and local training -------------------------------------------------
+    model: str = _setting(
+        "auto", "Training", "Network by name; `auto`: `small-cnn` for digits, else `resnet8`."
+    )
+    rounds: int = _setting(10, "Training", "Federated rounds in each cycle.", ge=1)
+    local_epochs: int = _setting(5, "Training", "Epochs of local training in a round.", ge=1)
+    batch_size: int = _setting(128, "Training", "Samples in a training batch.", ge=1)
+    learning_rate: float = _setting(0.1, "Training", "Learning rate of SGD.", gt=0, le=100)
+    momentum: float = _setting(0.9, "Training", "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = _setting(5e-4, "Training", "Weight decay of SGD.", ge=0, le=1)
+    lr_decay_epochs: int = _setting(
+        260, "Training", "Local epochs of a cycle before the learning rate drops; 0: never.", ge=0
+    )
+    lr_decay_factor: float = _setting(
+        0.1, "Training", "What the learning rate is multiplied with at that point.", gt=0, le=1
+    )
+    optimizer_state: Literal["persist", "reset"] = _setting(
+        "persist", "Training", "Momentum over the rounds of a cycle: kept, or fresh every round."
+    )
+    reset_model: bool = _setting(
+        True, "Training", "Start each cycle from a fresh model; false: go on with the last one."
+    )
+    augment: Literal["auto", "none", "crop", "crop-flip"] = _setting(
+        "auto", "Training", "Augmentation; `auto`: what the data set's literature uses."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = _setting(
+        "auto", "Training", "Arithmetic of training; `auto`: bf16 where the hardware has it."
+    )
+    compile: Literal["auto", "on", "off"] = _setting(
+        "auto", "Training", "Compile the training step; `auto`: where it was measured to pay."
+    )
+    device: str = _setting(
+        "auto",
+        "Training",
+        "`auto`, `cpu`, `cuda` or `cuda:<n>`.",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+    )
+    threads: int = _setting(
+        1,
+        "Training",
+        "Processor threads for one client; 0: all. Another number may change the last digits.",
+        ge=0,
+    )
+
+    # --- Federation ---------------------------------------------------------------
+    aggregation: Literal["fedavg"] = _setting(
+        "fedavg", "Federation", "How models are aggregated."
+    )
+    client_fraction: float = _setting(
+        1.0,
+        "Federation",
+        "Share of clients trained in a round (all of them in a cycle's last round).",
+        gt=0,
+        le=1,
+    )
+    quorum: float = _setting(
+        0.5, "Federation", "Share of the asked clients that must answer, else the run stops.",
+        gt=0, le=1,
+    )
+    start_timeout: float = _setting(
+        60.0, "Federation", "Seconds to wait for the clients at the start.", gt=0
+    )
+    round_timeout: float = _setting(
+        3600.0, "Federation", "Seconds to wait for the answers to one message.", gt=0
+    )
+    evaluate_every: int = _setting(
+        0, "Federation", "Test the global model every so many rounds; 0: at the end of a cycle.",
+        ge=0,
+    )
+    client_state: Literal["disk", "memory"] = _setting(
+        "disk",
+        "Federation",
+        "Where a client keeps labels and momentum: on disk (can be resumed) or in Flower's state.",
+    )
+
+    # --- Active learning ----------------------------------------------------------
+    strategy: str = _setting("ahfal", "Active learning", "Query strategy by name.")
+    tau: float = _setting(
+        12.0,
+        "Active learning",
+        "Classes whose proportion deviates less over clients (percentage points) are low-variance.",
+        ge=0,
+    )
+    initial_fraction: float = _setting(
+        0.1, "Active learning", "Share of each client's samples labelled at random at the start.",
+        gt=0, le=1,
+    )
+    query_fraction: float = _setting(
+        0.05, "Active learning", "Share of each client's samples labelled in each cycle.",
+        gt=0, le=1,
+    )
+    target_fraction: float = _setting(
+        0.35, "Active learning", "Share of each client's samples labelled at the end.", gt=0, le=1
+    )
+    cycles: int = _setting(
+        0, "Active learning", "Most cycles to run; 0: as many as the target needs.", ge=0
+    )
+    oracle: str = _setting("simulated", "Active learning", "Who answers with labels.")
+    label_deadline: float = _setting(
+        604800.0,
+        "Active learning",
+        "Seconds that a cycle waits for labels before it goes on with those it has.",
+        ge=0,
+    )
+    privacy: Literal["none"] = _setting(
+        "none", "Active learning", "Protection of the class histograms."
+    )
+
+    # --- Parameters of the query strategy -------------------------------------------
+    strategy_parameters: dict[str, Scalar] = Field(default_factory=dict, exclude=True)
+
+    def labelled_fraction(self, cycle: int) -> Fraction:
+        """Return the exact share of samples that is labelled when `cycle` (from 0) is trained."""
+        fraction = _exact(self.initial_fraction) + cycle * _exact(self.query_fraction)
+        return min(fraction, _exact(self.target_fraction))
+
+    @property
+    def num_cycles(self) -> int:
+        """Number of trainings: one on the initial labels, then one after each purchase."""
+        missing = _exact(self.target_fraction) - _exact(self.initial_fraction)
+        needed = 1 + math.ceil(missing / _exact(self.query_fraction))
+        return min(needed, self.cycles) if self.cycles else needed
+
+    def labels_due(self, cycle: int, num_samples: int) -> int:
+        """Return how many of `num_samples` are to be labelled when `cycle` is trained."""
+        return math.ceil(self.labelled_fraction(cycle) * num_samples)
+
+    def to_flat(self) -> dict[str, Scalar]:
+        """Return all settings by their kebab-case keys, as `parse_settings` reads them."""
+        flat: dict[str, Scalar] = self.model_dump(by_alias=True)
+        for key, value in sorted(self.strategy_parameters.items()):
+            flat[STRATEGY_PREFIX + key] = value
+        return flat
+
+    def to_yaml(self) -> str:
+        """Return all settings as YAML."""
+        return yaml.safe_dump(self.to_flat(), sort_keys=False)
+
+
+def _exact(fraction: float) -> Fraction:
+    # 0.1 + 0.05 must be 0.15 and not 0.15000000000000002, or a client buys a label too many.
+    return Fraction(str(fraction))
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """Return the declared settings by their kebab-case keys, in order."""
+    return {
+        _kebab(name): field
+        for name, field in Settings.model_fields.items()
+        if name != "strategy_parameters"
+    }
+
+
+def parse_settings(values: Mapping[str, object]) -> Settings:
+    """Parse flat kebab-case settings, reporting all problems at once.
+
+    An empty `strategy.<parameter>` means that parameter's default, since Flower can only
+    override keys that its manifest lists.
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown, or a value has the wrong type or is out of range.
+    """
+    fields = setting_fields()
+    known: dict[str, object] = {}
+    parameters: dict[str, object] = {}
+    problems: list[str] = []
+    for key, value in values.items():
+        if key.startswith(STRATEGY_PREFIX):
+            if value != "":
+                parameters[key.removeprefix(STRATEGY_PREFIX)] = value
+        elif key in fields:
+            problem = _type_problem(key, value, fields[key])
+            if problem is None:
+                known[key] = value
+            else:
+                problems.append(problem)
+        else:
+            problems.append(unknown_key(key, fields))
+    try:
+        settings = Settings.model_validate({**known, "strategy_parameters": parameters})
+    except ValidationError as error:
+        problems.extend(_range_problem(detail, fields) for detail in error.errors())
+        raise ConfigError(problems) from None
+    problems.extend(_contradictions(settings))
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return the line that refuses an unknown key and suggests the nearest known one."""
+    return f"{key}: unknown setting{suggestion(key, known)}; `ahfal settings` lists all"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Return in words which values a setting takes."""
+    annotation = field.annotation
+    if typing.get_origin(annotation) is Literal:
+        return " | ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+    kinds = {bool: "true | false", int: "integer", float: "number", str: "text"}
+    words = [kinds.get(typing.cast(type, annotation), "text")]
+    for bound in field.metadata:
+        for attribute, symbol in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+            if (limit := getattr(bound, attribute, None)) is not None:
+                words.append(f"{symbol} {limit:g}" if limit < 2**31 else f"{symbol} {limit}")
+        if (pattern := getattr(bound, "pattern", None)) is not None:
+            words.append(f"matching `{pattern}`")
+        if getattr(bound, "min_length", None):
+            words.append("not empty")
+    return ", ".join(words)
+
+
+def _type_problem(key: str, value: object, field: FieldInfo) -> str | None:
+    """Refuse what pydantic would silently convert, such as `true` for a number."""
+    annotation = field.annotation
+    if typing.get_origin(annotation) is Literal:
+        fits = isinstance(value, str)
+    elif annotation is bool:
+        fits = isinstance(value, bool)
+    elif annotation is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif annotation is float:
+        fits = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        )
+    else:
+        fits = isinstance(value, str)
+    return None if fits else _refusal(key, value, field)
+
+
+def _range_problem(detail: ErrorDetails, fields: Mapping[str, FieldInfo]) -> str:
+    key = str(detail["loc"][0])
+    if key not in fields:
+        parameter = ".".join(str(part) for part in detail["loc"][1:2])
+        return f"{STRATEGY_PREFIX}{parameter}={detail['input']!r}: must be a single value"
+    return _refusal(key, detail["input"], fields[key])
+
+
+def _refusal(key: str, value: object, field: FieldInfo) -> str:
+    nearest = ""
+    if typing.get_origin(field.annotation) is Literal and isinstance(value, str):
+        nearest = suggestion(value, typing.get_args(field.annotation))
+    return f"{key}={value!r}: allowed is {allowed_values(field)}{nearest}"
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    if settings.target_fraction < settings.initial_fraction:
+        problems.append(
+            f"target-fraction={settings.target_fraction!r}: allowed is at least "
+            f"initial-fraction={settings.initial_fraction!r}"
+        )
+    return problems

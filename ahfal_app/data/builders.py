@@ -1,0 +1,119 @@
+"""Decode a data set into a folder of the cache.
+
+This module and those it imports are loaded only when a data set is not in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ahfal_app.data.cache import Description
+from ahfal_app.data.images import Images
+from ahfal_app.data.preparation import describe, hold_out
+from ahfal_app.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ahfal_app.data.reading import RawSplits
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings `image-column`, `label-column` and `test-fraction`."""
+
+    image_column: str
+    label_column: str
+    test_fraction: float
+
+
+def build_digits(options: Options, target: Path) -> Description:
+    """Write scikit-learn's handwritten digits: 8x8 pixels from 0 to 16, scaled to 255."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images_NHWC = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    labels_N = raw.target.astype(np.int64)
+    train, test = (
+        Images(images_NHWC[rows], labels_N[rows])
+        for rows in hold_out(labels_N, options.test_fraction)
+    )
+    for split, images in (("train", train), ("test", test)):
+        np.save(target / f"{split}-images.npy", images.images_NHWC, allow_pickle=False)
+    return _finish(target, train, test, tuple(str(name) for name in raw.target_names))
+
+
+def build_folder(folder: Path, options: Options, target: Path) -> Description:
+    """Write the data set of a local folder.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be read, or its images or labels cannot be used.
+    """
+    from ahfal_app.data.reading import read_folder
+
+    # Beside the entry there is room for what `datasets` writes in between.
+    with TemporaryDirectory(dir=target) as work_dir:
+        raw = read_folder(folder, Path(work_dir))
+        return _build(raw, f"dataset={str(folder)!r}", options, target)
+
+
+def build_hub(path: str, configuration: str | None, options: Options, target: Path) -> Description:
+    """Write a data set from Hugging Face.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be loaded, or its images or labels cannot be used.
+    """
+    from ahfal_app.data.reading import read_hub
+
+    return _build(read_hub(path, configuration), f"dataset={path!r}", options, target)
+
+
+def _build(raw: RawSplits, name: str, options: Options, target: Path) -> Description:
+    from ahfal_app.data.columns import encode_labels, find_columns
+    from ahfal_app.data.decoding import decode, image_shape
+
+    splits = {"train": raw.train} if raw.test is None else {"train": raw.train, "test": raw.test}
+    image, label = find_columns(raw.train.features, options.image_column, options.label_column)
+    _check_splits(splits, (image, label), name)
+    labels, class_names = encode_labels(splits, label)
+    if raw.test is None:
+        train_rows, test_rows = hold_out(labels["train"], options.test_fraction)
+        splits = {"train": raw.train.select(train_rows), "test": raw.train.select(test_rows)}
+        labels = {"train": labels["train"][train_rows], "test": labels["train"][test_rows]}
+        _check_splits(splits, (image, label), f"{name}, test-fraction={options.test_fraction:g}")
+    shape = image_shape(splits, image)
+    train, test = (
+        Images(
+            decode(splits[split], split, image, shape, target / f"{split}-images.npy"),
+            labels[split],
+        )
+        for split in ("train", "test")
+    )
+    return _finish(target, train, test, class_names)
+
+
+def _finish(target: Path, train: Images, test: Images, class_names: tuple[str, ...]) -> Description:
+    for split, images in (("train", train), ("test", test)):
+        np.save(target / f"{split}-labels.npy", images.labels_N, allow_pickle=False)
+    return describe(train, test, class_names)
+
+
+def _check_splits(splits: dict[str, Dataset], columns: tuple[str, str], name: str) -> None:
+    for split, dataset in splits.items():
+        if not len(dataset):
+            raise DatasetError(f"{name}: split `{split}` is empty")
+        for column in columns:
+            if column not in dataset.column_names:
+                raise DatasetError(
+                    f"{name}: split `{split}` has no column {column!r}; it has "
+                    f"{', '.join(dataset.column_names)}"
+                )

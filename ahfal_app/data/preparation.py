@@ -1,0 +1,109 @@
+"""What decoding does to any data set: hold out a test split, measure, fingerprint.
+
+Shapes: N images, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahfal_app.data.cache import Description
+from ahfal_app.data.images import Images
+from ahfal_app.seeds import numpy_generator
+
+#: The test split is drawn with this seed and not the run's: all runs share it.
+_TEST_SPLIT_SEED = 0
+
+#: Images whose pixels are counted or hashed at a time.
+_BLOCK = 1024
+
+
+def hold_out(
+    labels_N: NDArray[np.int64], test_fraction: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw a test split that has the classes in the same proportions.
+
+    Each class gives its share, rounded by largest remainder so that the total is right,
+    and keeps at least one sample for training.
+
+    Parameters
+    ----------
+    labels_N : NDArray[np.int64]
+        Label of each sample, from 0.
+    test_fraction : float
+        Share of samples to hold out, between 0 and 1.
+
+    Returns
+    -------
+    tuple[NDArray[np.int64], NDArray[np.int64]]
+        Strictly increasing row numbers for training and for testing.
+    """
+    counts_K = np.bincount(labels_N)
+    wanted_K = counts_K * test_fraction
+    tests_K = np.floor(wanted_K).astype(np.int64)
+    missing = round(len(labels_N) * test_fraction) - int(tests_K.sum())
+    by_remainder_K = np.argsort(tests_K - wanted_K, kind="stable")
+    tests_K[by_remainder_K[:missing]] += 1
+    tests_K = np.minimum(tests_K, np.maximum(counts_K - 1, 0))
+
+    shuffled_N = numpy_generator(_TEST_SPLIT_SEED, "test-split").permutation(len(labels_N))
+    by_class_N = shuffled_N[np.argsort(labels_N[shuffled_N], kind="stable")]
+    first_K = np.cumsum(counts_K) - counts_K
+    rank_N = np.arange(len(labels_N)) - np.repeat(first_K, counts_K)
+    is_test_N = rank_N < np.repeat(tests_K, counts_K)
+    return np.sort(by_class_N[~is_test_N]), np.sort(by_class_N[is_test_N])
+
+
+def describe(train: Images, test: Images, class_names: Sequence[str]) -> Description:
+    """Measure a decoded data set and take its fingerprint.
+
+    Parameters
+    ----------
+    train, test : Images
+        The splits.
+    class_names : Sequence[str]
+        Names of the classes.
+    """
+    mean_C, std_C = channel_moments(train.images_NHWC)
+    return Description(
+        class_names=tuple(class_names),
+        mean_C=mean_C,
+        std_C=std_C,
+        fingerprint=_fingerprint(train, test, class_names),
+    )
+
+
+def channel_moments(
+    images_NHWC: NDArray[np.uint8],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, of pixels scaled to [0, 1].
+
+    The standard deviation of a constant channel is given as 1, to be divided by.
+    """
+    channels = images_NHWC.shape[-1]
+    histogram_CV = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(images_NHWC), _BLOCK):
+        block = images_NHWC[start : start + _BLOCK]
+        for channel in range(channels):
+            histogram_CV[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    weights_CV = histogram_CV / histogram_CV.sum(axis=1, keepdims=True)
+    values_V = np.arange(256) / 255
+    mean_C = weights_CV @ values_V
+    variance_C = (weights_CV * (values_V - mean_C[:, None]) ** 2).sum(axis=1)
+    std_C = np.where(variance_C > 0, np.sqrt(variance_C), 1.0)
+    return tuple(mean_C.tolist()), tuple(std_C.tolist())
+
+
+def _fingerprint(train: Images, test: Images, class_names: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for split in (train, test):
+        digest.update(json.dumps(split.images_NHWC.shape).encode())
+        for start in range(0, len(split), _BLOCK):
+            digest.update(split.images_NHWC[start : start + _BLOCK].tobytes())
+        digest.update(split.labels_N.astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""Data sets by name: scikit-learn's digits, Hugging Face, or a local folder.
+
+Shapes: N images, C channels.
+
+A data set is decoded once, into the cache folder, and from then on memory-mapped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from ahfal_app.config import Settings
+from ahfal_app.data import catalog
+from ahfal_app.data.builders import Options, build_digits, build_folder, build_hub
+from ahfal_app.data.cache import Description, Entry, cache_key, data_dir, open_or_build
+from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.errors import DatasetError
+
+__all__ = ["ImageDataset", "Images", "load_dataset"]
+
+#: The built-in data set.
+DIGITS = "digits"
+
+#: `name` or `owner/name`.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+_Build = Callable[[Path], Description]
+
+
+def load_dataset(settings: Settings) -> ImageDataset:
+    """Load the data set that the settings name.
+
+    It is decoded once and kept under `data-dir`: a local folder until one of its files
+    changes, a Hugging Face data set until its entry is deleted. A process keeps what it
+    has loaded. Where there is no test split, a stratified share is held out, the same
+    one for every seed of a run.
+
+    A known data set (CIFAR-10, CIFAR-100, SVHN, MNIST) is recognised by its content and
+    normalised and augmented as in the literature. Any other is normalised with the mean
+    and standard deviation of its training pixels and not augmented by default.
+
+    Parameters
+    ----------
+    settings : Settings
+        Read are `dataset`, `data-dir`, `image-column`, `label-column`, `test-fraction`
+        and `augment`.
+
+    Raises
+    ------
+    DatasetError
+        The data set cannot be found or read, or its images or labels cannot be used.
+    """
+    options = Options(settings.image_column, settings.label_column, settings.test_fraction)
+    return _load(settings.dataset, options, settings.augment, data_dir(settings))
+
+
+@lru_cache(maxsize=4)
+def _load(dataset: str, options: Options, augment: str, root: Path) -> ImageDataset:
+    name, source, build = _locate(dataset, options)
+    key = cache_key(name, **asdict(options), **source)
+    entry = open_or_build(root, key, build)
+    train, test = (_images(entry, split) for split in ("train", "test"))
+    found = entry.description
+    height, width, channels = train.images_NHWC.shape[1:]
+    known = catalog.recognise((height, width, channels), len(found.class_names), found.mean_C)
+    return ImageDataset(
+        name=known.name if known else name,
+        train=train,
+        test=test,
+        class_names=found.class_names,
+        mean_C=known.mean_C if known else found.mean_C,
+        std_C=known.std_C if known else found.std_C,
+        augmentation=catalog.resolve_augmentation(augment, known),
+        fingerprint=found.fingerprint,
+    )
+
+
+def _locate(dataset: str, options: Options) -> tuple[str, dict[str, object], _Build]:
+    """Return a data set's short name, what identifies its content, and how it is decoded."""
+    if dataset == DIGITS:
+        return DIGITS, {}, partial(build_digits, options)
+    folder = Path(dataset).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        source: dict[str, object] = {"files": _listing(folder)}
+        return _short(folder.name), source, partial(build_folder, folder, options)
+    path, configuration = catalog.hub_source(dataset)
+    if folder.exists() or not _HUB_NAME.fullmatch(path):
+        what = "a file and not a folder" if folder.exists() else "no such folder"
+        raise DatasetError(
+            f"dataset={dataset!r}: {what} (tried {folder.absolute()}); must be `{DIGITS}`, a "
+            "Hugging Face name such as `uoft-cs/cifar10`, or an existing folder"
+        )
+    source = {"path": path, "configuration": configuration}
+    return _short(path), source, partial(build_hub, path, configuration, options)
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    """Return all files of a folder with their sizes and times in nanoseconds."""
+    files = []
+    try:
+        for parent, _, names in os.walk(folder):
+            for path in (os.path.join(parent, name) for name in names):
+                status = os.stat(path)
+                files.append((path, status.st_size, status.st_mtime_ns))
+    except OSError as error:
+        raise DatasetError(f"dataset={str(folder)!r}: cannot be read: {error}") from error
+    return sorted(files)
+
+
+def _short(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.rsplit("/", 1)[-1]) or "folder"
+
+
+def _images(entry: Entry, split: str) -> Images:
+    labels_N = np.asarray(entry.arrays[f"{split}-labels"], np.int64)
+    images_NHWC = np.asarray(entry.arrays[f"{split}-images"], np.uint8)
+    return Images(images_NHWC, labels_N)

@@ -1,0 +1,172 @@
+"""Flower's simulation, started so that its exit code tells the truth.
+
+`flwr run` alone makes a new environment for each run, leaves a background SuperLink whose
+working directory is that of the first run, and exits with 0 when a run failed. Here every
+run has a SuperLink of its own, in a home of its own, that ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from ahfal_app.code_version import PACKAGE_FOLDER
+from ahfal_app.config import DEFAULT_NUM_CLIENTS
+from ahfal_app.errors import EngineError
+from ahfal_app.preflight import check_data, check_settings
+
+_APP_FOLDER = PACKAGE_FOLDER.parent
+_START_TIMEOUT_S = 60
+_STOP_TIMEOUT_S = 20
+
+
+def run_on_flower(values: Mapping[str, object], console: Console) -> None:
+    """Run a simulation on Flower's engine, with one virtual SuperNode for each client.
+
+    Raises
+    ------
+    ConfigError
+        A setting cannot be used; Flower is not started.
+    EngineError
+        Flower cannot be started, or the run failed.
+    """
+    settings = check_settings(values)
+    check_data(settings)
+    if not (_APP_FOLDER / "pyproject.toml").is_file():
+        raise EngineError(
+            f"{_APP_FOLDER}: no pyproject.toml there; Flower's engine runs from a checkout of the "
+            "project, the in-process engine from anywhere"
+        )
+    absolute = {"output-dir": str(Path(settings.output_dir).expanduser().absolute())}
+    for key, value in (("resume", settings.resume), ("data-dir", settings.data_dir)):
+        if value:
+            absolute[key] = str(Path(value).expanduser().absolute())
+    if Path(settings.dataset).expanduser().is_dir():
+        absolute["dataset"] = str(Path(settings.dataset).expanduser().absolute())
+    num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+    with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
+        config = Path(home) / "run-config.toml"
+        config.write_text(_toml({**values, **absolute}))
+        _run(Path(home), config, num_clients, console)
+
+
+def _run(home: Path, config: Path, num_clients: int, console: Console) -> None:
+    port = _free_port()
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        # Flower finds its own programs on the path.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    console.print("starting Flower's simulation", highlight=False)
+    with _superlink(home, port, environment):
+        federation = f"num-supernodes={num_clients} client-resources-num-cpus=1"
+        arguments = ["--stream", "--run-config", str(config), "--federation-config", federation]
+        started = subprocess.run(
+            ["flwr", "run", str(_APP_FOLDER), *arguments], cwd=home, env=environment, check=False
+        )
+        if started.returncode:
+            raise EngineError(f"`flwr run` ended with exit code {started.returncode}")
+        _check_outcome(home, environment)
+
+
+@contextlib.contextmanager
+def _superlink(home: Path, port: int, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a SuperLink where `flwr` looks for the local one, and end it with its children."""
+    command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--database", str(home / "state.db")]
+    with (home / "superlink.log").open("wb") as log:
+        superlink = subprocess.Popen(
+            command,
+            cwd=home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(superlink, port, home / "superlink.log")
+        yield
+    finally:
+        _end(superlink, home)
+
+
+def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and superlink.poll() is None:
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+        time.sleep(0.1)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise EngineError(f"Flower's SuperLink did not start within {_START_TIMEOUT_S} s:\n{tail}")
+
+
+def _end(superlink: subprocess.Popen[bytes], home: Path) -> None:
+    """Stop the SuperLink, then whatever still runs in this home, Ray included."""
+    superlink.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        superlink.wait(_STOP_TIMEOUT_S)
+    for process in _processes_of(home):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    superlink.wait()
+
+
+def _processes_of(home: Path) -> list[int]:
+    """Return the processes whose environment has this home; children inherit it."""
+    marker = f"FLWR_HOME={home}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def _check_outcome(home: Path, environment: Mapping[str, str]) -> None:
+    """Ask Flower how the run ended, since `flwr run --stream` exits with 0 either way."""
+    listing = subprocess.run(
+        ["flwr", "list", "--format", "json"],
+        cwd=home,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    try:
+        (run,) = json.loads(listing.stdout)["runs"]
+        status, details = run["status"], run.get("status-details", "")
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"`flwr list` gave no run: {listing.stdout}{listing.stderr}") from error
+    if status != "finished:completed":
+        raise EngineError(f"the run ended as {status}: {details}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _toml(values: Mapping[str, object]) -> str:
+    """Return settings as TOML; JSON writes these scalars the same way."""
+    return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in values.items())

@@ -1,0 +1,28 @@
+"""A simulation in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from ahfal_app.client_app import app as client_app
+from ahfal_app.config import DEFAULT_NUM_CLIENTS
+from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.results.progress import Progress
+from ahfal_app.results.summary import print_summary
+from ahfal_app.run import execute, prepare
+
+
+def run_in_process(values: Mapping[str, object], console: Console) -> Path:
+    """Run a simulation in this process and return the run's folder."""
+    start = prepare({**values, "num-clients": values.get("num-clients") or DEFAULT_NUM_CLIENTS})
+    settings = start.settings
+    threads = settings.threads or os.cpu_count() or 1
+    workers = max(1, (os.cpu_count() or 1) // threads)
+    with InProcessGrid(client_app, settings.num_clients, workers) as grid:
+        folder = execute(start, grid, Progress(console))
+    print_summary(folder, console)
+    return folder

@@ -1,0 +1,92 @@
+"""Every error that AHFAL raises on purpose, by name.
+
+A run stops with one of these, or goes on; nothing is swallowed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AhfalError(Exception):
+    """Base of all named errors."""
+
+
+class ConfigError(AhfalError):
+    """One or more settings cannot be used.
+
+    Parameters
+    ----------
+    problems : Sequence[str]
+        One line for each problem, naming the key, the value and what is allowed.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = "1 setting cannot be used" if count == 1 else f"{count} settings cannot be used"
+        super().__init__("\n".join([head + ":", *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DatasetError(AhfalError):
+    """A data set is missing, unreadable or has no usable images or labels."""
+
+
+class PartitionError(AhfalError):
+    """No partition with the wanted properties was found within the allowed attempts."""
+
+
+class UnknownStrategy(AhfalError):
+    """No query strategy has this name."""
+
+
+class DuplicateStrategy(AhfalError):
+    """Two query strategies claim the same name."""
+
+
+class InvalidSelection(AhfalError):
+    """A query strategy broke its contract: wrong count, duplicates or foreign ids."""
+
+
+class NonFiniteSignal(AhfalError):
+    """Model outputs that a query strategy needs contain NaN or infinity."""
+
+
+class PoolExhausted(AhfalError):
+    """Samples were asked for that the pool does not hold."""
+
+
+class BudgetExceeded(AhfalError):
+    """More labels were asked for than the ledger has free."""
+
+
+class LabelConflict(AhfalError):
+    """A label contradicts the store: unknown sample, class out of range or foreign request."""
+
+
+class StoreError(AhfalError):
+    """A label store is missing, damaged or of another version."""
+
+
+class CheckpointError(AhfalError):
+    """No usable checkpoint: missing, damaged or of another version."""
+
+
+class ResumeError(AhfalError):
+    """A run cannot be continued from what its folder and its clients still hold."""
+
+
+class QuorumNotReached(AhfalError):
+    """Too few clients answered usefully for the run to go on."""
+
+
+class CodeMismatch(AhfalError):
+    """Server and clients run different versions of the code."""
+
+
+class EngineError(AhfalError):
+    """An engine (Flower's simulation) could not be started or ended in failure."""
+
+
+class ReportError(AhfalError):
+    """A run's folder lacks what its report needs."""

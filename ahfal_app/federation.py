@@ -1,0 +1,168 @@
+"""Messages to clients and what comes back, by client and not by Flower's node ids.
+
+Node ids are random in every run; clients are numbered by their partition, and everything
+that depends on an order uses that number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+_FIRST_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.25
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Replies:
+    """What came back from an exchange.
+
+    Attributes
+    ----------
+    messages : dict[int, Message]
+        Answers by client (by node, before the clients are known), in increasing order.
+    failures : dict[int, str]
+        Why the others gave none.
+    seconds : float
+        Wall time of the exchange.
+    """
+
+    messages: dict[int, Message] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def reject(self, key: int, reason: str) -> None:
+        """Turn an answer into a failure."""
+        del self.messages[key]
+        self.failures[key] = reason
+
+
+class Federation:
+    """The clients of a run, reached through a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid, or the in-process one.
+    timeout : float
+        Seconds to wait for the answers to one message.
+    time_to_live : float
+        Seconds for which a message and its answer are valid.
+    """
+
+    def __init__(self, grid: Grid, timeout: float, time_to_live: float) -> None:
+        self.grid = grid
+        self._timeout = timeout
+        self._time_to_live = time_to_live
+        self._nodes: dict[int, int] = {}
+        self._names: dict[int, str] = {}
+        self.bytes_down = 0
+        self.bytes_up = 0
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """All clients that joined, in increasing order."""
+        return tuple(sorted(self._nodes))
+
+    def name(self, client: int) -> str:
+        """Return what a client is called in messages to people."""
+        name = self._names.get(client, "")
+        return f"client {client} ({name})" if name else f"client {client}"
+
+    def describe(self, failures: Mapping[int, str]) -> str:
+        """Return failures in words, each reason once."""
+        clients: dict[str, list[str]] = {}
+        for client, reason in failures.items():
+            clients.setdefault(reason, []).append(self.name(client))
+        return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in clients.items())
+
+    def wait_for_nodes(self, wanted: int, deadline_s: float) -> list[int]:
+        """Return the connected nodes once there are `wanted`, or those there at the deadline."""
+        deadline = time.monotonic() + deadline_s
+        while True:
+            nodes = sorted(self.grid.get_node_ids())
+            if len(nodes) >= wanted or time.monotonic() > deadline:
+                return nodes
+            time.sleep(0.05)
+
+    def assign(self, nodes: Mapping[int, int]) -> None:
+        """Remember which node serves which client."""
+        self._nodes = dict(nodes)
+        names = {info.node_id: info.name for info in self.grid.get_nodes()}
+        self._names = {client: names.get(node, "") for client, node in self._nodes.items()}
+
+    def message_to_node(
+        self, node: int, message_type: str, content: RecordDict, group: str
+    ) -> Message:
+        """Return a message; `group` is shown in Flower's logs beside it."""
+        return Message(content, node, message_type, ttl=self._time_to_live, group_id=group)
+
+    def message(self, client: int, message_type: str, content: RecordDict, group: str) -> Message:
+        """Return a message to a client."""
+        return self.message_to_node(self._nodes[client], message_type, content, group)
+
+    def exchange(self, messages: Sequence[Message]) -> Replies:
+        """Send messages and wait for the answers, keyed by client, in increasing order."""
+        clients = {node: client for client, node in self._nodes.items()}
+        replies = self.exchange_with_nodes(messages)
+        return Replies(
+            _rekeyed(replies.messages, clients), _rekeyed(replies.failures, clients), replies.seconds
+        )
+
+    def exchange_with_nodes(self, messages: Sequence[Message]) -> Replies:
+        """Send messages and wait for the answers, keyed by node.
+
+        Polls on its own, since Flower's `send_and_receive` sleeps up to three seconds.
+        """
+        start = time.monotonic()
+        self.grid.push_messages(messages)
+        # By the id of the message: errors for lost messages do not come from the node's id.
+        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        replies = Replies()
+        pause = _FIRST_PAUSE_S
+        while waiting and time.monotonic() - start < self._timeout:
+            received = list(self.grid.pull_messages(list(waiting)))
+            _sort_in(received, waiting, replies)
+            if not received:
+                time.sleep(pause)
+                pause = min(pause * 1.5, _LONGEST_PAUSE_S)
+        no_answer = f"no answer within {self._timeout:g} s"
+        replies.failures |= dict.fromkeys(waiting.values(), no_answer)
+        replies.seconds = time.monotonic() - start
+        self.bytes_down += _payload_bytes(messages)
+        self.bytes_up += _payload_bytes(replies.messages.values())
+        return replies
+
+
+def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Replies) -> None:
+    for reply in received:
+        node = waiting.pop(reply.metadata.reply_to_message_id, None)
+        if node is None:
+            continue  # A second answer to the same message.
+        if reply.has_error():
+            error = reply.error
+            replies.failures[node] = f"error {error.code}: {_telling_line(error.reason)}"
+        else:
+            replies.messages[node] = reply
+
+
+def _rekeyed(values: Mapping[int, Value], clients: Mapping[int, int]) -> dict[int, Value]:
+    return {clients[node]: values[node] for node in sorted(values, key=clients.__getitem__)}
+
+
+def _telling_line(reason: str | None) -> str:
+    """Return the last line of an error's reason, which may be a whole remote traceback."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    text = lines[-1] if lines else "unknown"
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _payload_bytes(messages: Iterable[Message]) -> int:
+    return sum(record.count_bytes() for m in messages for record in m.content.values())

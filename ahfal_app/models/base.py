@@ -1,0 +1,25 @@
+"""What every network has: features, and a linear head on them.
+
+Shapes: B samples of a batch, c channels, H height, W width, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module, ABC):
+    """A network whose logits are a linear function of its features."""
+
+    head: nn.Linear
+
+    @abstractmethod
+    def features(self, images_BcHW: Tensor) -> Tensor:
+        """Return the input of the last linear layer, shape (B, D)."""
+
+    def forward(self, images_BcHW: Tensor) -> Tensor:
+        """Return the logits, shape (B, C)."""
+        logits_BC: Tensor = self.head(self.features(images_BcHW))
+        return logits_BC

@@ -1,0 +1,64 @@
+"""ResNet-8 for small images: three residual blocks of 16, 32 and 64 channels.
+
+The network of KAFAL (Cao et al., ICCV 2023) and of the AHFAL paper. It has a stem without
+normalisation, post-activation blocks, 1x1 shortcuts without normalisation, and one more
+normalisation with ReLU before pooling: 77,946 parameters for 3 channels and 10 classes.
+
+Shapes: B samples of a batch, c channels, H height, W width, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ahfal_app.models.base import Classifier
+
+_WIDTHS = (16, 32, 64)
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False)
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        hidden_BcHW = torch.relu(self.bn1(self.conv1(x_BcHW)))
+        return torch.relu(self.bn2(self.conv2(hidden_BcHW)) + self.shortcut(x_BcHW))
+
+
+class ResNet8(Classifier):
+    """ResNet-8 with `channels` input channels and `num_classes` outputs."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, _WIDTHS[0], 3, padding=1, bias=False)
+        self.blocks = nn.Sequential(
+            _Block(_WIDTHS[0], _WIDTHS[0], 1),
+            _Block(_WIDTHS[0], _WIDTHS[1], 2),
+            _Block(_WIDTHS[1], _WIDTHS[2], 2),
+        )
+        self.bn = nn.BatchNorm2d(_WIDTHS[2])
+        self.head = nn.Linear(_WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+
+    def features(self, images_BcHW: Tensor) -> Tensor:
+        """Return the averaged last feature map, shape (B, 64)."""
+        maps_BDHW = torch.relu(self.bn(self.blocks(self.stem(images_BcHW))))
+        return maps_BDHW.mean(dim=(2, 3))
+
+
+def build(image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """Return the network for images of this shape (H, W, c)."""
+    return ResNet8(image_shape[2], num_classes)

@@ -1,0 +1,34 @@
+"""The simulated oracle: answers at once with the data set's own labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ahfal_app.labels import LabelReceipt, LabelRequest
+
+ANNOTATOR = "simulated"
+
+
+class SimulatedOracle:
+    """Answers every request at once and correctly."""
+
+    def __init__(self, truth: Mapping[int, int]) -> None:
+        self._truth = truth
+        self._requests: dict[str, LabelRequest] = {}
+
+    def submit(self, request: LabelRequest) -> None:
+        """Take a request."""
+        self._requests.setdefault(request.request_id, request)
+
+    def collect(self, request_id: str) -> list[LabelReceipt]:
+        """Return the true labels of a request's samples; nothing for an unknown request."""
+        request = self._requests.get(request_id)
+        samples = request.samples if request is not None else ()
+        return [
+            LabelReceipt(request_id, sample, self._truth[sample], ANNOTATOR) for sample in samples
+        ]
+
+
+def make(truth: Mapping[int, int]) -> SimulatedOracle:
+    """Return a simulated oracle."""
+    return SimulatedOracle(truth)

@@ -1,0 +1,94 @@
+"""Everything that can be wrong with a run's settings, found before anything is done.
+
+`config.py` knows each setting alone; whether a strategy, a model or a data set of that
+name exists, and whether they go together, is checked here. All problems are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ahfal_app.config import Settings, parse_settings, setting_fields, suggestion
+from ahfal_app.data.partition import partition_names
+from ahfal_app.errors import ConfigError, DatasetError
+from ahfal_app.models import model_names
+from ahfal_app.oracle import oracle_names
+from ahfal_app.query import check_parameters, strategy_names
+from ahfal_app.resources import Resources, resolve_device, resources
+
+
+def check_settings(values: Mapping[str, object]) -> Settings:
+    """Parse settings and check every name in them.
+
+    Raises
+    ------
+    ConfigError
+        Every problem there is, one line each.
+    """
+    problems: list[str] = []
+    settings: Settings | None = None
+    try:
+        settings = parse_settings(values)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    for key, names in _NAMES.items():
+        problems.extend(_name_problem(key, values, names()))
+    if settings is not None and settings.strategy in strategy_names():
+        problems.extend(check_parameters(settings.strategy, settings.strategy_parameters))
+    if settings is not None:
+        try:
+            resolve_device(settings.device)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems or settings is None:
+        raise ConfigError(problems)
+    return settings
+
+
+def check_data(settings: Settings) -> Resources:
+    """Load the data set and check that the settings fit it.
+
+    Raises
+    ------
+    ConfigError
+        The data set cannot be used, or the settings do not fit it.
+    """
+    try:
+        loaded = resources(settings)
+    except DatasetError as error:
+        raise ConfigError([f"dataset={settings.dataset!r}: {error}"]) from error
+    num_samples = len(loaded.dataset.train.labels_N)
+    problems = []
+    if settings.num_clients * settings.min_partition_size > num_samples:
+        problems.append(
+            f"num-clients={settings.num_clients}: allowed is at most "
+            f"{num_samples // settings.min_partition_size}, since the data set has {num_samples} "
+            f"training samples and min-partition-size={settings.min_partition_size}"
+        )
+    if settings.num_cycles > 1 and settings.num_clients:
+        per_client = num_samples // settings.num_clients
+        last = settings.labels_due(settings.num_cycles - 1, per_client)
+        if last == settings.labels_due(0, per_client):
+            problems.append(
+                f"query-fraction={settings.query_fraction}: the budget is 0 labels for clients of "
+                f"{per_client} samples; allowed is a share that buys at least 1"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return loaded
+
+
+_NAMES: dict[str, Callable[[], Sequence[str]]] = {
+    "strategy": strategy_names,
+    "partition": partition_names,
+    "model": lambda: ("auto", *model_names()),
+    "oracle": oracle_names,
+}
+
+
+def _name_problem(key: str, values: Mapping[str, object], names: Sequence[str]) -> list[str]:
+    value = values.get(key, setting_fields()[key].default)
+    if not isinstance(value, str) or value in names:
+        return []
+    near = suggestion(value, names)
+    return [f"{key}={value!r}: allowed is {' | '.join(names)}{near}"]

@@ -1,0 +1,167 @@
+"""The messages between server and clients: types, keys, and how values travel in records.
+
+Raw images, labels of single samples and sample ids are in none of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from ahfal_app.aggregation import METRICS_KEY
+from ahfal_app.client import QueryAnswer
+from ahfal_app.config import Settings, parse_settings
+from ahfal_app.labels import Ledger
+from ahfal_app.statistics import ClassStatistics
+
+JOIN = "query.join"
+TRAIN = "train"
+HISTOGRAM = "query.histogram"
+SELECT = "query.select"
+COLLECT = "query.collect"
+
+CONFIG_KEY = "config"
+STATISTICS_KEY = "statistics"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every message tells a client besides its arrays.
+
+    Attributes
+    ----------
+    settings : Settings
+        The run's settings, resolved.
+    run : str
+        The run's identity, equal after a resume.
+    run_folder : str
+        The run's folder as the server sees it; a simulated client sees it, too.
+    code : str
+        Hash of the server's code.
+    cycle, round : int
+        From 0 and from 1; round 0 outside of training.
+    """
+
+    settings: Settings
+    run: str
+    run_folder: str
+    code: str
+    cycle: int = 0
+    round: int = 0
+
+    def to_record(self) -> ConfigRecord:
+        """Return the order as it travels."""
+        return ConfigRecord(
+            {
+                "settings": json.dumps(self.settings.to_flat()),
+                "run": self.run,
+                "run-folder": self.run_folder,
+                "code": self.code,
+                "cycle": self.cycle,
+                "server-round": self.round,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Order:
+        """Return the order that came in."""
+        return cls(
+            settings=_settings(str(record["settings"])),
+            run=str(record["run"]),
+            run_folder=str(record["run-folder"]),
+            code=str(record["code"]),
+            cycle=int(record["cycle"]),  # type: ignore[arg-type]
+            round=int(record["server-round"]),  # type: ignore[arg-type]
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _settings(text: str) -> Settings:
+    return parse_settings(json.loads(text))
+
+
+def ledger_to_metrics(ledger: Ledger) -> dict[str, int]:
+    """Return a ledger as metrics."""
+    return asdict(ledger)
+
+
+def ledger_from_metrics(metrics: MetricRecord) -> Ledger:
+    """Return a ledger from metrics."""
+    return Ledger(**{key: integer(metrics, key) for key in Ledger.__dataclass_fields__})
+
+
+def query_answer_to_metrics(answer: QueryAnswer) -> MetricRecord:
+    """Return how a purchase stands as metrics."""
+    return MetricRecord(
+        {
+            "selected": answer.selected,
+            "labelled": answer.labelled,
+            "pending": answer.pending,
+            "fine-tuned": int(answer.fine_tuned),
+            "seconds": answer.seconds,
+            **ledger_to_metrics(answer.ledger),
+        }
+    )
+
+
+def query_answer_from_metrics(metrics: MetricRecord) -> QueryAnswer:
+    """Return how a purchase stands from metrics."""
+    return QueryAnswer(
+        selected=integer(metrics, "selected"),
+        labelled=integer(metrics, "labelled"),
+        pending=integer(metrics, "pending"),
+        ledger=ledger_from_metrics(metrics),
+        fine_tuned=bool(integer(metrics, "fine-tuned")),
+        seconds=float(metrics["seconds"]),  # type: ignore[arg-type]
+    )
+
+
+def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:
+    """Return class statistics as they travel: 2 C floats and C flags."""
+    return MetricRecord(
+        {
+            "mean": statistics.mean_C.tolist(),
+            "deviation": statistics.deviation_C.tolist(),
+            "low": statistics.low_C.astype(int).tolist(),
+        }
+    )
+
+
+def statistics_from_record(record: MetricRecord) -> ClassStatistics:
+    """Return the class statistics that came in."""
+    return ClassStatistics(
+        mean_C=np.array(record["mean"], dtype=np.float64),
+        deviation_C=np.array(record["deviation"], dtype=np.float64),
+        low_C=np.array(record["low"], dtype=bool),
+    )
+
+
+def integer(metrics: MetricRecord, key: str) -> int:
+    """Return a metric that must be an integer.
+
+    Raises
+    ------
+    ValueError
+        It is missing or something else.
+    """
+    value = metrics.get(key)
+    if not isinstance(value, int):
+        raise ValueError(f"{key}={value!r}: allowed is an integer")
+    return value
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """Return the metrics of an answer.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    if METRICS_KEY not in content.metric_records:
+        raise ValueError(f"answer without {METRICS_KEY!r}")
+    return content.metric_records[METRICS_KEY]

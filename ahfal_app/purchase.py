@@ -1,0 +1,173 @@
+"""The end of a cycle: histograms, class statistics, selection, and waiting for labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from ahfal_app.aggregation import ARRAYS_KEY
+from ahfal_app.client import QueryAnswer
+from ahfal_app.federation import Federation, Replies
+from ahfal_app.protocol import (
+    COLLECT,
+    CONFIG_KEY,
+    HISTOGRAM,
+    SELECT,
+    STATISTICS_KEY,
+    Order,
+    metrics_of,
+    query_answer_from_metrics,
+    statistics_to_record,
+)
+from ahfal_app.statistics import ClassStatistics, class_statistics
+
+# People take minutes to days: ask again soon at first, then less and less often.
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass
+class Purchase:
+    """What a cycle's purchase came to.
+
+    Attributes
+    ----------
+    statistics : ClassStatistics
+        Of the labelled sets that the cycle was trained on.
+    answers : dict[int, QueryAnswer]
+        How it stands, by client.
+    failures : dict[int, str]
+        Clients that failed at one of the steps, and why.
+    seconds : dict[str, float]
+        Wall time of each step.
+    """
+
+    statistics: ClassStatistics
+    answers: dict[int, QueryAnswer]
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """Samples that were asked for and are not answered."""
+        return sum(answer.pending for answer in self.answers.values())
+
+
+def buy(
+    federation: Federation,
+    order: Order,
+    arrays: ArrayRecord,
+    require: Callable[[Replies, int, str], None],
+    note: Callable[[str], None],
+) -> Purchase:
+    """Run a cycle's purchase on all clients.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that was just trained.
+    arrays : ArrayRecord
+        The global model f^G.
+    require : Callable
+        Called with the replies to each step, the number asked and the step's name; raises
+        where too few answered.
+    note : Callable
+        Called with what people should know while they wait.
+    """
+    statistics, histogram = _statistics(federation, order, require)
+    replies = _ask(federation, order, SELECT, set(histogram.messages), arrays, statistics)
+    answers = _read(replies)
+    require(replies, len(histogram.messages), "selection")
+    purchase = Purchase(
+        statistics,
+        answers,
+        histogram.failures | replies.failures,
+        {"histogram": histogram.seconds, "select": replies.seconds},
+    )
+    start = time.monotonic()
+    _wait_for_labels(federation, order, purchase, note)
+    purchase.seconds["collect"] = time.monotonic() - start
+    return purchase
+
+
+def _statistics(
+    federation: Federation, order: Order, require: Callable[[Replies, int, str], None]
+) -> tuple[ClassStatistics, Replies]:
+    clients = federation.clients
+    replies = _ask(federation, order, HISTOGRAM, set(clients))
+    counts: list[list[int]] = []
+    for client in list(replies.messages):
+        try:
+            counts.append(_counts(replies.messages[client].content))
+        except ValueError as error:
+            replies.reject(client, str(error))
+    require(replies, len(clients), "histogram")
+    counts_MC = np.array(counts, dtype=np.int64)
+    return class_statistics(counts_MC, order.settings.tau), replies
+
+
+def _counts(content: RecordDict) -> list[int]:
+    counts = metrics_of(content).get("counts")
+    if not isinstance(counts, list) or any(not isinstance(c, int) or c < 0 for c in counts):
+        raise ValueError(f"counts={counts!r}: allowed are integers ≥ 0")
+    return [int(count) for count in counts]
+
+
+def _ask(
+    federation: Federation,
+    order: Order,
+    message_type: str,
+    clients: set[int],
+    arrays: ArrayRecord | None = None,
+    statistics: ClassStatistics | None = None,
+) -> Replies:
+    content = RecordDict({CONFIG_KEY: order.to_record()})
+    if arrays is not None:
+        content[ARRAYS_KEY] = arrays
+    if statistics is not None:
+        content[STATISTICS_KEY] = statistics_to_record(statistics)
+    group = f"cycle {order.cycle}"
+    messages = [federation.message(c, message_type, content, group) for c in sorted(clients)]
+    return federation.exchange(messages)
+
+
+def _read(replies: Replies) -> dict[int, QueryAnswer]:
+    answers = {}
+    for client in list(replies.messages):
+        try:
+            metrics = metrics_of(replies.messages[client].content)
+            answers[client] = query_answer_from_metrics(metrics)
+        except (ValueError, KeyError) as error:
+            replies.reject(client, str(error))
+    return answers
+
+
+def _wait_for_labels(
+    federation: Federation, order: Order, purchase: Purchase, note: Callable[[str], None]
+) -> None:
+    """Ask the clients with pending labels, until all are in or the deadline has come."""
+    deadline = time.monotonic() + order.settings.label_deadline
+    bought = replace(order, cycle=order.cycle + 1)
+    pause = _FIRST_PAUSE_S
+    while purchase.pending and time.monotonic() < deadline:
+        note(f"waiting for {purchase.pending} labels")
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        waiting = {client for client, answer in purchase.answers.items() if answer.pending}
+        replies = _ask(federation, bought, COLLECT, waiting)
+        purchase.answers |= _read(replies)
+    if purchase.pending:
+        note(f"the label deadline has come; {purchase.pending} labels will be used when they come")
+
+
+def total(answers: Mapping[int, QueryAnswer], attribute: str) -> int:
+    """Return the sum of a count over the clients."""
+    return sum(int(getattr(answer, attribute)) for answer in answers.values())
+
+

@@ -1,0 +1,60 @@
+"""Query strategies: each module of this package is one, named after its file.
+
+What they are built from is in the subpackage `core`. Importing this package does not
+import torch; the names that need it are imported at their first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ahfal_app.query.core.registry import (
+    ParameterEntry,
+    StrategyEntry,
+    check_parameters,
+    make_strategy,
+    strategy_class,
+    strategy_names,
+    strategy_table,
+)
+
+if TYPE_CHECKING:
+    from ahfal_app.query.core.base import (
+        QueryContext,
+        QueryStrategy,
+        ScoringStrategy,
+        checked_select,
+    )
+    from ahfal_app.query.core.pool import PoolView, Signal
+
+__all__ = [
+    "ParameterEntry",
+    "PoolView",
+    "QueryContext",
+    "QueryStrategy",
+    "ScoringStrategy",
+    "Signal",
+    "StrategyEntry",
+    "check_parameters",
+    "checked_select",
+    "make_strategy",
+    "strategy_class",
+    "strategy_names",
+    "strategy_table",
+]
+
+_LAZY = {
+    "PoolView": "ahfal_app.query.core.pool",
+    "QueryContext": "ahfal_app.query.core.base",
+    "QueryStrategy": "ahfal_app.query.core.base",
+    "ScoringStrategy": "ahfal_app.query.core.base",
+    "Signal": "ahfal_app.query.core.pool",
+    "checked_select": "ahfal_app.query.core.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,108 @@
+"""AHFAL: entropy of the local model, or of both, by class; and class-aware budgets.
+
+Shape suffixes: N samples in the pool, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.budgets import allocate, inverse_count_weights
+from ahfal_app.query.core.picking import top_per_class, top_scores
+from ahfal_app.query.core.pool import PoolView, Signal
+from ahfal_app.query.core.representation import representation_ratio_budgets
+from ahfal_app.query.core.scores import entropy
+
+
+class Ahfal(ScoringStrategy):
+    """Class-adaptive local-global entropy within budgets for rare classes.
+
+    Section 6.1 of the paper. A sample's pseudo-label is the local model's prediction. Its
+    score is the local model's entropy, and where the class has low variance over clients
+    the mean of both models' entropies (equation 3). Of each class those with the highest
+    scores are taken, within class budgets (equation 4).
+
+    The paper leaves open how fractions of labels are rounded and deficits are shared out;
+    `budgets.allocate` says how it is done here. Appendix F describes budgets by
+    representation ratio without formulas; `representation.representation_ratio_budgets`
+    is one reading, with the clients' mean class distribution of the same cycle as target
+    and the true counts of the client's labels as its current state. Other readings are to
+    freeze the target before the first cycle, to weight it by the clients' label counts, or
+    to take the global model's predictions on the labelled set as the current state.
+    """
+
+    name: ClassVar[str] = "ahfal"
+    paper: ClassVar[str] = (
+        "Federated active learning via class-adaptive local-global balancing (AHFAL), "
+        "under review, 2025"
+    )
+    signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS, Signal.GLOBAL_LOGITS})
+
+    class Parameters(QueryStrategy.Parameters):
+        """Variants and ablations."""
+
+        balance: Literal["inverse-count", "representation-ratio", "none"] = Field(
+            default="inverse-count",
+            description="Class budgets: by equation 4, by appendix F, or none (ablation).",
+        )
+        low_if: Literal["local", "local-or-global"] = Field(
+            default="local",
+            description="Whose predicted class must have low variance for both entropies to count.",
+        )
+        toggle: Literal["by-class", "local", "hybrid"] = Field(
+            default="by-class",
+            description="Both entropies for low-variance classes, for none or for all (ablations).",
+        )
+
+    parameters: Parameters
+
+    def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
+        """Return the entropy of equation 3, in nats. Shape (N,).
+
+        The global model's logits are not computed where no sample needs them.
+        """
+        local_N = entropy(pool.signal(Signal.LOCAL_LOGITS))
+        hybrid_N = self._hybrid(pool, context)
+        if not hybrid_N.any():
+            return local_N
+        global_N = entropy(pool.signal(Signal.GLOBAL_LOGITS))
+        return torch.where(hybrid_N, (local_N + global_N) / 2, local_N)
+
+    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
+        """Return the highest scores of each pseudo-class, within the class budgets."""
+        scores_N = self.scores(pool, context)
+        if self.parameters.balance == "none":
+            return top_scores(scores_N, pool.ids_N, context.budget)
+        pseudo_labels_N = _predictions(pool, Signal.LOCAL_LOGITS)
+        capacity_C = torch.bincount(pseudo_labels_N, minlength=context.num_classes).tolist()
+        budgets_C = self._budgets(capacity_C, context)
+        return top_per_class(scores_N, pool.ids_N, pseudo_labels_N, budgets_C)
+
+    def _hybrid(self, pool: PoolView, context: QueryContext) -> Tensor:
+        """Return for which samples both models' entropies count. Shape (N,)."""
+        labels_N = _predictions(pool, Signal.LOCAL_LOGITS)
+        if self.parameters.toggle != "by-class":
+            return torch.full_like(labels_N, self.parameters.toggle == "hybrid", dtype=torch.bool)
+        low_C = torch.as_tensor(context.statistics.low_C, device=labels_N.device)
+        low_N = low_C[labels_N]
+        if self.parameters.low_if == "local-or-global" and low_C.any():
+            low_N = low_N | low_C[_predictions(pool, Signal.GLOBAL_LOGITS)]
+        return low_N
+
+    def _budgets(self, capacity_C: list[int], context: QueryContext) -> NDArray[np.int64]:
+        counts_C = context.class_counts_C.tolist()
+        if self.parameters.balance == "representation-ratio":
+            target_C = context.statistics.mean_C
+            return representation_ratio_budgets(counts_C, target_C, capacity_C, context.budget)
+        return allocate(inverse_count_weights(counts_C), capacity_C, context.budget)
+
+
+def _predictions(pool: PoolView, signal: Signal) -> Tensor:
+    return pool.signal(signal).argmax(dim=1)

@@ -1,0 +1,1 @@
+"""What query strategies are built from: contracts, the checked call, budgets, scores."""

@@ -1,0 +1,195 @@
+"""The contract of a query strategy, and the one function that calls it.
+
+Shape suffixes: N samples in the pool, C classes, B selected samples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ahfal_app.errors import InvalidSelection
+from ahfal_app.query.core.picking import top_scores
+from ahfal_app.query.core.pool import PoolView, Signal
+from ahfal_app.seeds import numpy_generator
+from ahfal_app.statistics import ClassStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class QueryContext:
+    """What a query strategy knows besides the pool.
+
+    Attributes
+    ----------
+    budget : int
+        Number of labels to buy, at least 0.
+    num_classes : int
+        Number of classes C.
+    class_counts_C : NDArray[np.int64]
+        True class counts of the client's labelled set. Shape (C,).
+    statistics : ClassStatistics
+        Class statistics over all clients.
+    seed, client, cycle : int
+        Key of everything random in this selection.
+
+    Raises
+    ------
+    ValueError
+        The budget is negative, or counts or statistics are not one for each class.
+    """
+
+    budget: int
+    num_classes: int
+    class_counts_C: NDArray[np.int64]
+    statistics: ClassStatistics
+    seed: int
+    client: int
+    cycle: int
+
+    def __post_init__(self) -> None:
+        """Refuse a context that no strategy could use."""
+        if self.budget < 0:
+            raise ValueError(f"budget is {self.budget}; at least 0 is needed")
+        expected = (self.num_classes,)
+        for name, shape in (
+            ("class_counts_C", self.class_counts_C.shape),
+            ("statistics.mean_C", self.statistics.mean_C.shape),
+            ("statistics.low_C", self.statistics.low_C.shape),
+        ):
+            if shape != expected:
+                raise ValueError(f"{name} has shape {shape}; {expected} is needed")
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of a purpose: the same for a retry of the same selection."""
+        return numpy_generator(self.seed, f"query.{purpose}", self.client, self.cycle)
+
+
+class QueryStrategy(ABC):
+    """Decides which samples of a client's pool to label.
+
+    The first line of a subclass's docstring describes it in tables.
+
+    Parameters
+    ----------
+    parameters : Parameters, optional
+        The strategy's parameters; all defaults if left out.
+    """
+
+    name: ClassVar[str]
+    """Name in settings: the module's name with hyphens."""
+    paper: ClassVar[str]
+    """Citation of what defines the algorithm."""
+    signals: ClassVar[frozenset[Signal]]
+    """Everything that `select` may ask the pool for."""
+
+    class Parameters(BaseModel):
+        """Parameters of the strategy; each has a default and a description."""
+
+        model_config = ConfigDict(
+            frozen=True,
+            extra="forbid",
+            strict=True,
+            allow_inf_nan=False,
+            alias_generator=lambda name: name.replace("_", "-"),
+        )
+
+    parameters: Parameters
+
+    def __init__(self, parameters: Parameters | None = None) -> None:
+        self.parameters = self.Parameters() if parameters is None else parameters
+
+    @abstractmethod
+    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
+        """Return `context.budget` distinct ids of the pool, the most worth labelling first.
+
+        Called by `checked_select` alone, with 0 < budget < N.
+
+        Parameters
+        ----------
+        pool : PoolView
+            The ids and the declared signals, which must not be changed.
+        context : QueryContext
+            Budget, class counts, class statistics and random generators.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            Ids. Shape (B,).
+        """
+
+
+class ScoringStrategy(QueryStrategy):
+    """A query strategy that scores each sample by itself and takes the highest scores."""
+
+    @abstractmethod
+    def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
+        """Return how much each sample is worth labelling: finite float64. Shape (N,)."""
+
+    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
+        """Return the ids with the highest scores; among equals the smallest ids."""
+        return top_scores(self.scores(pool, context), pool.ids_N, context.budget)
+
+
+def checked_select(
+    strategy: QueryStrategy, pool: PoolView, context: QueryContext
+) -> NDArray[np.int64]:
+    """Run a query strategy and hold it to its contract; the only caller of `select`.
+
+    Parameters
+    ----------
+    strategy : QueryStrategy
+        The strategy to run.
+    pool : PoolView
+        The client's unlabelled samples.
+    context : QueryContext
+        Budget and statistics.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Exactly min(budget, N) distinct ids, in the strategy's order. Where the budget
+        covers the pool, all its ids in increasing order, without running the strategy.
+
+    Raises
+    ------
+    InvalidSelection
+        The strategy returned the wrong type or count, duplicates or foreign ids, used a
+        signal that it did not declare, or changed one.
+    NonFiniteSignal
+        A signal that the strategy used, or its scores, contain NaN or infinity.
+    """
+    count = min(context.budget, len(pool))
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    if count == len(pool):
+        return pool.ids_N.copy()
+    view = pool.declaring(strategy.signals)
+    with torch.no_grad():
+        ids_B = strategy.select(view, context)
+    problem = _selection_problem(ids_B, pool.ids_N, count)
+    changed = ", ".join(signal.value for signal in view.changed_signals())
+    if changed:
+        problem = f"changed the pool's {changed}"
+    if problem:
+        raise InvalidSelection(f"strategy {strategy.name!r} {problem}")
+    return ids_B
+
+
+def _selection_problem(ids_B: object, ids_N: NDArray[np.int64], count: int) -> str:
+    """Return in words how a selection breaks the contract, or nothing."""
+    if not isinstance(ids_B, np.ndarray) or ids_B.dtype != np.int64 or ids_B.ndim != 1:
+        kind = f"{type(ids_B).__name__} of dtype {getattr(ids_B, 'dtype', None)}"
+        return f"returned a {kind}; a vector of int64 ids is needed"
+    if len(ids_B) != count:
+        return f"selected {len(ids_B)} samples; exactly {count} are needed"
+    if len(np.unique(ids_B)) != count:
+        return f"selected {count - len(np.unique(ids_B))} samples more than once"
+    foreign = int((~np.isin(ids_B, ids_N, assume_unique=True)).sum())
+    return f"selected {foreign} ids that are not in the pool" if foreign else ""

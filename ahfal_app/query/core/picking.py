@@ -1,0 +1,79 @@
+"""From scores to ids: the highest scores, over all samples or within class budgets.
+
+Shape suffixes: N samples in the pool, C classes, B selected samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ahfal_app.errors import NonFiniteSignal
+
+
+def top_scores(scores_N: Tensor, ids_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the ids with the highest scores, ordered by (-score, id).
+
+    Parameters
+    ----------
+    scores_N : Tensor
+        Finite scores; higher is more worth labelling. Shape (N,).
+    ids_N : NDArray[np.int64]
+        Strictly increasing ids. Shape (N,).
+    count : int
+        Number of ids to return; all where the pool has no more.
+
+    Raises
+    ------
+    NonFiniteSignal
+        Scores are NaN or infinite.
+    """
+    return _named(ids_N, _by_score(scores_N)[:count])
+
+
+def top_per_class(
+    scores_N: Tensor, ids_N: NDArray[np.int64], classes_N: Tensor, budgets_C: ArrayLike
+) -> NDArray[np.int64]:
+    """Return for each class the ids with its highest scores, all ordered by (-score, id).
+
+    Parameters
+    ----------
+    scores_N : Tensor
+        Finite scores; higher is more worth labelling. Shape (N,).
+    ids_N : NDArray[np.int64]
+        Strictly increasing ids. Shape (N,).
+    classes_N : Tensor
+        Each sample's class, int64 in 0..C-1. Shape (N,).
+    budgets_C : ArrayLike
+        Number of ids to return of each class; all of a class that has no more. Shape (C,).
+
+    Raises
+    ------
+    NonFiniteSignal
+        Scores are NaN or infinite.
+    """
+    order_N = _by_score(scores_N)
+    classes_N = classes_N[order_N]
+    # A stable sort by class keeps the order by score within each class.
+    by_class_N = torch.argsort(classes_N, stable=True)
+    budgets = torch.as_tensor(np.asarray(budgets_C, dtype=np.int64), device=classes_N.device)
+    sizes_C = torch.bincount(classes_N, minlength=len(budgets))
+    starts_C = sizes_C.cumsum(0) - sizes_C
+    grouped_N = classes_N[by_class_N]
+    ranks_N = torch.arange(len(grouped_N), device=grouped_N.device) - starts_C[grouped_N]
+    taken_B = by_class_N[ranks_N < budgets[grouped_N]].sort().values
+    return _named(ids_N, order_N[taken_B])
+
+
+def _named(ids_N: NDArray[np.int64], positions_B: Tensor) -> NDArray[np.int64]:
+    ids_B: NDArray[np.int64] = ids_N[positions_B.cpu().numpy()]
+    return ids_B
+
+
+def _by_score(scores_N: Tensor) -> Tensor:
+    bad_rows = int((~torch.isfinite(scores_N)).sum())
+    if bad_rows:
+        raise NonFiniteSignal(f"{bad_rows} of {len(scores_N)} scores are NaN or infinite")
+    return torch.sort(scores_N, descending=True, stable=True).indices

@@ -1,0 +1,138 @@
+"""What a query strategy sees of a client's pool: ids, and signals computed when asked for.
+
+Shape suffixes: N samples in the pool, C classes, D embedding width, L labelled samples.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ahfal_app.errors import InvalidSelection, NonFiniteSignal
+
+
+class Signal(Enum):
+    """Model outputs that a query strategy may ask for.
+
+    "Local" is a client's model after its last training and before aggregation, "global"
+    the aggregated model. Embeddings are the inputs of the last linear layer.
+    """
+
+    LOCAL_LOGITS = "local-logits"
+    """Shape (N, C)."""
+    GLOBAL_LOGITS = "global-logits"
+    """Shape (N, C)."""
+    LOCAL_EMBEDDINGS = "local-embeddings"
+    """Shape (N, D)."""
+    GLOBAL_EMBEDDINGS = "global-embeddings"
+    """Shape (N, D)."""
+    LABELLED_LOCAL_EMBEDDINGS = "labelled-local-embeddings"
+    """Shape (L, D): of the client's labelled set, not of its pool."""
+
+
+class PoolView:
+    """A client's unlabelled samples: their ids, and the signals a strategy declared.
+
+    A signal is computed at its first use and kept, so a strategy that does not touch one
+    costs no forward pass for it.
+
+    Parameters
+    ----------
+    ids_N : ArrayLike
+        Ids of the samples, integers, strictly increasing.
+    sources : Mapping[Signal, Callable[[], Tensor]]
+        What computes each signal: a finite floating-point matrix whose rows follow `ids_N`
+        (but for `Signal.LABELLED_LOCAL_EMBEDDINGS`).
+
+    Raises
+    ------
+    ValueError
+        The ids are not a vector of strictly increasing integers.
+    """
+
+    def __init__(self, ids_N: ArrayLike, sources: Mapping[Signal, Callable[[], Tensor]]) -> None:
+        ids = np.array(ids_N)
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise ValueError(f"ids have shape {ids.shape}, dtype {ids.dtype}; integers (N,) needed")
+        if (np.diff(ids) <= 0).any():
+            raise ValueError("ids must be strictly increasing")
+        self._ids_N = ids.astype(np.int64)
+        self._ids_N.flags.writeable = False
+        self._sources = dict(sources)
+        self._cache: dict[Signal, Tensor] = {}
+        self._checksums: dict[Signal, int] = {}
+        self._declared = frozenset(sources)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._ids_N)
+
+    @property
+    def ids_N(self) -> NDArray[np.int64]:
+        """Ids of the samples: read-only, int64, strictly increasing. Shape (N,)."""
+        return self._ids_N
+
+    def declaring(self, signals: Iterable[Signal]) -> PoolView:
+        """Return a view of the same pool and the same cache that gives only these signals."""
+        view = PoolView(self._ids_N, self._sources)
+        view._cache = self._cache
+        view._checksums = self._checksums
+        view._declared = frozenset(signals)
+        return view
+
+    def signal(self, signal: Signal) -> Tensor:
+        """Return a signal, computed at the first call; it must not be changed.
+
+        Raises
+        ------
+        InvalidSelection
+            The strategy did not declare this signal.
+        NonFiniteSignal
+            Some rows contain NaN or infinity.
+        ValueError
+            The client provides no such signal, or one of a wrong shape or type.
+        """
+        if signal not in self._declared:
+            raise InvalidSelection(f"signal {signal.value!r} is not among the strategy's `signals`")
+        if signal not in self._cache:
+            if signal not in self._sources:
+                raise ValueError(f"no source for the signal {signal.value!r}")
+            values = self._sources[signal]().detach()
+            self._check(signal, values)
+            self._cache[signal] = values
+            self._checksums[signal] = _checksum(values)
+        return self._cache[signal]
+
+    def changed_signals(self) -> tuple[Signal, ...]:
+        """Return the signals whose values differ from those first computed."""
+        return tuple(
+            signal
+            for signal, values in self._cache.items()
+            if _checksum(values) != self._checksums[signal]
+        )
+
+    def _check(self, signal: Signal, values: Tensor) -> None:
+        if values.ndim != 2 or not values.is_floating_point():
+            raise ValueError(
+                f"signal {signal.value!r} has shape {tuple(values.shape)}, dtype {values.dtype}; "
+                "a floating-point matrix is needed"
+            )
+        follows_ids = signal is not Signal.LABELLED_LOCAL_EMBEDDINGS
+        if follows_ids and len(values) != len(self):
+            raise ValueError(f"signal {signal.value!r} has {len(values)} rows for {len(self)} ids")
+        bad_rows = int((~torch.isfinite(values)).any(dim=1).sum())
+        if bad_rows:
+            raise NonFiniteSignal(
+                f"signal {signal.value!r}: {bad_rows} of {len(values)} rows contain NaN or infinity"
+            )
+
+
+def _checksum(values: Tensor) -> int:
+    # Torch's version counter misses writes through NumPy and is absent in inference mode.
+    return zlib.crc32(values.contiguous().view(torch.uint8).cpu().numpy().data)

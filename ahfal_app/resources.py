@@ -1,0 +1,139 @@
+"""What a process loads once and every message uses: data, partition, model, recipe.
+
+Flower's simulation serves many clients from one process, the in-process engine all of
+them; loading anything anew for each message would cost more than training.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+
+import torch
+
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, setting_fields
+from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.partition import Partition, make_partition
+from ahfal_app.data.sources import ImageDataset, load_dataset
+from ahfal_app.errors import ConfigError
+from ahfal_app.models import Classifier, build_model, resolve_model_name
+from ahfal_app.seeds import torch_seed
+from ahfal_app.training import Recipe, resolve_compile, resolve_precision
+
+
+class Resources:
+    """Data on the device, the partition, and a model for each thread.
+
+    Parameters
+    ----------
+    settings : Settings
+        Only the settings of the groups Data and Training are read.
+
+    Raises
+    ------
+    DatasetError, PartitionError, ConfigError
+        The data set, the partition, the model or the device cannot be had.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._local = threading.local()
+        self.device = resolve_device(settings.device)
+        self.dataset: ImageDataset = load_dataset(settings)
+        self.model_name = resolve_model_name(settings.model, self.dataset.name)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.dataset.num_classes
+
+    @cached_property
+    def partition(self) -> Partition:
+        """The split of the training set over the clients."""
+        settings = self._settings
+        num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+        labels_N = self.dataset.train.labels_N
+        return make_partition(settings, labels_N, self.num_classes, num_clients)
+
+    @cached_property
+    def train_images(self) -> DeviceImages:
+        """The training images on the device."""
+        dataset = self.dataset
+        return DeviceImages(dataset.train, dataset.mean_C, dataset.std_C, self.device)
+
+    @cached_property
+    def test_images(self) -> DeviceImages:
+        """The test images on the device."""
+        dataset = self.dataset
+        return DeviceImages(dataset.test, dataset.mean_C, dataset.std_C, self.device)
+
+    def new_model(self, cycle: int) -> Classifier:
+        """Return a freshly initialised model; equal for equal (seed, cycle)."""
+        seed = torch_seed(self._settings.seed, "model", cycle)
+        return build_model(self.model_name, self.dataset.image_shape, self.num_classes, seed)
+
+    def model(self) -> Classifier:
+        """Return this thread's model on the device; its weights are whatever it last held."""
+        if not hasattr(self._local, "model"):
+            model = self.new_model(0).to(self.device, memory_format=torch.channels_last)
+            self._local.model = model
+        model: Classifier = self._local.model
+        return model
+
+    def recipe(self, settings: Settings) -> Recipe:
+        """Return the recipe of local training, with nothing left to be decided."""
+        precision = resolve_precision(settings.precision, self.device, self.model_name)
+        return Recipe(
+            local_epochs=settings.local_epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            lr_decay_epochs=settings.lr_decay_epochs,
+            lr_decay_factor=settings.lr_decay_factor,
+            augmentation=self.dataset.augmentation,
+            precision=precision,
+            compile=resolve_compile(settings.compile, self.device, self.model_name),
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device that a setting names; `auto` is the GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        The named device is not there.
+    """
+    count = torch.cuda.device_count()
+    if device == "auto":
+        return torch.device("cuda" if count else "cpu")
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and (wanted.index or 0) >= count:
+        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise ConfigError([f"device={device!r}: allowed is auto, or what is there: {present}"])
+    return wanted
+
+
+_memo: dict[tuple[object, ...], Resources] = {}
+_lock = threading.Lock()
+
+
+def resources(settings: Settings) -> Resources:
+    """Return the process's resources for these settings, loading them at the first call."""
+    flat = settings.to_flat()
+    key = tuple(
+        (name, flat[name])
+        for name, field in setting_fields().items()
+        if name == "seed" or _group(field) in ("Data", "Training")
+    )
+    with _lock:
+        if key not in _memo:
+            _memo.clear()  # One run at a time: another data set replaces the last one.
+            _memo[key] = Resources(settings)
+        return _memo[key]
+
+
+def _group(field: object) -> object:
+    extra = getattr(field, "json_schema_extra", None)
+    return extra["group"] if isinstance(extra, dict) else None

@@ -1,0 +1,196 @@
+"""The line charts of a run's report.
+
+Legend of shapes: C classes, T cycles.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/) without the yellow,
+which is too pale on white; markers and line styles tell classes apart without colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from ahfal_app.results.reading import Metrics
+from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.svg import Chart, draw_chart, tick_label
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<")
+_LINES = ("-", "--", ":")
+_BLUE, _VERMILLION = _COLOURS[0], _COLOURS[1]
+
+#: With more classes than this, lines are no longer told apart by name.
+_MOST_NAMED_LINES = 12
+_WIDTH = 5.0
+
+
+def learning_curve(cycles: Sequence[CycleRecord]) -> Chart:
+    """Draw the test accuracy against the number of labels."""
+    labels_T = [cycle.labels for cycle in cycles]
+    accuracy_T = [100 * cycle.accuracy for cycle in cycles]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(labels_T, accuracy_T, color=_BLUE, marker="o", clip_on=False, zorder=3)
+        for place in {0, len(cycles) - 1}:
+            axes.annotate(
+                f"{accuracy_T[place]:.1f} %",
+                (labels_T[place], accuracy_T[place]),
+                xytext=(0, 7 if place else -14),
+                textcoords="offset points",
+                ha="right" if place else "left",
+            )
+        axes.margins(x=0.04, y=0.18)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set(xlabel="Labels of all clients", ylabel="Test accuracy (%)")
+
+    points = ", ".join(
+        f"{labels} labels {accuracy:.1f} %"
+        for labels, accuracy in zip(labels_T, accuracy_T, strict=True)
+    )
+    return draw_chart(
+        "learning-curve",
+        "Test accuracy against labels",
+        f"Cycle by cycle: {points}.",
+        (_WIDTH, 3.2),
+        draw,
+    )
+
+
+def rounds_chart(metrics: Metrics) -> Chart:
+    """Draw the training loss, and the test accuracy where it was measured, over all rounds."""
+    rounds = metrics.rounds
+    loss = np.array([np.nan if r.train_loss is None else r.train_loss for r in rounds])
+    accuracy = np.array([np.nan if r.test_accuracy is None else r.test_accuracy for r in rounds])
+    starts = [
+        place for place, r in enumerate(rounds) if place and rounds[place - 1].cycle != r.cycle
+    ]
+    panels = [("Training loss", loss)]
+    if np.isfinite(accuracy).any():
+        panels.append(("Test accuracy (%)", 100 * accuracy))
+
+    def draw(figure: Figure) -> None:
+        columns = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (label, values) in zip(columns, panels, strict=True):
+            finite = np.isfinite(values)
+            # Sparse tests are joined; a lone point would vanish without its marker.
+            places = np.flatnonzero(finite) if label != "Training loss" else np.arange(len(values))
+            marker = "o" if finite.sum() <= 60 else ""
+            axes.plot(places + 1, values[places], color=_BLUE, marker=marker, markersize=3, lw=1.2)
+            for start in starts:
+                axes.axvline(start + 0.5, color="#999999", linestyle=":", linewidth=1)
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        columns[-1].set_xlabel("Rounds since the start; dotted: a new cycle")
+
+    return draw_chart(
+        "rounds",
+        "Training over the rounds",
+        f"{len(rounds)} rounds; {len(starts)} times a new cycle starts.",
+        (_WIDTH, 3.2 if len(panels) == 1 else 4.4),
+        draw,
+    )
+
+
+def deviation_chart(
+    cycles: Sequence[CycleRecord], class_names: Sequence[str], tau: float
+) -> Chart | None:
+    """Draw each class's deviation over the clients against the threshold tau, by cycle.
+
+    Returns
+    -------
+    Chart or None
+        None where no cycle has selected anything, so that there are no statistics.
+    """
+    selecting = [cycle for cycle in cycles if cycle.deviation is not None]
+    if not selecting:
+        return None
+    numbers_T = [cycle.cycle + 1 for cycle in selecting]
+    deviation_TC = 100 * np.array([cycle.deviation for cycle in selecting], dtype=np.float64)
+    low_TC = np.array([cycle.low for cycle in selecting], dtype=bool)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axhspan(0, tau, color="#f0f0f0", zorder=0)
+        axes.axhline(tau, color="#333333", linewidth=1.2, linestyle=(0, (6, 3)))
+        if len(class_names) <= _MOST_NAMED_LINES:
+            _named_lines(axes, numbers_T, deviation_TC, low_TC, class_names)
+        else:
+            _anonymous_lines(axes, numbers_T, deviation_TC, low_TC)
+        axes.set_ylim(0, 1.12 * max(tau, deviation_TC.max(), 1.0))
+        axes.margins(x=0.06)
+        axes.annotate(
+            f"τ = {tau:g}",
+            (1, tau),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.set(xlabel="Cycle", ylabel="Deviation over clients (points)")
+        if len(selecting) == 1:
+            axes.set_xticks(numbers_T)
+        figure.legend(loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.2)
+
+    counts = ", ".join(f"{count} of {len(class_names)}" for count in low_TC.sum(axis=1))
+    return draw_chart(
+        "deviation",
+        "Deviation of the classes over the clients",
+        f"Classes below the threshold of {tau:g} percentage points, cycle by cycle: {counts}.",
+        (_WIDTH, 3.9),
+        draw,
+    )
+
+
+def _named_lines(
+    axes: Axes,
+    numbers_T: Sequence[int],
+    deviation_TC: NDArray[np.float64],
+    low_TC: NDArray[np.bool_],
+    class_names: Sequence[str],
+) -> None:
+    for place, name in enumerate(class_names):
+        colour = _COLOURS[place % len(_COLOURS)]
+        line: dict[str, Any] = {"color": colour, "marker": _MARKERS[place % len(_MARKERS)]}
+        style = _LINES[place // len(_COLOURS) % len(_LINES)]
+        values_T, low_T = deviation_TC[:, place], low_TC[:, place]
+        # A leading underscore would hide the name from the legend.
+        label = "\u200b" + tick_label(name)
+        axes.plot(numbers_T, values_T, linestyle=style, label=label, linewidth=1.2, **line)
+        hollow = np.where(low_T, values_T, np.nan)
+        axes.plot(numbers_T, hollow, linestyle="", markerfacecolor="white", zorder=3, **line)
+
+
+def _anonymous_lines(
+    axes: Axes,
+    numbers_T: Sequence[int],
+    deviation_TC: NDArray[np.float64],
+    low_TC: NDArray[np.bool_],
+) -> None:
+    axes.plot(numbers_T, deviation_TC, color="#bbbbbb", linewidth=0.6)
+    for is_low, colour, marker, fill, label in (
+        (False, _VERMILLION, "^", _VERMILLION, "high-variance class"),
+        (True, _BLUE, "o", "white", "low-variance class"),
+    ):
+        values_TC = np.where(low_TC == is_low, deviation_TC, np.nan)
+        points = axes.plot(
+            numbers_T,
+            values_TC,
+            color=colour,
+            marker=marker,
+            markerfacecolor=fill,
+            linestyle="",
+            markersize=3.5,
+            markeredgewidth=0.8,
+        )
+        points[0].set_label(label)
+    axes.plot(numbers_T, np.median(deviation_TC, axis=1), color="black", label="median class")

@@ -1,0 +1,129 @@
+"""The lines of `metrics.jsonl`: one record for each round and each cycle.
+
+The suffix `_C` marks a list over classes and `_K` one over clients, in the order of the
+classes and of the partition. Bytes count the messages' contents, seconds are wall-clock.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
+
+
+def _finite_or_none(value: object) -> object:
+    # A diverged loss must not make the run's record unreadable: JSON knows no NaN.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Loss = Annotated[float | None, BeforeValidator(_finite_or_none)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, values: Any) -> Any:
+        """Take NumPy arrays and scalars as well: what has `tolist` becomes plain Python."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: value.tolist() if hasattr(value, "tolist") else value
+            for key, value in values.items()
+        }
+
+
+class Failure(_Record):
+    """A client that did not answer a message, or answered with an error."""
+
+    client: int
+    reason: str
+
+
+class Ledger(_Record):
+    """The labels of all clients together: `allotted = spent + reserved + free`."""
+
+    allotted: Count
+    spent: Count
+    reserved: Count
+    free: Count
+
+
+class RoundRecord(_Record):
+    """One federated round.
+
+    `clients` is the number that answered; `train_loss` is None where it was not finite;
+    `test_accuracy` is None in rounds without a test of the global model.
+    """
+
+    kind: Literal["round"] = "round"
+    cycle: Count
+    round: Annotated[int, Field(ge=1)]
+    clients: Count
+    failed: tuple[Failure, ...] = ()
+    num_examples: Count
+    train_loss: Loss
+    test_accuracy: Share | None = None
+    seconds: dict[str, Seconds] = Field(default_factory=dict)
+    bytes_down: Count = 0
+    bytes_up: Count = 0
+
+
+class CycleRecord(_Record):
+    """One cycle: the test of its model, the class statistics and the selection.
+
+    `labels` and `labels_per_client` (K) are those the cycle's model was trained on.
+    `class_accuracy` (C) is None for a class without test samples. `mean` and `deviation`
+    (C, proportions in [0, 1]) and `low` (C) are None in the last cycle, which selects
+    nothing; `tau` is in percentage points. `budget` labels were asked for, `bought` came
+    and `pending` are still awaited. `seconds`, `bytes_down` and `bytes_up` count what
+    happened outside the cycle's rounds, so that sums over all records are the run's.
+    """
+
+    kind: Literal["cycle"] = "cycle"
+    cycle: Count
+    labels: Count
+    labels_per_client: tuple[Count, ...]
+    accuracy: Share
+    class_accuracy: tuple[Share | None, ...]
+    loss: Loss
+    mean: tuple[Share, ...] | None = None
+    deviation: tuple[Share, ...] | None = None
+    low: tuple[bool, ...] | None = None
+    tau: float
+    budget: Count = 0
+    bought: Count = 0
+    pending: Count = 0
+    ledger: Ledger
+    failed: tuple[Failure, ...] = ()
+    seconds: dict[str, Seconds] = Field(default_factory=dict)
+    bytes_down: Count = 0
+    bytes_up: Count = 0
+
+
+Record = RoundRecord | CycleRecord
+
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+def parse_record(line: bytes) -> Record:
+    """Parse one line of `metrics.jsonl`.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        The line is not JSON or not a record.
+    """
+    return _ADAPTER.validate_json(line)

@@ -1,0 +1,267 @@
+"""`report.html`: a run in one file that opens from disk and needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from ahfal_app.errors import ReportError
+from ahfal_app.results import figures, heat_maps, tables
+from ahfal_app.results.files import write_text
+from ahfal_app.results.reading import PARTITION, Run, read_run
+from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.selections import read_class_counts
+from ahfal_app.results.summary import status_text
+from ahfal_app.results.svg import Chart
+from ahfal_app.results.tables import TextTable, grid_table
+from ahfal_app.results.template import PAGE, STYLE
+from ahfal_app.results.units import bytes_text, percent, seconds_text
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A headline number."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its caption and the numbers behind it."""
+
+    chart: Chart
+    caption: str
+    table: TextTable | None = None
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a run, also of one that goes on or was killed.
+
+    Equal folders give equal reports, byte by byte.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+
+    Returns
+    -------
+    Path
+        Absolute path of `report.html`.
+
+    Raises
+    ------
+    ReportError
+        The folder lacks `config.yaml` or `metrics.jsonl`, or a file cannot be read.
+    """
+    run = read_run(folder)
+    path = run.folder / REPORT
+    write_text(path, render_report(run))
+    return path
+
+
+def render_report(run: Run) -> str:
+    """Return the report of a run as HTML."""
+    settings = run.settings
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(PAGE).render(
+        title=run.folder.name,
+        subtitle=f"{settings.strategy} on {settings.dataset}, seed {settings.seed}",
+        style=STYLE,
+        banner=_banner(run),
+        facts=_facts(run),
+        panels=_panels(run),
+        tables=_tables(run),
+    )
+
+
+def _banner(run: Run) -> str:
+    status = status_text(run)
+    return f"{status[0].upper()}{status[1:]}." if status else ""
+
+
+def _facts(run: Run) -> list[Fact]:
+    metrics, settings = run.metrics, run.settings
+    facts = []
+    if metrics.cycles:
+        last = metrics.cycles[-1]
+        name = "Final test accuracy" if run.is_complete else "Test accuracy so far"
+        facts += [
+            Fact(name, percent(last.accuracy), f"trained on {last.labels:,} labels"),
+            Fact("Labels spent", f"{last.ledger.spent:,}", _ledger_note(last)),
+            Fact("Clients", f"{len(last.labels_per_client)}", _partition_note(run)),
+        ]
+    seconds = sum(metrics.seconds.values())
+    sent = f"{bytes_text(metrics.bytes_down)} to, {bytes_text(metrics.bytes_up)} from clients"
+    return [
+        *facts,
+        Fact("Query strategy", settings.strategy, f"threshold τ: {settings.tau:g} points"),
+        Fact("Data set", settings.dataset, f"model {settings.model}"),
+        Fact("Cycles", f"{len(metrics.cycles)} of {settings.num_cycles}", _rounds_note(run)),
+        Fact("Time", seconds_text(seconds), "sum over all phases"),
+        Fact("Sent", bytes_text(metrics.bytes_down + metrics.bytes_up), sent),
+    ]
+
+
+def _ledger_note(cycle: CycleRecord) -> str:
+    ledger = cycle.ledger
+    rest = f", {ledger.reserved:,} reserved" if ledger.reserved else ""
+    return f"of {ledger.allotted:,} allotted{rest}, {ledger.free:,} free"
+
+
+def _partition_note(run: Run) -> str:
+    settings = run.settings
+    skew = "" if settings.partition == "iid" else f", alpha {settings.alpha:g}"
+    return f"{settings.partition}{skew}"
+
+
+def _rounds_note(run: Run) -> str:
+    return f"{len(run.metrics.rounds)} rounds, {run.settings.rounds} in a cycle"
+
+
+def _panels(run: Run) -> list[Panel]:
+    cycles = run.metrics.cycles
+    candidates = [
+        _learning_panel(cycles) if cycles else None,
+        _deviation_panel(run) if cycles else None,
+        _accuracy_panel(run) if cycles else None,
+        _partition_panel(run),
+        _selection_panel(run) if run.class_names else None,
+        _rounds_panel(run) if run.metrics.rounds else None,
+    ]
+    return [panel for panel in candidates if panel is not None]
+
+
+def _learning_panel(cycles: Sequence[CycleRecord]) -> Panel:
+    rows = {
+        f"{cycle.cycle + 1}": (f"{cycle.labels:,}", percent(cycle.accuracy)) for cycle in cycles
+    }
+    return Panel(
+        figures.learning_curve(cycles),
+        "Of the global model on the server's test set, at the end of each cycle.",
+        grid_table("Test accuracy against labels", "Cycle", ("Labels", "Test accuracy"), rows),
+    )
+
+
+def _deviation_panel(run: Run) -> Panel | None:
+    cycles = [cycle for cycle in run.metrics.cycles if cycle.deviation is not None]
+    chart = figures.deviation_chart(cycles, run.class_names, run.settings.tau)
+    if chart is None:
+        return None
+    rows = {
+        f"{place}: {name}": [_deviation_cell(cycle, place) for cycle in cycles]
+        for place, name in enumerate(run.class_names)
+    }
+    return Panel(
+        chart,
+        "Standard deviation over the clients of each class's share of the labels, in percentage "
+        "points. Hollow markers: low-variance classes, below τ (dashed).",
+        grid_table("Deviation in percentage points", "Class", _cycle_names(cycles), rows),
+    )
+
+
+def _deviation_cell(cycle: CycleRecord, place: int) -> str:
+    if cycle.deviation is None or cycle.low is None:
+        return "n/a"
+    return f"{100 * cycle.deviation[place]:.2f} {'low' if cycle.low[place] else 'high'}"
+
+
+def _accuracy_panel(run: Run) -> Panel:
+    cycles = run.metrics.cycles
+    rows = {
+        f"{place}: {name}": [percent(cycle.class_accuracy[place]) for cycle in cycles]
+        for place, name in enumerate(run.class_names)
+    }
+    return Panel(
+        heat_maps.class_accuracy_map(cycles, run.class_names),
+        "Of the global model at the end of each cycle, in percent. Grey: no test samples.",
+        grid_table("Test accuracy of each class", "Class", _cycle_names(cycles), rows),
+    )
+
+
+def _partition_panel(run: Run) -> Panel | None:
+    if "counts" not in run.partition:
+        return None
+    counts_KC = _partition_counts(run)
+    names = run.class_names or tuple(str(place) for place in range(counts_KC.shape[1]))
+    rows = {
+        f"{client}": [f"{count:,}" for count in counts_C]
+        for client, counts_C in enumerate(counts_KC)
+    }
+    return Panel(
+        heat_maps.partition_map(counts_KC, names),
+        "How the training samples, labelled or not, are split over the clients.",
+        grid_table("Samples of each client and class", "Client", names, rows),
+    )
+
+
+def _partition_counts(run: Run) -> NDArray[np.int64]:
+    path = run.folder / PARTITION
+    try:
+        counts_KC = np.array(run.partition["counts"], dtype=np.int64)
+    except (ValueError, TypeError) as error:
+        raise ReportError(f"{path}: counts: {error}") from error
+    num_classes = len(run.class_names) or counts_KC.shape[-1]
+    if counts_KC.ndim != 2 or counts_KC.shape[1] != num_classes:
+        raise ReportError(
+            f"{path}: counts has the shape {counts_KC.shape}; allowed is (clients, {num_classes})"
+        )
+    return counts_KC
+
+
+def _selection_panel(run: Run) -> Panel | None:
+    counts_TC = read_class_counts(run.folder, len(run.class_names))
+    if counts_TC is None or not counts_TC.size:
+        return None
+    return Panel(
+        heat_maps.selection_map(counts_TC, run.class_names),
+        "By their true class, over all clients; known in simulation only.",
+        grid_table(
+            "Selected samples of each class",
+            "Class",
+            [f"Cycle {number + 1}" for number in range(len(counts_TC))],
+            _selection_rows(counts_TC, run.class_names),
+        ),
+    )
+
+
+def _selection_rows(
+    counts_TC: NDArray[np.int64], class_names: Sequence[str]
+) -> dict[str, list[str]]:
+    return {
+        f"{place}: {name}": [f"{count:,}" for count in counts_TC[:, place]]
+        for place, name in enumerate(class_names)
+    }
+
+
+def _rounds_panel(run: Run) -> Panel:
+    return Panel(
+        figures.rounds_chart(run.metrics),
+        "Mean loss of local training over the clients, weighted by their examples.",
+    )
+
+
+def _cycle_names(cycles: Sequence[CycleRecord]) -> list[str]:
+    return [f"Cycle {cycle.cycle + 1}" for cycle in cycles]
+
+
+def _tables(run: Run) -> list[TextTable]:
+    metrics = run.metrics
+    candidates = (
+        tables.cycle_table(metrics) if metrics.cycles else None,
+        tables.failure_table(metrics),
+        tables.time_table(metrics),
+        tables.traffic_table(metrics),
+        tables.settings_table(run),
+        tables.environment_table(run.environment) if run.environment else None,
+    )
+    return [table for table in candidates if table is not None]

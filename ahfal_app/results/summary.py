@@ -1,0 +1,152 @@
+"""The outcome of a run in a few numbers: `summary.json` and the last words on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ahfal_app.results.reading import Run, read_run
+from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.units import bytes_text, percent, seconds_text
+
+#: Files worth pointing at, with what they are, in this order.
+_FILES = (
+    ("report.html", "report"),
+    ("summary.json", "summary"),
+    ("metrics.jsonl", "all metrics"),
+    ("model.safetensors", "final global model"),
+    ("config.yaml", "settings"),
+)
+
+
+def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
+    """Return what `summary.json` holds.
+
+    Parameters
+    ----------
+    run : Run
+        The run, with all records it has so far.
+    stopped : str
+        Why the run ended early; empty if it did not.
+    """
+    settings, cycles = run.settings, run.metrics.cycles
+    seconds = run.metrics.seconds
+    code = run.environment.get("code", {})
+    return {
+        "name": run.folder.name,
+        "strategy": settings.strategy,
+        "strategy_parameters": settings.strategy_parameters,
+        "dataset": settings.dataset,
+        "model": settings.model,
+        "seed": settings.seed,
+        "num_clients": len(cycles[0].labels_per_client) if cycles else settings.num_clients,
+        "partition": settings.partition,
+        "alpha": settings.alpha,
+        "tau": settings.tau,
+        "complete": run.is_complete,
+        "stopped": stopped,
+        "num_cycles": settings.num_cycles,
+        "final_accuracy": cycles[-1].accuracy if cycles else None,
+        "accuracy_per_cycle": [cycle.accuracy for cycle in cycles],
+        "labels_per_cycle": [cycle.labels for cycle in cycles],
+        "ledger": cycles[-1].ledger.model_dump() if cycles else None,
+        "seconds": {"total": sum(seconds.values()), **seconds},
+        "bytes_down": run.metrics.bytes_down,
+        "bytes_up": run.metrics.bytes_up,
+        "failures": run.metrics.num_failures,
+        "commit": code.get("commit"),
+        "dirty": code.get("dirty"),
+        "code_hash": code.get("hash"),
+        "version": code.get("version"),
+    }
+
+
+def status_text(run: Run) -> str:
+    """Return in words how far a run has come; empty if it is complete."""
+    if run.is_complete:
+        return ""
+    done = len(run.metrics.cycles)
+    text = f"partial: {done} of {run.settings.num_cycles} cycles"
+    if begun := [record for record in run.metrics.rounds if record.cycle >= done]:
+        text += f" and {len(begun)} of {run.settings.rounds} rounds of the next"
+    return f"{text}; stopped: {run.stopped}" if run.stopped else text
+
+
+def summary_text(folder: Path) -> str:
+    """Return the outcome of a run as plain lines.
+
+    Raises
+    ------
+    ReportError
+        The folder lacks `config.yaml` or `metrics.jsonl`, or a file cannot be read.
+    """
+    run = read_run(folder)
+    lines = [_title(run), *filter(None, [status_text(run)])]
+    lines += ["  ".join(row) for row in (_row(run, cycle) for cycle in run.metrics.cycles)]
+    return "\n".join([*lines, *_closing(run)])
+
+
+def print_summary(folder: Path, console: Console) -> None:
+    """Print the outcome of a run with a table of its cycles.
+
+    Raises
+    ------
+    ReportError
+        The folder lacks `config.yaml` or `metrics.jsonl`, or a file cannot be read.
+    """
+    run = read_run(folder)
+    table = Table(title=Text(_title(run)), title_justify="left", title_style="bold")
+    for heading in ("cycle", "test accuracy", "labels", "bought", "low-variance classes"):
+        table.add_column(heading, justify="right")
+    for cycle in run.metrics.cycles:
+        low = "" if cycle.low is None else f"{sum(cycle.low)} of {len(cycle.low)}"
+        table.add_row(
+            f"{cycle.cycle + 1}",
+            percent(cycle.accuracy),
+            f"{cycle.labels:,}",
+            f"{cycle.bought:,}",
+            low,
+        )
+    console.print(table)
+    if status := status_text(run):
+        console.print(Text(status, style="yellow"), soft_wrap=True)
+    for line in _closing(run):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _title(run: Run) -> str:
+    settings = run.settings
+    return f"{run.folder.name}: {settings.strategy} on {settings.dataset}, seed {settings.seed}"
+
+
+def _row(run: Run, cycle: CycleRecord) -> tuple[str, ...]:
+    return (
+        f"cycle {cycle.cycle + 1}/{run.settings.num_cycles}",
+        f"{percent(cycle.accuracy):>8} test accuracy",
+        f"{cycle.labels:>9,} labels",
+        f"{cycle.bought:>7,} bought",
+    )
+
+
+def _closing(run: Run) -> list[str]:
+    metrics = run.metrics
+    lines = []
+    if metrics.cycles:
+        ledger = metrics.cycles[-1].ledger
+        lines.append(
+            f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "
+            f"of {ledger.allotted:,} allotted"
+        )
+    lines.append(
+        f"cost: {seconds_text(sum(metrics.seconds.values()))}, "
+        f"{bytes_text(metrics.bytes_down)} to clients, {bytes_text(metrics.bytes_up)} from clients"
+    )
+    if metrics.num_failures:
+        plural = "" if metrics.num_failures == 1 else "s"
+        lines.append(f"failures: {metrics.num_failures} message{plural} without a usable answer")
+    found = [(run.folder / name, what) for name, what in _FILES if (run.folder / name).exists()]
+    return lines + [f"{what}: {path}" for path, what in found]

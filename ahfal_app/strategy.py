@@ -1,0 +1,382 @@
+"""The federated active-learning strategy: cycles of rounds, each ending in a purchase.
+
+A Flower strategy of the Message API. Flower's own `Strategy.start` knows no cycles, no
+checkpoints and no resume, so `start` is ours; training messages are made and aggregated by
+the usual hooks, `configure_train` and `aggregate_train`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from ahfal_app.aggregation import (
+    ARRAYS_KEY,
+    METRICS_KEY,
+    WEIGHT_KEY,
+    aggregate,
+    make_aggregation,
+    problem_with,
+)
+from ahfal_app.errors import QuorumNotReached
+from ahfal_app.federation import Federation, Replies
+from ahfal_app.joining import Membership, check_resumable, join
+from ahfal_app.labels import Ledger
+from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order
+from ahfal_app.purchase import Purchase, buy, total
+from ahfal_app.results.progress import Progress
+from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
+from ahfal_app.results.records import Ledger as LedgerRecord
+from ahfal_app.seeds import numpy_generator
+from ahfal_app.training import Evaluation
+
+#: Called with the global model; returns how it does on the server's test set.
+Evaluate = Callable[[ArrayRecord], Evaluation]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the strategy calls as a run goes on.
+
+    Attributes
+    ----------
+    new_arrays : Callable[[int], ArrayRecord]
+        Returns the freshly initialised model of a cycle.
+    evaluate : Callable[[ArrayRecord], Evaluation]
+        Tests the global model.
+    record : Callable[[RoundRecord | CycleRecord], None]
+        Keeps a record; it must be durable when this returns.
+    checkpoint : Callable[[int, int, ArrayRecord], None]
+        Keeps the state after `round` rounds of `cycle`; durable when this returns.
+    joined : Callable[[Membership], None]
+        Called once, when the clients are known and before any training.
+    """
+
+    new_arrays: Callable[[int], ArrayRecord]
+    evaluate: Evaluate
+    record: Callable[[RoundRecord | CycleRecord], None]
+    checkpoint: Callable[[int, int, ArrayRecord], None]
+    joined: Callable[[Membership], None]
+
+
+class FederatedActiveLearning(Strategy):
+    """Federated averaging with a purchase of labels after each cycle of rounds.
+
+    Parameters
+    ----------
+    order : Order
+        Settings and identity of the run; what every message says.
+    hooks : Hooks
+        What to call on the way.
+    progress : Progress
+        Tells people how far the run is.
+    first_cycle, first_round : int
+        Rounds done by an interrupted run: `first_round` of `first_cycle`.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        hooks: Hooks,
+        progress: Progress,
+        first_cycle: int = 0,
+        first_round: int = 0,
+    ) -> None:
+        self._order = order
+        self._hooks = hooks
+        self._progress = progress
+        self._first = (first_cycle, first_round)
+        self._aggregation = make_aggregation(order.settings.aggregation)
+        self._federation: Federation | None = None
+        self._membership: Membership | None = None
+        self._labelled: dict[int, int] = {}
+        self._ledgers: dict[int, Ledger] = {}
+        self._current = ArrayRecord()
+
+    # --- Flower's hooks -----------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return one message for each client that trains in a round of the current cycle.
+
+        A list and not a generator: in deployment Flower sends nothing of the latter.
+        """
+        self._current = arrays
+        content = RecordDict({ARRAYS_KEY: arrays, CONFIG_KEY: config})
+        group = f"cycle {self._order.cycle} round {server_round}"
+        return [
+            self._clients.message(client, TRAIN, content, group)
+            for client in self._participants(server_round)
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Average usable answers, given by increasing client."""
+        usable = dict(enumerate(replies))
+        metrics = _training_metrics(usable)
+        arrays = aggregate(self._aggregation, server_round, usable, self._current)
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return nothing: the global model is tested on the server."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Return nothing: the global model is tested on the server."""
+
+    def summary(self) -> None:
+        """Tell what is about to be run."""
+        settings = self._order.settings
+        self._progress.note(
+            f"{settings.strategy} on {settings.dataset}: {settings.num_clients} clients, "
+            f"{settings.num_cycles} cycles of {settings.rounds} rounds, run folder "
+            f"{self._order.run_folder}"
+        )
+
+    # --- the loop -----------------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 0,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all cycles that are left.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's grid or the in-process one.
+        initial_arrays : ArrayRecord
+            The model to go on from: a fresh one, or an interrupted run's.
+        num_rounds, train_config, evaluate_config, evaluate_fn
+            Not used: the settings say how many rounds a cycle has, and the hooks evaluate.
+        timeout : float
+            Seconds to wait for the answers to one message.
+
+        Raises
+        ------
+        QuorumNotReached
+            Too few clients gave a usable answer.
+        """
+        self._join(grid, timeout)
+        self.summary()
+        settings = self._order.settings
+        cycle, round_ = self._first
+        self._progress.run_started(
+            settings.num_cycles, settings.rounds, cycle * settings.rounds + round_
+        )
+        result = Result()
+        arrays = initial_arrays
+        for cycle in range(self._first[0], settings.num_cycles):
+            self._order = replace(self._order, cycle=cycle)
+            done = round_ if cycle == self._first[0] else 0
+            for current in range(done + 1, settings.rounds + 1):
+                arrays = self._round(current, arrays, result)
+            result.arrays = arrays
+            arrays = self._close_cycle(arrays, result)
+        self._progress.run_done()
+        return result
+
+    def _join(self, grid: Grid, timeout: float) -> None:
+        settings = self._order.settings
+        # A message must outlive the slowest exchange, a site's labels any single message.
+        time_to_live = timeout + 60.0
+        self._federation = Federation(grid, timeout, time_to_live)
+        self._membership = join(self._federation, replace(self._order, cycle=self._first[0]))
+        for client, reason in self._membership.failures.items():
+            self._progress.warn(f"{self._federation.name(client)} did not join: {reason}")
+        check_resumable(self._membership, self._first[0])
+        settings = self._membership.settings
+        self._order = replace(self._order, settings=settings)
+        self._labelled = {c: m.labelled for c, m in self._membership.members.items()}
+        self._ledgers = {c: m.ledger for c, m in self._membership.members.items()}
+        self._hooks.joined(self._membership)
+
+    @property
+    def _clients(self) -> Federation:
+        if self._federation is None:
+            raise RuntimeError("start() has not been called")
+        return self._federation
+
+    def _participants(self, round_: int) -> list[int]:
+        """Return who trains; in a cycle's last round everyone, so that each has a new f^L."""
+        settings, clients = self._order.settings, self._clients.clients
+        if settings.client_fraction == 1 or round_ == settings.rounds:
+            return list(clients)
+        generator = numpy_generator(settings.seed, "participants", self._order.cycle, round_)
+        size = max(1, math.ceil(settings.client_fraction * len(clients)))
+        return sorted(generator.choice(clients, size=size, replace=False).tolist())
+
+    def _round(self, round_: int, arrays: ArrayRecord, result: Result) -> ArrayRecord:
+        """Run one round, record it and write a checkpoint."""
+        sent = self._traffic()
+        config = replace(self._order, round=round_).to_record()
+        messages = self.configure_train(round_, arrays, config, self._clients.grid)
+        replies = self._clients.exchange(messages)
+        seconds = {"train": replies.seconds}
+        start = time.monotonic()
+        for client in list(replies.messages):
+            problem = problem_with(replies.messages[client].content, arrays)
+            if problem is not None:
+                replies.reject(client, problem)
+        self._require(replies, len(messages), f"round {round_}")
+        arrays, metrics = self.aggregate_train(round_, replies.messages.values())
+        seconds["aggregate"] = time.monotonic() - start
+        accuracy = self._accuracy_between(round_, arrays, seconds)
+        down, up = self._traffic(sent)
+        record = RoundRecord(
+            cycle=self._order.cycle,
+            round=round_,
+            clients=len(replies.messages),
+            failed=_failures(replies.failures),
+            num_examples=int(metrics[WEIGHT_KEY]),  # type: ignore[arg-type]
+            train_loss=float(metrics["loss"]),  # type: ignore[arg-type]
+            test_accuracy=accuracy,
+            seconds=seconds,
+            bytes_down=down,
+            bytes_up=up,
+        )
+        self._hooks.record(record)
+        self._hooks.checkpoint(self._order.cycle, round_, arrays)
+        self._progress.round_done(record)
+        settings = self._order.settings
+        result.train_metrics_clientapp[self._order.cycle * settings.rounds + round_] = metrics
+        return arrays
+
+    def _accuracy_between(
+        self, round_: int, arrays: ArrayRecord, seconds: dict[str, float]
+    ) -> float | None:
+        settings = self._order.settings
+        every = settings.evaluate_every
+        if not every or round_ % every or round_ == settings.rounds:
+            return None
+        start = time.monotonic()
+        accuracy = self._hooks.evaluate(arrays).accuracy
+        seconds["evaluate"] = time.monotonic() - start
+        return accuracy
+
+    def _close_cycle(self, arrays: ArrayRecord, result: Result) -> ArrayRecord:
+        """Test the model, buy labels, record the cycle; return what the next one starts from."""
+        settings, cycle = self._order.settings, self._order.cycle
+        sent = self._traffic()
+        start = time.monotonic()
+        evaluation = self._hooks.evaluate(arrays)
+        seconds = {"evaluate": time.monotonic() - start}
+        trained_on = dict(self._labelled)
+        is_last = cycle + 1 == settings.num_cycles
+        purchase = None if is_last else self._buy(arrays)
+        down, up = self._traffic(sent)
+        record = self._cycle_record(evaluation, trained_on, purchase, seconds, (down, up))
+        self._hooks.record(record)
+        self._progress.cycle_done(record)
+        result.evaluate_metrics_serverapp[(cycle + 1) * settings.rounds] = MetricRecord(
+            {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+        )
+        following = arrays
+        if settings.reset_model and not is_last:
+            following = self._hooks.new_arrays(cycle + 1)
+        self._hooks.checkpoint(cycle + 1, 0, following)
+        return following
+
+    def _buy(self, arrays: ArrayRecord) -> Purchase:
+        purchase = buy(
+            self._clients,
+            replace(self._order, round=0),
+            arrays,
+            self._require,
+            self._progress.note,
+        )
+        self._labelled |= {c: answer.labelled for c, answer in purchase.answers.items()}
+        for client, answer in purchase.answers.items():
+            if answer.fine_tuned:
+                self._progress.note(
+                    f"{self._clients.name(client)} missed the cycle's last round; its local "
+                    "model is the global one, trained on its labels"
+                )
+        return purchase
+
+    def _cycle_record(
+        self,
+        evaluation: Evaluation,
+        trained_on: Mapping[int, int],
+        purchase: Purchase | None,
+        seconds: dict[str, float],
+        traffic: tuple[int, int],
+    ) -> CycleRecord:
+        settings = self._order.settings
+        statistics = purchase.statistics if purchase else None
+        return CycleRecord(
+            cycle=self._order.cycle,
+            labels=sum(trained_on.values()),
+            labels_per_client=tuple(trained_on[client] for client in sorted(trained_on)),
+            accuracy=evaluation.accuracy,
+            class_accuracy=evaluation.class_accuracy_C,
+            loss=evaluation.loss,
+            mean=tuple(statistics.mean_C.tolist()) if statistics else None,
+            deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
+            low=tuple(statistics.low_C.tolist()) if statistics else None,
+            tau=settings.tau,
+            budget=total(purchase.answers, "selected") if purchase else 0,
+            bought=sum(self._labelled.values()) - sum(trained_on.values()),
+            pending=purchase.pending if purchase else 0,
+            ledger=self._ledger(purchase),
+            failed=_failures(purchase.failures if purchase else {}),
+            seconds=seconds | (purchase.seconds if purchase else {}),
+            bytes_down=traffic[0],
+            bytes_up=traffic[1],
+        )
+
+    def _ledger(self, purchase: Purchase | None) -> LedgerRecord:
+        """Return the clients' ledgers together, as last heard of."""
+        if purchase is not None:
+            self._ledgers |= {c: answer.ledger for c, answer in purchase.answers.items()}
+        ledgers = self._ledgers.values()
+        return LedgerRecord(
+            allotted=sum(ledger.allotted for ledger in ledgers),
+            spent=sum(ledger.spent for ledger in ledgers),
+            reserved=sum(ledger.reserved for ledger in ledgers),
+            free=sum(ledger.free for ledger in ledgers),
+        )
+
+    def _traffic(self, before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """Return the bytes sent down and up since then."""
+        clients = self._clients
+        return clients.bytes_down - before[0], clients.bytes_up - before[1]
+
+    def _require(self, replies: Replies, asked: int, what: str) -> None:
+        """Stop the run where too few clients answered usefully."""
+        quorum = self._order.settings.quorum
+        needed = max(1, math.ceil(quorum * asked))
+        if len(replies.messages) < needed:
+            raise QuorumNotReached(
+                f"cycle {self._order.cycle}, {what}: {len(replies.messages)} of {asked} clients "
+                f"answered usefully, {needed} are needed (quorum={quorum}); "
+                f"{self._clients.describe(replies.failures)}"
+            )
+
+
+def _training_metrics(replies: Mapping[int, Message]) -> MetricRecord:
+    metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies.values()]
+    examples = [int(record[WEIGHT_KEY]) for record in metrics]  # type: ignore[arg-type]
+    losses = [float(record["loss"]) for record in metrics]  # type: ignore[arg-type]
+    weighted = sum(n * loss for n, loss in zip(examples, losses, strict=True))
+    return MetricRecord({WEIGHT_KEY: sum(examples), "loss": weighted / sum(examples)})
+
+
+def _failures(failures: Mapping[int, str]) -> tuple[Failure, ...]:
+    return tuple(Failure(client=client, reason=reason) for client, reason in failures.items())

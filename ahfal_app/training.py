@@ -1,0 +1,236 @@
+"""Local training, prediction and evaluation: the only code that runs networks.
+
+SGD with momentum and weight decay on the labelled set, as the AHFAL paper trains. The
+learning rate drops once, after a number of local epochs of the cycle; momentum persists
+over the rounds of a cycle although the weights are overwritten by the global model's.
+
+Shapes: N samples, B of a batch, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.device import DeviceImages
+from ahfal_app.models import Classifier
+
+#: Maps float32 logits (B, C) and labels (B,) to a scalar.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_PREDICTION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train locally, with nothing left to be decided."""
+
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    lr_decay_epochs: int
+    lr_decay_factor: float
+    augmentation: Augmentation
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """Return the learning rate of a cycle's local epoch, from 0."""
+        if self.lr_decay_epochs and epoch >= self.lr_decay_epochs:
+            return self.learning_rate * self.lr_decay_factor
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What persists over the rounds of a cycle: momentum by parameter, and epochs done."""
+
+    momentum: dict[str, Tensor]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What local training gives besides the trained model."""
+
+    num_examples: int
+    loss: float
+    state: TrainingState
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits (N, C) and features (N, D) of one forward pass, float32."""
+
+    logits_NC: Tensor
+    embeddings_ND: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on a test set; a class without test samples has no accuracy."""
+
+    accuracy: float
+    class_accuracy_C: tuple[float | None, ...]
+    loss: float
+
+
+def resolve_precision(
+    precision: str, device: torch.device, model_name: str
+) -> Literal["fp32", "bf16"]:
+    """Return the arithmetic that a setting means."""
+    if precision == "auto":
+        return "bf16" if _has_native_bf16(device) and model_name != "small-cnn" else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def resolve_compile(setting: str, device: torch.device, model_name: str) -> bool:
+    """Return whether to compile the training step."""
+    return setting == "on"
+
+
+def train_locally(
+    model: Classifier,
+    images: DeviceImages,
+    rows_N: Tensor,
+    labels_N: Tensor,
+    recipe: Recipe,
+    state: TrainingState | None,
+    generator: torch.Generator,
+    loss: Loss = cross_entropy,
+) -> TrainingResult:
+    """Train a model in place on some rows of a split.
+
+    Parameters
+    ----------
+    model : Classifier
+        On the device of the images.
+    images : DeviceImages
+        The split.
+    rows_N, labels_N : Tensor
+        Rows of the split and their labels, int64, at least one.
+    recipe : Recipe
+        How to train.
+    state : TrainingState | None
+        Momentum and epochs of the cycle's rounds before; None in a cycle's first.
+    generator : torch.Generator
+        On the CPU; keyed by cycle and round, or all rounds would see the same batches.
+    loss : Loss
+        Of a batch's logits and labels.
+
+    Returns
+    -------
+    TrainingResult
+        With the mean loss of the last epoch.
+    """
+    epochs_before = state.epochs if state is not None else 0
+    optimizer = _optimizer(model, recipe, state)
+    labels_N = labels_N.to(images.device)
+    was_training = model.training
+    model.train()
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
+    for epoch in range(epochs_before, epochs_before + recipe.local_epochs):
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(epoch)
+        total = torch.zeros((), dtype=torch.float64, device=images.device)
+        for batch_B in torch.randperm(len(rows_N), generator=generator).split(recipe.batch_size):
+            inputs = images.augmented(rows_N[batch_B], recipe.augmentation, generator)
+            optimizer.zero_grad(set_to_none=True)
+            with _arithmetic(images.device, recipe.precision):
+                logits_BC = model(inputs)
+            batch_loss = loss(logits_BC.float(), labels_N[batch_B.to(images.device)])
+            batch_loss.backward()
+            optimizer.step()
+            total += batch_loss.detach() * len(batch_B)
+    model.train(was_training)
+    momentum = {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in model.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }
+    return TrainingResult(
+        len(rows_N),
+        float(total) / len(rows_N),
+        TrainingState(momentum, epochs_before + recipe.local_epochs),
+    )
+
+
+def predict(model: Classifier, images: DeviceImages, rows_N: Tensor) -> Predictions:
+    """Return logits and features of rows, in evaluation mode, float32, not augmented."""
+    logits, embeddings = [], []
+    with _evaluation(model):
+        for rows_B in rows_N.split(_PREDICTION_BATCH):
+            embeddings.append(model.features(images.batch(rows_B)))
+            logits.append(model.head(embeddings[-1]))
+    if not logits:
+        width, classes = model.head.in_features, model.head.out_features
+        return Predictions(torch.empty(0, classes), torch.empty(0, width))
+    return Predictions(torch.cat(logits), torch.cat(embeddings))
+
+
+def evaluate(model: Classifier, images: DeviceImages, num_classes: int) -> Evaluation:
+    """Return accuracy, accuracy of each class and mean cross-entropy on a whole split."""
+    logits_NC = predict(model, images, torch.arange(len(images))).logits_NC
+    labels_N = images.labels_N
+    correct_N = logits_NC.argmax(dim=1) == labels_N
+    counts_C = torch.bincount(labels_N, minlength=num_classes).tolist()
+    right_C = torch.bincount(labels_N[correct_N], minlength=num_classes).tolist()
+    losses_N = cross_entropy(logits_NC, labels_N, reduction="none")
+    return Evaluation(
+        accuracy=int(correct_N.sum()) / len(labels_N),
+        class_accuracy_C=tuple(
+            right / count if count else None
+            for right, count in zip(right_C, counts_C, strict=True)
+        ),
+        loss=float(losses_N.double().mean()),
+    )
+
+
+def _optimizer(
+    model: nn.Module, recipe: Recipe, state: TrainingState | None
+) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+    for name, parameter in model.named_parameters():
+        if state is not None and name in state.momentum:
+            buffer = state.momentum[name].to(parameter.device, copy=True)
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+    return optimizer
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
