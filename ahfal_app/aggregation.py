@@ -7,8 +7,10 @@ batch-norm means and variances alike, as the paper's code base does. Integer cou
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -71,7 +73,8 @@ def aggregate(
     averaged = {name for name, array in current.items() if np.dtype(array.dtype).kind == "f"}
     for reply in replies.values():
         reply.content = _reduced(reply.content, averaged)
-    mean, _ = aggregation.aggregate_train(round_, list(replies.values()))
+    with _quiet():
+        mean, _ = aggregation.aggregate_train(round_, list(replies.values()))
     if mean is None:
         raise QuorumNotReached(f"round {round_}: {type(aggregation).__name__} gave no model")
     result = ArrayRecord()
@@ -82,6 +85,18 @@ def aggregate(
             value = np.max([record[name].numpy() for record in received], axis=0)
         result[name] = Array(np.asarray(value, dtype=array.dtype))
     return result
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Flower's line for each aggregation out of the log; progress tells it better."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reduced(content: RecordDict, names: Collection[str]) -> RecordDict:

@@ -128,12 +128,12 @@ class Client:
             counted yet.
         """
         with self._labels() as store:
-            budget = self._settings.labels_due(0, len(self._rows_N))
             if store.request(self._request_id(0)) is None:
+                budget = self._allotted(store, 0)
                 strategy = make_strategy("random", {})
                 context = self._context(budget, 0, _no_statistics(self._resources), store)
                 chosen = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
-                self._reserve(store, 0, strategy.name, budget, chosen)
+                self._reserve(store, 0, strategy.name, chosen)
             self._ask_oracle(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
@@ -217,27 +217,24 @@ class Client:
         cycle: int,
         statistics: ClassStatistics,
     ) -> None:
-        # Measured against what was allotted, so that a client that missed a purchase catches up.
-        due = self._settings.labels_due(cycle + 1, len(self._rows_N))
-        budget = due - store.ledger().allotted
+        budget = self._allotted(store, cycle + 1)
         strategy = make_strategy(self._settings.strategy, self._settings.strategy_parameters)
         pool = self._pool(store, local, tensors)
         context = self._context(budget, cycle + 1, statistics, store)
         chosen = checked_select(strategy, pool, context)
         self._record(strategy, pool, context, chosen, cycle)
-        self._reserve(store, cycle + 1, strategy.name, budget, chosen)
+        self._reserve(store, cycle + 1, strategy.name, chosen)
+
+    def _allotted(self, store: SQLiteLabelStore, cycle: int) -> int:
+        """Grant what is due by a cycle and return what is free: B_i, and what was missed before."""
+        store.allot(self._settings.labels_due(cycle, len(self._rows_N)))
+        return store.ledger().free
 
     def _reserve(
-        self,
-        store: SQLiteLabelStore,
-        cycle: int,
-        strategy: str,
-        budget: int,
-        chosen: NDArray[np.int64],
+        self, store: SQLiteLabelStore, cycle: int, strategy: str, chosen: NDArray[np.int64]
     ) -> None:
-        store.allot(f"cycle-{cycle}", budget)
-        request = LabelRequest(self._request_id(cycle), cycle, strategy, tuple(chosen.tolist()))
-        store.reserve(request)
+        samples = tuple(chosen.tolist())
+        store.reserve(LabelRequest(self._request_id(cycle), cycle, strategy, samples))
 
     def _ask_oracle(self, store: SQLiteLabelStore) -> None:
         """Submit every open request, again if need be, and store what has been answered."""

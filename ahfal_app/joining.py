@@ -164,7 +164,8 @@ def check_resumable(membership: Membership, cycle: int) -> None:
     ResumeError
         A client's labels are gone.
     """
-    behind = {c: m for c, m in membership.members.items() if m.last_cycle < cycle}
+    bought = min(cycle, membership.settings.num_cycles - 1)
+    behind = {c: m for c, m in membership.members.items() if m.last_cycle < bought}
     if behind:
         client, member = next(iter(behind.items()))
         raise ResumeError(

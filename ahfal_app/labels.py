@@ -36,7 +36,6 @@ CREATE TABLE ledger (
     free INTEGER NOT NULL CHECK (free >= 0),
     CHECK (allotted = spent + reserved + free)
 ) STRICT;
-CREATE TABLE allotments (purpose TEXT PRIMARY KEY, amount INTEGER NOT NULL) STRICT;
 CREATE TABLE requests (
     request_id TEXT PRIMARY KEY,
     cycle INTEGER NOT NULL,
@@ -135,7 +134,7 @@ class Conflict:
 class LabelStore(Protocol):
     """The one owner of a client's labels and of its ledger."""
 
-    def allot(self, purpose: str, amount: int) -> None: ...
+    def allot(self, total: int) -> None: ...
     def reserve(self, request: LabelRequest) -> LabelRequest: ...
     def commit(self, receipts: Iterable[LabelReceipt]) -> int: ...
     def release(self, request_id: str) -> int: ...
@@ -213,27 +212,14 @@ class SQLiteLabelStore:
 
     # --- changes, one transaction each ------------------------------------------------
 
-    def allot(self, purpose: str, amount: int) -> None:
-        """Grant `amount` more labels for a purpose; a repeated grant changes nothing.
+    def allot(self, total: int) -> None:
+        """Grant labels so that `total` have been allotted in all; never takes any back.
 
-        Raises
-        ------
-        StoreError
-            The same purpose was granted another amount before.
+        Said in total, and not in addition, so that a repeated grant changes nothing.
         """
-        if amount < 0:
-            raise StoreError(f"allotment for {purpose!r}: {amount} labels; allowed is ≥ 0")
         with self._transaction():
-            row = self._connection.execute(
-                "SELECT amount FROM allotments WHERE purpose = ?", (purpose,)
-            ).fetchone()
-            if row is None:
-                self._connection.execute("INSERT INTO allotments VALUES (?, ?)", (purpose, amount))
-                self._move(allotted=amount, free=amount)
-            elif row[0] != amount:
-                raise StoreError(
-                    f"allotment for {purpose!r}: {amount} labels, but {row[0]} were granted before"
-                )
+            more = max(0, total - self.ledger().allotted)
+            self._move(allotted=more, free=more)
 
     def reserve(self, request: LabelRequest) -> LabelRequest:
         """Reserve a request's samples and return it; a known id returns the first request.
@@ -380,19 +366,12 @@ class SQLiteLabelStore:
         """
         (integrity,) = self._connection.execute("PRAGMA integrity_check").fetchone()
         ledger = self.ledger()
-        (allotted,) = self._connection.execute(
-            "SELECT coalesce(sum(amount), 0) FROM allotments"
-        ).fetchone()
         spent = self._count("state = ?", "labelled")
         reserved = self._count("state = ?", "reserved")
-        if integrity != "ok" or (allotted, spent, reserved) != (
-            ledger.allotted,
-            ledger.spent,
-            ledger.reserved,
-        ):
+        if integrity != "ok" or (spent, reserved) != (ledger.spent, ledger.reserved):
             raise StoreError(
                 f"label store: integrity {integrity}; {ledger} but the rows say "
-                f"allotted={allotted}, spent={spent}, reserved={reserved}"
+                f"spent={spent}, reserved={reserved}"
             )
 
     # --- inside -----------------------------------------------------------------------

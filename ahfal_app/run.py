@@ -22,13 +22,9 @@ from ahfal_app.preflight import check_data, check_settings
 from ahfal_app.protocol import Order
 from ahfal_app.resources import Resources, resources
 from ahfal_app.results.environment import describe_environment
-from ahfal_app.results.files import write_json
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import read_run
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
-from ahfal_app.results.selections import merge_selections
-from ahfal_app.results.summary import build_summary
 from ahfal_app.strategy import FederatedActiveLearning, Hooks
 from ahfal_app.training import Evaluation, evaluate
 
@@ -98,15 +94,16 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start.position.round,
     )
     try:
-        result = strategy.start(grid, start.arrays, timeout=settings.round_timeout)
+        with progress:
+            result = strategy.start(grid, start.arrays, timeout=settings.round_timeout)
     except AhfalError as error:
-        _finish(start.folder, f"{type(error).__name__}: {error}")
+        recorder.finish(stopped=f"{type(error).__name__}: {error}")
+        write_report(start.folder)
         raise
-    finally:
-        progress.run_done()
     arrays = result.arrays if len(result.arrays) else start.arrays
     save_file(_to_numpy(arrays), start.folder / _MODEL)
-    _finish(start.folder)
+    recorder.finish()
+    write_report(start.folder)
     return start.folder
 
 
@@ -211,11 +208,3 @@ def _to_numpy(arrays: ArrayRecord) -> Arrays:
 
 def _write_checkpoint(folder: Path, position: Position, arrays: ArrayRecord) -> None:
     write_checkpoint(folder / _CHECKPOINTS, Checkpoint(position, _to_numpy(arrays)))
-
-
-def _finish(folder: Path, stopped: str = "") -> None:
-    """Write what is computed from the records: selections, summary and report."""
-    run = read_run(folder)
-    merge_selections(folder, len(run.metrics.cycles))
-    write_json(folder / "summary.json", build_summary(run, stopped))
-    write_report(folder)

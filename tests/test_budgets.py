@@ -152,6 +152,10 @@ class TestRepresentationRatio:
         result = representation_ratio_budgets(counts, [0.25] * 4, capacities, budget)
         assert result.tolist() == expected
 
+    def test_class_that_no_client_has_labelled_is_tried_first(self) -> None:
+        budgets = representation_ratio_budgets([0, 10], [0.0, 1.0], [MANY, MANY], 1)
+        assert budgets.tolist() == [1, 0]
+
     def test_rounding_of_the_target_buys_no_label(self) -> None:
         # 0.1 is a little more than a tenth: ten classes must get ten labels each, not 11.
         result = representation_ratio_budgets([20] * 10, [0.1] * 10, [MANY] * 10, 100)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def _other_version(folder: Path) -> None:
         _other_version,
     ],
 )
-def test_a_damaged_entry_is_built_again(tmp_path: Path, damage) -> None:
+def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     open_entry(tmp_path)
     damage(tmp_path / "decoded" / KEY)
     open_entry(tmp_path)
@@ -189,8 +190,7 @@ def test_opening_decoded_data_imports_no_heavy_package(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     outputs = [
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
-        for _ in range(2)
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)
     ]
     assert "sklearn" in outputs[0]
     assert outputs[1].strip() == "[]"

@@ -50,7 +50,7 @@ def _answers(request: LabelRequest, label: int = 1) -> list[LabelReceipt]:
 
 def test_ledger_follows_a_request_to_its_labels(reopen):
     store = reopen()
-    store.allot("cycle-0", 5)
+    store.allot(5)
     assert store.ledger() == Ledger(5, 0, 0, 5)
     request = store.reserve(_request(4, 0, 8))
     assert store.ledger() == Ledger(5, 0, 3, 2)
@@ -69,7 +69,7 @@ def test_ledger_follows_a_request_to_its_labels(reopen):
 
 def test_repeated_request_returns_the_first_and_buys_nothing(reopen):
     store = reopen()
-    store.allot("cycle-0", 10)
+    store.allot(10)
     first = store.reserve(_request(0, 2))
     store = reopen(store)
     again = store.reserve(_request(4, 6, 8))
@@ -80,18 +80,16 @@ def test_repeated_request_returns_the_first_and_buys_nothing(reopen):
     assert store.ledger() == Ledger(10, 2, 0, 8)
 
 
-def test_repeated_allotment_counts_once_and_must_agree(reopen):
+def test_allotment_is_a_total_that_never_falls(reopen):
     store = reopen()
-    store.allot("cycle-0", 4)
-    store.allot("cycle-0", 4)
-    assert store.ledger().allotted == 4
-    with pytest.raises(StoreError, match=r"'cycle-0': 5 labels, but 4"):
-        store.allot("cycle-0", 5)
+    for total in (4, 4, 2, 6):
+        store.allot(total)
+    assert store.ledger() == Ledger(6, 0, 0, 6)
 
 
 def test_refusals_change_nothing(reopen):
     store = reopen()
-    store.allot("cycle-0", 2)
+    store.allot(2)
     for request, error in [
         (_request(0, 2, 4), BudgetExceeded),
         (_request(0, 0), PoolExhausted),
@@ -111,7 +109,7 @@ def test_refusals_change_nothing(reopen):
 
 def test_first_label_stands_and_conflicts_are_kept(reopen):
     store = reopen()
-    store.allot("cycle-0", 1)
+    store.allot(1)
     request = store.reserve(_request(6))
     store.commit(_answers(request, label=1))
     store.commit([LabelReceipt(request.request_id, 6, 2, "bert")])
@@ -125,7 +123,7 @@ def test_first_label_stands_and_conflicts_are_kept(reopen):
 
 def test_open_requests_by_age(reopen):
     store = reopen()
-    store.allot("all", 4)
+    store.allot(4)
     store.reserve(_request(2, cycle=1))
     done = store.reserve(_request(0, cycle=0))
     assert [r.cycle for r in store.open_requests()] == [0, 1]
@@ -136,7 +134,7 @@ def test_open_requests_by_age(reopen):
 def test_labels_through_a_cycle(reopen):
     store = reopen()
     assert store.last_cycle() == -1
-    store.allot("all", 4)
+    store.allot(4)
     for cycle, sample in enumerate((10, 2)):
         store.commit(_answers(store.reserve(_request(sample, cycle=cycle))))
     assert store.labelled(0).samples_N.tolist() == [10]
@@ -146,14 +144,14 @@ def test_labels_through_a_cycle(reopen):
 
 def test_a_request_keeps_the_order_of_choice(reopen):
     store = reopen()
-    store.allot("all", 3)
+    store.allot(3)
     request = store.reserve(_request(8, 0, 4))
     assert reopen(store).request(request.request_id) == request
 
 
 def test_other_samples_are_refused(reopen):
     store = reopen()
-    store.allot("cycle-0", 1)
+    store.allot(1)
     with pytest.raises(StoreError, match="another set of samples"):
         reopen(store, SAMPLES_N[:-1])
 
@@ -183,7 +181,7 @@ def test_verify_sees_a_ledger_that_disagrees_with_the_samples(tmp_path):
     path = tmp_path / "labels.sqlite"
     store = SQLiteLabelStore.open_file(path, SAMPLES_N, 3)
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE ledger SET allotted = 1, free = 1")
+        connection.execute("UPDATE ledger SET allotted = 1, spent = 1")
     with pytest.raises(StoreError, match="rows say"):
         store.verify()
 
@@ -207,10 +205,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(amount=st.integers(0, 10))
     def allot(self, amount: int) -> None:
-        self.store.allot(f"grant-{self.cycle}-{self.allotted}-{amount}", 0)
-        self.store.allot(f"cycle-{self.cycle}", amount)
         self.allotted += amount
-        self.cycle += 1
+        self.store.allot(self.allotted)
+        self.store.allot(self.allotted - amount)
 
     @rule(samples=st.lists(st.sampled_from(SAMPLES_N.tolist()), max_size=6))
     def reserve(self, samples: list[int]) -> None:
@@ -278,7 +275,7 @@ _WRITER = """
     from ahfal_app.labels import LabelReceipt, LabelRequest, SQLiteLabelStore, request_id
     store = SQLiteLabelStore.open_file(Path(sys.argv[1]), np.arange(100_000), 10)
     start = int(sys.argv[2])
-    store.allot(f"grant-{start}", 5000)
+    store.allot(start + 5000)
     for i in range(start, start + 5000):
         identity = request_id("run", 0, i)
         store.reserve(LabelRequest(identity, i, "x", (i,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +28,8 @@ OWN = ("dirichlet-capped", "dirichlet-balanced", "iid")
 LABELS = np.repeat(np.arange(10), 500)
 
 
-def split(labels: NDArray[np.int64], num_clients: int, **settings: object) -> Partition:
-    return make_partition(
-        Settings(**settings), labels, int(labels.max()) + 1, num_clients
-    )
+def split(labels: NDArray[np.int64], num_clients: int, **settings: Any) -> Partition:
+    return make_partition(Settings(**settings), labels, int(labels.max()) + 1, num_clients)
 
 
 def check_rows(partition: Partition, num_rows: int, num_clients: int) -> NDArray[np.int64]:
@@ -52,7 +51,7 @@ def proportions(partition: Partition, labels: NDArray[np.int64]) -> NDArray[np.f
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[NDArray[np.int64], int, float, int]:
+def cases(draw: st.DrawFn) -> tuple[NDArray[np.int64], int, float, int]:
     """Draw labels of very uneven classes, a number of clients, alpha and a seed."""
     counts = draw(st.lists(st.integers(0, 80), min_size=2, max_size=12))
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -63,13 +62,13 @@ def requests(draw: st.DrawFn) -> tuple[NDArray[np.int64], int, float, int]:
 
 
 @pytest.mark.parametrize("name", OWN)
-@hypothesis_settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)
-@given(request=requests())
-def test_any_request_ends_with_a_partition_or_the_named_error(name: str, request) -> None:
-    labels, num_clients, alpha, seed = request
-    wanted = {
+@hypothesis_settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_any_request_ends_with_a_partition_or_the_named_error(
+    name: str, case: tuple[NDArray[np.int64], int, float, int]
+) -> None:
+    labels, num_clients, alpha, seed = case
+    wanted: dict[str, Any] = {
         "partition": name,
         "alpha": alpha,
         "seed": seed,
@@ -91,7 +90,7 @@ def test_any_request_ends_with_a_partition_or_the_named_error(name: str, request
 def test_rows_are_dealt_once_and_equal_for_equal_seeds(
     name: str, num_clients: int, tmp_path: Path
 ) -> None:
-    wanted = {"partition": name, "alpha": 1.0, "min_partition_size": 3}
+    wanted: dict[str, Any] = {"partition": name, "alpha": 1.0, "min_partition_size": 3}
     first = split(LABELS, num_clients, data_dir=str(tmp_path / "a"), **wanted)
     check_rows(first, len(LABELS), num_clients)
     partition_module._partition.cache_clear()
@@ -105,7 +104,7 @@ def test_rows_are_dealt_once_and_equal_for_equal_seeds(
 
 @pytest.mark.parametrize(
     ("name", "fingerprint"),
-    [("dirichlet-capped", "?"), ("dirichlet-balanced", "?"), ("iid", "?")],
+    [("dirichlet-capped", "5d4a487b"), ("dirichlet-balanced", "fa5eba6d"), ("iid", "90161759")],
 )
 def test_partitions_stay_as_they_are_on_all_machines(name: str, fingerprint: str) -> None:
     assert split(LABELS, 10, partition=name).fingerprint.startswith(fingerprint)
@@ -212,7 +211,7 @@ def test_samples_of_a_class_are_drawn_at_random() -> None:
     ],
 )
 def test_what_cannot_be_split_is_refused_by_name(
-    settings: dict[str, object], num_clients: int, message: str, tmp_path: Path
+    settings: dict[str, Any], num_clients: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(PartitionError, match=message):
         split(LABELS, num_clients, data_dir=str(tmp_path), **settings)
@@ -226,7 +225,7 @@ def test_labels_outside_the_classes_are_refused() -> None:
 def test_the_partition_of_flwr_datasets_is_kept_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = {"partition": "dirichlet", "data_dir": str(tmp_path), "seed": 5}
+    wanted: dict[str, Any] = {"partition": "dirichlet", "data_dir": str(tmp_path), "seed": 5}
     first = split(LABELS, 10, **wanted)
     (kept,) = (tmp_path / "partitions").iterdir()
 
@@ -245,11 +244,13 @@ def test_the_partition_of_flwr_datasets_is_kept_on_disk(
 
 
 def test_other_settings_are_kept_apart(tmp_path: Path) -> None:
-    fingerprints = {
-        split(LABELS, clients, partition="dirichlet", data_dir=str(tmp_path), **settings).fingerprint
-        for clients, settings in [(10, {}), (9, {}), (10, {"alpha": 0.5}), (10, {"seed": 1})]
-    }
-    assert len(fingerprints) == 4
+    common = {"partition": "dirichlet", "data_dir": str(tmp_path)}
+    variants: list[dict[str, Any]] = [{}, {"alpha": 0.5}, {"seed": 1}, {"min_partition_size": 9}]
+    fingerprints = [split(LABELS, 10, **common, **variant).fingerprint for variant in variants]
+    fingerprints.append(split(LABELS, 9, **common).fingerprint)
+    # A lower limit changes nothing where the first draw keeps it.
+    assert len(set(fingerprints)) == 4
+    assert len(list((tmp_path / "partitions").iterdir())) == 5
 
 
 @pytest.mark.parametrize(

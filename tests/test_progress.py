@@ -8,9 +8,7 @@ from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, Ledger, RoundRecord
 
 
-def observed(
-    times: list[float], terminal: bool = False, failures: tuple[Failure, ...] = ()
-) -> str:
+def observed(times: list[float], terminal: bool = False, failures: tuple[Failure, ...] = ()) -> str:
     """Run two rounds per time, with one cycle at the end, and return what was written."""
     file = io.StringIO()
     clock = iter(times)

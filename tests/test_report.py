@@ -95,8 +95,7 @@ def page(html: str) -> Page:
 
 def svgs(html: str) -> list[ElementTree.Element]:
     return [
-        ElementTree.fromstring(text)  # noqa: S314
-        for text in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+        ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     ]
 
 

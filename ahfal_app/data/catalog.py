@@ -2,7 +2,7 @@
 
 Normalisation and augmentation are those of Cao et al. (KAFAL, ICCV 2023) for CIFAR-10, and
 the usual ones for the others. Note that the standard deviations of CIFAR-10 that the
-literature uses are not those of all pixels, but the mean of those of single images.
+literature uses are near the mean of those of single images, and below those of all pixels.
 """
 
 from __future__ import annotations

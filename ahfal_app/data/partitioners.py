@@ -18,7 +18,7 @@ from ahfal_app.errors import PartitionError
 from ahfal_app.seeds import numpy_generator
 
 
-class RowPartitioner(Partitioner):
+class RowPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets is not typed
     """A partitioner that gives each client a strictly increasing array of row numbers.
 
     Parameters

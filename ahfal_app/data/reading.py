@@ -11,6 +11,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 from PIL import Image
+from pyarrow import parquet
 
 from ahfal_app.errors import DatasetError
 
@@ -48,8 +49,10 @@ def read_folder(folder: Path, work_dir: Path) -> RawSplits:
     with _reading(f"dataset={str(folder)!r}: the folder cannot be read"):
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return _choose_splits(datasets.load_from_disk(str(folder)), str(folder))
-        suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        suffixes = {path.suffix.lower() for path in files}
         if ".parquet" in suffixes:
+            _check_parquet(files)
             loaded = datasets.load_dataset(str(folder), cache_dir=str(work_dir))
         elif suffixes & Image.registered_extensions().keys():
             loaded = datasets.load_dataset(
@@ -86,10 +89,18 @@ def _reading(failure: str) -> Iterator[None]:
     try:
         yield
     except (DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise DatasetError(f"{failure}: {type(error).__name__}: {error}") from error
+        cause = error.__cause__ or error
+        raise DatasetError(f"{failure}: {type(cause).__name__}: {cause}") from error
     finally:
         if bars:
             datasets.enable_progress_bars()
+
+
+def _check_parquet(files: list[Path]) -> None:
+    """Refuse files without rows, on which `datasets` fails without saying why."""
+    for path in files:
+        if path.suffix.lower() == ".parquet" and not parquet.read_metadata(path).num_rows:
+            raise DatasetError(f"dataset: {path} is empty; a split must have rows")
 
 
 def _choose_splits(loaded: object, name: str) -> RawSplits:

@@ -140,6 +140,12 @@ def dirichlet_balanced(
     ------
     PartitionError
         The draw could not be balanced.
+
+    Notes
+    -----
+    The published procedure scales to unit sums, which fits classes of equal size, without
+    a limit of steps, and deals out whole samples greedily. Scaling to the sizes of classes
+    and clients themselves fits any classes, and with these counts sizes are always equal.
     """
     counts_C = np.unique(labels_N, return_counts=True)[1]
     log_shares_KC = _log_gamma(alpha, (num_clients, len(counts_C)), generator)

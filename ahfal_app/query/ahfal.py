@@ -41,7 +41,7 @@ class Ahfal(ScoringStrategy):
     name: ClassVar[str] = "ahfal"
     paper: ClassVar[str] = (
         "Federated active learning via class-adaptive local-global balancing (AHFAL), "
-        "under review, 2025"
+        "under double-blind review"
     )
     signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS, Signal.GLOBAL_LOGITS})
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ahfal_app
+from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
 
 _PACKAGES = (
     "torch",
@@ -27,7 +26,6 @@ _PACKAGES = (
     "pydantic",
     "scikit-learn",
 )
-_SOURCE = Path(ahfal_app.__file__).resolve().parent
 
 
 def describe_environment(
@@ -61,16 +59,6 @@ def describe_code() -> dict[str, Any]:
     return {"version": ahfal_app.__version__, "hash": code_hash(), **_commit()}
 
 
-@functools.cache
-def code_hash() -> str:
-    """Return the SHA-256 (hex) of the package's Python files and their relative paths."""
-    digest = hashlib.sha256()
-    for path in sorted(_SOURCE.rglob("*.py")):
-        for part in (path.relative_to(_SOURCE).as_posix().encode(), path.read_bytes()):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
-
-
 def describe_hardware() -> dict[str, Any]:
     """Return processor, cores, memory in bytes and, if torch is loaded, the GPUs."""
     return {
@@ -98,7 +86,7 @@ def _git(*arguments: str) -> str | None:
     if git is None:
         return None
     done = subprocess.run(  # noqa: S603  # fixed arguments, no shell
-        [git, "-C", str(_SOURCE), *arguments], capture_output=True, text=True, check=False
+        [git, "-C", str(PACKAGE_FOLDER), *arguments], capture_output=True, text=True, check=False
     )
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from ahfal_app.config import Settings
 from ahfal_app.errors import ConfigError
@@ -108,7 +111,9 @@ class Recorder:
         environment: Mapping[str, Any],
         partition: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write what is known before the first round; a resumed run does not start again.
+        """Write what is known before the first round.
+
+        It may be repeated once more is known; records that are there already stay.
 
         Parameters
         ----------
@@ -185,9 +190,17 @@ def _is_until(record: Record, cycle: int, round: int) -> bool:
     return (record.cycle, record.round) <= (cycle, round)
 
 
-def describe_partition(counts_KC: Sequence[Sequence[int]], fingerprint: str) -> dict[str, Any]:
-    """Return what `partition.json` holds: samples per client and class, and a fingerprint."""
+def describe_partition(counts_KC: ArrayLike, fingerprint: str) -> dict[str, Any]:
+    """Return what `partition.json` holds.
+
+    Parameters
+    ----------
+    counts_KC : array_like, shape (clients, classes)
+        Samples of each client and class, labelled or not.
+    fingerprint : str
+        `Partition.fingerprint`.
+    """
     return {
         "fingerprint": fingerprint,
-        "counts": [[int(count) for count in counts_C] for counts_C in counts_KC],
+        "counts": np.asarray(counts_KC).astype(np.int64).tolist(),
     }

@@ -56,6 +56,8 @@ code { font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; 
   figure, .facts div, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   .scroll { overflow: visible; }
+  table { font-size: 7.5pt; }
+  th.number, td.number { padding: .2rem .25rem; }
 }
 """
 

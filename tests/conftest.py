@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulation import Simulation
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded data, shared by all tests and by nothing else."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def simulation(tmp_path: Path, data_dir: Path) -> Simulation:
+    return Simulation(tmp_path / "runs", data_dir)

@@ -1,0 +1,264 @@
+"""Clients that fail, drop out or answer nonsense; people who label late."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from flwr.app import Array, Context, Message
+
+from ahfal_app import oracle as oracle_module
+from ahfal_app.client_app import app as client_app
+from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached
+from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.oracle import make_oracle
+from simulation import Simulation
+
+
+def _when(kind: str, client: int, spoil):
+    """Return a handler that spoils the answers of one client to one type of message."""
+
+    def handler(message: Message, context: Context) -> Message:
+        if message.metadata.message_type != kind or context.node_config["partition-id"] != client:
+            return client_app(message, context)
+        return spoil(message, context)
+
+    return handler
+
+
+def _raising(message: Message, context: Context) -> Message:
+    raise RuntimeError("power cut")
+
+
+def _with_array(name: str, array: np.ndarray):
+    def spoil(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        reply.content.array_records["arrays"][name] = Array(array)
+        return reply
+
+    return spoil
+
+
+def _with_metric(key: str, value: float):
+    def spoil(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        reply.content.metric_records["metrics"][key] = value
+        return reply
+
+    return spoil
+
+
+def _without(name: str):
+    def spoil(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        del reply.content[name]
+        return reply
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_raising, "power cut"),
+        (_with_array("head.bias", np.full(10, np.nan, np.float32)), "'head.bias' has values"),
+        (_with_array("head.bias", np.zeros(11, np.float32)), r"expected is float32 (10,)"),
+        (_with_array("head.bias", np.zeros(10, np.float64)), "is float64"),
+        (_with_array("extra", np.zeros(1, np.float32)), "['extra'] are missing or unknown"),
+        (_with_metric("loss", math.inf), "loss=inf"),
+        (_with_metric("num-examples", -1), "num-examples=-1"),
+        (_without("arrays"), "answer without 'arrays'"),
+        (_without("metrics"), "answer without"),
+    ],
+)
+def test_unusable_answers_are_named_and_left_out(simulation: Simulation, spoil, reason: str):
+    outcome = simulation(handler=_when("train", 1, spoil), cycles=1)
+    for record in outcome.metrics.rounds:
+        assert record.clients == 2
+        (failure,) = record.failed
+        assert failure.client == 1
+        assert reason in failure.reason
+    assert "client 1" in outcome.log
+
+
+def test_left_out_client_does_not_change_the_others_model(simulation: Simulation):
+    """Whatever nonsense it is, the aggregate is that of the other clients."""
+    nan = _with_array("head.bias", np.full(10, np.nan, np.float32))
+    first = simulation(handler=_when("train", 1, nan), cycles=1)
+    second = simulation(handler=_when("train", 1, _raising), cycles=1)
+    assert first.result == second.result
+
+
+def test_client_that_misses_selection_catches_up(simulation: Simulation):
+    calls = 0
+
+    def once(message: Message, context: Context) -> Message:
+        nonlocal calls
+        calls += 1
+        return _raising(message, context) if calls == 1 else client_app(message, context)
+
+    outcome = simulation(handler=_when("query.select", 2, once))
+    first, second, last = outcome.metrics.cycles
+    assert [failure.client for failure in first.failed] == [2]
+    assert second.labels_per_client[2] == first.labels_per_client[2]
+    straight = simulation().metrics.cycles[-1]
+    assert last.labels_per_client == straight.labels_per_client
+    assert last.ledger == straight.ledger
+
+
+def test_client_that_misses_the_last_round_scores_with_a_model_of_its_own(simulation: Simulation):
+    def last_round(message: Message, context: Context) -> Message:
+        if message.content.config_records["config"]["server-round"] == 2:
+            raise RuntimeError("late")
+        return client_app(message, context)
+
+    outcome = simulation(handler=_when("train", 0, last_round))
+    assert "client 0 missed the cycle's last round" in outcome.log
+    assert len(outcome.metrics.cycles) == 3
+
+
+@pytest.mark.parametrize("kind", ["query.join", "train", "query.histogram", "query.select"])
+def test_below_the_quorum_the_run_stops_with_a_named_error(simulation: Simulation, kind: str):
+    def handler(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == kind and context.node_config["partition-id"] > 0:
+            raise RuntimeError("power cut")
+        return client_app(message, context)
+
+    with pytest.raises(QuorumNotReached, match="power cut"):
+        simulation(handler=handler, quorum=0.5, name="stopped")
+
+
+def test_stopped_run_says_so_and_can_go_on(simulation: Simulation):
+    def handler(message: Message, context: Context) -> Message:
+        order = message.content.config_records["config"]
+        if message.metadata.message_type == "train" and order["cycle"] == 1:
+            raise RuntimeError("power cut")
+        return client_app(message, context)
+
+    with pytest.raises(QuorumNotReached):
+        simulation(handler=handler, name="stopped")
+    straight = simulation()
+    folder = straight.folder.parent / "stopped"
+    assert "QuorumNotReached" in (folder / "report.html").read_text()
+    assert simulation.resume(folder).result == straight.result
+
+
+def test_answers_that_never_come(simulation: Simulation):
+    """A client that hangs is reported after the timeout, and the round goes on."""
+    import threading
+
+    released = threading.Event()
+
+    def hang(message: Message, context: Context) -> Message:
+        released.wait(30)
+        return client_app(message, context)
+
+    timer = threading.Timer(8.0, released.set)
+    timer.start()
+    outcome = simulation(
+        handler=_when("train", 2, hang), workers=3, cycles=1, rounds=1, **{"round-timeout": 2.0}
+    )
+    timer.cancel()
+    released.set()
+    (record,) = outcome.metrics.rounds
+    assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 2 s")]
+
+
+def test_other_code_at_a_client_is_refused(simulation: Simulation):
+    def other_code(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        reply.content.config_records["config"]["code"] = "0" * 64
+        return reply
+
+    with pytest.raises(CodeMismatch, match="different code"):
+        simulation(handler=_when("query.join", 1, other_code))
+
+
+def test_other_data_at_the_clients_is_refused(simulation: Simulation):
+    def other_data(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "query.join":
+            reply.content.config_records["config"]["data"] = "0" * 64
+        return reply
+
+    with pytest.raises(ConfigError, match="fingerprint"):
+        simulation(handler=other_data)
+
+
+def test_repeated_select_returns_the_first_answer_and_buys_nothing(simulation: Simulation):
+    def twice(message: Message, context: Context) -> Message:
+        first = client_app(message, context)
+        second = client_app(message, context)
+        for key in ("selected", "labelled", "pending", "allotted", "spent", "free"):
+            assert first.content["metrics"][key] == second.content["metrics"][key]
+        return second
+
+    def handler(message: Message, context: Context) -> Message:
+        is_select = message.metadata.message_type == "query.select"
+        return twice(message, context) if is_select else client_app(message, context)
+
+    assert simulation(handler=handler).result == simulation().result
+
+
+class SlowOracle:
+    """Answers half of what is open at each call, last sample first, and repeats itself."""
+
+    def __init__(self, truth) -> None:
+        self._inner = make_oracle("simulated", truth)
+        self._open: dict[str, int] = {}
+
+    def submit(self, request: LabelRequest) -> None:
+        self._inner.submit(request)
+        self._open[request.request_id] = len(request.samples)
+
+    def collect(self, request_id: str) -> list[LabelReceipt]:
+        receipts = self._inner.collect(request_id)[::-1]
+        share = receipts[: math.ceil(len(receipts) / 2)]
+        return share + share
+
+
+@pytest.fixture
+def _people(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = oracle_module.make_oracle
+    rounds: dict[str, int] = {}
+
+    class Gradual:
+        """Simulated people: each time they are asked, one more half of the request is done."""
+
+        def __init__(self, truth) -> None:
+            self._inner = real("simulated", truth)
+
+        def submit(self, request: LabelRequest) -> None:
+            self._inner.submit(request)
+
+        def collect(self, request_id: str) -> list[LabelReceipt]:
+            receipts = self._inner.collect(request_id)[::-1]
+            rounds[request_id] = rounds.get(request_id, 0) + 1
+            done = math.ceil(len(receipts) * min(1.0, rounds[request_id] / 2))
+            return receipts[:done] * 2
+
+    monkeypatch.setattr("ahfal_app.client.make_oracle", lambda name, truth: Gradual(truth))
+    monkeypatch.setattr("ahfal_app.purchase._FIRST_PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("_people")
+def test_labels_that_come_in_parts_are_waited_for(simulation: Simulation):
+    outcome = simulation()
+    assert "waiting for" in outcome.log
+    last = outcome.metrics.cycles[-1].ledger
+    assert last.reserved == last.free == 0
+    assert last.spent == last.allotted
+
+
+@pytest.mark.usefixtures("_people")
+def test_at_the_deadline_the_cycle_goes_on_and_late_labels_are_used_later(simulation: Simulation):
+    outcome = simulation(**{"label-deadline": 0.0})
+    assert "the label deadline has come" in outcome.log
+    first, second, _ = outcome.metrics.cycles
+    assert first.pending > 0
+    assert first.ledger.reserved == first.pending
+    assert second.labels > first.labels
+    for cycle in outcome.metrics.cycles:
+        ledger = cycle.ledger
+        assert ledger.allotted == ledger.spent + ledger.reserved + ledger.free

@@ -1,0 +1,162 @@
+"""A run that is killed and resumed ends as one that ran through, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message
+
+from ahfal_app import run as run_module
+from ahfal_app.client_app import app as client_app
+from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
+from ahfal_app.labels import SQLiteLabelStore
+from ahfal_app.results.run_folder import Recorder
+from simulation import TINY, Outcome, Simulation
+
+
+class Killed(BaseException):
+    """Stops a run as SIGKILL does: nothing that handles errors sees it."""
+
+
+class KillSwitch:
+    """Kills at the n-th event; an event is any moment around a message or a write."""
+
+    def __init__(self, fatal: int | None = None) -> None:
+        self.fatal = fatal
+        self.events = 0
+
+    def tick(self) -> None:
+        self.events += 1
+        if self.events == self.fatal:
+            raise Killed
+
+    def handler(self, message: Message, context: Context) -> Message:
+        self.tick()
+        reply = client_app(message, context)
+        self.tick()
+        return reply
+
+    def around(self, function):
+        def wrapped(*arguments, **keywords):
+            self.tick()
+            result = function(*arguments, **keywords)
+            self.tick()
+            return result
+
+        return wrapped
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
+        patch.setattr(Recorder, "record", self.around(Recorder.record))
+        patch.setattr(SQLiteLabelStore, "allot", self.around(SQLiteLabelStore.allot))
+        patch.setattr(SQLiteLabelStore, "reserve", self.around(SQLiteLabelStore.reserve))
+        patch.setattr(SQLiteLabelStore, "commit", self.around(SQLiteLabelStore.commit))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
+    return Simulation(tmp_path_factory.mktemp("straight"), data_dir)()
+
+
+def _number_of_events(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> int:
+    switch = KillSwitch()
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        simulation(handler=switch.handler, name="counted")
+    return switch.events
+
+
+def _killed_at(
+    event: int, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, folder: Path | None = None
+) -> Path:
+    """Run, or resume, until an event; return the run's folder."""
+    switch = KillSwitch(event)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        switch.install(patch)
+        if folder is None:
+            simulation(handler=switch.handler, name=f"killed-{event}")
+        else:
+            simulation.resume(folder, switch.handler)
+    return folder or Path(str(simulation.base["output-dir"])) / f"killed-{event}"
+
+
+@pytest.mark.parametrize("share", [i / 10 for i in range(1, 11)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    total = _number_of_events(simulation, monkeypatch)
+    folder = _killed_at(max(3, round(share * total)), simulation, monkeypatch)
+    assert simulation.resume(folder).result == straight.result
+
+
+@pytest.mark.slow
+def test_killed_at_every_event(
+    straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    for event in range(3, _number_of_events(simulation, monkeypatch) + 1):
+        folder = _killed_at(event, simulation, monkeypatch)
+        assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
+        shutil.rmtree(folder)
+
+
+def test_killed_again_and_again(
+    straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    folder = _killed_at(20, simulation, monkeypatch)
+    for event in (5, 17, 31):
+        _killed_at(event, simulation, monkeypatch, folder)
+    assert simulation.resume(folder).result == straight.result
+
+
+def test_finished_run_resumes_to_itself(straight: Outcome, simulation: Simulation):
+    before = straight.result
+    assert simulation.resume(straight.folder).result == before
+
+
+def test_sigkilled_process_is_resumed(
+    straight: Outcome, simulation: Simulation, data_dir: Path, tmp_path: Path
+):
+    """The real thing, through the command line."""
+    values = {**TINY, "output-dir": tmp_path, "data-dir": data_dir, "name": "real"}
+    command = [sys.executable, "-m", "ahfal_app", "run"]
+    arguments = [f"{key}={value}" for key, value in values.items()]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "real" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 600):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = subprocess.run(
+        [*command, f"resume={tmp_path / 'real'}"], capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert Outcome(tmp_path / "real", "").result == straight.result
+
+
+def test_resume_refuses_other_settings(straight: Outcome, simulation: Simulation):
+    with pytest.raises(ConfigError, match=r"seed=7: the run was started with 0"):
+        simulation({"resume": str(straight.folder)}, seed=7)
+
+
+def test_resume_needs_a_run(simulation: Simulation, tmp_path: Path):
+    with pytest.raises(ResumeError, match="allowed is the folder of a run"):
+        simulation({"resume": str(tmp_path)})
+
+
+def test_resume_without_a_usable_checkpoint(simulation: Simulation):
+    folder = simulation(cycles=1).folder
+    shutil.rmtree(folder / "checkpoint")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        simulation.resume(folder)
+
+
+def test_resume_notices_lost_labels(simulation: Simulation):
+    folder = simulation(**{"client-state": "memory"}).folder
+    with pytest.raises(ResumeError, match="3 clients have lost labels"):
+        simulation.resume(folder)
