@@ -119,7 +119,7 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = _setting(
         "auto", "Training", "Arithmetic of training; `auto`: bf16 where the hardware has it."
     )
-    compile: Literal["auto", "on", "off"] = _setting(
+    compile: Literal["auto", "always", "never"] = _setting(
         "auto", "Training", "Compile the training step; `auto`: where it was measured to pay."
     )
     device: str = _setting(

@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 def _scalar(key: str, text: str) -> object:
     """Parse the value of a setting as YAML does, but keep text for settings that are text."""
     field = setting_fields().get(key)
-    if field is not None and field.annotation is str:
+    if field is not None and field.annotation not in (bool, int, float):
         return text
     try:
         value = yaml.safe_load(text) if text else ""

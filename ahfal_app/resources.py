@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
+from typing import cast
 
 import torch
 
+from ahfal_app.allocator import keep_freed_memory
+from ahfal_app.compilation import resolve_compile
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, setting_fields
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.partition import Partition, make_partition
@@ -18,7 +21,7 @@ from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.errors import ConfigError
 from ahfal_app.models import Classifier, build_model, resolve_model_name
 from ahfal_app.seeds import torch_seed
-from ahfal_app.training import Recipe, resolve_compile, resolve_precision
+from ahfal_app.training import Recipe, resolve_precision
 
 
 class Resources:
@@ -36,6 +39,7 @@ class Resources:
     """
 
     def __init__(self, settings: Settings) -> None:
+        keep_freed_memory()
         self._settings = settings
         self._local = threading.local()
         self.device = resolve_device(settings.device)
@@ -75,14 +79,13 @@ class Resources:
     def model(self) -> Classifier:
         """Return this thread's model on the device; its weights are whatever it last held."""
         if not hasattr(self._local, "model"):
-            model = self.new_model(0).to(self.device, memory_format=torch.channels_last)
-            self._local.model = model
-        model: Classifier = self._local.model
-        return model
+            model = self.new_model(0).to(self.device)
+            self._local.model = model.to(memory_format=torch.channels_last)
+        return cast(Classifier, self._local.model)
 
     def recipe(self, settings: Settings) -> Recipe:
         """Return the recipe of local training, with nothing left to be decided."""
-        precision = resolve_precision(settings.precision, self.device, self.model_name)
+        device, model = self.device, self.model_name
         return Recipe(
             local_epochs=settings.local_epochs,
             batch_size=settings.batch_size,
@@ -92,9 +95,15 @@ class Resources:
             lr_decay_epochs=settings.lr_decay_epochs,
             lr_decay_factor=settings.lr_decay_factor,
             augmentation=self.dataset.augmentation,
-            precision=precision,
-            compile=resolve_compile(settings.compile, self.device, self.model_name),
+            precision=resolve_precision(settings.precision, device, model),
+            compile=resolve_compile(settings.compile, device, model, self._sample_passes(settings)),
         )
+
+    def _sample_passes(self, settings: Settings) -> int:
+        """Return how many samples the whole run trains on, epochs and rounds counted."""
+        num_samples = len(self.dataset.train.labels_N)
+        labels = sum(settings.labels_due(c, num_samples) for c in range(settings.num_cycles))
+        return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
 
 
 def resolve_device(device: str) -> torch.device:

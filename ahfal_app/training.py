@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ahfal_app.compilation import compiled_forward_loss
+
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.models import Classifier
@@ -84,6 +86,15 @@ class Evaluation:
     loss: float
 
 
+def forward_loss(
+    model: Classifier, loss: Loss, inputs_BcHW: Tensor, labels_B: Tensor, precision: str
+) -> Tensor:
+    """Return the loss of a batch; with bf16 the network computes in it, the loss does not."""
+    with torch.autocast(inputs_BcHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits_BC = model(inputs_BcHW)
+    return loss(logits_BC.float(), labels_B)
+
+
 def resolve_precision(
     precision: str, device: torch.device, model_name: str
 ) -> Literal["fp32", "bf16"]:
@@ -91,11 +102,6 @@ def resolve_precision(
     if precision == "auto":
         return "bf16" if _has_native_bf16(device) and model_name != "small-cnn" else "fp32"
     return "bf16" if precision == "bf16" else "fp32"
-
-
-def resolve_compile(setting: str, device: torch.device, model_name: str) -> bool:
-    """Return whether to compile the training step."""
-    return setting == "on"
 
 
 def train_locally(
@@ -141,13 +147,16 @@ def train_locally(
     for epoch in range(epochs_before, epochs_before + recipe.local_epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(epoch)
         total = torch.zeros((), dtype=torch.float64, device=images.device)
-        for batch_B in torch.randperm(len(rows_N), generator=generator).split(recipe.batch_size):
+        order_N = torch.randperm(len(rows_N), generator=generator)
+        for batch_B in torch.split(order_N, recipe.batch_size):
             inputs = images.augmented(rows_N[batch_B], recipe.augmentation, generator)
+            labels_B = labels_N[batch_B.to(images.device)]
             optimizer.zero_grad(set_to_none=True)
-            with _arithmetic(images.device, recipe.precision):
-                logits_BC = model(inputs)
-            batch_loss = loss(logits_BC.float(), labels_N[batch_B.to(images.device)])
-            batch_loss.backward()
+            is_full = len(batch_B) == recipe.batch_size
+            batch_loss = _step_function(recipe, is_full)(
+                model, loss, inputs, labels_B, recipe.precision
+            )
+            batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += batch_loss.detach() * len(batch_B)
     model.train(was_training)
@@ -167,7 +176,7 @@ def predict(model: Classifier, images: DeviceImages, rows_N: Tensor) -> Predicti
     """Return logits and features of rows, in evaluation mode, float32, not augmented."""
     logits, embeddings = [], []
     with _evaluation(model):
-        for rows_B in rows_N.split(_PREDICTION_BATCH):
+        for rows_B in torch.split(rows_N, _PREDICTION_BATCH):
             embeddings.append(model.features(images.batch(rows_B)))
             logits.append(model.head(embeddings[-1]))
     if not logits:
@@ -214,13 +223,14 @@ def _optimizer(
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-@contextmanager
-def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        yield
+def _step_function(recipe: Recipe, is_full: bool) -> Callable[..., Tensor]:
+    if recipe.compile:
+        return compiled_forward_loss(forward_loss, is_full)
+    return forward_loss
 
 
 @contextmanager
