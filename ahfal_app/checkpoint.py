@@ -118,7 +118,9 @@ def _state_hash(state: Mapping[str, object]) -> str:
 
 
 def _ordered(arrays: Arrays) -> Arrays:
-    return {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    return {
+        name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
+    }
 
 
 def _write_synced(path: Path, content: bytes) -> None:

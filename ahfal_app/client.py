@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ahfal_app.client_state import ClientState
 from ahfal_app.config import Settings
-from ahfal_app.labels import Labelled, LabelRequest, Ledger, SQLiteLabelStore, request_id
+from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request_id
 from ahfal_app.models import Classifier
 from ahfal_app.oracle import make_oracle
 from ahfal_app.query import (
@@ -202,7 +202,7 @@ class Client:
     # --- inside -------------------------------------------------------------------------
 
     @contextmanager
-    def _labels(self) -> Iterator[SQLiteLabelStore]:
+    def _labels(self) -> Iterator[LabelStore]:
         with self._state.labels(self._rows_N, self._resources.num_classes) as store:
             yield store
 
@@ -211,7 +211,7 @@ class Client:
 
     def _buy(
         self,
-        store: SQLiteLabelStore,
+        store: LabelStore,
         local: dict[str, Tensor],
         tensors: dict[str, Tensor],
         cycle: int,
@@ -225,18 +225,18 @@ class Client:
         self._record(strategy, pool, context, chosen, cycle)
         self._reserve(store, cycle + 1, strategy.name, chosen)
 
-    def _allotted(self, store: SQLiteLabelStore, cycle: int) -> int:
+    def _allotted(self, store: LabelStore, cycle: int) -> int:
         """Grant what is due by a cycle and return what is free: B_i, and what was missed before."""
         store.allot(self._settings.labels_due(cycle, len(self._rows_N)))
         return store.ledger().free
 
     def _reserve(
-        self, store: SQLiteLabelStore, cycle: int, strategy: str, chosen: NDArray[np.int64]
+        self, store: LabelStore, cycle: int, strategy: str, chosen: NDArray[np.int64]
     ) -> None:
         samples = tuple(chosen.tolist())
         store.reserve(LabelRequest(self._request_id(cycle), cycle, strategy, samples))
 
-    def _ask_oracle(self, store: SQLiteLabelStore) -> None:
+    def _ask_oracle(self, store: LabelStore) -> None:
         """Submit every open request, again if need be, and store what has been answered."""
         requests = store.open_requests()
         if not requests:
@@ -249,7 +249,7 @@ class Client:
             store.commit(oracle.collect(request.request_id))
 
     def _query_answer(
-        self, store: SQLiteLabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
+        self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
     ) -> QueryAnswer:
         request = store.request(self._request_id(cycle))
         return QueryAnswer(
@@ -266,7 +266,7 @@ class Client:
         budget: int,
         for_cycle: int,
         statistics: ClassStatistics,
-        store: SQLiteLabelStore,
+        store: LabelStore,
     ) -> QueryContext:
         return QueryContext(
             budget=budget,
@@ -279,7 +279,7 @@ class Client:
         )
 
     def _pool(
-        self, store: SQLiteLabelStore, local: dict[str, Tensor], tensors: dict[str, Tensor]
+        self, store: LabelStore, local: dict[str, Tensor], tensors: dict[str, Tensor]
     ) -> PoolView:
         ids_N = store.unlabelled()
         labelled_ids_N = store.labelled().samples_N

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    ConfigRecordValues,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from ahfal_app.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
@@ -33,7 +41,7 @@ def join(message: Message, context: Context) -> Message:
     """Tell which client this is, and ask for its initial labels."""
     order = _order(message)
     partition, partitions = _partition(context)
-    about: dict[str, int | float | str | bytes | bool] = {
+    about: dict[str, ConfigRecordValues] = {
         "client": partition,
         "num-clients": partitions,
         "code": code_hash(),

@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ahfal_app.errors import ResumeError
-from ahfal_app.labels import SQLiteLabelStore
+from ahfal_app.labels import LabelStore
 from ahfal_app.training import TrainingState
 
 _LABELS = "labels.sqlite"
@@ -38,10 +38,21 @@ _KEPT_ROUNDS = 2
 class Blobs(Protocol):
     """Named pieces of bytes."""
 
-    def read(self, name: str) -> bytes | None: ...
-    def write(self, name: str, content: bytes) -> None: ...
-    def delete(self, name: str) -> None: ...
-    def names(self) -> list[str]: ...
+    def read(self, name: str) -> bytes | None:
+        """Return a piece, or None."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a piece; a reader sees the old one or the new one."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a piece, if it is there."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all pieces."""
+        ...
 
 
 class FolderBlobs:
@@ -123,13 +134,13 @@ class ClientState:
         return cls(RecordBlobs(record), None)
 
     @contextmanager
-    def labels(self, samples_N: NDArray[np.int64], num_classes: int) -> Iterator[SQLiteLabelStore]:
+    def labels(self, samples_N: NDArray[np.int64], num_classes: int) -> Iterator[LabelStore]:
         """Open the label store of a client with these samples."""
         if self._folder is not None:
-            store = SQLiteLabelStore.open_file(self._folder / _LABELS, samples_N, num_classes)
+            store = LabelStore.open_file(self._folder / _LABELS, samples_N, num_classes)
         else:
             content = self._blobs.read(_LABELS) or b""
-            store = SQLiteLabelStore.from_bytes(content, samples_N, num_classes)
+            store = LabelStore.from_bytes(content, samples_N, num_classes)
         try:
             yield store
         finally:

@@ -46,7 +46,9 @@ def resolve_compile(
     """
     can = device.type != "cpu" or _has_compiler()
     if setting == "always" and not can:
-        raise ConfigError(["compile='always': allowed only where a C++ compiler (g++ or clang++) is"])
+        raise ConfigError(
+            ["compile='always': allowed only where a C++ compiler (g++ or clang++) is"]
+        )
     if setting != "auto":
         return setting == "always"
     pays = sample_passes >= _PAYS_FROM and model_name not in _TOO_SMALL

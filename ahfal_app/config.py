@@ -30,9 +30,7 @@ Scalar = bool | int | float | str
 
 
 def _setting(default: Any, group: str, meaning: str, **bounds: Any) -> Any:
-    return Field(
-        default=default, description=meaning, json_schema_extra={"group": group}, **bounds
-    )
+    return Field(default=default, description=meaning, json_schema_extra={"group": group}, **bounds)
 
 
 def _kebab(name: str) -> str:
@@ -53,7 +51,9 @@ class Settings(BaseModel):
         "Name of the run's folder; empty: `<strategy>-<dataset>-seed<seed>`, numbered if taken.",
         pattern=r"^[A-Za-z0-9._-]*$",
     )
-    output_dir: str = _setting("runs", "Run", "Folder that holds the folders of runs.", min_length=1)
+    output_dir: str = _setting(
+        "runs", "Run", "Folder that holds the folders of runs.", min_length=1
+    )
     resume: str = _setting("", "Run", "Folder of an interrupted run to continue; empty: a new run.")
     seed: int = _setting(0, "Run", "Seed of everything random in the run.", ge=0, lt=2**31)
 
@@ -64,9 +64,7 @@ class Settings(BaseModel):
         "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, or a local folder.",
         min_length=1,
     )
-    data_dir: str = _setting(
-        "", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`."
-    )
+    data_dir: str = _setting("", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`.")
     image_column: str = _setting("", "Data", "Column with the images; empty: found by its type.")
     label_column: str = _setting("", "Data", "Column with the labels; empty: found by its type.")
     test_fraction: float = _setting(
@@ -84,9 +82,7 @@ class Settings(BaseModel):
     alpha: float = _setting(
         0.3, "Data", "Concentration of the Dirichlet split; small is skewed.", gt=0, le=1e6
     )
-    min_partition_size: int = _setting(
-        10, "Data", "Fewest samples that a client may get.", ge=1
-    )
+    min_partition_size: int = _setting(10, "Data", "Fewest samples that a client may get.", ge=1)
     partition_attempts: int = _setting(
         1000, "Data", "Draws or balancing steps after which partitioning gives up.", ge=1
     )
@@ -136,9 +132,7 @@ class Settings(BaseModel):
     )
 
     # --- Federation ---------------------------------------------------------------
-    aggregation: Literal["fedavg"] = _setting(
-        "fedavg", "Federation", "How models are aggregated."
-    )
+    aggregation: Literal["fedavg"] = _setting("fedavg", "Federation", "How models are aggregated.")
     client_fraction: float = _setting(
         1.0,
         "Federation",
@@ -147,8 +141,11 @@ class Settings(BaseModel):
         le=1,
     )
     quorum: float = _setting(
-        0.5, "Federation", "Share of the asked clients that must answer, else the run stops.",
-        gt=0, le=1,
+        0.5,
+        "Federation",
+        "Share of the asked clients that must answer, else the run stops.",
+        gt=0,
+        le=1,
     )
     start_timeout: float = _setting(
         60.0, "Federation", "Seconds to wait for the clients at the start.", gt=0
@@ -157,7 +154,9 @@ class Settings(BaseModel):
         3600.0, "Federation", "Seconds to wait for the answers to one message.", gt=0
     )
     evaluate_every: int = _setting(
-        0, "Federation", "Test the global model every so many rounds; 0: at the end of a cycle.",
+        0,
+        "Federation",
+        "Test the global model every so many rounds; 0: at the end of a cycle.",
         ge=0,
     )
     client_state: Literal["disk", "memory"] = _setting(
@@ -175,12 +174,18 @@ class Settings(BaseModel):
         ge=0,
     )
     initial_fraction: float = _setting(
-        0.1, "Active learning", "Share of each client's samples labelled at random at the start.",
-        gt=0, le=1,
+        0.1,
+        "Active learning",
+        "Share of each client's samples labelled at random at the start.",
+        gt=0,
+        le=1,
     )
     query_fraction: float = _setting(
-        0.05, "Active learning", "Share of each client's samples labelled in each cycle.",
-        gt=0, le=1,
+        0.05,
+        "Active learning",
+        "Share of each client's samples labelled in each cycle.",
+        gt=0,
+        le=1,
     )
     target_fraction: float = _setting(
         0.35, "Active learning", "Share of each client's samples labelled at the end.", gt=0, le=1
@@ -322,9 +327,7 @@ def _type_problem(key: str, value: object, field: FieldInfo) -> str | None:
         fits = isinstance(value, int) and not isinstance(value, bool)
     elif annotation is float:
         fits = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         )
     else:
         fits = isinstance(value, str)

@@ -113,7 +113,9 @@ class Federation:
         clients = {node: client for client, node in self._nodes.items()}
         replies = self.exchange_with_nodes(messages)
         return Replies(
-            _rekeyed(replies.messages, clients), _rekeyed(replies.failures, clients), replies.seconds
+            _rekeyed(replies.messages, clients),
+            _rekeyed(replies.failures, clients),
+            replies.seconds,
         )
 
     def exchange_with_nodes(self, messages: Sequence[Message]) -> Replies:

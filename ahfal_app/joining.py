@@ -98,8 +98,10 @@ def _membership(
     connected = max((_about(a, "num-clients") for a in answers.values()), default=0)
     if settings.num_clients > connected > 0:
         raise ConfigError(
-            [f"num-clients={settings.num_clients}: allowed is at most {connected}, "
-             "the number of connected clients"]
+            [
+                f"num-clients={settings.num_clients}: allowed is at most {connected}, "
+                "the number of connected clients"
+            ]
         )
     num_clients = settings.num_clients or connected
     nodes: dict[int, int] = {}
@@ -133,11 +135,12 @@ def _about(content: RecordDict, key: str) -> int:
 
 
 def _check_code(about: ConfigRecord) -> None:
-    if about["code"] != code_hash():
+    folder, code = str(about["code-folder"]), str(about["code"])
+    if code != code_hash():
         raise CodeMismatch(
             f"server and client run different code: {PACKAGE_FOLDER} (hash {code_hash()[:12]}) "
-            f"and {about['code-folder']} (hash {str(about['code'])[:12]}); a local SuperLink that "
-            "was started in another checkout does this: stop it and start the run again"
+            f"and {folder} (hash {code[:12]}); a local SuperLink that was started in another "
+            "checkout does this: stop it and start the run again"
         )
 
 

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,25 +130,10 @@ class Conflict:
     standing_label: int
 
 
-class LabelStore(Protocol):
-    """The one owner of a client's labels and of its ledger."""
+class LabelStore:
+    """The one owner of a client's labels and of its ledger.
 
-    def allot(self, total: int) -> None: ...
-    def reserve(self, request: LabelRequest) -> LabelRequest: ...
-    def commit(self, receipts: Iterable[LabelReceipt]) -> int: ...
-    def release(self, request_id: str) -> int: ...
-    def request(self, request_id: str) -> LabelRequest | None: ...
-    def open_requests(self) -> tuple[LabelRequest, ...]: ...
-    def pending(self, request_id: str) -> int: ...
-    def labelled(self, through_cycle: int | None = None) -> Labelled: ...
-    def last_cycle(self) -> int: ...
-    def unlabelled(self) -> NDArray[np.int64]: ...
-    def ledger(self) -> Ledger: ...
-    def conflicts(self) -> tuple[Conflict, ...]: ...
-
-
-class SQLiteLabelStore:
-    """A `LabelStore` in SQLite; make one with `open_file` or `from_bytes`.
+    Make one with `open_file` or `from_bytes`: the two backends.
 
     Parameters
     ----------
@@ -176,9 +160,7 @@ class SQLiteLabelStore:
         self._prepare()
 
     @classmethod
-    def open_file(
-        cls, path: Path, samples_N: NDArray[np.int64], num_classes: int
-    ) -> SQLiteLabelStore:
+    def open_file(cls, path: Path, samples_N: NDArray[np.int64], num_classes: int) -> LabelStore:
         """Open or create the store in a file; what it acknowledges survives a power cut."""
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -192,7 +174,7 @@ class SQLiteLabelStore:
     @classmethod
     def from_bytes(
         cls, content: bytes, samples_N: NDArray[np.int64], num_classes: int
-    ) -> SQLiteLabelStore:
+    ) -> LabelStore:
         """Open the store from `to_bytes`; empty content makes a new one."""
         connection = sqlite3.connect(":memory:", isolation_level=None)
         try:

@@ -169,5 +169,3 @@ def _wait_for_labels(
 def total(answers: Mapping[int, QueryAnswer], attribute: str) -> int:
     """Return the sum of a count over the clients."""
     return sum(int(getattr(answer, attribute)) for answer in answers.values())
-
-

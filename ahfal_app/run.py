@@ -130,9 +130,7 @@ def _refuse_changes(given: Settings, stored: Settings) -> None:
         f"{key}={value!r}: the run was started with {before.get(key)!r}; allowed on resume is the "
         "same or nothing"
         for key, value in given.to_flat().items()
-        if key not in _FREE_ON_RESUME
-        and value != before.get(key)
-        and value != defaults.get(key)
+        if key not in _FREE_ON_RESUME and value != before.get(key) and value != defaults.get(key)
     ]
     if problems:
         raise ConfigError(problems)

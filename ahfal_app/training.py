@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.compilation import compiled_forward_loss
-
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.models import Classifier
@@ -196,16 +195,13 @@ def evaluate(model: Classifier, images: DeviceImages, num_classes: int) -> Evalu
     return Evaluation(
         accuracy=int(correct_N.sum()) / len(labels_N),
         class_accuracy_C=tuple(
-            right / count if count else None
-            for right, count in zip(right_C, counts_C, strict=True)
+            right / count if count else None for right, count in zip(right_C, counts_C, strict=True)
         ),
         loss=float(losses_N.double().mean()),
     )
 
 
-def _optimizer(
-    model: nn.Module, recipe: Recipe, state: TrainingState | None
-) -> torch.optim.SGD:
+def _optimizer(model: nn.Module, recipe: Recipe, state: TrainingState | None) -> torch.optim.SGD:
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -222,7 +218,7 @@ def _optimizer(
 
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -242,5 +238,3 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-

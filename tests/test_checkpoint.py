@@ -70,11 +70,11 @@ def test_a_crash_at_any_step_of_a_write_leaves_the_old_one(
                 raise OSError("disk gone")
 
         def fsync(descriptor: int) -> None:
-            step()  # noqa: B023
+            step()
             real_fsync(descriptor)
 
         def rename(self: Path, target: Path) -> Path:
-            step()  # noqa: B023
+            step()
             return real_rename(self, target)
 
         with monkeypatch.context() as patch:

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 from flwr.app import Array, Context, Message
+from simulation import Simulation
 
 from ahfal_app import oracle as oracle_module
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached
 from ahfal_app.labels import LabelReceipt, LabelRequest
 from ahfal_app.oracle import make_oracle
-from simulation import Simulation
 
 
 def _when(kind: str, client: int, spoil):

@@ -17,8 +17,8 @@ from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, Store
 from ahfal_app.labels import (
     LabelReceipt,
     LabelRequest,
+    LabelStore,
     Ledger,
-    SQLiteLabelStore,
     request_id,
 )
 
@@ -29,13 +29,13 @@ SAMPLES_N = np.arange(0, 60, 2, dtype=np.int64)
 def reopen(request: pytest.FixtureRequest, tmp_path: Path):
     """Return a function that opens the store, or closes one and opens it again."""
 
-    def open_store(store: SQLiteLabelStore | None = None, samples_N=SAMPLES_N) -> SQLiteLabelStore:
+    def open_store(store: LabelStore | None = None, samples_N=SAMPLES_N) -> LabelStore:
         content = store.to_bytes() if store is not None else b""
         if store is not None:
             store.close()
         if request.param == "file":
-            return SQLiteLabelStore.open_file(tmp_path / "labels.sqlite", samples_N, 3)
-        return SQLiteLabelStore.from_bytes(content, samples_N, 3)
+            return LabelStore.open_file(tmp_path / "labels.sqlite", samples_N, 3)
+        return LabelStore.from_bytes(content, samples_N, 3)
 
     return open_store
 
@@ -160,26 +160,26 @@ def test_damaged_and_newer_files_are_named_errors(tmp_path):
     path = tmp_path / "labels.sqlite"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(StoreError, match=r"labels\.sqlite"):
-        SQLiteLabelStore.open_file(path, SAMPLES_N, 3)
+        LabelStore.open_file(path, SAMPLES_N, 3)
     path.unlink()
-    store = SQLiteLabelStore.open_file(path, SAMPLES_N, 3)
+    store = LabelStore.open_file(path, SAMPLES_N, 3)
     store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     with pytest.raises(StoreError, match="schema 99"):
-        SQLiteLabelStore.open_file(path, SAMPLES_N, 3)
+        LabelStore.open_file(path, SAMPLES_N, 3)
 
 
 def test_database_itself_refuses_a_wrong_ledger(tmp_path):
     path = tmp_path / "labels.sqlite"
-    SQLiteLabelStore.open_file(path, SAMPLES_N, 3).close()
+    LabelStore.open_file(path, SAMPLES_N, 3).close()
     with sqlite3.connect(path) as connection, pytest.raises(sqlite3.IntegrityError):
         connection.execute("UPDATE ledger SET spent = 1")
 
 
 def test_verify_sees_a_ledger_that_disagrees_with_the_samples(tmp_path):
     path = tmp_path / "labels.sqlite"
-    store = SQLiteLabelStore.open_file(path, SAMPLES_N, 3)
+    store = LabelStore.open_file(path, SAMPLES_N, 3)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE ledger SET allotted = 1, spent = 1")
     with pytest.raises(StoreError, match="rows say"):
@@ -197,7 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.store = SQLiteLabelStore.from_bytes(b"", SAMPLES_N, 3)
+        self.store = LabelStore.from_bytes(b"", SAMPLES_N, 3)
         self.allotted = 0
         self.labels: dict[int, int] = {}
         self.reserved: dict[int, str] = {}
@@ -246,7 +246,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def crash_and_reopen(self) -> None:
-        self.store = SQLiteLabelStore.from_bytes(self.store.to_bytes(), SAMPLES_N, 3)
+        self.store = LabelStore.from_bytes(self.store.to_bytes(), SAMPLES_N, 3)
 
     @invariant()
     def agrees_with_the_model(self) -> None:
@@ -272,8 +272,8 @@ _WRITER = """
     import sys
     from pathlib import Path
     import numpy as np
-    from ahfal_app.labels import LabelReceipt, LabelRequest, SQLiteLabelStore, request_id
-    store = SQLiteLabelStore.open_file(Path(sys.argv[1]), np.arange(100_000), 10)
+    from ahfal_app.labels import LabelReceipt, LabelRequest, LabelStore, request_id
+    store = LabelStore.open_file(Path(sys.argv[1]), np.arange(100_000), 10)
     start = int(sys.argv[2])
     store.allot(start + 5000)
     for i in range(start, start + 5000):
@@ -302,7 +302,7 @@ def test_no_acknowledged_label_is_lost_to_sigkill(tmp_path):
         acknowledged += [int(line) for line in process.stdout.read().splitlines()[:-1]]
         process.wait()
         time.sleep(0.01)
-    store = SQLiteLabelStore.open_file(path, np.arange(100_000), 10)
+    store = LabelStore.open_file(path, np.arange(100_000), 10)
     store.verify()
     labelled = store.labelled()
     assert set(acknowledged) <= set(labelled.samples_N.tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -113,6 +114,15 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone(nam
     for key, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_threads_that_build_at_the_same_time_get_equal_weights() -> None:
+    def weights(_: int) -> Tensor:
+        return build_model("resnet8", CIFAR, 10, 5).state_dict()["stem.weight"]
+
+    expected = weights(0)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(torch.equal(each, expected) for each in threads.map(weights, range(200)))
 
 
 def test_an_unknown_network_is_refused_with_what_is_allowed() -> None:

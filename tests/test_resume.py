@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message
+from simulation import TINY, Outcome, Simulation
 
 from ahfal_app import run as run_module
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
-from ahfal_app.labels import SQLiteLabelStore
+from ahfal_app.labels import LabelStore
 from ahfal_app.results.run_folder import Recorder
-from simulation import TINY, Outcome, Simulation
 
 
 class Killed(BaseException):
@@ -54,9 +54,9 @@ class KillSwitch:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
         patch.setattr(Recorder, "record", self.around(Recorder.record))
-        patch.setattr(SQLiteLabelStore, "allot", self.around(SQLiteLabelStore.allot))
-        patch.setattr(SQLiteLabelStore, "reserve", self.around(SQLiteLabelStore.reserve))
-        patch.setattr(SQLiteLabelStore, "commit", self.around(SQLiteLabelStore.commit))
+        patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
+        patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
+        patch.setattr(LabelStore, "commit", self.around(LabelStore.commit))
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,15 @@ def _killed_at(
 ) -> Path:
     """Run, or resume, until an event; return the run's folder."""
     switch = KillSwitch(event)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         switch.install(patch)
-        if folder is None:
+        if folder is not None:
+            with pytest.raises(Killed):
+                simulation.resume(folder, switch.handler)
+            return folder
+        with pytest.raises(Killed):
             simulation(handler=switch.handler, name=f"killed-{event}")
-        else:
-            simulation.resume(folder, switch.handler)
-    return folder or Path(str(simulation.base["output-dir"])) / f"killed-{event}"
+    return Path(str(simulation.base["output-dir"])) / f"killed-{event}"
 
 
 @pytest.mark.parametrize("share", [i / 10 for i in range(1, 11)])

@@ -11,12 +11,12 @@ import pytest
 import torch
 from flwr.app import Context, Message
 from safetensors.numpy import load_file
+from simulation import TINY, Simulation
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import parse_settings
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.query import strategy_names
-from simulation import TINY, Simulation
 
 
 def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation):
@@ -62,7 +62,7 @@ def test_labels_bought_are_exactly_those_due(simulation: Simulation):
 @pytest.mark.parametrize("name", strategy_names())
 def test_equal_seeds_give_equal_runs_for_every_strategy(simulation: Simulation, name: str):
     first = simulation(strategy=name, cycles=2)
-    torch.rand(3), np.random.random(3), random.random()  # noqa: B018, NPY002
+    torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
     second = simulation(strategy=name, cycles=2)
     assert first.result == second.result
     assert simulation(strategy=name, cycles=2, seed=1).result != first.result

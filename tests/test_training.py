@@ -66,9 +66,7 @@ def train(
     seed: int = 0,
     rows: Tensor = ROWS,
 ) -> TrainingResult:
-    return train_locally(
-        model, images, rows, images.labels_N[rows], recipe, state, generator(seed)
-    )
+    return train_locally(model, images, rows, images.labels_N[rows], recipe, state, generator(seed))
 
 
 def plain_epochs(

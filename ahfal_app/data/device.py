@@ -79,10 +79,10 @@ class DeviceImages:
         offsets_2B = torch.randint(0, 2 * padding + 1, (2, size), generator=generator)
         top_B, left_B = offsets_2B.to(self.device)
         padded_BHWC = pad(images_BHWC, (0, 0, padding, padding, padding, padding))
-        rows_BH = top_B[:, None] + torch.arange(height, device=self.device)
-        columns_BW = left_B[:, None] + torch.arange(width, device=self.device)
+        # All crops of each image, as a view: (B, offset down, offset right, C, H, W).
+        crops = padded_BHWC.unfold(1, height, 1).unfold(2, width, 1)
         each_B = torch.arange(size, device=self.device)
-        return padded_BHWC[each_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
+        return crops.permute(0, 1, 2, 4, 5, 3)[each_B, top_B, left_B]
 
     def _normalised(self, images_BHWC: Tensor) -> Tensor:
         # The permuted view of (B, H, W, C) is channels_last: nothing is copied for it.

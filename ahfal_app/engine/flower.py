@@ -78,9 +78,8 @@ def _run(home: Path, config: Path, num_clients: int, console: Console) -> None:
     with _superlink(home, port, environment):
         federation = f"num-supernodes={num_clients} client-resources-num-cpus=1"
         arguments = ["--stream", "--run-config", str(config), "--federation-config", federation]
-        started = subprocess.run(
-            ["flwr", "run", str(_APP_FOLDER), *arguments], cwd=home, env=environment, check=False
-        )
+        command = [_program("flwr"), "run", str(_APP_FOLDER), *arguments]
+        started = subprocess.run(command, cwd=home, env=environment, check=False)
         if started.returncode:
             raise EngineError(f"`flwr run` ended with exit code {started.returncode}")
         _check_outcome(home, environment)
@@ -89,7 +88,13 @@ def _run(home: Path, config: Path, num_clients: int, console: Console) -> None:
 @contextlib.contextmanager
 def _superlink(home: Path, port: int, environment: Mapping[str, str]) -> Iterator[None]:
     """Run a SuperLink where `flwr` looks for the local one, and end it with its children."""
-    command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
+    command = [
+        _program("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--isolation",
+        "subprocess",
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(home / "state.db")]
     with (home / "superlink.log").open("wb") as log:
@@ -112,9 +117,11 @@ def _superlink(home: Path, port: int, environment: Mapping[str, str]) -> Iterato
 def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and superlink.poll() is None:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1),
+        ):
+            return
         time.sleep(0.1)
     tail = log.read_text(errors="replace")[-2000:]
     raise EngineError(f"Flower's SuperLink did not start within {_START_TIMEOUT_S} s:\n{tail}")
@@ -145,7 +152,7 @@ def _processes_of(home: Path) -> list[int]:
 def _check_outcome(home: Path, environment: Mapping[str, str]) -> None:
     """Ask Flower how the run ended, since `flwr run --stream` exits with 0 either way."""
     listing = subprocess.run(
-        ["flwr", "list", "--format", "json"],
+        [_program("flwr"), "list", "--format", "json"],
         cwd=home,
         env=environment,
         check=False,
@@ -159,6 +166,11 @@ def _check_outcome(home: Path, environment: Mapping[str, str]) -> None:
         raise EngineError(f"`flwr list` gave no run: {listing.stdout}{listing.stderr}") from error
     if status != "finished:completed":
         raise EngineError(f"the run ended as {status}: {details}")
+
+
+def _program(name: str) -> str:
+    """Return a program of this Python environment."""
+    return str(Path(sys.executable).parent / name)
 
 
 def _free_port() -> int:

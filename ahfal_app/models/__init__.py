@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 
 import torch
 
@@ -12,6 +13,9 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.models.base import Classifier
 
 __all__ = ["Classifier", "build_model", "model_names", "resolve_model_name"]
+
+# Networks draw their weights from torch's global generator, which all threads share.
+_initialising = threading.Lock()
 
 
 def model_names() -> tuple[str, ...]:
@@ -41,7 +45,8 @@ def build_model(
     num_classes : int
         Number of classes C.
     seed : int
-        Seed of the initial weights; torch's global generator is left as it was.
+        Seed of the initial weights; torch's global generator is left as it was. Threads may
+        build networks at the same time.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def build_model(
         near = suggestion(name, model_names())
         raise ConfigError([f"model={name!r}: allowed is auto | {' | '.join(model_names())}{near}"])
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    with torch.random.fork_rng(devices=[]):
+    with _initialising, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Classifier = module.build(image_shape, num_classes)
     return model
