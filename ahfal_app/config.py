@@ -280,7 +280,10 @@ def parse_settings(values: Mapping[str, object]) -> Settings:
         settings = Settings.model_validate({**known, "strategy_parameters": parameters})
     except ValidationError as error:
         problems.extend(_range_problem(detail, fields) for detail in error.errors())
-        raise ConfigError(problems) from None
+        # What is in range is still checked for contradictions, to tell all problems at once.
+        refused = {str(detail["loc"][0]) for detail in error.errors()}
+        known = {key: value for key, value in known.items() if key not in refused}
+        settings = Settings.model_validate(known)
     problems.extend(_contradictions(settings))
     if problems:
         raise ConfigError(problems)

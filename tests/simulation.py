@@ -51,7 +51,8 @@ class Outcome:
 
     @property
     def selections(self) -> list[dict[str, Any]]:
-        return pq.read_table(self.folder / "selections.parquet").to_pylist()
+        path = self.folder / "selections.parquet"
+        return pq.read_table(path).to_pylist() if path.exists() else []
 
     @property
     def result(self) -> tuple[object, ...]:

@@ -50,7 +50,7 @@ def slowly_augmented(
     draws = generator(seed)
     size, padding = len(rows), augmentation.padding
     top_left = torch.zeros(2, size, dtype=torch.int64)
-    if padding or augmentation.flip:
+    if padding:
         top_left = torch.randint(0, 2 * padding + 1, (2, size), generator=draws)
     flips = torch.zeros(size)
     if augmentation.flip:

@@ -23,9 +23,10 @@ from pathlib import Path
 from rich.console import Console
 
 from ahfal_app.code_version import PACKAGE_FOLDER
-from ahfal_app.config import DEFAULT_NUM_CLIENTS
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.errors import EngineError
 from ahfal_app.preflight import check_data, check_settings
+from ahfal_app.results.reading import read_run
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
 _START_TIMEOUT_S = 60
@@ -43,7 +44,8 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
         Flower cannot be started, or the run failed.
     """
     settings = check_settings(values)
-    check_data(settings)
+    if not settings.resume:
+        check_data(settings)
     if not (_APP_FOLDER / "pyproject.toml").is_file():
         raise EngineError(
             f"{_APP_FOLDER}: no pyproject.toml there; Flower's engine runs from a checkout of the "
@@ -55,11 +57,18 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
             absolute[key] = str(Path(value).expanduser().absolute())
     if Path(settings.dataset).expanduser().is_dir():
         absolute["dataset"] = str(Path(settings.dataset).expanduser().absolute())
-    num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+    num_clients = settings.num_clients or _clients_before(settings) or DEFAULT_NUM_CLIENTS
     with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
         config = Path(home) / "run-config.toml"
         config.write_text(_toml({**values, **absolute}))
         _run(Path(home), config, num_clients, console)
+
+
+def _clients_before(settings: Settings) -> int:
+    """Return the number of clients of the run that is resumed, or 0."""
+    if not settings.resume:
+        return 0
+    return read_run(Path(settings.resume).expanduser()).settings.num_clients
 
 
 def _run(home: Path, config: Path, num_clients: int, console: Console) -> None:

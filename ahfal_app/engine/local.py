@@ -18,7 +18,9 @@ from ahfal_app.run import execute, prepare
 
 def run_in_process(values: Mapping[str, object], console: Console) -> Path:
     """Run a simulation in this process and return the run's folder."""
-    start = prepare({**values, "num-clients": values.get("num-clients") or DEFAULT_NUM_CLIENTS})
+    if not values.get("num-clients") and not values.get("resume"):
+        values = {**values, "num-clients": DEFAULT_NUM_CLIENTS}
+    start = prepare(values)
     settings = start.settings
     threads = settings.threads or os.cpu_count() or 1
     workers = max(1, (os.cpu_count() or 1) // threads)

@@ -1,0 +1,232 @@
+"""Settings: every problem at once, each naming key, value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tomllib
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, Value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahfal_app.config import Settings, parse_settings, setting_fields
+from ahfal_app.config_sources import (
+    read_arguments,
+    settings_markdown,
+    settings_toml,
+)
+from ahfal_app.errors import ConfigError
+from ahfal_app.preflight import check_data, check_settings
+from ahfal_app.run import prepare
+
+ROOT = Path(__file__).parent.parent
+
+
+def problems(values: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_data(check_settings(values))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"alpha": 0}, "alpha=0: allowed is number, > 0"),
+        ({"alpha": -1.5}, "alpha=-1.5"),
+        ({"alpha": math.nan}, "alpha=nan"),
+        ({"alpha": "much"}, "alpha='much': allowed is number"),
+        ({"rounds": 2.5}, "rounds=2.5: allowed is integer"),
+        ({"rounds": True}, "rounds=True: allowed is integer"),
+        ({"reset-model": "yes"}, "reset-model='yes': allowed is true | false"),
+        ({"target-fraction": 0.05}, "target-fraction=0.05: allowed is at least initial-fraction"),
+        ({"query-fraction": 0.0}, "query-fraction=0.0: allowed is number, > 0"),
+        ({"strategy": "entrpy"}, "strategy='entrpy': allowed is ahfal | "),
+        ({"strategy": "entrpy"}, "did you mean 'entropy'?"),
+        ({"alhpa": 0.1}, "alhpa: unknown setting; did you mean 'alpha'?"),
+        ({"partition": "dirichlet-ballanced"}, "did you mean 'dirichlet-balanced'?"),
+        ({"model": "resnet9"}, "did you mean 'resnet8'?"),
+        ({"oracle": "people"}, "oracle='people': allowed is simulated"),
+        ({"precision": "fp16"}, "precision='fp16': allowed is `auto` | `fp32` | `bf16`"),
+        ({"device": "cuda:77"}, "device='cuda:77': allowed is auto, or what is there: cpu"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"seed": -1}, "seed=-1"),
+        ({"num-clients": 2000}, "num-clients=2000: allowed is at most 143"),
+        ({"strategy.balanse": "none"}, "strategy.balanse"),
+        ({"strategy.balance": "equal"}, "strategy.balance='equal'"),
+        ({"strategy": "random", "strategy.balance": "none"}, "strategy.balance"),
+        (
+            {"num-clients": 100, "query-fraction": 0.001, "target-fraction": 0.101,
+             "initial-fraction": 0.1},
+            "the budget is 0 labels",
+        ),
+        ({"dataset": "./missing-folder"}, "missing-folder"),
+    ],
+)  # fmt: skip
+def test_refusals_name_key_value_and_what_is_allowed(values, message: str, data_dir: Path):
+    assert message in problems({"data-dir": str(data_dir), **values})
+
+
+def test_all_problems_are_told_at_once():
+    text = problems(
+        {
+            "alpha": 0,
+            "tua": 12,
+            "strategy": "entrpy",
+            "model": "resnet9",
+            "seed": "x",
+            "initial-fraction": 0.5,
+            "target-fraction": 0.4,
+        }
+    )
+    assert text.startswith("6 settings cannot be used:")
+    for key in ("alpha=", "tua", "strategy=", "model=", "seed=", "target-fraction="):
+        assert f"- {key}" in text
+
+
+def test_nothing_is_written_when_settings_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError):
+        prepare({"output-dir": str(tmp_path / "runs"), "alpha": 0})
+    assert not (tmp_path / "runs").exists()
+
+
+def _saved(folder: Path, labels: list[object], feature: object) -> str:
+    images = [np.full((4, 4), i, np.uint8) for i in range(len(labels))]
+    features = Features({"image": Image(), "label": feature})
+    Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(folder)
+    return str(folder)
+
+
+def test_data_sets_that_cannot_be_learnt_are_refused(tmp_path: Path, data_dir: Path):
+    one_class = _saved(tmp_path / "one", [0] * 40, Value("int64"))
+    unlabelled = _saved(tmp_path / "none", [None] * 40, Value("int64"))
+    for folder in (one_class, unlabelled):
+        assert f"dataset={folder!r}" in problems({"dataset": folder, "data-dir": str(data_dir)})
+
+
+def test_budget_of_a_share_is_exact():
+    settings = parse_settings({})
+    assert [settings.labelled_fraction(cycle) for cycle in range(7)] == [
+        Fraction(n, 100) for n in (10, 15, 20, 25, 30, 35, 35)
+    ]
+    assert settings.num_cycles == 6
+    assert [settings.labels_due(cycle, 5000) for cycle in range(6)] == [
+        500, 750, 1000, 1250, 1500, 1750,
+    ]  # fmt: skip
+    assert settings.labels_due(1, 141) == 22  # ceil(21.15)
+
+
+@given(
+    initial=st.integers(1, 50),
+    query=st.integers(1, 30),
+    more=st.integers(0, 50),
+    size=st.integers(1, 10_000),
+)
+def test_cycles_reach_the_target_exactly_and_never_go_beyond(
+    initial: int, query: int, more: int, size: int
+):
+    settings = parse_settings(
+        {
+            "initial-fraction": initial / 100,
+            "query-fraction": query / 100,
+            "target-fraction": (initial + more) / 100,
+        }
+    )
+    due = [settings.labels_due(cycle, size) for cycle in range(settings.num_cycles)]
+    assert due == sorted(due)
+    assert due[0] == -(-size * initial // 100)
+    assert due[-1] == -(-size * (initial + more) // 100)
+    assert all(b - a <= -(-size * query // 100) for a, b in pairwise(due))
+
+
+def test_settings_survive_being_written_and_read():
+    settings = parse_settings({"seed": 3, "strategy.balance": "none", "learning-rate": 1e-3})
+    assert parse_settings(settings.to_flat()) == settings
+    assert settings.strategy_parameters == {"balance": "none"}
+
+
+def test_empty_strategy_parameter_is_its_default():
+    assert parse_settings({"strategy.balance": ""}).strategy_parameters == {}
+
+
+def test_arguments_override_files_and_keep_their_types(tmp_path: Path):
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: 1\nalpha: 0.5\nreset-model: false\n")
+    values = read_arguments(
+        [str(file), "seed=2", "learning-rate=1e-3", "name=007", "compile=never"]
+    )
+    assert values == {
+        "seed": 2,
+        "alpha": 0.5,
+        "reset-model": False,
+        "learning-rate": 1e-3,
+        "name": "007",
+        "compile": "never",
+    }
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "\xff"])
+def test_files_that_are_not_settings(tmp_path: Path, content: str):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        read_arguments([str(file)])
+
+
+def test_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        read_arguments(["nowhere.yaml"])
+
+
+def test_every_setting_has_a_meaning_and_a_group():
+    for key, field in setting_fields().items():
+        assert field.description, key
+        assert isinstance(field.json_schema_extra, dict), key
+
+
+def test_manifest_has_every_setting_with_its_default():
+    manifest = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert manifest == tomllib.loads(settings_toml())["tool"]["flwr"]["app"]["config"]
+    assert parse_settings(manifest) == Settings()
+
+
+def test_readme_has_the_table_of_settings():
+    assert settings_markdown() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_are_valid(path: Path):
+    values = read_arguments([str(path)])
+    assert check_settings(values).num_cycles > 1
+
+
+@pytest.mark.parametrize("program", ["import ahfal_app.config", "import ahfal_app.labels"])
+def test_light_modules_do_not_import_torch(program: str):
+    check = f"{program}; import sys; assert not {{'torch', 'flwr'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_help_does_not_import_torch():
+    program = (
+        "import sys; from ahfal_app.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'flwr', 'datasets', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_command_line_tells_errors_and_exits_with_one():
+    command = [sys.executable, "-m", "ahfal_app", "run", "alpha=0", "strategy=entrpy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "alpha=0" in done.stderr
+    assert "did you mean 'entropy'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,115 @@
+"""Real `flwr run`: the same result as in this process, and an exit code that is true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from simulation import TINY, Outcome, Simulation
+
+pytestmark = pytest.mark.slow
+
+
+def _command(**values: object) -> list[str]:
+    settings = [f"{key}={value}" for key, value in {**TINY, **values}.items()]
+    return [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", *settings]
+
+
+def _processes_of_flower() -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"ahfal-flower-" in environment:
+            found.append(command)
+    return found
+
+
+def test_flowers_simulation_gives_the_same_result_as_this_process(
+    simulation: Simulation, tmp_path: Path, data_dir: Path
+):
+    done = subprocess.run(
+        _command(**{"output-dir": tmp_path / "flower", "data-dir": data_dir}),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "flower").iterdir()
+    assert str(folder / "report.html") in done.stdout
+    assert Outcome(folder, "").result == simulation().result
+    assert not _processes_of_flower()
+
+
+def test_a_failed_run_is_an_error(simulation: Simulation):
+    """Flower itself exits with 0 here."""
+    folder = simulation(**{"client-state": "memory"}).folder
+    command = [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", f"resume={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "EngineError" in done.stderr
+    assert "have lost labels" in done.stdout + done.stderr
+    assert not _processes_of_flower()
+
+
+def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path):
+    process = subprocess.Popen(
+        _command(**{"output-dir": tmp_path, "data-dir": data_dir, "rounds": 500}),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "cycle 1/3 round" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(60) == 130
+    deadline = time.monotonic() + 20
+    while _processes_of_flower() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _processes_of_flower()
+
+
+def test_flwr_run_as_in_the_readme_with_two_clients(tmp_path: Path, data_dir: Path):
+    """Plain `flwr run .`: the number of clients is Flower's default."""
+    home = tmp_path / "flwr"
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39391",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    overrides = (
+        f'output-dir="{tmp_path / "runs"}" data-dir="{data_dir}" rounds=2 cycles=2 local-epochs=1'
+    )
+    root = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(
+            ["flwr", "run", str(root), "--stream", "--run-config", overrides],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        subprocess.run(["pkill", "-f", f"flower-superlink.*{home}"], check=False)
+    (folder,) = (tmp_path / "runs").iterdir()
+    outcome = Outcome(folder, done.stdout)
+    assert outcome.summary["complete"], done.stdout
+    assert outcome.summary["num_clients"] == 2
+    assert str(folder / "report.html") in done.stdout
