@@ -14,7 +14,9 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-_FIRST_PAUSE_S = 0.002
+# A pause is a share of the time already waited: short answers are not held up, and long
+# ones are not asked for too often.
+_PAUSE_SHARE = 0.02
 _LONGEST_PAUSE_S = 0.25
 
 Value = TypeVar("Value")
@@ -128,13 +130,12 @@ class Federation:
         # By the id of the message: errors for lost messages do not come from the node's id.
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         replies = Replies()
-        pause = _FIRST_PAUSE_S
         while waiting and time.monotonic() - start < self._timeout:
             received = list(self.grid.pull_messages(list(waiting)))
             _sort_in(received, waiting, replies)
             if not received:
-                time.sleep(pause)
-                pause = min(pause * 1.5, _LONGEST_PAUSE_S)
+                waited = time.monotonic() - start
+                time.sleep(min(_PAUSE_SHARE * waited + 0.001, _LONGEST_PAUSE_S))
         no_answer = f"no answer within {self._timeout:g} s"
         replies.failures |= dict.fromkeys(waiting.values(), no_answer)
         replies.seconds = time.monotonic() - start

@@ -2,7 +2,8 @@
 
 The plain loop is what published research code runs: torchvision's transforms on one PIL
 image after the other in a DataLoader, float32, contiguous tensors, all processor threads
-on one client. Ours is what the in-process engine runs. Both start each seed from the same
+on one client, in a process of its own, since ours tunes the allocator of the process it
+runs in. Ours is what the in-process engine runs. Both start each seed from the same
 weights, train the same clients on the same labelled rows with the same recipe, and
 average the models alike; their rounds take turns, since a shared machine's speed drifts.
 
@@ -14,33 +15,46 @@ Results are written after each pair of rounds.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from ahfal_app.aggregation import ARRAYS_KEY, aggregate, make_aggregation
+from ahfal_app.client_app import app as client_app
+from ahfal_app.client_state import ClientState
+from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, parse_settings
-from ahfal_app.resources import Resources
+from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.federation import Federation
+from ahfal_app.joining import join
+from ahfal_app.models import build_model, resolve_model_name
+from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order
+from ahfal_app.resources import Resources, resources
 from ahfal_app.results.environment import describe_environment
-from ahfal_app.seeds import numpy_generator, torch_generator
-from ahfal_app.training import TrainingState, evaluate, train_locally
+from ahfal_app.seeds import torch_generator
+from ahfal_app.training import evaluate
 
 State = dict[str, Tensor]
+Arrays = dict[str, NDArray[np.generic]]
 
 
 def main() -> None:
@@ -49,7 +63,7 @@ def main() -> None:
     measured = _Measurements(arguments.output)
     for seed in range(arguments.seeds):
         settings = _settings(arguments, seed)
-        shared = Resources(settings)
+        shared = resources(settings)
         if not measured.header:
             measured.header = _header(arguments, settings, shared)
         measured.add(seed, *_compare(arguments, settings, shared, measured))
@@ -65,19 +79,34 @@ class _Client:
     labels_N: Tensor
 
 
+@dataclass(frozen=True)
+class _PlainTask:
+    """Everything that the plain loop needs, to be sent to its process."""
+
+    settings: Settings
+    dataset_name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    augmentation: Augmentation
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+    pixels: list[NDArray[np.uint8]]
+    labels: list[list[int]]
+
+
 class _PilImages(Dataset[tuple[Tensor, int]]):
     """A client's images as torchvision's data sets hold them, transformed one by one."""
 
-    def __init__(self, shared: Resources, client: _Client) -> None:
-        self._pixels_NHWC = shared.dataset.train.images_NHWC[client.rows_N.numpy()]
-        self._labels_N = client.labels_N.tolist()
-        augmentation, steps = shared.dataset.augmentation, []
+    def __init__(self, task: _PlainTask, client: int) -> None:
+        self._pixels_NHWC = task.pixels[client]
+        self._labels_N = task.labels[client]
+        augmentation, steps = task.augmentation, []
         if augmentation.padding:
-            height, width = shared.dataset.image_shape[:2]
+            height, width = task.image_shape[:2]
             steps.append(transforms.RandomCrop((height, width), padding=augmentation.padding))
         if augmentation.flip:
             steps.append(transforms.RandomHorizontalFlip())
-        normalise = transforms.Normalize(shared.dataset.mean_C, shared.dataset.std_C)
+        normalise = transforms.Normalize(task.mean_C, task.std_C)
         self._transform = transforms.Compose([*steps, transforms.ToTensor(), normalise])
 
     def __len__(self) -> int:
@@ -91,19 +120,22 @@ class _PilImages(Dataset[tuple[Tensor, int]]):
 class _PlainLoop:
     """One model, optimizer and loader for each client, trained one after the other."""
 
-    def __init__(self, settings: Settings, shared: Resources, clients: Sequence[_Client]) -> None:
+    def __init__(self, task: _PlainTask) -> None:
+        settings = task.settings
         self._settings = settings
-        self._model = shared.new_model(0)
+        self._labels = task.labels
+        clients = range(len(task.labels))
+        name = resolve_model_name(settings.model, task.dataset_name)
         self._loaders = [
             DataLoader(
-                _PilImages(shared, client),
+                _PilImages(task, client),
                 settings.batch_size,
                 shuffle=True,
-                generator=torch_generator(settings.seed, "benchmark-order", client.number),
+                generator=torch_generator(settings.seed, "benchmark-order", client),
             )
             for client in clients
         ]
-        self._models = [copy.deepcopy(self._model) for _ in clients]
+        self._models = [build_model(name, task.image_shape, task.num_classes, 0) for _ in clients]
         self._optimizers = [
             torch.optim.SGD(
                 model.parameters(),
@@ -114,11 +146,12 @@ class _PlainLoop:
             for model in self._models
         ]
 
-    def round(self, weights: State, round_: int) -> list[State]:
-        """Train all clients from the given weights; return theirs."""
+    def round(self, weights: State, round_: int) -> State:
+        """Train all clients from the given weights; return the average of theirs."""
         # torchvision's transforms draw from the global generator.
         torch.manual_seed(self._settings.seed * 1000 + round_)
-        return [self._train(client, weights) for client in range(len(self._models))]
+        states = [self._train(client, weights) for client in range(len(self._models))]
+        return _average(states, [len(labels) for labels in self._labels])
 
     def _train(self, client: int, weights: State) -> State:
         model, optimizer = self._models[client], self._optimizers[client]
@@ -134,42 +167,87 @@ class _PlainLoop:
         return model.state_dict()
 
 
-class _OurLoop:
-    """The product's local training, as many clients at a time as the in-process engine."""
+_plain_loop: _PlainLoop
 
-    def __init__(self, settings: Settings, shared: Resources, clients: Sequence[_Client]) -> None:
-        self._settings = settings
+
+def _start_plain_loop(task: _PlainTask) -> None:
+    global _plain_loop
+    _plain_loop = _PlainLoop(task)
+
+
+def _plain_round(weights: Arrays, round_: int) -> tuple[float, Arrays]:
+    """Run a round in the plain loop's process; return its seconds and the global weights."""
+    state = {name: torch.from_numpy(value) for name, value in weights.items()}
+    seconds, state = _timed(partial(_plain_loop.round, state, round_))
+    return seconds, _as_arrays(state)
+
+
+def _as_arrays(state: State) -> Arrays:
+    # Tensors would travel through shared memory, arrays travel as they are.
+    return {name: value.numpy().copy() for name, value in state.items()}
+
+
+class _PlainProcess:
+    """The plain loop in a process of its own, with the allocator as it comes."""
+
+    def __init__(self, task: _PlainTask) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = context.Pool(1, _start_plain_loop, (task,))
+
+    def timed_round(self, weights: State, round_: int) -> tuple[float, State]:
+        """Run a round; return the seconds that it took there, and the global weights."""
+        seconds, arrays = self._pool.apply(_plain_round, (_as_arrays(weights), round_))
+        return seconds, {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.terminate()
+        self._pool.join()
+
+
+class _OurGrid:
+    """The product's rounds: strategy's messages, in-process grid, ClientApp, aggregation."""
+
+    def __init__(self, settings: Settings, shared: Resources, folder: Path) -> None:
+        self._order = Order(settings, "benchmark", str(folder), code_hash())
         self._shared = shared
-        self._clients = clients
-        self._states: dict[int, TrainingState] = {}
-        self._recipe = shared.recipe(settings)
+        self._aggregation = make_aggregation(settings.aggregation)
         threads = settings.threads or os.cpu_count() or 1
         workers = max(1, (os.cpu_count() or 1) // threads)
-        self._workers = ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(threads,)
-        )
+        self._grid = InProcessGrid(client_app, settings.num_clients, workers)
+        self._federation = Federation(self._grid, timeout=3600, time_to_live=3600)
+        join(self._federation, self._order)
 
-    def round(self, weights: State, round_: int) -> list[State]:
-        """Train all clients from the given weights; return theirs."""
-        return list(
-            self._workers.map(lambda client: self._train(client, weights, round_), self._clients)
-        )
+    def clients(self) -> list[_Client]:
+        """Return the clients' labelled rows, as they were bought at random at the start."""
+        clients = []
+        for number, indices in enumerate(self._shared.partition.indices):
+            state = ClientState.on_disk(Path(self._order.run_folder) / "clients" / str(number))
+            with state.labels(indices, self._shared.num_classes) as store:
+                labelled = store.labelled()
+            rows, labels = map(torch.from_numpy, (labelled.samples_N, labelled.labels_N))
+            clients.append(_Client(number, rows, labels))
+        return clients
 
-    def _train(self, client: _Client, weights: State, round_: int) -> State:
-        model = self._shared.model()
-        model.load_state_dict(weights)
-        key = (client.number, 0, round_)
-        result = train_locally(
-            model,
-            self._shared.train_images,
-            client.rows_N,
-            client.labels_N,
-            self._recipe,
-            self._states.get(client.number),
-            torch_generator(self._settings.seed, "benchmark-training", *key),
-        )
-        self._states[client.number] = result.state
-        return {name: value.clone() for name, value in model.state_dict().items()}
+    def timed_round(self, weights: State, round_: int) -> tuple[float, State]:
+        """Run a round; return its seconds, aggregation included, and the global weights."""
+        return _timed(partial(self._round, weights, round_))
+
+    def _round(self, weights: State, round_: int) -> State:
+        arrays = ArrayRecord(weights)
+        config = replace(self._order, round=round_ + 1).to_record()
+        content = RecordDict({ARRAYS_KEY: arrays, CONFIG_KEY: config})
+        clients = self._federation.clients
+        messages = [self._federation.message(c, TRAIN, content, "round") for c in clients]
+        replies = self._federation.exchange(messages)
+        if replies.failures:
+            raise RuntimeError(self._federation.describe(replies.failures))
+        result = aggregate(self._aggregation, round_ + 1, replies.messages, arrays)
+        return result.to_torch_state_dict()
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._grid.__exit__(None, None, None)
 
 
 def _compare(
@@ -179,58 +257,45 @@ def _compare(
     measured: _Measurements,
 ) -> tuple[float, float]:
     """Run one seed's rounds in turns; return the accuracies of the plain loop and of ours."""
-    clients = _clients(settings, shared)
     # Made before anything is timed; a process of a simulation makes them once, too.
     shared.train_images, shared.test_images  # noqa: B018
-    loops: dict[str, tuple[_PlainLoop | _OurLoop, int]] = {
-        "plain": (_PlainLoop(settings, shared, clients), os.cpu_count() or 1),
-        "ours": (_OurLoop(settings, shared, clients), settings.threads or os.cpu_count() or 1),
-    }
-    if settings.seed == 0:
-        measured.warm_up_seconds = _warm_up(settings, shared, clients[:2])
     start = {name: value.clone() for name, value in shared.new_model(0).state_dict().items()}
-    weights = dict.fromkeys(loops, start)
-    examples = [len(client.rows_N) for client in clients]
-    for round_ in range(arguments.rounds):
-        seconds = {}
-        # Whoever comes first changes, so that neither always runs on the warmer machine.
-        for name in sorted(loops, reverse=bool(round_ % 2)):
-            loop, threads = loops[name]
-            torch.set_num_threads(threads)
-            federated_round = partial(_federated_round, loop, weights[name], round_, examples)
-            seconds[name], weights[name] = _timed(federated_round)
-        passes = sum(examples) * settings.local_epochs
-        measured.add_round(settings.seed, round_, passes, seconds["plain"], seconds["ours"])
-    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = _OurGrid(settings, shared, Path(folder) / "measured")
+        clients = ours.clients()
+        plain = _PlainProcess(_plain_task(settings, shared, clients))
+        if settings.seed == 0:
+            # Clients of their own, so that momentum starts at nothing in those measured.
+            extra = _OurGrid(settings, shared, Path(folder) / "warm-up")
+            measured.warm_up_seconds, _ = extra.timed_round(start, 0)
+            extra.close()
+        loops: dict[str, _PlainProcess | _OurGrid] = {"plain": plain, "ours": ours}
+        weights = dict.fromkeys(loops, start)
+        passes = sum(len(client.rows_N) for client in clients) * settings.local_epochs
+        for round_ in range(arguments.rounds):
+            seconds = {}
+            # Whoever comes first changes, so that neither always runs on the warmer machine.
+            for name in sorted(loops, reverse=bool(round_ % 2)):
+                seconds[name], weights[name] = loops[name].timed_round(weights[name], round_)
+            measured.add_round(settings.seed, round_, passes, seconds["plain"], seconds["ours"])
+        plain.close()
+        ours.close()
     return _accuracy(shared, weights["plain"]), _accuracy(shared, weights["ours"])
 
 
-def _warm_up(settings: Settings, shared: Resources, clients: Sequence[_Client]) -> dict[str, float]:
-    """Run a round of a few clients in both ways, compilation included; return the seconds."""
-    seconds = {}
-    for name, loop in (("plain", _PlainLoop), ("ours", _OurLoop)):
-        weights = {k: v.clone() for k, v in shared.new_model(0).state_dict().items()}
-        made = loop(settings, shared, clients)
-        seconds[name], _ = _timed(partial(made.round, weights, 0))
-    return seconds
-
-
-def _clients(settings: Settings, shared: Resources) -> list[_Client]:
-    """Return the clients with the initial labels that a run would start with in number."""
-    clients = []
-    for number, indices in enumerate(shared.partition.indices):
-        draw = numpy_generator(settings.seed, "benchmark-labelled", number)
-        chosen = draw.choice(indices, settings.labels_due(0, len(indices)), replace=False)
-        rows = np.sort(chosen)
-        labels = shared.dataset.train.labels_N[rows]
-        clients.append(_Client(number, torch.from_numpy(rows), torch.from_numpy(labels)))
-    return clients
-
-
-def _federated_round(
-    loop: _PlainLoop | _OurLoop, weights: State, round_: int, examples: Sequence[int]
-) -> State:
-    return _average(loop.round(weights, round_), examples)
+def _plain_task(settings: Settings, shared: Resources, clients: Sequence[_Client]) -> _PlainTask:
+    dataset = shared.dataset
+    return _PlainTask(
+        settings,
+        dataset.name,
+        dataset.image_shape,
+        dataset.num_classes,
+        dataset.augmentation,
+        dataset.mean_C,
+        dataset.std_C,
+        [dataset.train.images_NHWC[client.rows_N.numpy()] for client in clients],
+        [client.labels_N.tolist() for client in clients],
+    )
 
 
 def _average(states: Sequence[State], examples: Sequence[int]) -> State:
@@ -263,7 +328,7 @@ class _Measurements:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.header: dict[str, Any] = {}
-        self.warm_up_seconds: dict[str, float] = {}
+        self.warm_up_seconds = 0.0
         self._rounds: list[dict[str, float]] = []
         self._accuracies: list[dict[str, float]] = []
 

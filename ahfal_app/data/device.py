@@ -69,9 +69,8 @@ class DeviceImages:
         if augmentation.padding:
             images_BHWC = self._cropped(images_BHWC, augmentation.padding, generator)
         if augmentation.flip:
-            flip_B = torch.rand(len(images_BHWC), generator=generator) < 0.5
-            flip_B111 = flip_B.to(self.device).view(-1, 1, 1, 1)
-            images_BHWC = torch.where(flip_B111, images_BHWC.flip(2), images_BHWC)
+            flip_B = (torch.rand(len(images_BHWC), generator=generator) < 0.5).to(self.device)
+            images_BHWC[flip_B] = images_BHWC[flip_B].flip(2)
         return self._normalised(images_BHWC)
 
     def _cropped(self, images_BHWC: Tensor, padding: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+_PULL_TIMEOUT_S = 0.1
 _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
 
 
@@ -103,8 +104,10 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are ready."""
-        ready = [i for i in message_ids if i in self._pending and self._pending[i].done()]
+        """Return the replies that are ready, waiting a moment for the first of them."""
+        asked = {i: self._pending[i] for i in message_ids if i in self._pending}
+        wait(asked.values(), timeout=_PULL_TIMEOUT_S, return_when=FIRST_COMPLETED)
+        ready = [identity for identity, future in asked.items() if future.done()]
         return [self._pending.pop(identity).result() for identity in ready]
 
     def send_and_receive(
@@ -118,8 +121,6 @@ class InProcessGrid(Grid):
             received = list(self.pull_messages(waiting))
             replies += received
             waiting -= {reply.metadata.reply_to_message_id for reply in received}
-            if not received:
-                time.sleep(0.001)
         return replies
 
     def _call(self, message: Message) -> Message:
