@@ -7,6 +7,7 @@ name exists, and whether they go together, is checked here. All problems are tol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ahfal_app.config import Settings, parse_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
@@ -43,6 +44,19 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     if problems or settings is None:
         raise ConfigError(problems)
     return settings
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """Return settings that mean the same from every working directory."""
+    update = {
+        name: str(Path(value).expanduser().absolute())
+        for name in ("output_dir", "data_dir", "resume")
+        if (value := getattr(settings, name))
+    }
+    dataset = Path(settings.dataset).expanduser()
+    if dataset.is_dir():
+        update["dataset"] = str(dataset.absolute())
+    return settings.model_copy(update=update)
 
 
 def check_data(settings: Settings) -> Resources:

@@ -91,9 +91,51 @@ def buy(
         {"histogram": histogram.seconds, "select": replies.seconds},
     )
     start = time.monotonic()
-    _wait_for_labels(federation, order, purchase, note)
+    purchase.answers |= wait_for_labels(federation, order, order.cycle + 1, answers, note)
     purchase.seconds["collect"] = time.monotonic() - start
     return purchase
+
+
+def wait_for_labels(
+    federation: Federation,
+    order: Order,
+    cycle: int,
+    answers: Mapping[int, QueryAnswer],
+    note: Callable[[str], None],
+) -> dict[int, QueryAnswer]:
+    """Ask the clients with pending labels, until all are in or the deadline has come.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        Settings and identity of the run.
+    cycle : int
+        The cycle that the labels were bought for.
+    answers : Mapping[int, QueryAnswer]
+        How the purchase stands, by client.
+    note : Callable
+        Called with what people should know while they wait.
+
+    Returns
+    -------
+    dict[int, QueryAnswer]
+        How it stands now.
+    """
+    standing = dict(answers)
+    deadline = time.monotonic() + order.settings.label_deadline
+    pause = _FIRST_PAUSE_S
+    while (pending := total(standing, "pending")) and time.monotonic() < deadline:
+        note(f"waiting for {pending} labels")
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        waiting = {client for client, answer in standing.items() if answer.pending}
+        replies = _ask(federation, replace(order, cycle=cycle), COLLECT, waiting)
+        standing |= _read(replies)
+    if pending:
+        note(f"the label deadline has come; {pending} labels will be used when they come")
+    return standing
 
 
 def _statistics(
@@ -146,24 +188,6 @@ def _read(replies: Replies) -> dict[int, QueryAnswer]:
         except (ValueError, KeyError) as error:
             replies.reject(client, str(error))
     return answers
-
-
-def _wait_for_labels(
-    federation: Federation, order: Order, purchase: Purchase, note: Callable[[str], None]
-) -> None:
-    """Ask the clients with pending labels, until all are in or the deadline has come."""
-    deadline = time.monotonic() + order.settings.label_deadline
-    bought = replace(order, cycle=order.cycle + 1)
-    pause = _FIRST_PAUSE_S
-    while purchase.pending and time.monotonic() < deadline:
-        note(f"waiting for {purchase.pending} labels")
-        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
-        waiting = {client for client, answer in purchase.answers.items() if answer.pending}
-        replies = _ask(federation, bought, COLLECT, waiting)
-        purchase.answers |= _read(replies)
-    if purchase.pending:
-        note(f"the label deadline has come; {purchase.pending} labels will be used when they come")
 
 
 def total(answers: Mapping[int, QueryAnswer], attribute: str) -> int:

@@ -18,7 +18,7 @@ from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.joining import Membership
-from ahfal_app.preflight import check_data, check_settings
+from ahfal_app.preflight import check_data, check_settings, with_absolute_paths
 from ahfal_app.protocol import Order
 from ahfal_app.resources import Resources, resources
 from ahfal_app.results.environment import describe_environment
@@ -56,7 +56,7 @@ def prepare(values: Mapping[str, object]) -> Start:
     ConfigError, ResumeError, CheckpointError
         The run cannot be started, or not be continued.
     """
-    settings = check_settings(values)
+    settings = with_absolute_paths(check_settings(values))
     if settings.resume:
         return _resumed(settings)
     loaded = check_data(settings)
@@ -108,7 +108,7 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 
 def _resumed(given: Settings) -> Start:
-    folder = Path(given.resume).expanduser().absolute()
+    folder = Path(given.resume)
     config = folder / "config.yaml"
     if not config.is_file():
         raise ResumeError(f"resume={given.resume!r}: allowed is the folder of a run")

@@ -24,12 +24,13 @@ from ahfal_app.aggregation import (
     make_aggregation,
     problem_with,
 )
+from ahfal_app.client import QueryAnswer
 from ahfal_app.errors import QuorumNotReached
 from ahfal_app.federation import Federation, Replies
 from ahfal_app.joining import Membership, check_resumable, join
 from ahfal_app.labels import Ledger
 from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order
-from ahfal_app.purchase import Purchase, buy, total
+from ahfal_app.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
 from ahfal_app.results.records import Ledger as LedgerRecord
@@ -203,9 +204,22 @@ class FederatedActiveLearning(Strategy):
         check_resumable(self._membership, self._first[0])
         settings = self._membership.settings
         self._order = replace(self._order, settings=settings)
-        self._labelled = {c: m.labelled for c, m in self._membership.members.items()}
-        self._ledgers = {c: m.ledger for c, m in self._membership.members.items()}
+        members = self._membership.members
+        self._labelled = {client: member.labelled for client, member in members.items()}
+        self._ledgers = {client: member.ledger for client, member in members.items()}
         self._hooks.joined(self._membership)
+        if self._first == (0, 0):
+            self._wait_for_initial_labels()
+
+    def _wait_for_initial_labels(self) -> None:
+        """Wait for the labels that were bought at random when the clients joined."""
+        standing = {
+            client: QueryAnswer(0, self._labelled[client], ledger.reserved, ledger)
+            for client, ledger in self._ledgers.items()
+        }
+        standing = wait_for_labels(self._clients, self._order, 0, standing, self._progress.note)
+        self._labelled = {client: answer.labelled for client, answer in standing.items()}
+        self._ledgers = {client: answer.ledger for client, answer in standing.items()}
 
     @property
     def _clients(self) -> Federation:

@@ -207,7 +207,7 @@ def _optimizer(model: nn.Module, recipe: Recipe, state: TrainingState | None) ->
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        foreach=True,
+        fused=True,
     )
     for name, parameter in model.named_parameters():
         if state is not None and name in state.momentum:

@@ -16,6 +16,7 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
 from ahfal_app.models import Classifier, build_model
+from ahfal_app.models.batch_norm import BatchNorm2d
 from ahfal_app.training import (
     Recipe,
     TrainingResult,
@@ -335,3 +336,30 @@ def test_predictions_of_no_rows_are_empty() -> None:
     predictions = predict(make_model(), make_images(), torch.empty(0, dtype=torch.int64))
     assert predictions.logits_NC.shape == (0, 3)
     assert predictions.embeddings_ND.shape == (0, 64)
+
+
+@pytest.mark.slow
+def test_compiled_batch_norm_is_torchs() -> None:
+    ours, torchs = BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    with torch.no_grad():
+        for module in (ours, torchs):
+            module.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+            module.bias.copy_(torch.tensor([0.0, 1.0, 2.0, -3.0]))
+    compiled = torch.compile(ours)
+    values = torch.randn(6, 4, 5, 3, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    weights = torch.randn(6, 4, 5, 3, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for module in (compiled, torchs):
+        inputs = values.clone().requires_grad_()
+        outputs = module(inputs)
+        (outputs * weights).sum().backward()
+        gradients.append((outputs, inputs.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for name, value in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    for parameter, other in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-4)
+    ours.eval(), torchs.eval()
+    torch.testing.assert_close(compiled(values), torchs(values))

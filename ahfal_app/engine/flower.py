@@ -25,7 +25,7 @@ from rich.console import Console
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.errors import EngineError
-from ahfal_app.preflight import check_data, check_settings
+from ahfal_app.preflight import check_data, check_settings, with_absolute_paths
 from ahfal_app.results.reading import read_run
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
@@ -51,16 +51,11 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
             f"{_APP_FOLDER}: no pyproject.toml there; Flower's engine runs from a checkout of the "
             "project, the in-process engine from anywhere"
         )
-    absolute = {"output-dir": str(Path(settings.output_dir).expanduser().absolute())}
-    for key, value in (("resume", settings.resume), ("data-dir", settings.data_dir)):
-        if value:
-            absolute[key] = str(Path(value).expanduser().absolute())
-    if Path(settings.dataset).expanduser().is_dir():
-        absolute["dataset"] = str(Path(settings.dataset).expanduser().absolute())
     num_clients = settings.num_clients or _clients_before(settings) or DEFAULT_NUM_CLIENTS
     with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
         config = Path(home) / "run-config.toml"
-        config.write_text(_toml({**values, **absolute}))
+        # Flower's processes have another working directory.
+        config.write_text(_toml(with_absolute_paths(settings).to_flat()))
         _run(Path(home), config, num_clients, console)
 
 

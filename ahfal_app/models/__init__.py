@@ -1,4 +1,4 @@
-"""Networks by name; each module of this package but `base` is one, named after its file."""
+"""Networks by name; each module of this package is one, named after its file, but two helpers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ahfal_app.config import suggestion
 from ahfal_app.errors import ConfigError
 from ahfal_app.models.base import Classifier
 
+_HELPERS = ("base", "batch_norm")
+
 __all__ = ["Classifier", "build_model", "model_names", "resolve_model_name"]
 
 # Networks draw their weights from torch's global generator, which all threads share.
@@ -21,7 +23,9 @@ _initialising = threading.Lock()
 def model_names() -> tuple[str, ...]:
     """Return the names of all networks."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
+    return tuple(
+        sorted(name.replace("_", "-") for name in modules if name not in ("base", "batch_norm"))
+    )
 
 
 def resolve_model_name(model: str, dataset: str) -> str:

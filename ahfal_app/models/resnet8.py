@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ahfal_app.models.base import Classifier
+from ahfal_app.models.batch_norm import BatchNorm2d
 
 _WIDTHS = (16, 32, 64)
 
@@ -23,9 +24,9 @@ class _Block(nn.Module):
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm2d(width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
             self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False)
@@ -46,7 +47,7 @@ class ResNet8(Classifier):
             _Block(_WIDTHS[0], _WIDTHS[1], 2),
             _Block(_WIDTHS[1], _WIDTHS[2], 2),
         )
-        self.bn = nn.BatchNorm2d(_WIDTHS[2])
+        self.bn = BatchNorm2d(_WIDTHS[2])
         self.head = nn.Linear(_WIDTHS[2], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

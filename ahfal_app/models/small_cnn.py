@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ahfal_app.models.base import Classifier
+from ahfal_app.models.batch_norm import BatchNorm2d
 
 _WIDTH = 32
 _FEATURES = 64
@@ -20,9 +21,9 @@ class SmallCNN(Classifier):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, _WIDTH, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(_WIDTH)
+        self.bn1 = BatchNorm2d(_WIDTH)
         self.conv2 = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(_WIDTH)
+        self.bn2 = BatchNorm2d(_WIDTH)
         self.pool = nn.AdaptiveAvgPool2d(2)
         self.hidden = nn.Linear(4 * _WIDTH, _FEATURES)
         self.head = nn.Linear(_FEATURES, num_classes)
