@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from ahfal_app.compilation import compiled_forward_loss
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.device import DeviceImages, normalised
 from ahfal_app.models import Classifier
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
@@ -86,11 +86,21 @@ class Evaluation:
 
 
 def forward_loss(
-    model: Classifier, loss: Loss, inputs_BcHW: Tensor, labels_B: Tensor, precision: str
+    model: Classifier,
+    loss: Loss,
+    images_BHWC: Tensor,
+    scale_C: Tensor,
+    shift_C: Tensor,
+    labels_B: Tensor,
+    precision: str,
 ) -> Tensor:
-    """Return the loss of a batch; with bf16 the network computes in it, the loss does not."""
-    with torch.autocast(inputs_BcHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits_BC = model(inputs_BcHW)
+    """Return the loss of a batch of bytes; the unit that is compiled.
+
+    With bf16 the network computes in it, the loss does not.
+    """
+    inputs_BCHW = normalised(images_BHWC, scale_C, shift_C)
+    with torch.autocast(images_BHWC.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits_BC = model(inputs_BCHW)
     return loss(logits_BC.float(), labels_B)
 
 
@@ -148,13 +158,16 @@ def train_locally(
         total = torch.zeros((), dtype=torch.float64, device=images.device)
         order_N = torch.randperm(len(rows_N), generator=generator)
         for batch_B in torch.split(order_N, recipe.batch_size):
-            inputs = images.augmented(rows_N[batch_B], recipe.augmentation, generator)
-            labels_B = labels_N[batch_B.to(images.device)]
-            optimizer.zero_grad(set_to_none=True)
-            is_full = len(batch_B) == recipe.batch_size
-            batch_loss = _step_function(recipe, is_full)(
-                model, loss, inputs, labels_B, recipe.precision
+            batch_loss = _step_function(recipe, len(batch_B) == recipe.batch_size)(
+                model,
+                loss,
+                images.augmented(rows_N[batch_B], recipe.augmentation, generator),
+                images.scale_C,
+                images.shift_C,
+                labels_N[batch_B.to(images.device)],
+                recipe.precision,
             )
+            optimizer.zero_grad(set_to_none=True)
             batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += batch_loss.detach() * len(batch_B)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.device import normalised as normalise
 from ahfal_app.data.images import Images
 
 CPU = torch.device("cpu")
@@ -27,6 +28,15 @@ def make_images(pixels: NDArray[np.uint8]) -> DeviceImages:
     channels = pixels.shape[3]
     images = Images(pixels, np.zeros(len(pixels), np.int64))
     return DeviceImages(images, MEAN[:channels], STD[:channels], CPU)
+
+
+def augmented(
+    images: DeviceImages, rows_B: Tensor, augmentation: Augmentation, draws: torch.Generator
+) -> Tensor:
+    """As training sees a batch."""
+    images_BHWC = images.augmented(rows_B, augmentation, draws)
+    assert images_BHWC.dtype == torch.uint8
+    return normalise(images_BHWC, images.scale_C, images.shift_C)
 
 
 def random_pixels(*shape: int) -> NDArray[np.uint8]:
@@ -81,7 +91,7 @@ def test_augmentation_equals_one_image_after_the_other(
 ) -> None:
     pixels = random_pixels(6, height, width, channels)
     rows_B, augmentation = torch.tensor(rows), Augmentation(padding, flip)
-    batch = make_images(pixels).augmented(rows_B, augmentation, generator(seed))
+    batch = augmented(make_images(pixels), rows_B, augmentation, generator(seed))
     expected = slowly_augmented(pixels, rows_B, augmentation, seed)
     assert batch.dtype == torch.float32
     assert batch.shape == (len(rows), channels, height, width)
@@ -99,8 +109,8 @@ def test_a_batch_is_normalised_and_channels_last(channels: int) -> None:
 
 def test_padding_is_black_before_normalisation() -> None:
     images = make_images(np.full((1, 4, 4, 3), 255, np.uint8))
-    batch = images.augmented(
-        torch.zeros(64, dtype=torch.int64), Augmentation(4, False), generator(0)
+    batch = augmented(
+        images, torch.zeros(64, dtype=torch.int64), Augmentation(4, False), generator(0)
     )
     black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])
     white = torch.tensor([(1 - m) / s for m, s in zip(MEAN, STD, strict=True)])
@@ -117,14 +127,14 @@ def test_every_crop_and_both_orientations_occur() -> None:
     pixels[0, 2, 2] = 255  # The centre stays in sight under every offset and shows it.
     images = make_images(pixels)
     rows_B = torch.zeros(2000, dtype=torch.int64)
-    batch = images.augmented(rows_B, Augmentation(padding, False), generator(0))
+    batch = augmented(images, rows_B, Augmentation(padding, False), generator(0))
     places = batch.flatten(1).argmax(dim=1)
     counts = torch.bincount(places, minlength=25)
     assert counts.min() > 0
     assert counts.sum() == 2000
 
     pixels[0, 2, 2], pixels[0, 0, 0] = 0, 255
-    flipped = make_images(pixels).augmented(rows_B, Augmentation(0, True), generator(0))
+    flipped = augmented(make_images(pixels), rows_B, Augmentation(0, True), generator(0))
     corners = flipped.flatten(1).argmax(dim=1)
     assert set(corners.tolist()) == {0, 4}
     assert 0.45 < float((corners == 4).double().mean()) < 0.55
@@ -134,7 +144,7 @@ def test_without_augmentation_nothing_is_drawn() -> None:
     draws = generator(0)
     before = draws.get_state()
     images = make_images(random_pixels(3, 4, 4, 1))
-    batch = images.augmented(torch.arange(3), Augmentation(0, False), draws)
+    batch = augmented(images, torch.arange(3), Augmentation(0, False), draws)
     assert torch.equal(draws.get_state(), before)
     assert torch.equal(batch, images.batch(torch.arange(3)))
 
@@ -142,7 +152,7 @@ def test_without_augmentation_nothing_is_drawn() -> None:
 def test_equal_generators_give_equal_batches() -> None:
     images = make_images(random_pixels(8, 6, 6, 3))
     first, again, other = (
-        images.augmented(torch.arange(8), Augmentation(4, True), generator(seed))
+        augmented(images, torch.arange(8), Augmentation(4, True), generator(seed))
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)

@@ -39,9 +39,8 @@ class DeviceImages:
         self.device = device
         self.images_NHWC = _as_tensor(images.images_NHWC).to(device)
         self.labels_N = _as_tensor(images.labels_N).to(device)
-        scale_C = 1.0 / (255.0 * torch.tensor(std_C))
-        self._scale_C = scale_C.to(device)
-        self._shift_C = (-torch.tensor(mean_C) / torch.tensor(std_C)).to(device)
+        self.scale_C = (1.0 / (255.0 * torch.tensor(std_C))).to(device)
+        self.shift_C = (-torch.tensor(mean_C) / torch.tensor(std_C)).to(device)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -49,12 +48,13 @@ class DeviceImages:
 
     def batch(self, rows_B: Tensor) -> Tensor:
         """Return normalised images, float32 (B, C, H, W) in channels_last, not augmented."""
-        return self._normalised(self.images_NHWC[rows_B.to(self.device)])
+        images_BHWC = self.images_NHWC[rows_B.to(self.device)]
+        return normalised(images_BHWC, self.scale_C, self.shift_C)
 
     def augmented(
         self, rows_B: Tensor, augmentation: Augmentation, generator: torch.Generator
     ) -> Tensor:
-        """Return normalised images, cropped and mirrored at random; shaped as `batch`.
+        """Return images cropped and mirrored at random, uint8 (B, H, W, C), not normalised.
 
         Parameters
         ----------
@@ -71,7 +71,7 @@ class DeviceImages:
         if augmentation.flip:
             flip_B = (torch.rand(len(images_BHWC), generator=generator) < 0.5).to(self.device)
             images_BHWC[flip_B] = images_BHWC[flip_B].flip(2)
-        return self._normalised(images_BHWC)
+        return images_BHWC
 
     def _cropped(self, images_BHWC: Tensor, padding: int, generator: torch.Generator) -> Tensor:
         size, height, width = images_BHWC.shape[:3]
@@ -83,10 +83,14 @@ class DeviceImages:
         each_B = torch.arange(size, device=self.device)
         return crops.permute(0, 1, 2, 4, 5, 3)[each_B, top_B, left_B]
 
-    def _normalised(self, images_BHWC: Tensor) -> Tensor:
-        # The permuted view of (B, H, W, C) is channels_last: nothing is copied for it.
-        values_BHWC = torch.addcmul(self._shift_C, images_BHWC.float(), self._scale_C)
-        return values_BHWC.permute(0, 3, 1, 2)
+
+def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
+    """Return bytes as normalised float32 (B, C, H, W) in channels_last.
+
+    A function of tensors alone, so that a compiler can fuse it with a network's first layer.
+    """
+    # The permuted view of (B, H, W, C) is channels_last: nothing is copied for it.
+    return torch.addcmul(shift_C, images_BHWC.float(), scale_C).permute(0, 3, 1, 2)
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
