@@ -22,6 +22,9 @@ WEIGHT_KEY = "num-examples"
 ARRAYS_KEY = "arrays"
 METRICS_KEY = "metrics"
 
+#: What `problem_with` says of a client that has nothing to train on yet.
+NO_LABELS = "it has no labelled samples"
+
 
 def make_aggregation(name: str) -> Strategy:
     """Return Flower's strategy that aggregates under the given name."""
@@ -48,7 +51,7 @@ def problem_with(content: RecordDict, current: ArrayRecord) -> str | None:
     if not isinstance(loss, float) or not math.isfinite(loss):
         return f"loss={loss!r}: allowed is a finite number"
     if examples == 0:
-        return "it has no labelled samples"
+        return NO_LABELS
     return _problem_with_arrays(content.array_records[ARRAYS_KEY], current)
 
 
@@ -121,6 +124,12 @@ def _problem_with_arrays(arrays: ArrayRecord, current: ArrayRecord) -> str | Non
                 f"array {name!r} is {array.dtype} {tuple(array.shape)}; "
                 f"expected is {expected.dtype} {tuple(expected.shape)}"
             )
-        if not np.isfinite(array.numpy()).all():
+        try:
+            value = array.numpy()
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            return f"array {name!r} cannot be decoded: {error}"
+        if value.shape != tuple(expected.shape) or str(value.dtype) != expected.dtype:
+            return f"array {name!r} holds {value.dtype} {value.shape}, not what it declares"
+        if not np.isfinite(value).all():
             return f"array {name!r} has values that are not finite"
     return None

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +41,24 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The server's state at a position: the arrays of the global model."""
+    """The server's state at a position.
+
+    Attributes
+    ----------
+    position : Position
+        How far the run has come.
+    arrays : Arrays
+        The global model.
+    bought : dict[int, int]
+        The newest cycle that each client is known to have bought labels for.
+    skipped : tuple[str, ...]
+        What is wrong with newer checkpoints that could not be read.
+    """
 
     position: Position
     arrays: Arrays
+    bought: dict[int, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -58,6 +72,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     state = {
         "schema": SCHEMA_VERSION,
         **asdict(checkpoint.position),
+        "bought": {str(client): cycle for client, cycle in checkpoint.bought.items()},
         "arrays-sha256": hashlib.sha256(arrays).hexdigest(),
     }
     state["sha256"] = _state_hash(state)
@@ -77,10 +92,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     CheckpointError
         There is none; the message tells what is wrong with each that is there.
     """
-    reasons = []
+    reasons: list[str] = []
     for number in reversed(_numbers(folder)):
         try:
-            return _read(folder / f"{number:08d}")
+            return replace(_read(folder / f"{number:08d}"), skipped=tuple(reasons))
         except CheckpointError as error:
             reasons.append(str(error))
     raise CheckpointError("; ".join(reasons) or f"{folder}: no checkpoint")
@@ -104,7 +119,8 @@ def _read(folder: Path) -> Checkpoint:
         loaded = load_arrays(arrays)
     except SafetensorError as error:
         raise CheckpointError(f"{folder}: {_ARRAYS}: {error}") from error
-    return Checkpoint(Position(state["run"], state["cycle"], state["round"]), loaded)
+    bought = {int(client): int(cycle) for client, cycle in state["bought"].items()}
+    return Checkpoint(Position(state["run"], state["cycle"], state["round"]), loaded, bought)
 
 
 def _numbers(folder: Path) -> list[int]:

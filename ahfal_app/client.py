@@ -53,7 +53,6 @@ class JoinAnswer:
 
     num_samples: int
     labelled: int
-    pending: int
     last_cycle: int
     ledger: Ledger
 
@@ -118,6 +117,11 @@ class Client:
         """Fingerprint of the partition."""
         return self._resources.partition.fingerprint
 
+    @property
+    def device(self) -> str:
+        """Kind of device that this client computes on."""
+        return self._resources.device.type
+
     def join(self, cycle: int) -> JoinAnswer:
         """Ask for the initial labels, chosen at random, and tell how they stand.
 
@@ -138,7 +142,6 @@ class Client:
             return JoinAnswer(
                 num_samples=len(self._rows_N),
                 labelled=len(store.labelled(through_cycle=cycle).samples_N),
-                pending=store.ledger().reserved,
                 last_cycle=store.last_cycle(),
                 ledger=store.ledger(),
             )
@@ -149,7 +152,7 @@ class Client:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
         with self._labels() as store:
-            labelled = store.labelled()
+            labelled = store.labelled(through_cycle=cycle)
         model = self._model(tensors)
         if len(labelled.samples_N) == 0:
             return TrainAnswer(model.state_dict(), 0, 0.0, time.perf_counter() - start)

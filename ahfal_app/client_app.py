@@ -22,6 +22,8 @@ from ahfal_app.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
 from ahfal_app.client import Client, QueryAnswer
 from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
+from ahfal_app.config import Settings
+from ahfal_app.errors import ConfigError
 from ahfal_app.protocol import (
     CONFIG_KEY,
     STATISTICS_KEY,
@@ -45,8 +47,10 @@ def join(message: Message, context: Context) -> Message:
         "client": partition,
         "num-clients": partitions,
         "code": code_hash(),
-        "code-folder": str(PACKAGE_FOLDER),
     }
+    if order.code != code_hash():
+        # Only then, since where a site has installed what is its own affair.
+        about["code-folder"] = str(PACKAGE_FOLDER)
     num_clients = order.settings.num_clients or partitions
     metrics: dict[str, int] = {}
     if order.code == code_hash() and partition < num_clients <= partitions:
@@ -55,11 +59,14 @@ def join(message: Message, context: Context) -> Message:
         metrics = {
             "num-samples": answer.num_samples,
             "labelled": answer.labelled,
-            "pending": answer.pending,
-            "last-cycle": answer.last_cycle,
+            "purchases": answer.last_cycle + 1,
             **ledger_to_metrics(answer.ledger),
         }
-        about |= {"data": client.data_fingerprint, "partition": client.partition_fingerprint}
+        about |= {
+            "data": client.data_fingerprint,
+            "partition": client.partition_fingerprint,
+            "device": client.device,
+        }
     return Message(
         RecordDict({CONFIG_KEY: ConfigRecord(about), METRICS_KEY: MetricRecord(dict(metrics))}),
         reply_to=message,
@@ -121,7 +128,7 @@ def _partition(context: Context) -> tuple[int, int]:
 
 def _client(order: Order, context: Context) -> Client:
     partition, partitions = _partition(context)
-    settings = order.settings
+    settings = _at_site(order.settings, context)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     if settings.num_clients == 0:
         settings = settings.model_copy(update={"num_clients": partitions})
@@ -136,14 +143,29 @@ def _client(order: Order, context: Context) -> Client:
     )
 
 
+def _at_site(settings: Settings, context: Context) -> Settings:
+    """Return the settings with what a site says of its own machine in --node-config."""
+    own = {
+        name: str(context.node_config[key])
+        for name, key in (("dataset", "dataset"), ("data_dir", "data-dir"), ("device", "device"))
+        if key in context.node_config
+    }
+    return settings.model_copy(update=own) if own else settings
+
+
 def _state(order: Order, context: Context, partition: int) -> ClientState:
     if order.settings.client_state == "memory":
         record = context.state.config_records.setdefault(_STATE_KEY, ConfigRecord())
         return ClientState.in_record(cast(dict[str, bytes], record))
     # A real site names a folder of its own; a simulated client shares the run's folder.
     configured = context.node_config.get("state-dir")
-    base = Path(str(configured)) / order.run if configured else Path(order.run_folder) / "clients"
-    return ClientState.on_disk(base / str(partition))
+    if configured:
+        return ClientState.on_disk(Path(str(configured)) / order.run / str(partition))
+    if not Path(order.run_folder).is_dir():
+        raise ConfigError(
+            ["state-dir: a SuperNode on another machine than the server needs it in --node-config"]
+        )
+    return ClientState.on_disk(Path(order.run_folder) / "clients" / str(partition))
 
 
 def _query_reply(message: Message, answer: QueryAnswer) -> Message:

@@ -30,9 +30,9 @@ _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
 
-# A round that a resumed server repeats starts from the state before it, so the state of
-# the round before the newest one is kept as well.
-_KEPT_ROUNDS = 2
+# A resumed server repeats the round that was under way, or, where its newest checkpoint is
+# damaged, the one before it, too; both start from the state before them.
+_KEPT_ROUNDS = 3
 
 
 class Blobs(Protocol):

@@ -240,6 +240,11 @@ def _exact(fraction: float) -> Fraction:
     return Fraction(str(fraction))
 
 
+def share_of(fraction: float, count: int) -> int:
+    """Return that share of a count, rounded up, at least 1."""
+    return max(1, math.ceil(_exact(fraction) * count))
+
+
 def setting_fields() -> dict[str, FieldInfo]:
     """Return the declared settings by their kebab-case keys, in order."""
     return {

@@ -65,6 +65,7 @@ class Federation:
         self._time_to_live = time_to_live
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
+        self._overdue: dict[str, int] = {}
         self.bytes_down = 0
         self.bytes_up = 0
 
@@ -123,13 +124,22 @@ class Federation:
     def exchange_with_nodes(self, messages: Sequence[Message]) -> Replies:
         """Send messages and wait for the answers, keyed by node.
 
-        Polls on its own, since Flower's `send_and_receive` sleeps up to three seconds.
+        Polls on its own, since Flower's `send_and_receive` sleeps up to three seconds. A node
+        that still owes the answer to an earlier message gets no new one: Flower would run
+        both at the same time, on two copies of the client's state.
         """
         start = time.monotonic()
-        self.grid.push_messages(messages)
+        self._forget_answered()
+        busy = set(self._overdue.values())
+        free = [message for message in messages if message.metadata.dst_node_id not in busy]
+        self.grid.push_messages(free)
         # By the id of the message: errors for lost messages do not come from the node's id.
-        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in free}
         replies = Replies()
+        addressed = {message.metadata.dst_node_id for message in messages}
+        replies.failures |= dict.fromkeys(
+            sorted(addressed & busy), "it is still busy with an earlier message"
+        )
         while waiting and time.monotonic() - start < self._timeout:
             received = list(self.grid.pull_messages(list(waiting)))
             _sort_in(received, waiting, replies)
@@ -138,10 +148,16 @@ class Federation:
                 time.sleep(min(_PAUSE_SHARE * waited + 0.001, _LONGEST_PAUSE_S))
         no_answer = f"no answer within {self._timeout:g} s"
         replies.failures |= dict.fromkeys(waiting.values(), no_answer)
+        self._overdue |= waiting
         replies.seconds = time.monotonic() - start
-        self.bytes_down += _payload_bytes(messages)
+        self.bytes_down += _payload_bytes(free)
         self.bytes_up += _payload_bytes(replies.messages.values())
         return replies
+
+    def _forget_answered(self) -> None:
+        """Drop late answers: the round that they belong to is over."""
+        for reply in self.grid.pull_messages(list(self._overdue)) if self._overdue else []:
+            self._overdue.pop(reply.metadata.reply_to_message_id, None)
 
 
 def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Replies) -> None:

@@ -79,17 +79,37 @@ def check_data(settings: Settings) -> Resources:
             f"{num_samples // settings.min_partition_size}, since the data set has {num_samples} "
             f"training samples and min-partition-size={settings.min_partition_size}"
         )
-    if settings.num_cycles > 1 and settings.num_clients:
-        per_client = num_samples // settings.num_clients
-        last = settings.labels_due(settings.num_cycles - 1, per_client)
-        if last == settings.labels_due(0, per_client):
-            problems.append(
-                f"query-fraction={settings.query_fraction}: the budget is 0 labels for clients of "
-                f"{per_client} samples; allowed is a share that buys at least 1"
-            )
     if problems:
         raise ConfigError(problems)
+    # With an unknown number of clients this is a first check; it is made again when they join.
+    check_budget(settings, -(-num_samples // (settings.num_clients or 1)))
     return loaded
+
+
+def check_budget(settings: Settings, largest_client: int) -> None:
+    """Check that a cycle buys something.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+    largest_client : int
+        Samples of the client that has most.
+
+    Raises
+    ------
+    ConfigError
+        `query-fraction` of the largest client is less than one label.
+    """
+    if settings.target_fraction <= settings.initial_fraction:
+        return
+    if settings.query_fraction * largest_client < 1:
+        raise ConfigError(
+            [
+                f"query-fraction={settings.query_fraction!r}: the budget is 0 labels for clients "
+                f"of {largest_client} samples; allowed is a share that buys at least 1"
+            ]
+        )
 
 
 _NAMES: dict[str, Callable[[], Sequence[str]]] = {

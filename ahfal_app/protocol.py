@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -90,8 +91,17 @@ def ledger_to_metrics(ledger: Ledger) -> dict[str, int]:
 
 
 def ledger_from_metrics(metrics: MetricRecord) -> Ledger:
-    """Return a ledger from metrics."""
-    return Ledger(**{key: integer(metrics, key) for key in Ledger.__dataclass_fields__})
+    """Return a ledger from metrics.
+
+    Raises
+    ------
+    ValueError
+        A count is missing or negative, or they do not add up.
+    """
+    ledger = Ledger(**{key: count(metrics, key) for key in Ledger.__dataclass_fields__})
+    if ledger.allotted != ledger.spent + ledger.reserved + ledger.free:
+        raise ValueError(f"{ledger}: allotted must be spent + reserved + free")
+    return ledger
 
 
 def query_answer_to_metrics(answer: QueryAnswer) -> MetricRecord:
@@ -109,14 +119,23 @@ def query_answer_to_metrics(answer: QueryAnswer) -> MetricRecord:
 
 
 def query_answer_from_metrics(metrics: MetricRecord) -> QueryAnswer:
-    """Return how a purchase stands from metrics."""
+    """Return how a purchase stands from metrics.
+
+    Raises
+    ------
+    ValueError
+        Something is missing or is no count.
+    """
+    seconds = metrics.get("seconds")
+    if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds={seconds!r}: allowed is a number ≥ 0")
     return QueryAnswer(
-        selected=integer(metrics, "selected"),
-        labelled=integer(metrics, "labelled"),
-        pending=integer(metrics, "pending"),
+        selected=count(metrics, "selected"),
+        labelled=count(metrics, "labelled"),
+        pending=count(metrics, "pending"),
         ledger=ledger_from_metrics(metrics),
-        fine_tuned=bool(integer(metrics, "fine-tuned")),
-        seconds=float(metrics["seconds"]),  # type: ignore[arg-type]
+        fine_tuned=bool(count(metrics, "fine-tuned")),
+        seconds=seconds,
     )
 
 
@@ -140,17 +159,17 @@ def statistics_from_record(record: MetricRecord) -> ClassStatistics:
     )
 
 
-def integer(metrics: MetricRecord, key: str) -> int:
-    """Return a metric that must be an integer.
+def count(record: MetricRecord | ConfigRecord, key: str) -> int:
+    """Return a value that must be an integer of at least 0.
 
     Raises
     ------
     ValueError
         It is missing or something else.
     """
-    value = metrics.get(key)
-    if not isinstance(value, int):
-        raise ValueError(f"{key}={value!r}: allowed is an integer")
+    value = record.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{key}={value!r}: allowed is an integer ≥ 0")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,10 @@ from ahfal_app.statistics import ClassStatistics, class_statistics
 # People take minutes to days: ask again soon at first, then less and less often.
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+
+# How often a client may fail to tell about its labels before the others go on without it;
+# with these pauses about five minutes, enough for a site to start again.
+_PATIENCE = 10
 
 
 @dataclass
@@ -61,6 +66,7 @@ def buy(
     federation: Federation,
     order: Order,
     arrays: ArrayRecord,
+    num_classes: int,
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
 ) -> Purchase:
@@ -74,13 +80,15 @@ def buy(
         With the cycle that was just trained.
     arrays : ArrayRecord
         The global model f^G.
+    num_classes : int
+        Number of classes, as many counts as a histogram must have.
     require : Callable
         Called with the replies to each step, the number asked and the step's name; raises
         where too few answered.
     note : Callable
         Called with what people should know while they wait.
     """
-    statistics, histogram = _statistics(federation, order, require)
+    statistics, histogram = _statistics(federation, order, num_classes, require)
     replies = _ask(federation, order, SELECT, set(histogram.messages), arrays, statistics)
     answers = _read(replies)
     require(replies, len(histogram.messages), "selection")
@@ -91,7 +99,9 @@ def buy(
         {"histogram": histogram.seconds, "select": replies.seconds},
     )
     start = time.monotonic()
-    purchase.answers |= wait_for_labels(federation, order, order.cycle + 1, answers, note)
+    standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note)
+    purchase.answers |= standing
+    purchase.failures |= failures
     purchase.seconds["collect"] = time.monotonic() - start
     return purchase
 
@@ -102,8 +112,10 @@ def wait_for_labels(
     cycle: int,
     answers: Mapping[int, QueryAnswer],
     note: Callable[[str], None],
-) -> dict[int, QueryAnswer]:
+) -> tuple[dict[int, QueryAnswer], dict[int, str]]:
     """Ask the clients with pending labels, until all are in or the deadline has come.
+
+    Clients that fail time after time are no longer waited for.
 
     Parameters
     ----------
@@ -122,31 +134,45 @@ def wait_for_labels(
     -------
     dict[int, QueryAnswer]
         How it stands now.
+    dict[int, str]
+        Clients that are no longer waited for, and why.
     """
     standing = dict(answers)
+    misses: Counter[int] = Counter()
+    gone: dict[int, str] = {}
     deadline = time.monotonic() + order.settings.label_deadline
     pause = _FIRST_PAUSE_S
-    while (pending := total(standing, "pending")) and time.monotonic() < deadline:
-        note(f"waiting for {pending} labels")
+    while time.monotonic() < deadline:
+        waiting = {c for c, answer in standing.items() if answer.pending and c not in gone}
+        if not waiting:
+            break
+        note(f"waiting for {sum(standing[client].pending for client in waiting)} labels")
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
-        waiting = {client for client, answer in standing.items() if answer.pending}
         replies = _ask(federation, replace(order, cycle=cycle), COLLECT, waiting)
-        standing |= _read(replies)
-    if pending:
-        note(f"the label deadline has come; {pending} labels will be used when they come")
-    return standing
+        answered = _read(replies)
+        standing |= answered
+        misses = Counter({c: misses[c] + 1 for c in replies.failures})
+        gone |= {c: replies.failures[c] for c in misses if misses[c] >= _PATIENCE}
+    if gone:
+        note(f"no longer waiting for the labels of {federation.describe(gone)}")
+    if pending := total(standing, "pending"):
+        note(f"going on without {pending} labels; they will be used when they come")
+    return standing, gone
 
 
 def _statistics(
-    federation: Federation, order: Order, require: Callable[[Replies, int, str], None]
+    federation: Federation,
+    order: Order,
+    num_classes: int,
+    require: Callable[[Replies, int, str], None],
 ) -> tuple[ClassStatistics, Replies]:
     clients = federation.clients
     replies = _ask(federation, order, HISTOGRAM, set(clients))
     counts: list[list[int]] = []
     for client in list(replies.messages):
         try:
-            counts.append(_counts(replies.messages[client].content))
+            counts.append(_counts(replies.messages[client].content, num_classes))
         except ValueError as error:
             replies.reject(client, str(error))
     require(replies, len(clients), "histogram")
@@ -154,11 +180,13 @@ def _statistics(
     return class_statistics(counts_MC, order.settings.tau), replies
 
 
-def _counts(content: RecordDict) -> list[int]:
+def _counts(content: RecordDict, num_classes: int) -> list[int]:
     counts = metrics_of(content).get("counts")
-    if not isinstance(counts, list) or any(not isinstance(c, int) or c < 0 for c in counts):
+    if not isinstance(counts, list) or len(counts) != num_classes:
+        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
+    if any(not isinstance(value, int) or value < 0 for value in counts):
         raise ValueError(f"counts={counts!r}: allowed are integers ≥ 0")
-    return [int(count) for count in counts]
+    return [int(value) for value in counts]
 
 
 def _ask(
@@ -185,7 +213,7 @@ def _read(replies: Replies) -> dict[int, QueryAnswer]:
         try:
             metrics = metrics_of(replies.messages[client].content)
             answers[client] = query_answer_from_metrics(metrics)
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             replies.reject(client, str(error))
     return answers
 

@@ -102,7 +102,8 @@ class Resources:
     def _sample_passes(self, settings: Settings) -> int:
         """Return how many samples the whole run trains on, epochs and rounds counted."""
         num_samples = len(self.dataset.train.labels_N)
-        labels = sum(settings.labels_due(c, num_samples) for c in range(settings.num_cycles))
+        cycles = range(min(settings.num_cycles, num_samples))
+        labels = sum(settings.labels_due(cycle, num_samples) for cycle in cycles)
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
@@ -18,7 +19,12 @@ from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.joining import Membership
-from ahfal_app.preflight import check_data, check_settings, with_absolute_paths
+from ahfal_app.preflight import (
+    check_budget,
+    check_data,
+    check_settings,
+    with_absolute_paths,
+)
 from ahfal_app.protocol import Order
 from ahfal_app.resources import Resources, resources
 from ahfal_app.results.environment import describe_environment
@@ -44,8 +50,7 @@ class Start:
     settings: Settings
     loaded: Resources
     folder: Path
-    position: Position
-    arrays: ArrayRecord
+    checkpoint: Checkpoint
 
 
 def prepare(values: Mapping[str, object]) -> Start:
@@ -62,11 +67,11 @@ def prepare(values: Mapping[str, object]) -> Start:
     loaded = check_data(settings)
     folder = new_run_folder(settings)
     settings = settings.model_copy(update={"name": folder.name, "output_dir": str(folder.parent)})
-    arrays = _fresh_arrays(loaded, 0)
     position = Position(secrets.token_hex(8), 0, 0)
-    Recorder(folder).start(settings, _environment(loaded, None))
-    _write_checkpoint(folder, position, arrays)
-    return Start(settings, loaded, folder, position, arrays)
+    checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, 0)))
+    Recorder(folder).start(settings, _environment(loaded, settings, None))
+    write_checkpoint(folder / _CHECKPOINTS, checkpoint)
+    return Start(settings, loaded, folder, checkpoint)
 
 
 def execute(start: Start, grid: Grid, progress: Progress) -> Path:
@@ -82,26 +87,39 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
     AhfalError
         The run had to stop; the folder holds what there is, and `resume` goes on from it.
     """
+    lock = FileLock(start.folder / ".lock")
+    try:
+        with lock.acquire(blocking=False):
+            return _execute(start, grid, progress)
+    except Timeout:
+        raise ResumeError(f"{start.folder}: another process is at this run") from None
+
+
+def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     recorder = Recorder(start.folder)
-    recorder.truncate_after(start.position.cycle, start.position.round)
-    settings = start.settings
-    order = Order(settings, start.position.run, str(start.folder), code_hash())
+    position = start.checkpoint.position
+    recorder.truncate_after(position.cycle, position.round)
+    for reason in start.checkpoint.skipped:
+        progress.warn(f"a newer checkpoint cannot be used: {reason}")
     strategy = FederatedActiveLearning(
-        order,
-        _hooks(start, recorder),
+        Order(start.settings, position.run, str(start.folder), code_hash()),
+        _hooks(start, recorder, progress),
         progress,
-        start.position.cycle,
-        start.position.round,
+        start.loaded.num_classes,
+        position.cycle,
+        position.round,
+        start.checkpoint.bought,
     )
+    arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
     try:
         with progress:
-            result = strategy.start(grid, start.arrays, timeout=settings.round_timeout)
+            result = strategy.start(grid, arrays, timeout=start.settings.round_timeout)
     except AhfalError as error:
         recorder.finish(stopped=f"{type(error).__name__}: {error}")
         write_report(start.folder)
         raise
-    arrays = result.arrays if len(result.arrays) else start.arrays
-    save_file(_to_numpy(arrays), start.folder / _MODEL)
+    final = result.arrays if len(result.arrays) else arrays
+    save_file(_to_numpy(final), start.folder / _MODEL)
     recorder.finish()
     write_report(start.folder)
     return start.folder
@@ -115,79 +133,112 @@ def _resumed(given: Settings) -> Start:
     stored = check_settings(yaml.safe_load(config.read_text()))
     _refuse_changes(given, stored)
     checkpoint = read_checkpoint(folder / _CHECKPOINTS)
-    free = {"data_dir", "start_timeout", "round_timeout"}
-    update = {name: getattr(given, name) for name in free if name in given.model_fields_set}
+    defaults = Settings()
+    # Flower lists every setting, so only one that is not the default was meant.
+    update = {
+        name: getattr(given, name)
+        for name in ("data_dir", "start_timeout", "round_timeout")
+        if getattr(given, name) != getattr(defaults, name)
+    }
     settings = stored.model_copy(update=update)
-    arrays = ArrayRecord({name: Array(value) for name, value in checkpoint.arrays.items()})
-    return Start(settings, check_data(settings), folder, checkpoint.position, arrays)
+    return Start(settings, check_data(settings), folder, checkpoint)
 
 
 def _refuse_changes(given: Settings, stored: Settings) -> None:
-    """Refuse settings that are neither the default nor what the run was started with."""
-    defaults = Settings().to_flat()
-    before = stored.to_flat()
+    """Refuse settings that are not what the run was started with.
+
+    Flower gives every setting, with its default where nobody set it; there, a default
+    means that nothing was said.
+    """
+    before, defaults = stored.to_flat(), Settings().to_flat()
+    gives_all = len(given.model_fields_set) >= len(defaults)
+    given_keys = {name.replace("_", "-") for name in given.model_fields_set}
     problems = [
         f"{key}={value!r}: the run was started with {before.get(key)!r}; allowed on resume is the "
         "same or nothing"
         for key, value in given.to_flat().items()
-        if key not in _FREE_ON_RESUME and value != before.get(key) and value != defaults.get(key)
+        if key not in _FREE_ON_RESUME
+        and value != before.get(key)
+        and (value != defaults.get(key) or (key in given_keys and not gives_all))
     ]
     if problems:
         raise ConfigError(problems)
 
 
-def _hooks(start: Start, recorder: Recorder) -> Hooks:
-    def checkpoint(cycle: int, round_: int, arrays: ArrayRecord) -> None:
-        _write_checkpoint(start.folder, Position(start.position.run, cycle, round_), arrays)
+def _hooks(start: Start, recorder: Recorder, progress: Progress) -> Hooks:
+    run = start.checkpoint.position.run
 
-    def joined(membership: Membership) -> None:
-        _describe_partition(start, recorder, membership)
+    def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
+        state = Checkpoint(Position(run, cycle, round_), _to_numpy(arrays), bought)
+        write_checkpoint(start.folder / _CHECKPOINTS, state)
 
     return Hooks(
         new_arrays=lambda cycle: _fresh_arrays(start.loaded, cycle),
         evaluate=lambda arrays: _evaluate(start.loaded, arrays),
         record=recorder.record,
         checkpoint=checkpoint,
-        joined=joined,
+        joined=lambda membership: _joined(start, recorder, progress, membership),
     )
 
 
-def _describe_partition(start: Start, recorder: Recorder, membership: Membership) -> None:
-    """Write the resolved settings and the partition, once the clients are known.
+def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Membership) -> None:
+    """Check that clients and server have the same data, and write down what is now known.
 
     Raises
     ------
     ConfigError
-        The clients have other data than the server.
+        A client has other data, or another split of it, or the budget buys nothing.
     """
-    loaded = start.loaded
-    if membership.data_fingerprint != loaded.dataset.fingerprint:
+    loaded, settings = start.loaded, membership.settings
+    check_budget(settings, max(m.num_samples for m in membership.members.values()))
+    partition = resources(settings).partition
+    expected = (loaded.dataset.fingerprint, partition.fingerprint)
+    others = [m for m in membership.members.values() if (m.data, m.partition) != expected]
+    if others:
         raise ConfigError(
             [
-                f"dataset={start.settings.dataset!r}: the clients' data has the fingerprint "
-                f"{membership.data_fingerprint[:12]}, the server's "
-                f"{loaded.dataset.fingerprint[:12]}"
+                f"dataset={settings.dataset!r}: client {m.client} has data and partition with "
+                f"the fingerprints {m.data[:12]} and {m.partition[:12]}, the server "
+                f"{expected[0][:12]} and {expected[1][:12]}"
+                for m in others
             ]
         )
+    devices = {member.device for member in membership.members.values()}
+    if devices != {loaded.device.type}:
+        progress.warn(
+            f"clients compute on {', '.join(sorted(devices))}, the server on "
+            f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
+            "client-resources-num-gpus"
+        )
     labels_N = loaded.dataset.train.labels_N
-    partition = resources(membership.settings).partition
     counts = [
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
     recorder.start(
-        membership.settings,
-        _environment(loaded, membership.partition_fingerprint),
-        describe_partition(counts, membership.partition_fingerprint),
+        settings,
+        _environment(loaded, settings, partition.fingerprint),
+        describe_partition(counts, partition.fingerprint),
     )
 
 
-def _environment(loaded: Resources, partition_fingerprint: str | None) -> dict[str, object]:
-    return describe_environment(
+def _environment(
+    loaded: Resources, settings: Settings, partition_fingerprint: str | None
+) -> dict[str, object]:
+    recipe = loaded.recipe(settings)
+    environment = describe_environment(
         class_names=loaded.dataset.class_names,
         data_fingerprint=loaded.dataset.fingerprint,
         partition_fingerprint=partition_fingerprint,
     )
+    environment["resolved"] = {
+        "model": loaded.model_name,
+        "device": str(loaded.device),
+        "precision": recipe.precision,
+        "compile": recipe.compile,
+        "augmentation": asdict(recipe.augmentation),
+    }
+    return environment
 
 
 def _fresh_arrays(loaded: Resources, cycle: int) -> ArrayRecord:
@@ -202,7 +253,3 @@ def _evaluate(loaded: Resources, arrays: ArrayRecord) -> Evaluation:
 
 def _to_numpy(arrays: ArrayRecord) -> Arrays:
     return {name: array.numpy() for name, array in arrays.items()}
-
-
-def _write_checkpoint(folder: Path, position: Position, arrays: ArrayRecord) -> None:
-    write_checkpoint(folder / _CHECKPOINTS, Checkpoint(position, _to_numpy(arrays)))

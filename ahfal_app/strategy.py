@@ -7,7 +7,6 @@ the usual hooks, `configure_train` and `aggregate_train`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,17 +18,19 @@ from flwr.serverapp.strategy import Result, Strategy
 from ahfal_app.aggregation import (
     ARRAYS_KEY,
     METRICS_KEY,
+    NO_LABELS,
     WEIGHT_KEY,
     aggregate,
     make_aggregation,
     problem_with,
 )
 from ahfal_app.client import QueryAnswer
+from ahfal_app.config import share_of
 from ahfal_app.errors import QuorumNotReached
 from ahfal_app.federation import Federation, Replies
-from ahfal_app.joining import Membership, check_resumable, join
+from ahfal_app.joining import Membership, check_resumable, join, join_again
 from ahfal_app.labels import Ledger
-from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order
+from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order, count
 from ahfal_app.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
@@ -53,16 +54,17 @@ class Hooks:
         Tests the global model.
     record : Callable[[RoundRecord | CycleRecord], None]
         Keeps a record; it must be durable when this returns.
-    checkpoint : Callable[[int, int, ArrayRecord], None]
-        Keeps the state after `round` rounds of `cycle`; durable when this returns.
+    checkpoint : Callable[[int, int, ArrayRecord, dict[int, int]], None]
+        Keeps the state after `round` rounds of `cycle`, with the newest cycle that each
+        client has bought labels for; durable when this returns.
     joined : Callable[[Membership], None]
-        Called once, when the clients are known and before any training.
+        Called whenever clients have joined, before they train.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
     evaluate: Evaluate
     record: Callable[[RoundRecord | CycleRecord], None]
-    checkpoint: Callable[[int, int, ArrayRecord], None]
+    checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
     joined: Callable[[Membership], None]
 
 
@@ -77,8 +79,12 @@ class FederatedActiveLearning(Strategy):
         What to call on the way.
     progress : Progress
         Tells people how far the run is.
+    num_classes : int
+        Number of classes.
     first_cycle, first_round : int
         Rounds done by an interrupted run: `first_round` of `first_cycle`.
+    bought : Mapping[int, int]
+        The newest cycle that each client of it had bought labels for.
     """
 
     def __init__(
@@ -86,13 +92,17 @@ class FederatedActiveLearning(Strategy):
         order: Order,
         hooks: Hooks,
         progress: Progress,
+        num_classes: int,
         first_cycle: int = 0,
         first_round: int = 0,
+        bought: Mapping[int, int] | None = None,
     ) -> None:
         self._order = order
         self._hooks = hooks
         self._progress = progress
+        self._num_classes = num_classes
         self._first = (first_cycle, first_round)
+        self._bought = dict(bought or {})
         self._aggregation = make_aggregation(order.settings.aggregation)
         self._federation: Federation | None = None
         self._membership: Membership | None = None
@@ -185,6 +195,8 @@ class FederatedActiveLearning(Strategy):
         arrays = initial_arrays
         for cycle in range(self._first[0], settings.num_cycles):
             self._order = replace(self._order, cycle=cycle)
+            if cycle > self._first[0]:
+                self._join_again()
             done = round_ if cycle == self._first[0] else 0
             for current in range(done + 1, settings.rounds + 1):
                 arrays = self._round(current, arrays, result)
@@ -194,22 +206,37 @@ class FederatedActiveLearning(Strategy):
         return result
 
     def _join(self, grid: Grid, timeout: float) -> None:
-        settings = self._order.settings
         # A message must outlive the slowest exchange, a site's labels any single message.
         time_to_live = timeout + 60.0
         self._federation = Federation(grid, timeout, time_to_live)
-        self._membership = join(self._federation, replace(self._order, cycle=self._first[0]))
+        order = replace(self._order, cycle=self._first[0])
+        self._membership = join(self._federation, order)
+        check_resumable(self._membership, self._bought)
+        self._order = replace(self._order, settings=self._membership.settings)
+        self._welcome(list(self._membership.members))
         for client, reason in self._membership.failures.items():
-            self._progress.warn(f"{self._federation.name(client)} did not join: {reason}")
-        check_resumable(self._membership, self._first[0])
-        settings = self._membership.settings
-        self._order = replace(self._order, settings=settings)
-        members = self._membership.members
-        self._labelled = {client: member.labelled for client, member in members.items()}
-        self._ledgers = {client: member.ledger for client, member in members.items()}
-        self._hooks.joined(self._membership)
+            self._progress.warn(f"{self._federation.name(client)} {reason}")
         if self._first == (0, 0):
             self._wait_for_initial_labels()
+
+    def _join_again(self) -> None:
+        """Let clients take part that were away, or came back under another node id."""
+        if self._membership is not None:
+            self._welcome(join_again(self._clients, self._order, self._membership))
+
+    def _welcome(self, clients: list[int]) -> None:
+        """Take over what clients that joined tell about their labels."""
+        if self._membership is None or not clients:
+            return
+        self._hooks.joined(self._membership)
+        members = [self._membership.members[client] for client in clients]
+        self._labelled |= {member.client: member.labelled for member in members}
+        self._ledgers |= {member.client: member.ledger for member in members}
+        self._bought |= {member.client: member.last_cycle for member in members}
+
+    def _absent(self) -> dict[int, str]:
+        """Return the clients that are not part of the run at present, and why."""
+        return self._membership.failures if self._membership is not None else {}
 
     def _wait_for_initial_labels(self) -> None:
         """Wait for the labels that were bought at random when the clients joined."""
@@ -217,7 +244,7 @@ class FederatedActiveLearning(Strategy):
             client: QueryAnswer(0, self._labelled[client], ledger.reserved, ledger)
             for client, ledger in self._ledgers.items()
         }
-        standing = wait_for_labels(self._clients, self._order, 0, standing, self._progress.note)
+        standing, _ = wait_for_labels(self._clients, self._order, 0, standing, self._progress.note)
         self._labelled = {client: answer.labelled for client, answer in standing.items()}
         self._ledgers = {client: answer.ledger for client, answer in standing.items()}
 
@@ -233,7 +260,7 @@ class FederatedActiveLearning(Strategy):
         if settings.client_fraction == 1 or round_ == settings.rounds:
             return list(clients)
         generator = numpy_generator(settings.seed, "participants", self._order.cycle, round_)
-        size = max(1, math.ceil(settings.client_fraction * len(clients)))
+        size = share_of(settings.client_fraction, len(clients))
         return sorted(generator.choice(clients, size=size, replace=False).tolist())
 
     def _round(self, round_: int, arrays: ArrayRecord, result: Result) -> ArrayRecord:
@@ -244,11 +271,8 @@ class FederatedActiveLearning(Strategy):
         replies = self._clients.exchange(messages)
         seconds = {"train": replies.seconds}
         start = time.monotonic()
-        for client in list(replies.messages):
-            problem = problem_with(replies.messages[client].content, arrays)
-            if problem is not None:
-                replies.reject(client, problem)
-        self._require(replies, len(messages), f"round {round_}")
+        idle = self._reject_unusable(replies, arrays)
+        self._require(replies, len(messages) - idle, f"round {round_}")
         arrays, metrics = self.aggregate_train(round_, replies.messages.values())
         seconds["aggregate"] = time.monotonic() - start
         accuracy = self._accuracy_between(round_, arrays, seconds)
@@ -257,7 +281,7 @@ class FederatedActiveLearning(Strategy):
             cycle=self._order.cycle,
             round=round_,
             clients=len(replies.messages),
-            failed=_failures(replies.failures),
+            failed=_failures(self._absent() | replies.failures),
             num_examples=int(metrics[WEIGHT_KEY]),  # type: ignore[arg-type]
             train_loss=float(metrics["loss"]),  # type: ignore[arg-type]
             test_accuracy=accuracy,
@@ -266,11 +290,28 @@ class FederatedActiveLearning(Strategy):
             bytes_up=up,
         )
         self._hooks.record(record)
-        self._hooks.checkpoint(self._order.cycle, round_, arrays)
+        self._hooks.checkpoint(self._order.cycle, round_, arrays, self._bought)
         self._progress.round_done(record)
         settings = self._order.settings
         result.train_metrics_clientapp[self._order.cycle * settings.rounds + round_] = metrics
         return arrays
+
+    def _reject_unusable(self, replies: Replies, sent: ArrayRecord) -> int:
+        """Reject answers that cannot be averaged; return how many had nothing to train on.
+
+        A site whose people have not labelled yet is left out, but it has not failed.
+        """
+        idle = 0
+        for client in list(replies.messages):
+            content = replies.messages[client].content
+            problem = problem_with(content, sent)
+            if problem is None:
+                # The count of what it was trained on, even where an answer got lost before.
+                self._labelled[client] = count(content.metric_records[METRICS_KEY], WEIGHT_KEY)
+            else:
+                replies.reject(client, problem)
+                idle += problem == NO_LABELS
+        return idle
 
     def _accuracy_between(
         self, round_: int, arrays: ArrayRecord, seconds: dict[str, float]
@@ -304,7 +345,7 @@ class FederatedActiveLearning(Strategy):
         following = arrays
         if settings.reset_model and not is_last:
             following = self._hooks.new_arrays(cycle + 1)
-        self._hooks.checkpoint(cycle + 1, 0, following)
+        self._hooks.checkpoint(cycle + 1, 0, following, self._bought)
         return following
 
     def _buy(self, arrays: ArrayRecord) -> Purchase:
@@ -312,9 +353,11 @@ class FederatedActiveLearning(Strategy):
             self._clients,
             replace(self._order, round=0),
             arrays,
+            self._num_classes,
             self._require,
             self._progress.note,
         )
+        self._bought |= dict.fromkeys(purchase.answers, self._order.cycle + 1)
         self._labelled |= {c: answer.labelled for c, answer in purchase.answers.items()}
         for client, answer in purchase.answers.items():
             if answer.fine_tuned:
@@ -337,7 +380,7 @@ class FederatedActiveLearning(Strategy):
         return CycleRecord(
             cycle=self._order.cycle,
             labels=sum(trained_on.values()),
-            labels_per_client=tuple(trained_on[client] for client in sorted(trained_on)),
+            labels_per_client=tuple(trained_on.get(c, 0) for c in range(settings.num_clients)),
             accuracy=evaluation.accuracy,
             class_accuracy=evaluation.class_accuracy_C,
             loss=evaluation.loss,
@@ -346,10 +389,10 @@ class FederatedActiveLearning(Strategy):
             low=tuple(statistics.low_C.tolist()) if statistics else None,
             tau=settings.tau,
             budget=total(purchase.answers, "selected") if purchase else 0,
-            bought=sum(self._labelled.values()) - sum(trained_on.values()),
+            bought=max(0, sum(self._labelled.values()) - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,
             ledger=self._ledger(purchase),
-            failed=_failures(purchase.failures if purchase else {}),
+            failed=_failures(self._absent() | purchase.failures if purchase else {}),
             seconds=seconds | (purchase.seconds if purchase else {}),
             bytes_down=traffic[0],
             bytes_up=traffic[1],
@@ -375,7 +418,7 @@ class FederatedActiveLearning(Strategy):
     def _require(self, replies: Replies, asked: int, what: str) -> None:
         """Stop the run where too few clients answered usefully."""
         quorum = self._order.settings.quorum
-        needed = max(1, math.ceil(quorum * asked))
+        needed = share_of(quorum, asked)
         if len(replies.messages) < needed:
             raise QuorumNotReached(
                 f"cycle {self._order.cycle}, {what}: {len(replies.messages)} of {asked} clients "

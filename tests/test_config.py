@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahfal_app.config import Settings, parse_settings, setting_fields
+from ahfal_app.config import Settings, parse_settings, setting_fields, share_of
 from ahfal_app.config_sources import (
     read_arguments,
     settings_markdown,
@@ -144,6 +144,11 @@ def test_cycles_reach_the_target_exactly_and_never_go_beyond(
     assert due[0] == -(-size * initial // 100)
     assert due[-1] == -(-size * (initial + more) // 100)
     assert all(b - a <= -(-size * query // 100) for a, b in pairwise(due))
+
+
+@given(percent=st.integers(1, 100), count=st.integers(1, 1000))
+def test_share_of_a_count_is_exact(percent: int, count: int):
+    assert share_of(percent / 100, count) == -(-percent * count // 100)
 
 
 def test_settings_survive_being_written_and_read():

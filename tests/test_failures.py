@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from simulation import Simulation
 
 from ahfal_app import oracle as oracle_module
 from ahfal_app.client_app import app as client_app
+from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached
 from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.oracle.simulated import SimulatedOracle
 
 
 def _when(kind: str, client: int, spoil):
@@ -39,7 +42,22 @@ def _with_array(name: str, array: np.ndarray):
     return spoil
 
 
-def _with_metric(key: str, value: float):
+def _npy(array: np.ndarray) -> bytes:
+    return bytes(Array(array).data)
+
+
+def _with_bytes(name: str, content: bytes):
+    """Keep what an array declares about itself, and change what it holds."""
+
+    def spoil(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        reply.content.array_records["arrays"][name].data = content
+        return reply
+
+    return spoil
+
+
+def _with_metric(key: str, value: object):
     def spoil(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         reply.content.metric_records["metrics"][key] = value
@@ -65,6 +83,8 @@ def _without(name: str):
         (_with_array("head.bias", np.zeros(11, np.float32)), r"expected is float32 (10,)"),
         (_with_array("head.bias", np.zeros(10, np.float64)), "is float64"),
         (_with_array("extra", np.zeros(1, np.float32)), "['extra'] are missing or unknown"),
+        (_with_bytes("head.bias", b"garbage"), "'head.bias' cannot be decoded"),
+        (_with_bytes("head.bias", _npy(np.zeros(7, np.float32))), "not what it declares"),
         (_with_metric("loss", math.inf), "loss=inf"),
         (_with_metric("num-examples", -1), "num-examples=-1"),
         (_without("arrays"), "answer without 'arrays'"),
@@ -79,6 +99,111 @@ def test_unusable_answers_are_named_and_left_out(simulation: Simulation, spoil, 
         assert failure.client == 1
         assert reason in failure.reason
     assert "client 1" in outcome.log
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "reason"),
+    [
+        ("query.histogram", _with_metric("counts", [1] * 9), "allowed are 10 counts"),
+        ("query.histogram", _with_metric("counts", [-1] * 10), "allowed are integers"),
+        ("query.histogram", _without("metrics"), "answer without 'metrics'"),
+        ("query.select", _with_metric("seconds", [1.0]), "seconds=[1.0]"),
+        ("query.select", _with_metric("labelled", -500), "labelled=-500"),
+        ("query.select", _with_metric("spent", 99999), "allotted must be spent"),
+        ("query.select", _without("metrics"), "answer without 'metrics'"),
+    ],
+)
+def test_nonsense_about_a_purchase_is_named_and_left_out(
+    simulation: Simulation, kind: str, spoil, reason: str
+):
+    outcome = simulation(handler=_when(kind, 1, spoil), cycles=2)
+    (failure,) = outcome.metrics.cycles[0].failed
+    assert failure.client == 1
+    assert reason in failure.reason
+    for cycle in outcome.metrics.cycles:
+        ledger = cycle.ledger
+        assert ledger.allotted == ledger.spent + ledger.reserved + ledger.free
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _raising,
+        _without("config"),
+        _without("metrics"),
+        _with_metric("labelled", -1),
+        _with_metric("num-samples", 1.5),
+    ],
+)
+def test_client_that_fails_to_join_is_away_for_a_cycle_and_then_takes_part(
+    simulation: Simulation, spoil
+):
+    calls = 0
+
+    def once(message: Message, context: Context) -> Message:
+        nonlocal calls
+        calls += 1
+        return spoil(message, context) if calls == 1 else client_app(message, context)
+
+    outcome = simulation(handler=_when("query.join", 0, once))
+    first = [record for record in outcome.metrics.rounds if record.cycle == 0]
+    later = [record for record in outcome.metrics.rounds if record.cycle > 0]
+    assert all([f.client for f in record.failed] == [0] for record in first)
+    assert all(record.clients == 3 and not record.failed for record in later)
+    assert outcome.metrics.cycles[-1].labels_per_client[0] > 0
+    assert "client 0 did not join" in outcome.log
+
+
+class RestartingGrid(InProcessGrid):
+    """A node comes back under another id after the first cycle."""
+
+    def __init__(self, app, num_clients: int, workers: int = 1) -> None:
+        def watched(message: Message, context: Context) -> Message:
+            if message.metadata.message_type == "query.select" and 2 in self._contexts:
+                self._contexts[77] = self._contexts.pop(2)
+            return app(message, context)
+
+        super().__init__(watched, num_clients, workers)
+
+
+def test_node_that_restarts_under_another_id_takes_part_again(simulation: Simulation):
+    outcome = simulation(grid=RestartingGrid, **{"round-timeout": 30.0})
+    assert all(record.clients == 3 for record in outcome.metrics.rounds)
+    assert outcome.metrics.cycles[-1].ledger == simulation().metrics.cycles[-1].ledger
+
+
+def test_labels_are_counted_right_where_the_answer_to_a_purchase_got_lost(simulation: Simulation):
+    calls = 0
+
+    def lost(message: Message, context: Context) -> Message:
+        nonlocal calls
+        calls += 1
+        reply = client_app(message, context)
+        if calls == 1:
+            raise RuntimeError("connection lost")
+        return reply
+
+    outcome = simulation(handler=_when("query.select", 2, lost))
+    straight = simulation().metrics
+    for cycle, expected in zip(outcome.metrics.cycles, straight.cycles, strict=True):
+        assert cycle.labels_per_client == expected.labels_per_client
+    last = max(record.num_examples for record in outcome.metrics.rounds)
+    assert outcome.metrics.cycles[-1].labels == last
+
+
+def test_sites_that_label_late_do_not_count_against_the_quorum(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    def nobody(self, request_id: str) -> list[LabelReceipt]:
+        request = self._requests[request_id]
+        labels = {s: self._truth[s] for s in request.samples if 0 in self._truth}
+        return [LabelReceipt(request_id, s, label, "anna") for s, label in labels.items()]
+
+    monkeypatch.setattr(SimulatedOracle, "collect", nobody)
+    outcome = simulation(cycles=1, quorum=1.0, **{"label-deadline": 0.0})
+    for record in outcome.metrics.rounds:
+        assert record.clients == 1
+        assert {f.reason for f in record.failed} == {"it has no labelled samples"}
 
 
 def test_left_out_client_does_not_change_the_others_model(simulation: Simulation):
@@ -164,6 +289,51 @@ def test_answers_that_never_come(simulation: Simulation):
     assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 2 s")]
 
 
+def test_busy_client_gets_no_second_message(simulation: Simulation):
+    """Flower would run both at once, each on its copy of the client's state."""
+    running: set[int] = set()
+
+    def slow(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        assert client not in running
+        running.add(client)
+        if client == 2 and message.content.config_records["config"]["server-round"] == 1:
+            time.sleep(3)
+        reply = client_app(message, context)
+        running.remove(client)
+        return reply
+
+    outcome = simulation(
+        handler=slow, workers=3, cycles=1, rounds=3, **{"round-timeout": 1.5, "quorum": 0.5}
+    )
+    reasons = [[f.reason for f in record.failed] for record in outcome.metrics.rounds]
+    assert reasons[0] == ["no answer within 1.5 s"]
+    assert reasons[1] == ["it is still busy with an earlier message"]
+
+
+def test_site_that_goes_away_with_open_labels_is_named_and_not_waited_for(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ahfal_app.purchase._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("ahfal_app.purchase._LONGEST_PAUSE_S", 0.001)
+    monkeypatch.setattr(SimulatedOracle, "collect", _half)
+    outcome = simulation(handler=_when("query.collect", 1, _raising), cycles=2)
+    assert "no longer waiting for the labels of client 1: error 2: RuntimeError: power cut" in (
+        outcome.log
+    )
+
+
+def _half(self, request_id: str) -> list[LabelReceipt]:
+    """Half at first; the rest for everyone but client 1, who is not asked again."""
+    samples = self._requests[request_id].samples
+    _asked[request_id] = _asked.get(request_id, 0) + 1
+    done = len(samples) if _asked[request_id] > 1 else len(samples) // 2
+    return [LabelReceipt(request_id, s, self._truth[s], "anna") for s in samples[:done]]
+
+
+_asked: dict[str, int] = {}
+
+
 def test_other_code_at_a_client_is_refused(simulation: Simulation):
     def other_code(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
@@ -181,8 +351,10 @@ def test_other_data_at_the_clients_is_refused(simulation: Simulation):
             reply.content.config_records["config"]["data"] = "0" * 64
         return reply
 
-    with pytest.raises(ConfigError, match="fingerprint"):
+    with pytest.raises(ConfigError, match="client 0 has data"):
         simulation(handler=other_data)
+    with pytest.raises(ConfigError, match="client 1 has data"):
+        simulation(handler=_when("query.join", 1, other_data))
 
 
 def test_repeated_select_returns_the_first_answer_and_buys_nothing(simulation: Simulation):

@@ -10,14 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from flwr.app import Context, Message
 from simulation import TINY, Outcome, Simulation
 
 from ahfal_app import run as run_module
 from ahfal_app.client_app import app as client_app
+from ahfal_app.config import Settings
 from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
 from ahfal_app.labels import LabelStore
+from ahfal_app.results.reading import read_metrics
 from ahfal_app.results.run_folder import Recorder
+from ahfal_app.run import prepare
 
 
 class Killed(BaseException):
@@ -139,6 +143,62 @@ def test_sigkilled_process_is_resumed(
     )
     assert resumed.returncode == 0, resumed.stderr
     assert Outcome(tmp_path / "real", "").result == straight.result
+
+
+def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    def run(switch: KillSwitch) -> dict[str, object]:
+        missed = False
+
+        def handler(message: Message, context: Context) -> Message:
+            nonlocal missed
+            is_select = message.metadata.message_type == "query.select"
+            if is_select and context.node_config["partition-id"] == 2 and not missed:
+                missed = True
+                raise RuntimeError("away")
+            return switch.handler(message, context)
+
+        return {"handler": handler, "name": f"missed-{switch.fatal}"}
+
+    straight = simulation(**run(KillSwitch()))
+    switch = KillSwitch(40)
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        with pytest.raises(Killed):
+            simulation(**run(switch))
+    folder = straight.folder.parent / "missed-40"
+    metrics = read_metrics(folder)
+    assert [f.client for f in metrics.cycles[0].failed] == [2]
+    assert simulation.resume(folder).metrics.cycles[-1].ledger == (
+        straight.metrics.cycles[-1].ledger
+    )
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8, 0.95])
+def test_damaged_newest_checkpoint_gives_the_same_result(
+    share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    total = _number_of_events(simulation, monkeypatch)
+    folder = _killed_at(round(share * total), simulation, monkeypatch)
+    newest = max((folder / "checkpoint").glob("[0-9]*"))
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    resumed = simulation.resume(folder)
+    assert "a newer checkpoint cannot be used" in resumed.log
+    assert resumed.result == straight.result
+
+
+def test_two_processes_do_not_run_the_same_run(straight: Outcome, simulation: Simulation):
+    with FileLock(straight.folder / ".lock"), pytest.raises(ResumeError, match="another process"):
+        simulation.resume(straight.folder)
+
+
+def test_what_flower_lists_as_default_changes_nothing_on_resume(simulation: Simulation):
+    folder = simulation(cycles=1, **{"round-timeout": 77.0}).folder
+    everything = {**Settings().to_flat(), "resume": str(folder)}
+    assert prepare(everything).settings.round_timeout == 77.0
+    with pytest.raises(ConfigError, match=r"rounds=10: the run was started with 2"):
+        prepare({"resume": str(folder), "rounds": 10})
 
 
 def test_resume_refuses_other_settings(straight: Outcome, simulation: Simulation):

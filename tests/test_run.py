@@ -142,13 +142,12 @@ def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
         "config.client",
         "config.num-clients",
         "config.code",
-        "config.code-folder",
+        "config.device",
         "config.data",
         "config.partition",
         "metrics.num-samples",
         "metrics.labelled",
-        "metrics.pending",
-        "metrics.last-cycle",
+        "metrics.purchases",
     }
     assert seen["query.histogram"] == {"metrics.counts"}
     assert seen["query.select"] == ledger | {

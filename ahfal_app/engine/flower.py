@@ -20,12 +20,14 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.errors import EngineError
 from ahfal_app.preflight import check_data, check_settings, with_absolute_paths
+from ahfal_app.resources import resolve_device
 from ahfal_app.results.reading import read_run
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
@@ -56,7 +58,7 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
         config = Path(home) / "run-config.toml"
         # Flower's processes have another working directory.
         config.write_text(_toml(with_absolute_paths(settings).to_flat()))
-        _run(Path(home), config, num_clients, console)
+        _run(Path(home), config, num_clients, settings.device, console)
 
 
 def _clients_before(settings: Settings) -> int:
@@ -66,7 +68,15 @@ def _clients_before(settings: Settings) -> int:
     return read_run(Path(settings.resume).expanduser()).settings.num_clients
 
 
-def _run(home: Path, config: Path, num_clients: int, console: Console) -> None:
+def _gpus(device: str) -> str:
+    """Return what gives each client a share of a GPU, where training is to run on one."""
+    if resolve_device(device).type != "cuda":
+        return ""
+    share = torch.cuda.device_count() / (os.cpu_count() or 1)
+    return f" client-resources-num-gpus={min(1.0, share):.4f}"
+
+
+def _run(home: Path, config: Path, num_clients: int, device: str, console: Console) -> None:
     port = _free_port()
     environment = {
         **os.environ,
@@ -80,7 +90,7 @@ def _run(home: Path, config: Path, num_clients: int, console: Console) -> None:
     }
     console.print("starting Flower's simulation", highlight=False)
     with _superlink(home, port, environment):
-        federation = f"num-supernodes={num_clients} client-resources-num-cpus=1"
+        federation = f"num-supernodes={num_clients} client-resources-num-cpus=1{_gpus(device)}"
         arguments = ["--stream", "--run-config", str(config), "--federation-config", federation]
         command = [_program("flwr"), "run", str(_APP_FOLDER), *arguments]
         started = subprocess.run(command, cwd=home, env=environment, check=False)

@@ -24,7 +24,9 @@ def run_in_process(values: Mapping[str, object], console: Console) -> Path:
     settings = start.settings
     threads = settings.threads or os.cpu_count() or 1
     workers = max(1, (os.cpu_count() or 1) // threads)
-    with InProcessGrid(client_app, settings.num_clients, workers) as grid:
+    # A run that Flower started may have been stopped before it knew its clients.
+    num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+    with InProcessGrid(client_app, num_clients, workers) as grid:
         folder = execute(start, grid, Progress(console))
     print_summary(folder, console)
     return folder
