@@ -299,7 +299,8 @@ def test_no_acknowledged_label_is_lost_to_sigkill(tmp_path):
             if line.endswith("\n"):
                 acknowledged.append(int(line))
         process.kill()
-        acknowledged += [int(line) for line in process.stdout.read().splitlines()[:-1]]
+        with process.stdout:
+            acknowledged += [int(line) for line in process.stdout.read().splitlines()[:-1]]
         process.wait()
         time.sleep(0.01)
     store = LabelStore.open_file(path, np.arange(100_000), 10)

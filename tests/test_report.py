@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import warnings
@@ -327,7 +328,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_summary_on_a_terminal_holds_the_numbers(run_folder: Path) -> None:
-    console = Console(record=True, width=200, file=(run_folder / "out.txt").open("w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     print_summary(run_folder, console)
     text = console.export_text()
     for cycle in read_metrics(run_folder).cycles:

@@ -162,13 +162,19 @@ def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
         return {"handler": handler, "name": f"missed-{switch.fatal}"}
 
     straight = simulation(**run(KillSwitch()))
-    switch = KillSwitch(40)
+    counting = KillSwitch()
+    with monkeypatch.context() as patch:
+        counting.install(patch)
+        simulation(**{**run(counting), "name": "counted"})
+    # While the second cycle is trained, and client 2 still lacks what the others bought.
+    switch = KillSwitch(round(0.62 * counting.events))
     with monkeypatch.context() as patch:
         switch.install(patch)
         with pytest.raises(Killed):
             simulation(**run(switch))
-    folder = straight.folder.parent / "missed-40"
+    folder = straight.folder.parent / f"missed-{switch.fatal}"
     metrics = read_metrics(folder)
+    assert len(metrics.cycles) == 1
     assert [f.client for f in metrics.cycles[0].failed] == [2]
     assert simulation.resume(folder).metrics.cycles[-1].ledger == (
         straight.metrics.cycles[-1].ledger

@@ -218,7 +218,8 @@ def save_arrays(path: Path, **arrays: NDArray[np.generic]) -> None:
 def load_arrays(path: Path) -> dict[str, NDArray[np.generic]] | None:
     """Read all arrays of a `.npz` file, or return None if it is missing or unreadable."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, since NumPy leaves the file open where it is not an archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
