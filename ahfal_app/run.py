@@ -66,7 +66,8 @@ def prepare(values: Mapping[str, object]) -> Start:
         return _resumed(settings)
     loaded = check_data(settings)
     folder = new_run_folder(settings)
-    settings = settings.model_copy(update={"name": folder.name, "output_dir": str(folder.parent)})
+    resolved = {"name": folder.name, "output_dir": str(folder.parent), "model": loaded.model_name}
+    settings = settings.model_copy(update=resolved)
     position = Position(secrets.token_hex(8), 0, 0)
     checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, 0)))
     Recorder(folder).start(settings, _environment(loaded, settings, None))
