@@ -296,7 +296,7 @@ class LabelStore:
 
     def pending(self, request_id: str) -> int:
         """Return how many samples of a request are unanswered."""
-        return self._count("request_id = ? AND state = 'reserved'", request_id)
+        return self._count("reserved", request_id)
 
     def labelled(self, through_cycle: int | None = None) -> Labelled:
         """Return the labelled set, or what of it was asked for up to a cycle.
@@ -348,8 +348,8 @@ class LabelStore:
         """
         (integrity,) = self._connection.execute("PRAGMA integrity_check").fetchone()
         ledger = self.ledger()
-        spent = self._count("state = ?", "labelled")
-        reserved = self._count("state = ?", "reserved")
+        spent = self._count("labelled")
+        reserved = self._count("reserved")
         if integrity != "ok" or (spent, reserved) != (ledger.spent, ledger.reserved):
             raise StoreError(
                 f"label store: integrity {integrity}; {ledger} but the rows say "
@@ -433,10 +433,9 @@ class LabelStore:
             (allotted, spent, reserved, free),
         )
 
-    def _count(self, condition: str, *values: object) -> int:
-        # `condition` is one of this module's own constants, never input.
+    def _count(self, state: str, request_id: str | None = None) -> int:
         row = self._connection.execute(
-            f"SELECT count(*) FROM samples WHERE {condition}",  # noqa: S608
-            values,
+            "SELECT count(*) FROM samples WHERE state = ?1 AND (?2 IS NULL OR request_id = ?2)",
+            (state, request_id),
         ).fetchone()
         return int(row[0])

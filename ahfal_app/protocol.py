@@ -75,8 +75,8 @@ class Order:
             run=str(record["run"]),
             run_folder=str(record["run-folder"]),
             code=str(record["code"]),
-            cycle=int(record["cycle"]),  # type: ignore[arg-type]
-            round=int(record["server-round"]),  # type: ignore[arg-type]
+            cycle=count(record, "cycle"),
+            round=count(record, "server-round"),
         )
 
 
@@ -126,16 +126,13 @@ def query_answer_from_metrics(metrics: MetricRecord) -> QueryAnswer:
     ValueError
         Something is missing or is no count.
     """
-    seconds = metrics.get("seconds")
-    if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
-        raise ValueError(f"seconds={seconds!r}: allowed is a number ≥ 0")
     return QueryAnswer(
         selected=count(metrics, "selected"),
         labelled=count(metrics, "labelled"),
         pending=count(metrics, "pending"),
         ledger=ledger_from_metrics(metrics),
         fine_tuned=bool(count(metrics, "fine-tuned")),
-        seconds=seconds,
+        seconds=number(metrics, "seconds"),
     )
 
 
@@ -170,6 +167,20 @@ def count(record: MetricRecord | ConfigRecord, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{key}={value!r}: allowed is an integer ≥ 0")
+    return value
+
+
+def number(record: MetricRecord, key: str) -> float:
+    """Return a metric that must be a finite number of at least 0.
+
+    Raises
+    ------
+    ValueError
+        It is missing or something else.
+    """
+    value = record.get(key)
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{key}={value!r}: allowed is a number ≥ 0")
     return value
 
 

@@ -30,7 +30,7 @@ from ahfal_app.errors import QuorumNotReached
 from ahfal_app.federation import Federation, Replies
 from ahfal_app.joining import Membership, check_resumable, join, join_again
 from ahfal_app.labels import Ledger
-from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order, count
+from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order, count, number
 from ahfal_app.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
@@ -282,8 +282,8 @@ class FederatedActiveLearning(Strategy):
             round=round_,
             clients=len(replies.messages),
             failed=_failures(self._absent() | replies.failures),
-            num_examples=int(metrics[WEIGHT_KEY]),  # type: ignore[arg-type]
-            train_loss=float(metrics["loss"]),  # type: ignore[arg-type]
+            num_examples=count(metrics, WEIGHT_KEY),
+            train_loss=number(metrics, "loss"),
             test_accuracy=accuracy,
             seconds=seconds,
             bytes_down=down,
@@ -429,8 +429,8 @@ class FederatedActiveLearning(Strategy):
 
 def _training_metrics(replies: Mapping[int, Message]) -> MetricRecord:
     metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies.values()]
-    examples = [int(record[WEIGHT_KEY]) for record in metrics]  # type: ignore[arg-type]
-    losses = [float(record["loss"]) for record in metrics]  # type: ignore[arg-type]
+    examples = [count(record, WEIGHT_KEY) for record in metrics]
+    losses = [number(record, "loss") for record in metrics]
     weighted = sum(n * loss for n, loss in zip(examples, losses, strict=True))
     return MetricRecord({WEIGHT_KEY: sum(examples), "loss": weighted / sum(examples)})
 
