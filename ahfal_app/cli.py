@@ -48,14 +48,18 @@ def run(
     from ahfal_app.config_sources import read_arguments
 
     values = read_arguments(arguments or [])
-    if engine is Engine.FLOWER:
-        from ahfal_app.engine.flower import run_on_flower
+    try:
+        if engine is Engine.FLOWER:
+            from ahfal_app.engine.flower import run_on_flower
 
-        run_on_flower(values, Console())
-    else:
-        from ahfal_app.engine.local import run_in_process
+            run_on_flower(values, Console())
+        else:
+            from ahfal_app.engine.local import run_in_process
 
-        run_in_process(values, Console())
+            run_in_process(values, Console())
+    except KeyboardInterrupt:
+        # The shell's code for it; Click would make it 1.
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -110,5 +114,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = f"{type(error).__name__}: {error}"
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
