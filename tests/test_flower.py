@@ -67,13 +67,16 @@ def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that started the tests in the background would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        if "cycle 1/3 round" in line:
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    process.stdout.read()
+    with process.stdout:
+        for line in process.stdout:
+            if "cycle 1/3 round" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        process.stdout.read()
     assert process.wait(60) == 130
     deadline = time.monotonic() + 20
     while _processes_of_flower() and time.monotonic() < deadline:
