@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 
 import numpy as np
@@ -270,23 +271,21 @@ def test_stopped_run_says_so_and_can_go_on(simulation: Simulation):
 
 def test_answers_that_never_come(simulation: Simulation):
     """A client that hangs is reported after the timeout, and the round goes on."""
-    import threading
-
     released = threading.Event()
 
     def hang(message: Message, context: Context) -> Message:
         released.wait(30)
         return client_app(message, context)
 
-    timer = threading.Timer(8.0, released.set)
+    timer = threading.Timer(10.0, released.set)
     timer.start()
     outcome = simulation(
-        handler=_when("train", 2, hang), workers=3, cycles=1, rounds=1, **{"round-timeout": 2.0}
+        handler=_when("train", 2, hang), workers=3, cycles=1, rounds=1, **{"round-timeout": 4.0}
     )
     timer.cancel()
     released.set()
     (record,) = outcome.metrics.rounds
-    assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 2 s")]
+    assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 4 s")]
 
 
 def test_busy_client_gets_no_second_message(simulation: Simulation):
@@ -298,16 +297,16 @@ def test_busy_client_gets_no_second_message(simulation: Simulation):
         assert client not in running
         running.add(client)
         if client == 2 and message.content.config_records["config"]["server-round"] == 1:
-            time.sleep(3)
+            time.sleep(6)
         reply = client_app(message, context)
         running.remove(client)
         return reply
 
     outcome = simulation(
-        handler=slow, workers=3, cycles=1, rounds=3, **{"round-timeout": 1.5, "quorum": 0.5}
+        handler=slow, workers=3, cycles=1, rounds=3, **{"round-timeout": 3.0, "quorum": 0.5}
     )
     reasons = [[f.reason for f in record.failed] for record in outcome.metrics.rounds]
-    assert reasons[0] == ["no answer within 1.5 s"]
+    assert reasons[0] == ["no answer within 3 s"]
     assert reasons[1] == ["it is still busy with an earlier message"]
 
 
