@@ -76,6 +76,10 @@ class ResumeError(AhfalError):
     """A run cannot be continued from what its folder and its clients still hold."""
 
 
+class NoLabelledClients(AhfalError):
+    """No client has a labelled sample, so there is nothing to take statistics of."""
+
+
 class QuorumNotReached(AhfalError):
     """Too few clients answered usefully for the run to go on."""
 

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ahfal_app.errors import AhfalError
+from ahfal_app.errors import NoLabelledClients
 
 #: A deviation that equals tau up to rounding (in percentage points) is not below it.
 TAU_TOLERANCE = 1e-9
-
-
-class NoLabelledClients(AhfalError):
-    """No client has a labelled sample, so there is nothing to take statistics of."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import reference_ahfal as reference
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ahfal_app.errors import NoLabelledClients
 from ahfal_app.statistics import (
-    NoLabelledClients,
     class_proportions,
     class_statistics,
     statistics_from_sums,
