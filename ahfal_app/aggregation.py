@@ -48,8 +48,9 @@ def problem_with(content: RecordDict, current: ArrayRecord) -> str | None:
     examples, loss = metrics.get(WEIGHT_KEY), metrics.get("loss")
     if not isinstance(examples, int) or examples < 0:
         return f"{WEIGHT_KEY}={examples!r}: allowed is an integer ≥ 0"
-    if not isinstance(loss, float) or not 0 <= loss < math.inf:
-        return f"loss={loss!r}: allowed is a finite number ≥ 0"
+    # Below 0, too: not every method's loss is an entropy.
+    if not isinstance(loss, float) or not math.isfinite(loss):
+        return f"loss={loss!r}: allowed is a finite number"
     if examples == 0:
         return NO_LABELS
     return _problem_with_arrays(content.array_records[ARRAYS_KEY], current)

@@ -23,6 +23,7 @@ from ahfal_app.client_state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request_id
 from ahfal_app.models import Classifier
+from ahfal_app.objectives import LocalSituation, make_objective
 from ahfal_app.oracle import make_oracle
 from ahfal_app.query import (
     PoolView,
@@ -39,7 +40,6 @@ from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import ClassStatistics
 from ahfal_app.training import (
     Predictions,
-    Recipe,
     TrainingResult,
     TrainingState,
     predict,
@@ -153,12 +153,11 @@ class Client:
         start = time.perf_counter()
         with self._labels() as store:
             labelled = store.labelled(through_cycle=cycle)
+            initially_labelled = store.labelled(through_cycle=0)
         model = self._model(tensors)
         if len(labelled.samples_N) == 0:
             return TrainAnswer(model.state_dict(), 0, 0.0, time.perf_counter() - start)
-        recipe = self._resources.recipe(self._settings)
-        before = self._training_state(cycle, round_)
-        result = self._train(model, labelled, recipe, before, (cycle, round_))
+        result = self._train(model, tensors, labelled, initially_labelled, (cycle, round_))
         self._state.save_training(cycle, round_, result.state)
         if last_round:
             self._state.save_local_model(cycle, model.state_dict())
@@ -191,7 +190,7 @@ class Client:
             if store.request(self._request_id(cycle + 1)) is None:
                 local = self._state.load_local_model(cycle)
                 if local is None:
-                    local, fine_tuned = self._fine_tuned(tensors, store.labelled(), cycle), True
+                    local, fine_tuned = self._fine_tuned(tensors, store, cycle), True
                 self._buy(store, local, tensors, cycle, statistics)
             self._ask_oracle(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
@@ -345,34 +344,46 @@ class Client:
         return state
 
     def _fine_tuned(
-        self, tensors: dict[str, Tensor], labelled: Labelled, cycle: int
+        self, tensors: dict[str, Tensor], store: LabelStore, cycle: int
     ) -> dict[str, Tensor]:
         """Stand in for f^L of a client that missed the last round: f^G, trained on L_i."""
         model = self._model(tensors)
+        labelled, initially_labelled = store.labelled(), store.labelled(through_cycle=0)
         if len(labelled.samples_N):
-            round_ = self._settings.rounds + 1
-            before = self._training_state(cycle, round_)
-            recipe = self._resources.recipe(self._settings)
-            self._train(model, labelled, recipe, before, (cycle, round_))
+            when = (cycle, self._settings.rounds + 1)
+            self._train(model, tensors, labelled, initially_labelled, when)
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def _train(
         self,
         model: Classifier,
+        global_tensors: dict[str, Tensor],
         labelled: Labelled,
-        recipe: Recipe,
-        before: TrainingState | None,
+        initially_labelled: Labelled,
         when: tuple[int, int],
     ) -> TrainingResult:
-        generator = torch_generator(self._settings.seed, "training", self._client, *when)
+        settings = self._settings
+        recipe = self._resources.recipe(settings)
+        known = initially_labelled if settings.kcfu_pool == "initial" else labelled
+        situation = LocalSituation(
+            self._client,
+            *when,
+            class_counts_C=labelled.class_counts(self._resources.num_classes),
+            pool_rows_N=np.setdiff1d(self._rows_N, known.samples_N, assume_unique=True),
+            global_tensors=global_tensors,
+        )
+        strategy = make_strategy(settings.strategy, settings.strategy_parameters)
+        objective = make_objective(settings, self._resources, strategy, recipe, situation)
         return train_locally(
             model,
             self._resources.train_images,
             torch.from_numpy(labelled.samples_N),
             torch.from_numpy(labelled.labels_N),
             recipe,
-            before,
-            generator,
+            self._training_state(*when),
+            torch_generator(settings.seed, "training", self._client, *when),
+            objective.loss,
+            objective.penalty,
         )
 
 

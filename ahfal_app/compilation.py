@@ -55,8 +55,8 @@ def resolve_compile(
     return device.type == "cpu" and can and pays
 
 
-def compiled_forward_loss(function: Callable[..., Any], is_full: bool) -> Callable[..., Any]:
-    """Return a compiled step function: for full batches, or for a remainder of any size.
+def compiled(function: Callable[..., Any], is_full: bool) -> Callable[..., Any]:
+    """Return a step function, compiled for full batches or for a remainder of any size.
 
     The remainder changes with the number of labels; compiled for each size, it would be
     compiled anew in each cycle.

@@ -112,6 +112,26 @@ class Settings(BaseModel):
     augment: Literal["auto", "none", "crop", "crop-flip"] = _setting(
         "auto", "Training", "Augmentation; `auto`: what the data set's literature uses."
     )
+    local_update: Literal["plain", "kcfu"] = _setting(
+        "plain",
+        "Training",
+        "Loss of local training: cross-entropy (or the strategy's own), or KAFAL's KCFU.",
+    )
+    kcfu_mixing: Literal["permutation", "single-partner"] = _setting(
+        "permutation",
+        "Training",
+        "KCFU mixes each image with another one each, or all with one (the published code).",
+    )
+    kcfu_teacher: Literal["eval", "train"] = _setting(
+        "eval",
+        "Training",
+        "Batch norm of KCFU's teacher: in evaluation mode, or by batch (the published code).",
+    )
+    kcfu_pool: Literal["current", "initial"] = _setting(
+        "current",
+        "Training",
+        "KCFU distils on what is unlabelled now, or was at the start (the published code).",
+    )
     precision: Literal["auto", "fp32", "bf16"] = _setting(
         "auto", "Training", "Arithmetic of training; `auto`: bf16 where the hardware has it."
     )

@@ -14,7 +14,7 @@ from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.models import model_names
 from ahfal_app.oracle import oracle_names
-from ahfal_app.query import check_parameters, strategy_names
+from ahfal_app.query import check_parameters, make_strategy, strategy_names
 from ahfal_app.resources import Resources, resolve_device, resources
 
 
@@ -35,7 +35,8 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     for key, names in _NAMES.items():
         problems.extend(_name_problem(key, values, names()))
     if settings is not None and settings.strategy in strategy_names():
-        problems.extend(check_parameters(settings.strategy, settings.strategy_parameters))
+        unusable = check_parameters(settings.strategy, settings.strategy_parameters)
+        problems.extend(unusable or _loss_problem(settings))
     if settings is not None:
         try:
             resolve_device(settings.device)
@@ -118,6 +119,17 @@ _NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "model": lambda: ("auto", *model_names()),
     "oracle": oracle_names,
 }
+
+
+def _loss_problem(settings: Settings) -> list[str]:
+    """Refuse two losses for one training."""
+    strategy = make_strategy(settings.strategy, settings.strategy_parameters)
+    if settings.local_update == "plain" or not strategy.has_training_loss:
+        return []
+    return [
+        f"local-update={settings.local_update!r}: allowed is 'plain', since "
+        f"strategy={settings.strategy!r} as it is set trains with a loss of its own"
+    ]
 
 
 def _name_problem(key: str, values: Mapping[str, object], names: Sequence[str]) -> list[str]:

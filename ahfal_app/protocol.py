@@ -170,8 +170,8 @@ def count(record: MetricRecord | ConfigRecord, key: str) -> int:
     return value
 
 
-def number(record: MetricRecord, key: str) -> float:
-    """Return a metric that must be a finite number of at least 0.
+def number(record: MetricRecord, key: str, lowest: float = 0.0) -> float:
+    """Return a metric that must be a finite number of at least `lowest`.
 
     Raises
     ------
@@ -179,8 +179,8 @@ def number(record: MetricRecord, key: str) -> float:
         It is missing or something else.
     """
     value = record.get(key)
-    if not isinstance(value, float) or not 0 <= value < math.inf:
-        raise ValueError(f"{key}={value!r}: allowed is a number ≥ 0")
+    if not isinstance(value, float) or not lowest <= value < math.inf:
+        raise ValueError(f"{key}={value!r}: allowed is a number ≥ {lowest:g}")
     return value
 
 

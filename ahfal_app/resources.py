@@ -6,6 +6,7 @@ them; loading anything anew for each message would cost more than training.
 
 from __future__ import annotations
 
+import copy
 import threading
 from functools import cached_property
 from typing import cast
@@ -75,6 +76,12 @@ class Resources:
         """Return a freshly initialised model; equal for equal (seed, cycle)."""
         seed = torch_seed(self._settings.seed, "model", cycle)
         return build_model(self.model_name, self.dataset.image_shape, self.num_classes, seed)
+
+    def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
+        """Return a model of its own with these weights, on the device."""
+        model = copy.deepcopy(self.model())
+        model.load_state_dict(tensors)
+        return model
 
     def model(self) -> Classifier:
         """Return this thread's model on the device; its weights are whatever it last held."""

@@ -7,6 +7,7 @@ the usual hooks, `configure_train` and `aggregate_train`.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -430,7 +431,7 @@ class FederatedActiveLearning(Strategy):
 def _training_metrics(replies: Mapping[int, Message]) -> MetricRecord:
     metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies.values()]
     examples = [count(record, WEIGHT_KEY) for record in metrics]
-    losses = [number(record, "loss") for record in metrics]
+    losses = [number(record, "loss", lowest=-sys.float_info.max) for record in metrics]
     weighted = sum(n * loss for n, loss in zip(examples, losses, strict=True))
     return MetricRecord({WEIGHT_KEY: sum(examples), "loss": weighted / sum(examples)})
 

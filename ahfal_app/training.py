@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ahfal_app.compilation import compiled_forward_loss
+from ahfal_app.compilation import compiled
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages, normalised
 from ahfal_app.models import Classifier
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+#: Maps the model and the size B of the labelled batch to a scalar that is added to the loss.
+Penalty = Callable[[Classifier, int], Tensor]
 
 _PREDICTION_BATCH = 1000
 
@@ -85,23 +88,31 @@ class Evaluation:
     loss: float
 
 
-def forward_loss(
+def forward_logits(
+    model: Classifier, images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor, precision: str
+) -> Tensor:
+    """Return the logits of a batch of bytes, float32 (B, C); a unit that is compiled."""
+    return network_logits(model, normalised(images_BHWC, scale_C, shift_C), precision)
+
+
+def forward_cross_entropy(
     model: Classifier,
-    loss: Loss,
     images_BHWC: Tensor,
     scale_C: Tensor,
     shift_C: Tensor,
     labels_B: Tensor,
     precision: str,
 ) -> Tensor:
-    """Return the loss of a batch of bytes; the unit that is compiled.
+    """Return the mean cross-entropy of a batch of bytes; a unit that is compiled."""
+    logits_BC = forward_logits(model, images_BHWC, scale_C, shift_C, precision)
+    return cross_entropy(logits_BC, labels_B)
 
-    With bf16 the network computes in it, the loss does not.
-    """
-    inputs_BCHW = normalised(images_BHWC, scale_C, shift_C)
-    with torch.autocast(images_BHWC.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits_BC = model(inputs_BCHW)
-    return loss(logits_BC.float(), labels_B)
+
+def network_logits(model: Classifier, inputs_BcHW: Tensor, precision: str) -> Tensor:
+    """Return the logits of normalised images, float32 (B, C); with bf16 computed in it."""
+    with torch.autocast(inputs_BcHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits_BC: Tensor = model(inputs_BcHW)
+    return logits_BC.float()
 
 
 def resolve_precision(
@@ -122,6 +133,7 @@ def train_locally(
     state: TrainingState | None,
     generator: torch.Generator,
     loss: Loss = cross_entropy,
+    penalty: Penalty | None = None,
 ) -> TrainingResult:
     """Train a model in place on some rows of a split.
 
@@ -141,6 +153,8 @@ def train_locally(
         On the CPU; keyed by cycle and round, or all rounds would see the same batches.
     loss : Loss
         Of a batch's logits and labels.
+    penalty : Penalty | None
+        What is added to the loss of each batch.
 
     Returns
     -------
@@ -158,15 +172,11 @@ def train_locally(
         total = torch.zeros((), dtype=torch.float64, device=images.device)
         order_N = torch.randperm(len(rows_N), generator=generator)
         for batch_B in torch.split(order_N, recipe.batch_size):
-            batch_loss = _step_function(recipe, len(batch_B) == recipe.batch_size)(
-                model,
-                loss,
-                images.augmented(rows_N[batch_B], recipe.augmentation, generator),
-                images.scale_C,
-                images.shift_C,
-                labels_N[batch_B.to(images.device)],
-                recipe.precision,
-            )
+            images_BHWC = images.augmented(rows_N[batch_B], recipe.augmentation, generator)
+            labels_B = labels_N[batch_B.to(images.device)]
+            batch_loss = _batch_loss(model, images, images_BHWC, labels_B, recipe, loss)
+            if penalty is not None:
+                batch_loss = batch_loss + penalty(model, len(batch_B))
             optimizer.zero_grad(set_to_none=True)
             batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -236,10 +246,29 @@ def _has_native_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _step_function(recipe: Recipe, is_full: bool) -> Callable[..., Tensor]:
-    if recipe.compile:
-        return compiled_forward_loss(forward_loss, is_full)
-    return forward_loss
+def _batch_loss(
+    model: Classifier,
+    images: DeviceImages,
+    images_BHWC: Tensor,
+    labels_B: Tensor,
+    recipe: Recipe,
+    loss: Loss,
+) -> Tensor:
+    """Return the loss of a batch, compiled where the recipe says so.
+
+    Only cross-entropy is compiled with the network: other losses are made anew for each
+    round, and the compiler would start over with each.
+    """
+
+    def step(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return (
+            compiled(function, len(labels_B) == recipe.batch_size) if recipe.compile else function
+        )
+
+    inputs = (model, images_BHWC, images.scale_C, images.shift_C)
+    if loss is cross_entropy:
+        return step(forward_cross_entropy)(*inputs, labels_B, recipe.precision)
+    return loss(step(forward_logits)(*inputs, recipe.precision), labels_B)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every network has: features, and a linear head on them.
+"""What every network has: a feature map, features of it, and a linear head on them.
 
 Shapes: B samples of a batch, c channels, H height, W width, D features, C classes.
 """
@@ -18,6 +18,17 @@ class Classifier(nn.Module, ABC):
     @abstractmethod
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the input of the last linear layer, shape (B, D)."""
+
+    def feature_map(self, images_BcHW: Tensor) -> Tensor:
+        """Return the last map with spatial dimensions, shape (B, c', H', W').
+
+        A network that does not say otherwise has none: its features as (B, D, 1, 1).
+        """
+        return self.features(images_BcHW)[:, :, None, None]
+
+    def features_of_map(self, map_BcHW: Tensor) -> Tensor:
+        """Return the features, shape (B, D), from the feature map."""
+        return map_BcHW.flatten(1)
 
     def forward(self, images_BcHW: Tensor) -> Tensor:
         """Return the logits, shape (B, C)."""

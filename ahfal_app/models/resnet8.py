@@ -55,9 +55,17 @@ class ResNet8(Classifier):
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
 
     def features(self, images_BcHW: Tensor) -> Tensor:
-        """Return the averaged last feature map, shape (B, 64)."""
-        maps_BDHW = torch.relu(self.bn(self.blocks(self.stem(images_BcHW))))
-        return maps_BDHW.mean(dim=(2, 3))
+        """Return the input of the last linear layer, shape (B, 64)."""
+        return self.features_of_map(self.feature_map(images_BcHW))
+
+    def feature_map(self, images_BcHW: Tensor) -> Tensor:
+        """Return what the last block gives, before normalisation, shape (B, 64, H/4, W/4)."""
+        map_BDHW: Tensor = self.blocks(self.stem(images_BcHW))
+        return map_BDHW
+
+    def features_of_map(self, map_BcHW: Tensor) -> Tensor:
+        """Return the average of the normalised, rectified map, shape (B, 64)."""
+        return torch.relu(self.bn(map_BcHW)).mean(dim=(2, 3))
 
 
 def build(image_shape: tuple[int, int, int], num_classes: int) -> Classifier:

@@ -29,10 +29,17 @@ class SmallCNN(Classifier):
         self.head = nn.Linear(_FEATURES, num_classes)
 
     def features(self, images_BcHW: Tensor) -> Tensor:
+        """Return the input of the last linear layer, shape (B, 64)."""
+        return self.features_of_map(self.feature_map(images_BcHW))
+
+    def feature_map(self, images_BcHW: Tensor) -> Tensor:
+        """Return what the second convolution gives, shape (B, 32, H, W)."""
+        hidden_BcHW = torch.relu(self.bn1(self.conv1(images_BcHW)))
+        return torch.relu(self.bn2(self.conv2(hidden_BcHW)))
+
+    def features_of_map(self, map_BcHW: Tensor) -> Tensor:
         """Return the hidden layer, shape (B, 64)."""
-        maps_BcHW = torch.relu(self.bn1(self.conv1(images_BcHW)))
-        maps_BcHW = torch.relu(self.bn2(self.conv2(maps_BcHW)))
-        return torch.relu(self.hidden(self.pool(maps_BcHW).flatten(1)))
+        return torch.relu(self.hidden(self.pool(map_BcHW).flatten(1)))
 
 
 def build(image_shape: tuple[int, int, int], num_classes: int) -> Classifier:

@@ -24,18 +24,31 @@ if TYPE_CHECKING:
         QueryContext,
         QueryStrategy,
         ScoringStrategy,
+        TrainingContext,
+        TrainingLoss,
         checked_select,
     )
-    from ahfal_app.query.core.pool import PoolView, Signal
+    from ahfal_app.query.core.pool import (
+        LocalOnlyTraining,
+        Outputs,
+        PoolModels,
+        PoolView,
+        Signal,
+    )
 
 __all__ = [
+    "LocalOnlyTraining",
+    "Outputs",
     "ParameterEntry",
+    "PoolModels",
     "PoolView",
     "QueryContext",
     "QueryStrategy",
     "ScoringStrategy",
     "Signal",
     "StrategyEntry",
+    "TrainingContext",
+    "TrainingLoss",
     "check_parameters",
     "checked_select",
     "make_strategy",
@@ -45,11 +58,16 @@ __all__ = [
 ]
 
 _LAZY = {
+    "LocalOnlyTraining": "ahfal_app.query.core.pool",
+    "Outputs": "ahfal_app.query.core.pool",
+    "PoolModels": "ahfal_app.query.core.pool",
     "PoolView": "ahfal_app.query.core.pool",
     "QueryContext": "ahfal_app.query.core.base",
     "QueryStrategy": "ahfal_app.query.core.base",
     "ScoringStrategy": "ahfal_app.query.core.base",
     "Signal": "ahfal_app.query.core.pool",
+    "TrainingContext": "ahfal_app.query.core.base",
+    "TrainingLoss": "ahfal_app.query.core.base",
     "checked_select": "ahfal_app.query.core.base",
 }
 

@@ -6,6 +6,7 @@ Shape suffixes: N samples in the pool, C classes, B selected samples.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,28 @@ from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.seeds import numpy_generator
 from ahfal_app.statistics import ClassStatistics
+
+#: Maps float32 logits (B, C) and labels (B,) to a scalar.
+TrainingLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingContext:
+    """What a query strategy knows when its client trains.
+
+    Attributes
+    ----------
+    num_classes : int
+        Number of classes C.
+    class_counts_C : NDArray[np.int64]
+        Class counts of the labelled set that is trained on. Shape (C,).
+    round : int
+        Round within the cycle, from 1.
+    """
+
+    num_classes: int
+    class_counts_C: NDArray[np.int64]
+    round: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +127,15 @@ class QueryStrategy(ABC):
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         self.parameters = self.Parameters() if parameters is None else parameters
+
+    @property
+    def has_training_loss(self) -> bool:
+        """Whether the method, as its parameters are, trains with a loss of its own."""
+        return False
+
+    def training_loss(self, context: TrainingContext) -> TrainingLoss | None:
+        """Return the loss of local training; None where `has_training_loss` is false."""
+        return None
 
     @abstractmethod
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ahfal_app.errors import InvalidSelection, NonFiniteSignal
 
@@ -21,7 +23,8 @@ class Signal(Enum):
     """Model outputs that a query strategy may ask for.
 
     "Local" is a client's model after its last training and before aggregation, "global"
-    the aggregated model. Embeddings are the inputs of the last linear layer.
+    the aggregated model. Embeddings are the inputs of the last linear layer. The last two
+    take arguments and have methods of their own on `PoolView`.
     """
 
     LOCAL_LOGITS = "local-logits"
@@ -34,6 +37,63 @@ class Signal(Enum):
     """Shape (N, D)."""
     LABELLED_LOCAL_EMBEDDINGS = "labelled-local-embeddings"
     """Shape (L, D): of the client's labelled set, not of its pool."""
+    LOCAL_FEATURE_MAPS = "local-feature-maps"
+    """Shape (N, 9 c): the last feature map of c channels, averaged to 3x3 and flattened."""
+    PERTURBED_LOCAL_MODEL = "perturbed-local-model"
+    """Outputs of changed copies of the local model: `PoolView.perturbed`."""
+    LOCAL_ONLY_MODEL = "local-only-model"
+    """Outputs of a model trained on this client's labels alone: `PoolView.local_only`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model gives for a pool: logits (N, C) and embeddings (N, D), float32."""
+
+    logits_NC: Tensor
+    embeddings_ND: Tensor
+
+
+@dataclass(frozen=True)
+class LocalOnlyTraining:
+    """How to train a fresh model on a client's labels alone, by SGD with cross-entropy.
+
+    Attributes
+    ----------
+    epochs : int
+        Most epochs.
+    batch_size : int
+        Samples in a batch.
+    learning_rate, momentum, weight_decay : float
+        Of SGD.
+    decay_after : int
+        Epochs after which the learning rate is a tenth; steps, where `decay_counts_steps`.
+    decay_counts_steps : bool
+        Whether `decay_after` counts steps.
+    stop_accuracy : float
+        Accuracy on the augmented labelled set that ends training early.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    decay_after: int
+    decay_counts_steps: bool
+    stop_accuracy: float
+
+
+class PoolModels(Protocol):
+    """Outputs that depend on more than a model and the pool; a client provides them."""
+
+    def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
+        """Return the pool's outputs of a copy of the local model that `perturb` changed."""
+
+    def local_only(self, training: LocalOnlyTraining) -> Outputs:
+        """Return the pool's outputs of a fresh model trained on the labelled set alone.
+
+        Its initial weights are the same for all clients of a cycle.
+        """
 
 
 class PoolView:
@@ -49,6 +109,8 @@ class PoolView:
     sources : Mapping[Signal, Callable[[], Tensor]]
         What computes each signal: a finite floating-point matrix whose rows follow `ids_N`
         (but for `Signal.LABELLED_LOCAL_EMBEDDINGS`).
+    models : PoolModels, optional
+        What computes the signals that take arguments.
 
     Raises
     ------
@@ -56,7 +118,12 @@ class PoolView:
         The ids are not a vector of strictly increasing integers.
     """
 
-    def __init__(self, ids_N: ArrayLike, sources: Mapping[Signal, Callable[[], Tensor]]) -> None:
+    def __init__(
+        self,
+        ids_N: ArrayLike,
+        sources: Mapping[Signal, Callable[[], Tensor]],
+        models: PoolModels | None = None,
+    ) -> None:
         ids = np.array(ids_N)
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
             raise ValueError(f"ids have shape {ids.shape}, dtype {ids.dtype}; integers (N,) needed")
@@ -65,6 +132,7 @@ class PoolView:
         self._ids_N = ids.astype(np.int64)
         self._ids_N.flags.writeable = False
         self._sources = dict(sources)
+        self._models = models
         self._cache: dict[Signal, Tensor] = {}
         self._checksums: dict[Signal, int] = {}
         self._declared = frozenset(sources)
@@ -80,7 +148,7 @@ class PoolView:
 
     def declaring(self, signals: Iterable[Signal]) -> PoolView:
         """Return a view of the same pool and the same cache that gives only these signals."""
-        view = PoolView(self._ids_N, self._sources)
+        view = PoolView(self._ids_N, self._sources, self._models)
         view._cache = self._cache
         view._checksums = self._checksums
         view._declared = frozenset(signals)
@@ -98,8 +166,7 @@ class PoolView:
         ValueError
             The client provides no such signal, or one of a wrong shape or type.
         """
-        if signal not in self._declared:
-            raise InvalidSelection(f"signal {signal.value!r} is not among the strategy's `signals`")
+        self._require_declared(signal)
         if signal not in self._cache:
             if signal not in self._sources:
                 raise ValueError(f"no source for the signal {signal.value!r}")
@@ -109,6 +176,35 @@ class PoolView:
             self._checksums[signal] = _checksum(values)
         return self._cache[signal]
 
+    def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
+        """Return the pool's outputs of a copy of the local model that `perturb` changed.
+
+        Nothing is kept: each call costs a forward pass over the pool.
+
+        Parameters
+        ----------
+        perturb : Callable[[nn.Module], None]
+            Changes the copy's parameters in place.
+
+        Raises
+        ------
+        InvalidSelection, NonFiniteSignal, ValueError
+            As for `signal`, with `Signal.PERTURBED_LOCAL_MODEL`.
+        """
+        models = self._models_for(Signal.PERTURBED_LOCAL_MODEL)
+        return self._checked(Signal.PERTURBED_LOCAL_MODEL, models.perturbed(perturb))
+
+    def local_only(self, training: LocalOnlyTraining) -> Outputs:
+        """Return the pool's outputs of a fresh model trained on the labelled set alone.
+
+        Raises
+        ------
+        InvalidSelection, NonFiniteSignal, ValueError
+            As for `signal`, with `Signal.LOCAL_ONLY_MODEL`.
+        """
+        models = self._models_for(Signal.LOCAL_ONLY_MODEL)
+        return self._checked(Signal.LOCAL_ONLY_MODEL, models.local_only(training))
+
     def changed_signals(self) -> tuple[Signal, ...]:
         """Return the signals whose values differ from those first computed."""
         return tuple(
@@ -116,6 +212,21 @@ class PoolView:
             for signal, values in self._cache.items()
             if _checksum(values) != self._checksums[signal]
         )
+
+    def _require_declared(self, signal: Signal) -> None:
+        if signal not in self._declared:
+            raise InvalidSelection(f"signal {signal.value!r} is not among the strategy's `signals`")
+
+    def _models_for(self, signal: Signal) -> PoolModels:
+        self._require_declared(signal)
+        if self._models is None:
+            raise ValueError(f"no source for the signal {signal.value!r}")
+        return self._models
+
+    def _checked(self, signal: Signal, outputs: Outputs) -> Outputs:
+        self._check(signal, outputs.logits_NC)
+        self._check(signal, outputs.embeddings_ND)
+        return outputs
 
     def _check(self, signal: Signal, values: Tensor) -> None:
         if values.ndim != 2 or not values.is_floating_point():
