@@ -26,6 +26,7 @@ from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
 from ahfal_app.oracle import make_oracle
 from ahfal_app.query import (
+    Aligned,
     PoolView,
     QueryContext,
     QueryStrategy,
@@ -220,12 +221,21 @@ class Client:
         statistics: ClassStatistics,
     ) -> None:
         budget = self._allotted(store, cycle + 1)
-        strategy = make_strategy(self._settings.strategy, self._settings.strategy_parameters)
+        strategy = self._strategy(store.unlabelled(), statistics)
         pool = self._pool(store, local, tensors)
         context = self._context(budget, cycle + 1, statistics, store)
         chosen = checked_select(strategy, pool, context)
         self._record(strategy, pool, context, chosen, cycle)
         self._reserve(store, cycle + 1, strategy.name, chosen)
+
+    def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
+        """Return the query strategy, aligned to a target where there is one."""
+        strategy = make_strategy(self._settings.strategy, self._settings.strategy_parameters)
+        if statistics.target_C is None or not isinstance(strategy, ScoringStrategy):
+            return strategy
+        true_N = self._resources.dataset.train.labels_N[ids_N]
+        membership_N = true_N if self._settings.align_membership == "true" else None
+        return Aligned(strategy, statistics.target_C.tolist(), membership_N)
 
     def _allotted(self, store: LabelStore, cycle: int) -> int:
         """Grant what is due by a cycle and return what is free: B_i, and what was missed before."""

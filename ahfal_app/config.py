@@ -193,6 +193,21 @@ class Settings(BaseModel):
         "Classes whose proportion deviates less over clients (percentage points) are low-variance.",
         ge=0,
     )
+    dispersion: Literal["deviation", "coefficient-of-variation"] = _setting(
+        "deviation",
+        "Active learning",
+        "What is compared with tau: the deviation, or that in percent of the class's mean.",
+    )
+    align: Literal["none", "true-global", "estimated"] = _setting(
+        "none",
+        "Active learning",
+        "Class budgets that bring a client's labels to the true or estimated global classes.",
+    )
+    align_membership: Literal["pseudo", "true"] = _setting(
+        "pseudo",
+        "Active learning",
+        "`align` goes by predicted classes, or by the hidden true ones (leaks; upper bound).",
+    )
     initial_fraction: float = _setting(
         0.1,
         "Active learning",

@@ -14,7 +14,13 @@ from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.models import model_names
 from ahfal_app.oracle import oracle_names
-from ahfal_app.query import check_parameters, make_strategy, strategy_names
+from ahfal_app.query import (
+    ScoringStrategy,
+    check_parameters,
+    make_strategy,
+    strategy_class,
+    strategy_names,
+)
 from ahfal_app.resources import Resources, resolve_device, resources
 
 
@@ -36,7 +42,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
         problems.extend(_name_problem(key, values, names()))
     if settings is not None and settings.strategy in strategy_names():
         unusable = check_parameters(settings.strategy, settings.strategy_parameters)
-        problems.extend(unusable or _loss_problem(settings))
+        problems.extend(unusable or [*_loss_problem(settings), *_alignment_problem(settings)])
     if settings is not None:
         try:
             resolve_device(settings.device)
@@ -130,6 +136,31 @@ def _loss_problem(settings: Settings) -> list[str]:
         f"local-update={settings.local_update!r}: allowed is 'plain', since "
         f"strategy={settings.strategy!r} as it is set trains with a loss of its own"
     ]
+
+
+def _alignment_problem(settings: Settings) -> list[str]:
+    """Refuse alignment of a strategy that does not score samples, or to what nobody knows."""
+    problems = []
+    known = settings.oracle == "simulated"
+    if settings.align != "none" and not issubclass(
+        strategy_class(settings.strategy), ScoringStrategy
+    ):
+        scoring = [n for n in strategy_names() if issubclass(strategy_class(n), ScoringStrategy)]
+        problems.append(
+            f"align={settings.align!r}: allowed is 'none' for strategy={settings.strategy!r}, "
+            f"which gives no scores to align; these do: {', '.join(scoring)}"
+        )
+    if settings.align == "true-global" and not known:
+        problems.append(
+            "align='true-global': allowed only with oracle='simulated', since nobody else knows "
+            "the true classes of all samples"
+        )
+    if settings.align_membership == "true" and not known:
+        problems.append(
+            "align-membership='true': allowed only with oracle='simulated', since nobody else "
+            "knows the true classes before they are bought"
+        )
+    return problems
 
 
 def _name_problem(key: str, values: Mapping[str, object], names: Sequence[str]) -> list[str]:

@@ -137,14 +137,17 @@ def query_answer_from_metrics(metrics: MetricRecord) -> QueryAnswer:
 
 
 def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:
-    """Return class statistics as they travel: 2 C floats and C flags."""
-    return MetricRecord(
+    """Return class statistics as they travel: 2 C floats, C flags, and a target if any."""
+    record = MetricRecord(
         {
             "mean": statistics.mean_C.tolist(),
             "deviation": statistics.deviation_C.tolist(),
             "low": statistics.low_C.astype(int).tolist(),
         }
     )
+    if statistics.target_C is not None:
+        record["target"] = statistics.target_C.tolist()
+    return record
 
 
 def statistics_from_record(record: MetricRecord) -> ClassStatistics:
@@ -153,6 +156,7 @@ def statistics_from_record(record: MetricRecord) -> ClassStatistics:
         mean_C=np.array(record["mean"], dtype=np.float64),
         deviation_C=np.array(record["deviation"], dtype=np.float64),
         low_C=np.array(record["low"], dtype=bool),
+        target_C=np.array(record["target"], dtype=np.float64) if "target" in record else None,
     )
 
 

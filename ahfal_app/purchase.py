@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
 from ahfal_app.aggregation import ARRAYS_KEY
 from ahfal_app.client import QueryAnswer
@@ -67,6 +68,7 @@ def buy(
     order: Order,
     arrays: ArrayRecord,
     num_classes: int,
+    global_counts_C: NDArray[np.int64] | None,
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
 ) -> Purchase:
@@ -82,6 +84,8 @@ def buy(
         The global model f^G.
     num_classes : int
         Number of classes, as many counts as a histogram must have.
+    global_counts_C : NDArray[np.int64] | None
+        True class counts of all clients' samples, where they are known. Shape (C,).
     require : Callable
         Called with the replies to each step, the number asked and the step's name; raises
         where too few answered.
@@ -89,6 +93,7 @@ def buy(
         Called with what people should know while they wait.
     """
     statistics, histogram = _statistics(federation, order, num_classes, require)
+    statistics = replace(statistics, target_C=_target(order, statistics, global_counts_C))
     replies = _ask(federation, order, SELECT, set(histogram.messages), arrays, statistics)
     answers = _read(replies)
     require(replies, len(histogram.messages), "selection")
@@ -177,7 +182,18 @@ def _statistics(
             replies.reject(client, str(error))
     require(replies, len(clients), "histogram")
     counts_MC = np.array(counts, dtype=np.int64)
-    return class_statistics(counts_MC, order.settings.tau), replies
+    return class_statistics(counts_MC, order.settings.tau, order.settings.dispersion), replies
+
+
+def _target(
+    order: Order, statistics: ClassStatistics, global_counts_C: NDArray[np.int64] | None
+) -> NDArray[np.float64] | None:
+    """Return the class distribution that the setting `align` means."""
+    if order.settings.align == "estimated":
+        return statistics.mean_C
+    if order.settings.align == "true-global" and global_counts_C is not None:
+        return global_counts_C.astype(np.float64)
+    return None
 
 
 def _counts(content: RecordDict, num_classes: int) -> list[int]:

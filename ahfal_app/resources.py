@@ -11,7 +11,9 @@ import threading
 from functools import cached_property
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ahfal_app.allocator import keep_freed_memory
 from ahfal_app.compilation import resolve_compile
@@ -51,6 +53,11 @@ class Resources:
     def num_classes(self) -> int:
         """Number of classes."""
         return self.dataset.num_classes
+
+    @property
+    def global_counts_C(self) -> NDArray[np.int64]:
+        """True class counts of the whole training set. Shape (C,)."""
+        return np.bincount(self.dataset.train.labels_N, minlength=self.num_classes)
 
     @cached_property
     def partition(self) -> Partition:

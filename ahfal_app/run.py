@@ -110,6 +110,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         position.cycle,
         position.round,
         start.checkpoint.bought,
+        start.loaded.global_counts_C,
     )
     arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
     try:

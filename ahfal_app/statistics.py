@@ -6,13 +6,18 @@ Shape suffixes: M clients, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ahfal_app.errors import NoLabelledClients
 
-#: A deviation that equals tau up to rounding (in percentage points) is not below it.
+#: What is compared with tau: the deviation of the class proportions, as in section 6.1 of the
+#: AHFAL paper, or that over their mean, the coefficient of variation of its Finding 2.
+Dispersion = Literal["deviation", "coefficient-of-variation"]
+
+#: A dispersion that equals tau up to rounding (in percent) is not below it.
 TAU_TOLERANCE = 1e-9
 
 
@@ -27,12 +32,15 @@ class ClassStatistics:
     deviation_C : NDArray[np.float64]
         Population standard deviation of these proportions, in [0, 0.5].
     low_C : NDArray[np.bool_]
-        Whether the class has low variance: its deviation is below tau.
+        Whether the class has low variance: its dispersion is below tau.
+    target_C : NDArray[np.float64] | None
+        Class distribution that selections are to be aligned to, if any; of any scale.
     """
 
     mean_C: NDArray[np.float64]
     deviation_C: NDArray[np.float64]
     low_C: NDArray[np.bool_]
+    target_C: NDArray[np.float64] | None = None
 
 
 def class_proportions(counts_C: ArrayLike) -> NDArray[np.float64]:
@@ -52,7 +60,9 @@ def class_proportions(counts_C: ArrayLike) -> NDArray[np.float64]:
     return shares
 
 
-def class_statistics(counts_MC: ArrayLike, tau: float) -> ClassStatistics:
+def class_statistics(
+    counts_MC: ArrayLike, tau: float, dispersion: Dispersion = "deviation"
+) -> ClassStatistics:
     """Return the class statistics of the clients' histograms.
 
     Section 6.1, step 1 and equation 2 of the AHFAL paper ("Federated active learning via
@@ -63,7 +73,10 @@ def class_statistics(counts_MC: ArrayLike, tau: float) -> ClassStatistics:
     counts_MC : ArrayLike
         Class histograms, one row a client: counts, or proportions. Shape (M, C).
     tau : float
-        Threshold of the deviation in percentage points; 12 means 0.12.
+        Threshold of the dispersion in percent (of the deviation: percentage points); 12 means
+        0.12.
+    dispersion : str
+        What is compared with tau.
 
     Returns
     -------
@@ -84,11 +97,38 @@ def class_statistics(counts_MC: ArrayLike, tau: float) -> ClassStatistics:
     proportions_MC = proportions_MC[proportions_MC.any(axis=1)]
     _require_clients(len(proportions_MC))
     deviation_C = proportions_MC.std(axis=0, ddof=0)
-    return _split(proportions_MC.mean(axis=0), deviation_C, tau)
+    return _split(proportions_MC.mean(axis=0), deviation_C, tau, dispersion)
+
+
+def dispersion_percent(
+    mean_C: ArrayLike, deviation_C: ArrayLike, dispersion: Dispersion
+) -> NDArray[np.float64]:
+    """Return what is compared with tau, in percent. Shape (C,).
+
+    The coefficient of variation of a class that nobody has is 0, as its deviation.
+
+    Parameters
+    ----------
+    mean_C, deviation_C : ArrayLike
+        Mean and deviation over clients of each class's proportion. Shape (C,).
+    dispersion : str
+        The deviation itself, or that over the mean. The paper takes the latter of counts; it
+        is the same of proportions where all clients have as many labels.
+    """
+    mean, deviation = np.asarray(mean_C, np.float64), np.asarray(deviation_C, np.float64)
+    if dispersion == "deviation":
+        return 100.0 * deviation
+    ratio_C = np.zeros_like(deviation)
+    np.divide(deviation, mean, out=ratio_C, where=mean > 0)
+    return 100.0 * ratio_C
 
 
 def statistics_from_sums(
-    sum_C: ArrayLike, square_sum_C: ArrayLike, num_clients: int, tau: float
+    sum_C: ArrayLike,
+    square_sum_C: ArrayLike,
+    num_clients: int,
+    tau: float,
+    dispersion: Dispersion = "deviation",
 ) -> ClassStatistics:
     """Return the same statistics from sums over clients alone, as secure aggregation has them.
 
@@ -101,7 +141,9 @@ def statistics_from_sums(
     num_clients : int
         Number of clients with labels in these sums.
     tau : float
-        Threshold of the deviation in percentage points.
+        Threshold of the dispersion in percent.
+    dispersion : str
+        What is compared with tau.
 
     Raises
     ------
@@ -112,7 +154,7 @@ def statistics_from_sums(
     mean_C = np.asarray(sum_C, dtype=np.float64) / num_clients
     variance_C = np.asarray(square_sum_C, dtype=np.float64) / num_clients - mean_C**2
     # The subtraction may leave a negative rounding error where all clients agree.
-    return _split(mean_C, np.sqrt(np.maximum(variance_C, 0.0)), tau)
+    return _split(mean_C, np.sqrt(np.maximum(variance_C, 0.0)), tau, dispersion)
 
 
 def _require_clients(num_clients: int) -> None:
@@ -121,6 +163,10 @@ def _require_clients(num_clients: int) -> None:
 
 
 def _split(
-    mean_C: NDArray[np.float64], deviation_C: NDArray[np.float64], tau: float
+    mean_C: NDArray[np.float64],
+    deviation_C: NDArray[np.float64],
+    tau: float,
+    dispersion: Dispersion,
 ) -> ClassStatistics:
-    return ClassStatistics(mean_C, deviation_C, 100.0 * deviation_C < tau - TAU_TOLERANCE)
+    percent_C = dispersion_percent(mean_C, deviation_C, dispersion)
+    return ClassStatistics(mean_C, deviation_C, percent_C < tau - TAU_TOLERANCE)

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
 
 from ahfal_app.aggregation import (
     ARRAYS_KEY,
@@ -86,6 +88,9 @@ class FederatedActiveLearning(Strategy):
         Rounds done by an interrupted run: `first_round` of `first_cycle`.
     bought : Mapping[int, int]
         The newest cycle that each client of it had bought labels for.
+    global_counts_C : NDArray[np.int64] | None
+        True class counts of all clients' samples, where they are known; only for the
+        experiment `align=true-global`. Shape (C,).
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class FederatedActiveLearning(Strategy):
         first_cycle: int = 0,
         first_round: int = 0,
         bought: Mapping[int, int] | None = None,
+        global_counts_C: NDArray[np.int64] | None = None,
     ) -> None:
         self._order = order
         self._hooks = hooks
@@ -104,6 +110,7 @@ class FederatedActiveLearning(Strategy):
         self._num_classes = num_classes
         self._first = (first_cycle, first_round)
         self._bought = dict(bought or {})
+        self._global_counts_C = global_counts_C
         self._aggregation = make_aggregation(order.settings.aggregation)
         self._federation: Federation | None = None
         self._membership: Membership | None = None
@@ -355,6 +362,7 @@ class FederatedActiveLearning(Strategy):
             replace(self._order, round=0),
             arrays,
             self._num_classes,
+            self._global_counts_C,
             self._require,
             self._progress.note,
         )

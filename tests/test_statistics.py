@@ -10,6 +10,7 @@ from ahfal_app.errors import NoLabelledClients
 from ahfal_app.statistics import (
     class_proportions,
     class_statistics,
+    dispersion_percent,
     statistics_from_sums,
 )
 
@@ -33,6 +34,22 @@ def test_deviation_of_three_clients() -> None:
 def test_tau_is_in_percentage_points() -> None:
     assert class_statistics(HISTOGRAMS, tau=8).low_C.tolist() == [False, False, True]
     assert class_statistics(HISTOGRAMS, tau=0.08).low_C.tolist() == [False, False, True]
+
+
+def test_coefficient_of_variation() -> None:
+    # 100 σ / p̄ of the three classes: 16.33, 27.22 and 0 percent.
+    statistics = class_statistics(HISTOGRAMS, tau=20, dispersion="coefficient-of-variation")
+    assert statistics.low_C.tolist() == [True, False, True]
+    np.testing.assert_allclose(
+        dispersion_percent(statistics.mean_C, statistics.deviation_C, "coefficient-of-variation"),
+        [16.32993, 27.21655, 0],
+        atol=1e-5,
+    )
+
+
+def test_coefficient_of_variation_of_a_class_that_nobody_has_is_low() -> None:
+    statistics = class_statistics([[1, 0], [2, 0]], 1, dispersion="coefficient-of-variation")
+    assert statistics.low_C.tolist() == [True, True]
 
 
 def test_deviation_equal_to_tau_is_high() -> None:

@@ -20,6 +20,7 @@ from ahfal_app.query.core.registry import (
 )
 
 if TYPE_CHECKING:
+    from ahfal_app.query.core.alignment import Aligned
     from ahfal_app.query.core.base import (
         QueryContext,
         QueryStrategy,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Aligned",
     "LocalOnlyTraining",
     "Outputs",
     "ParameterEntry",
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Aligned": "ahfal_app.query.core.alignment",
     "LocalOnlyTraining": "ahfal_app.query.core.pool",
     "Outputs": "ahfal_app.query.core.pool",
     "PoolModels": "ahfal_app.query.core.pool",

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from ahfal_app.query.core.balance import Balance, balanced_selection, pseudo_labels
 from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
-from ahfal_app.query.core.budgets import allocate, inverse_count_weights
-from ahfal_app.query.core.picking import top_per_class, top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
-from ahfal_app.query.core.representation import representation_ratio_budgets
 from ahfal_app.query.core.scores import entropy
 
 
@@ -48,7 +46,7 @@ class Ahfal(ScoringStrategy):
     class Parameters(QueryStrategy.Parameters):
         """Variants and ablations."""
 
-        balance: Literal["inverse-count", "representation-ratio", "none"] = Field(
+        balance: Balance = Field(
             default="inverse-count",
             description="Class budgets: by equation 4, by appendix F, or none (ablation).",
         )
@@ -78,31 +76,15 @@ class Ahfal(ScoringStrategy):
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return the highest scores of each pseudo-class, within the class budgets."""
         scores_N = self.scores(pool, context)
-        if self.parameters.balance == "none":
-            return top_scores(scores_N, pool.ids_N, context.budget)
-        pseudo_labels_N = _predictions(pool, Signal.LOCAL_LOGITS)
-        capacity_C = torch.bincount(pseudo_labels_N, minlength=context.num_classes).tolist()
-        budgets_C = self._budgets(capacity_C, context)
-        return top_per_class(scores_N, pool.ids_N, pseudo_labels_N, budgets_C)
+        return balanced_selection(scores_N, pool, context, self.parameters.balance)
 
     def _hybrid(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return for which samples both models' entropies count. Shape (N,)."""
-        labels_N = _predictions(pool, Signal.LOCAL_LOGITS)
+        labels_N = pseudo_labels(pool)
         if self.parameters.toggle != "by-class":
             return torch.full_like(labels_N, self.parameters.toggle == "hybrid", dtype=torch.bool)
         low_C = torch.as_tensor(context.statistics.low_C, device=labels_N.device)
         low_N = low_C[labels_N]
         if self.parameters.low_if == "local-or-global" and low_C.any():
-            low_N = low_N | low_C[_predictions(pool, Signal.GLOBAL_LOGITS)]
+            low_N = low_N | low_C[pseudo_labels(pool, Signal.GLOBAL_LOGITS)]
         return low_N
-
-    def _budgets(self, capacity_C: list[int], context: QueryContext) -> NDArray[np.int64]:
-        counts_C = context.class_counts_C.tolist()
-        if self.parameters.balance == "representation-ratio":
-            target_C = context.statistics.mean_C
-            return representation_ratio_budgets(counts_C, target_C, capacity_C, context.budget)
-        return allocate(inverse_count_weights(counts_C), capacity_C, context.budget)
-
-
-def _predictions(pool: PoolView, signal: Signal) -> Tensor:
-    return pool.signal(signal).argmax(dim=1)

@@ -20,11 +20,18 @@ from numpy.typing import NDArray
 from ahfal_app.results.reading import Metrics
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
+from ahfal_app.statistics import Dispersion, dispersion_percent
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<")
 _LINES = ("-", "--", ":")
 _BLUE, _VERMILLION = _COLOURS[0], _COLOURS[1]
+
+#: How a report calls what is compared with tau, and its unit.
+DISPERSION_WORDS: dict[Dispersion, tuple[str, str]] = {
+    "deviation": ("Deviation", "percentage points"),
+    "coefficient-of-variation": ("Coefficient of variation", "percent"),
+}
 
 #: With more classes than this, lines are no longer told apart by name.
 _MOST_NAMED_LINES = 12
@@ -101,9 +108,9 @@ def rounds_chart(metrics: Metrics) -> Chart:
 
 
 def deviation_chart(
-    cycles: Sequence[CycleRecord], class_names: Sequence[str], tau: float
+    cycles: Sequence[CycleRecord], class_names: Sequence[str], tau: float, dispersion: Dispersion
 ) -> Chart | None:
-    """Draw each class's deviation over the clients against the threshold tau, by cycle.
+    """Draw each class's dispersion over the clients against the threshold tau, by cycle.
 
     Returns
     -------
@@ -114,7 +121,10 @@ def deviation_chart(
     if not selecting:
         return None
     numbers_T = [cycle.cycle + 1 for cycle in selecting]
-    deviation_TC = 100 * np.array([cycle.deviation for cycle in selecting], dtype=np.float64)
+    deviation_TC = np.array(
+        [dispersion_percent(c.mean or (), c.deviation or (), dispersion) for c in selecting]
+    )
+    what, unit = DISPERSION_WORDS[dispersion]
     low_TC = np.array([cycle.low for cycle in selecting], dtype=bool)
 
     def draw(figure: Figure) -> None:
@@ -136,7 +146,7 @@ def deviation_chart(
             ha="right",
         )
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        axes.set(xlabel="Cycle", ylabel="Deviation over clients (points)")
+        axes.set(xlabel="Cycle", ylabel=f"{what} over clients ({unit})")
         if len(selecting) == 1:
             axes.set_xticks(numbers_T)
         figure.legend(loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.2)
@@ -144,8 +154,8 @@ def deviation_chart(
     counts = ", ".join(f"{count} of {len(class_names)}" for count in low_TC.sum(axis=1))
     return draw_chart(
         "deviation",
-        "Deviation of the classes over the clients",
-        f"Classes below the threshold of {tau:g} percentage points, cycle by cycle: {counts}.",
+        f"{what} of the classes over the clients",
+        f"Classes below the threshold of {tau:g} {unit}, cycle by cycle: {counts}.",
         (_WIDTH, 3.9),
         draw,
     )

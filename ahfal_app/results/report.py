@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError
 from ahfal_app.results import figures, heat_maps, tables
 from ahfal_app.results.files import write_text
@@ -21,6 +22,7 @@ from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable, grid_table
 from ahfal_app.results.template import PAGE, STYLE
 from ahfal_app.results.units import bytes_text, percent, seconds_text
+from ahfal_app.statistics import Dispersion, dispersion_percent
 
 REPORT = "report.html"
 
@@ -104,7 +106,7 @@ def _facts(run: Run) -> list[Fact]:
     sent = f"{bytes_text(metrics.bytes_down)} to, {bytes_text(metrics.bytes_up)} from clients"
     return [
         *facts,
-        Fact("Query strategy", settings.strategy, f"threshold τ: {settings.tau:g} points"),
+        Fact("Query strategy", settings.strategy, _strategy_note(settings)),
         Fact("Data set", settings.dataset, f"model {settings.model}"),
         Fact("Cycles", f"{len(metrics.cycles)} of {settings.num_cycles}", _rounds_note(run)),
         Fact("Time", seconds_text(seconds), "sum over all phases"),
@@ -152,27 +154,39 @@ def _learning_panel(cycles: Sequence[CycleRecord]) -> Panel:
     )
 
 
+def _strategy_note(settings: Settings) -> str:
+    words = [f"threshold τ: {settings.tau:g} {figures.DISPERSION_WORDS[settings.dispersion][1]}"]
+    if settings.align != "none":
+        words.append(f"aligned to the {settings.align} classes by {settings.align_membership} ones")
+    if settings.local_update != "plain":
+        words.append(f"local update: {settings.local_update}")
+    return "; ".join(words)
+
+
 def _deviation_panel(run: Run) -> Panel | None:
     cycles = [cycle for cycle in run.metrics.cycles if cycle.deviation is not None]
-    chart = figures.deviation_chart(cycles, run.class_names, run.settings.tau)
+    dispersion = run.settings.dispersion
+    what, unit = figures.DISPERSION_WORDS[dispersion]
+    chart = figures.deviation_chart(cycles, run.class_names, run.settings.tau, dispersion)
     if chart is None:
         return None
     rows = {
-        f"{place}: {name}": [_deviation_cell(cycle, place) for cycle in cycles]
+        f"{place}: {name}": [_deviation_cell(cycle, place, dispersion) for cycle in cycles]
         for place, name in enumerate(run.class_names)
     }
     return Panel(
         chart,
-        "Standard deviation over the clients of each class's share of the labels, in percentage "
-        "points. Hollow markers: low-variance classes, below τ (dashed).",
-        grid_table("Deviation in percentage points", "Class", _cycle_names(cycles), rows),
+        f"{what} over the clients of each class's share of the labels, in {unit}. "
+        "Hollow markers: low-variance classes, below τ (dashed).",
+        grid_table(f"{what} in {unit}", "Class", _cycle_names(cycles), rows),
     )
 
 
-def _deviation_cell(cycle: CycleRecord, place: int) -> str:
-    if cycle.deviation is None or cycle.low is None:
+def _deviation_cell(cycle: CycleRecord, place: int, dispersion: Dispersion) -> str:
+    if cycle.mean is None or cycle.deviation is None or cycle.low is None:
         return "n/a"
-    return f"{100 * cycle.deviation[place]:.2f} {'low' if cycle.low[place] else 'high'}"
+    value = dispersion_percent(cycle.mean, cycle.deviation, dispersion)[place]
+    return f"{value:.2f} {'low' if cycle.low[place] else 'high'}"
 
 
 def _accuracy_panel(run: Run) -> Panel:
