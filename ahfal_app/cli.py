@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ahfal_app.errors import AhfalError
+from ahfal_app.experiments.scales import Scale
 
 app = typer.Typer(
     help="Federated active learning: the best shared model for the fewest labels.",
@@ -60,6 +61,37 @@ def run(
     except KeyboardInterrupt:
         # The shell's code for it; Click would make it 1.
         raise typer.Exit(130) from None
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="An experiment's file.")],
+    out: Annotated[Path, typer.Option(help="The sweep's folder; give it again to resume.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value]...", help="Settings that replace the file's."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time; by default one a core.")
+    ] = None,
+    scale: Annotated[
+        Scale, typer.Option(help="How much of it: paper, small or smoke.")
+    ] = Scale.PAPER,
+    force: Annotated[bool, typer.Option(help="Do again what is done.")] = False,
+) -> None:
+    """Run an experiment's grid, what is missing of it; `conf/paper/` has the paper's."""
+    from ahfal_app.config_sources import read_arguments
+    from ahfal_app.experiments.files import load_experiment
+    from ahfal_app.experiments.sweep import run_sweep
+
+    experiment = load_experiment(file, scale, read_arguments(overrides or []))
+    try:
+        result = run_sweep(experiment, out, Console(), jobs, force)
+    except KeyboardInterrupt:
+        Console().print(f"stopped; the same command goes on: {out.absolute()}", markup=False)
+        raise typer.Exit(130) from None
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

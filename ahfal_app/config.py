@@ -70,6 +70,12 @@ class Settings(BaseModel):
     test_fraction: float = _setting(
         0.2, "Data", "Share held out for testing where a data set has no test split.", gt=0, lt=1
     )
+    max_train_samples: int = _setting(
+        0, "Data", "Use a stratified share of at most so many training samples; 0: all.", ge=0
+    )
+    max_test_samples: int = _setting(
+        0, "Data", "Use a stratified share of at most so many test samples; 0: all.", ge=0
+    )
     num_clients: int = _setting(
         0, "Data", "Number of clients; 0: all connected ones (in process: 10).", ge=0
     )

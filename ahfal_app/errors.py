@@ -76,6 +76,10 @@ class ResumeError(AhfalError):
     """A run cannot be continued from what its folder and its clients still hold."""
 
 
+class SweepError(AhfalError):
+    """A sweep cannot be run or read in this folder."""
+
+
 class NoLabelledClients(AhfalError):
     """No client has a labelled sample, so there is nothing to take statistics of."""
 

@@ -59,6 +59,22 @@ def hold_out(
     return np.sort(by_class_N[~is_test_N]), np.sort(by_class_N[is_test_N])
 
 
+def limited(images: Images, most: int) -> Images:
+    """Return a stratified share of at most so many samples; all of them for 0.
+
+    Drawn with a fixed seed, so that all runs use the same samples.
+    """
+    if most == 0 or most >= len(images):
+        return images
+    _, rows_N = hold_out(images.labels_N, most / len(images))
+    return Images(images.images_NHWC[rows_N], images.labels_N[rows_N])
+
+
+def limited_fingerprint(fingerprint: str, sizes: tuple[int, int]) -> str:
+    """Return the fingerprint of a data set that was limited to these sizes."""
+    return hashlib.sha256(f"{fingerprint} {sizes}".encode()).hexdigest()
+
+
 def describe(train: Images, test: Images, class_names: Sequence[str]) -> Description:
     """Measure a decoded data set and take its fingerprint.
 

@@ -21,6 +21,7 @@ from ahfal_app.data import catalog
 from ahfal_app.data.builders import Options, build_digits, build_folder, build_hub
 from ahfal_app.data.cache import Description, Entry, cache_key, data_dir, open_or_build
 from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.data.preparation import limited, limited_fingerprint
 from ahfal_app.errors import DatasetError
 
 __all__ = ["ImageDataset", "Images", "load_dataset"]
@@ -49,8 +50,8 @@ def load_dataset(settings: Settings) -> ImageDataset:
     Parameters
     ----------
     settings : Settings
-        Read are `dataset`, `data-dir`, `image-column`, `label-column`, `test-fraction`
-        and `augment`.
+        Read are `dataset`, `data-dir`, `image-column`, `label-column`, `test-fraction`,
+        `max-train-samples`, `max-test-samples` and `augment`.
 
     Raises
     ------
@@ -58,11 +59,14 @@ def load_dataset(settings: Settings) -> ImageDataset:
         The data set cannot be found or read, or its images or labels cannot be used.
     """
     options = Options(settings.image_column, settings.label_column, settings.test_fraction)
-    return _load(settings.dataset, options, settings.augment, data_dir(settings))
+    most = (settings.max_train_samples, settings.max_test_samples)
+    return _load(settings.dataset, options, settings.augment, data_dir(settings), most)
 
 
 @lru_cache(maxsize=4)
-def _load(dataset: str, options: Options, augment: str, root: Path) -> ImageDataset:
+def _load(
+    dataset: str, options: Options, augment: str, root: Path, most: tuple[int, int]
+) -> ImageDataset:
     name, source, build = _locate(dataset, options)
     key = cache_key(name, **asdict(options), **source)
     entry = open_or_build(root, key, build)
@@ -70,6 +74,8 @@ def _load(dataset: str, options: Options, augment: str, root: Path) -> ImageData
     found = entry.description
     height, width, channels = train.images_NHWC.shape[1:]
     known = catalog.recognise((height, width, channels), len(found.class_names), found.mean_C)
+    train, test = (limited(split, size) for split, size in zip((train, test), most, strict=True))
+    sizes = (len(train), len(test))
     return ImageDataset(
         name=known.name if known else name,
         train=train,
@@ -78,7 +84,9 @@ def _load(dataset: str, options: Options, augment: str, root: Path) -> ImageData
         mean_C=known.mean_C if known else found.mean_C,
         std_C=known.std_C if known else found.std_C,
         augmentation=catalog.resolve_augmentation(augment, known),
-        fingerprint=found.fingerprint,
+        fingerprint=limited_fingerprint(found.fingerprint, sizes)
+        if any(most)
+        else found.fingerprint,
     )
 
 

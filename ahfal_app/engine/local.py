@@ -17,16 +17,33 @@ from ahfal_app.run import execute, prepare
 
 
 def run_in_process(values: Mapping[str, object], console: Console) -> Path:
-    """Run a simulation in this process and return the run's folder."""
+    """Run a simulation in this process, print its summary and return the run's folder."""
+    folder = simulate(values, Progress(console))
+    print_summary(folder, console)
+    return folder
+
+
+def simulate(
+    values: Mapping[str, object], progress: Progress, clients_at_once: int | None = None
+) -> Path:
+    """Run a simulation in this process and return the run's folder.
+
+    Parameters
+    ----------
+    values : Mapping[str, object]
+        Flat settings.
+    progress : Progress
+        Tells how far it is.
+    clients_at_once : int, optional
+        Clients that are served at the same time; by default as many as there are cores.
+    """
     if not values.get("num-clients") and not values.get("resume"):
         values = {**values, "num-clients": DEFAULT_NUM_CLIENTS}
     start = prepare(values)
     settings = start.settings
     threads = settings.threads or os.cpu_count() or 1
-    workers = max(1, (os.cpu_count() or 1) // threads)
+    workers = clients_at_once or max(1, (os.cpu_count() or 1) // threads)
     # A run that Flower started may have been stopped before it knew its clients.
     num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
     with InProcessGrid(client_app, num_clients, workers) as grid:
-        folder = execute(start, grid, Progress(console))
-    print_summary(folder, console)
-    return folder
+        return execute(start, grid, progress)

@@ -1,0 +1,101 @@
+"""How an experiment is shrunk to what a machine can do, in one documented way."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable, Mapping
+
+from ahfal_app.config import Scalar, Settings
+
+
+class Scale(enum.StrEnum):
+    """How much of an experiment is run."""
+
+    PAPER = "paper"
+    SMALL = "small"
+    SMOKE = "smoke"
+
+
+#: What each scale changes; nothing else is touched.
+MEANING = {
+    Scale.PAPER: "everything as the file says",
+    Scale.SMALL: (
+        "at most 10,000 training samples, 10 rounds a cycle, 5 local epochs and 3 seeds; the "
+        "learning rate drops after the same share of the epochs"
+    ),
+    Scale.SMOKE: (
+        "digits and the small network instead of the file's, at most 5 clients, 2 cycles, 1 round, "
+        "1 local epoch and 1 seed: whether it runs, and no result"
+    ),
+}
+
+_MOST_SEEDS = {Scale.SMALL: 3, Scale.SMOKE: 1}
+
+_SMALL_SAMPLES = 10_000
+_SMALL_ROUNDS = 10
+_SMALL_EPOCHS = 5
+
+_SMOKE: dict[str, object] = {
+    "dataset": "digits",
+    "model": "small-cnn",
+    "image-column": "",
+    "label-column": "",
+    "max-train-samples": 600,
+    "max-test-samples": 100,
+    "min-partition-size": 1,
+    "rounds": 1,
+    "local-epochs": 1,
+    "compile": "never",
+}
+_SMOKE_CLIENTS = 5
+_SMOKE_CYCLES = 2
+
+
+def seeds_at(scale: Scale, seeds: Iterable[Scalar]) -> list[Scalar]:
+    """Return the seeds of an experiment that a scale keeps: the first ones."""
+    return list(seeds)[: _MOST_SEEDS.get(scale)]
+
+
+def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]:
+    """Return a run's settings as a scale changes them; values need not be valid yet.
+
+    Parameters
+    ----------
+    scale : Scale
+        How much is run.
+    values : Mapping[str, object]
+        Flat settings; what is missing has its default.
+    """
+    if scale is Scale.PAPER:
+        return dict(values)
+    if scale is Scale.SMALL:
+        return dict(values) | _small(values)
+    clients = _smaller(values, "num-clients", _SMOKE_CLIENTS) or _SMOKE_CLIENTS
+    cycles = _smaller(values, "cycles", _SMOKE_CYCLES) or _SMOKE_CYCLES
+    return dict(values) | _SMOKE | {"num-clients": clients, "cycles": cycles}
+
+
+def _small(values: Mapping[str, object]) -> dict[str, object]:
+    rounds = _smaller(values, "rounds", _SMALL_ROUNDS)
+    epochs = _smaller(values, "local-epochs", _SMALL_EPOCHS)
+    before = _integer(values, "rounds") * _integer(values, "local-epochs")
+    decay = _integer(values, "lr-decay-epochs")
+    samples = _smaller(values, "max-train-samples", _SMALL_SAMPLES)
+    share = rounds * epochs / before if before else 1.0
+    return {
+        "rounds": rounds,
+        "local-epochs": epochs,
+        "lr-decay-epochs": math.ceil(decay * share),
+        "max-train-samples": samples or _SMALL_SAMPLES,
+    }
+
+
+def _smaller(values: Mapping[str, object], key: str, most: int) -> int:
+    return min(_integer(values, key), most)
+
+
+def _integer(values: Mapping[str, object], key: str) -> int:
+    value = values.get(key, getattr(Settings(), key.replace("-", "_")))
+    # What is not a number is told of when the settings are checked.
+    return value if isinstance(value, int) else 0

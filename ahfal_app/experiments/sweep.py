@@ -1,0 +1,198 @@
+"""Running an experiment's grid: what is missing, in parallel, and again after any stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from ahfal_app.code_version import code_hash
+from ahfal_app.config import Settings
+from ahfal_app.errors import ReportError, SweepError
+from ahfal_app.experiments.files import Experiment, PlannedRun
+from ahfal_app.experiments.progress import SweepProgress
+from ahfal_app.experiments.workers import RoundDone, Task, Workers
+from ahfal_app.results.files import write_json, write_text
+from ahfal_app.results.reading import read_run
+
+EXPERIMENT = "experiment.json"
+RUNS = "runs"
+FAILURES = "failures"
+
+_WAIT_S = 0.5
+
+
+@dataclass
+class SweepResult:
+    """What a sweep came to."""
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_sweep(
+    experiment: Experiment,
+    out: Path,
+    console: Console,
+    jobs: int | None = None,
+    force: bool = False,
+) -> SweepResult:
+    """Do all runs of an experiment that are not done yet.
+
+    A run is known by its settings and the code; one that was stopped in the middle goes on
+    where it was. Failures are kept in files and do not stop the others.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        From `load_experiment`.
+    out : Path
+        The sweep's folder; may hold other experiments' runs, too.
+    console : Console
+        Where progress is shown.
+    jobs : int, optional
+        Worker processes; by default one a core, but no more than runs.
+    force : bool
+        Do all runs again.
+
+    Raises
+    ------
+    SweepError
+        Another process is at this folder.
+    """
+    out = out.absolute()
+    (out / RUNS).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", blocking=False):
+            _write_plan(experiment, out)
+            if force:
+                for planned in experiment.runs:
+                    shutil.rmtree(out / RUNS / planned.name, ignore_errors=True)
+            return _run_missing(experiment, out, console, jobs)
+    except Timeout:
+        raise SweepError(f"{out}: another process is at this sweep") from None
+
+
+def is_done(folder: Path) -> bool:
+    """Return whether a run's folder holds a run that has come to its end."""
+    try:
+        run = read_run(folder)
+    except ReportError:
+        return False
+    return run.is_complete and bool(run.summary.get("complete"))
+
+
+def _run_missing(
+    experiment: Experiment, out: Path, console: Console, jobs: int | None
+) -> SweepResult:
+    result = SweepResult()
+    missing: deque[PlannedRun] = deque()
+    for planned in experiment.runs:
+        if is_done(out / RUNS / planned.name):
+            result.skipped.append(planned.name)
+        else:
+            missing.append(planned)
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(jobs or cores, len(missing)))
+    threads = max(run.settings.threads for run in experiment.runs)
+    clients_at_once = max(1, cores // (jobs * max(1, threads)))
+    passes = {run.name: sample_passes(run.settings) for run in experiment.runs}
+    with SweepProgress(console, passes, result.skipped) as progress:
+        if missing:
+            with Workers(jobs, clients_at_once) as workers:
+                _drive(missing, out, workers, progress, result)
+    return result
+
+
+def _drive(
+    missing: deque[PlannedRun],
+    out: Path,
+    workers: Workers,
+    progress: SweepProgress,
+    result: SweepResult,
+) -> None:
+    running = 0
+    while missing or running:
+        for worker in workers.idle():
+            if not missing:
+                break
+            planned = missing.popleft()
+            worker.start(_task(planned, out))
+            progress.started(planned.name)
+            running += 1
+        for worker, report in workers.wait(_WAIT_S):
+            if worker.task is None:
+                continue
+            name = worker.task.name
+            if isinstance(report, RoundDone):
+                progress.round_done(name, report)
+                continue
+            workers.release(worker)
+            running -= 1
+            _close(name, report.failure, out, result)
+            progress.ended(name, report.failure)
+
+
+def _close(name: str, failure: str, out: Path, result: SweepResult) -> None:
+    path = out / FAILURES / f"{name}.txt"
+    if failure:
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, failure)
+        result.failed[name] = failure.strip().splitlines()[-1]
+    else:
+        path.unlink(missing_ok=True)
+        result.done.append(name)
+
+
+def _task(planned: PlannedRun, out: Path) -> Task:
+    folder = out / RUNS / planned.name
+    place = {"output_dir": str(folder.parent), "name": folder.name}
+    settings = planned.settings.model_copy(update=place)
+    return Task(planned.name, settings.to_flat(), folder)
+
+
+def sample_passes(settings: Settings) -> int:
+    """Return a number in proportion to how long a run takes: labels times epochs."""
+    labels = sum(settings.labelled_fraction(cycle) for cycle in range(settings.num_cycles))
+    return max(1, round(1000 * labels * settings.rounds * settings.local_epochs))
+
+
+def _write_plan(experiment: Experiment, out: Path) -> None:
+    write_json(
+        out / EXPERIMENT,
+        {
+            "title": experiment.title,
+            "file": experiment.file.name,
+            "scale": experiment.scale.value,
+            "code": code_hash(),
+            "axes": {name: list(points) for name, points in experiment.axes.items()},
+            "overrides": experiment.overrides,
+            "paper": [number.model_dump() for number in experiment.paper],
+            "runs": [{"folder": run.name, "labels": run.labels} for run in experiment.runs],
+        },
+    )
+
+
+def planned_runs(out: Path) -> list[dict[str, object]]:
+    """Return the runs that a sweep's folder was made for, with their labels.
+
+    Raises
+    ------
+    SweepError
+        It is not a sweep's folder.
+    """
+    path = out / EXPERIMENT
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SweepError(f"{path}: not the folder of a sweep: {error}") from error
+    runs: Iterable[dict[str, object]] = content["runs"]
+    return list(runs)
