@@ -159,7 +159,5 @@ def test_the_true_classes_are_those_of_all_samples(simulation: Simulation, monke
 
 
 def test_what_gives_no_scores_cannot_be_aligned() -> None:
-    with pytest.raises(
-        ConfigError, match=r"align='estimated': allowed is 'none'.*ahfal"
-    ):
+    with pytest.raises(ConfigError, match=r"align='estimated': allowed is 'none'.*ahfal"):
         check_settings({"strategy": "random", "align": "estimated"})

@@ -83,9 +83,12 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Return the name of its folder: labels for people, and the key."""
-        words = "-".join(_word(value) for value in self.labels.values())
-        return f"{words[:80]}-{self.key}"
+        """Return the name of its folder: words for people, and the key.
+
+        The same for the same run in another experiment, so that it is done once.
+        """
+        dataset = _word(Path(self.settings.dataset).name)
+        return f"{self.settings.strategy}-{dataset}-seed{self.settings.seed}-{self.key}"
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,13 @@ def _paper_numbers(file: Path, content: object) -> tuple[PaperNumber, ...]:
     try:
         return tuple(PaperNumber.model_validate(entry) for entry in content)
     except ValidationError as error:
-        raise ConfigError([f"{file}: paper: {error}"]) from error
+        problems = [(detail["loc"], detail["input"], detail["msg"]) for detail in error.errors()]
+        raise ConfigError(
+            [
+                f"{file}: paper.{'.'.join(map(str, loc))}={value!r}: {why}"
+                for loc, value, why in problems
+            ]
+        ) from error
 
 
 def _runs(
@@ -237,5 +246,5 @@ def _own_parameters(values: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _word(value: Scalar) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in str(value)) or "-"
+def _word(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in text) or "-"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from ahfal_app.experiments.workers import RoundDone, Task, Workers
 from ahfal_app.results.files import write_json, write_text
 from ahfal_app.results.reading import read_run
 
-EXPERIMENT = "experiment.json"
+EXPERIMENTS = "experiments"
 RUNS = "runs"
 FAILURES = "failures"
 
@@ -166,8 +164,10 @@ def sample_passes(settings: Settings) -> int:
 
 
 def _write_plan(experiment: Experiment, out: Path) -> None:
+    folder = out / EXPERIMENTS
+    folder.mkdir(exist_ok=True)
     write_json(
-        out / EXPERIMENT,
+        folder / f"{experiment.file.stem}-{experiment.scale.value}.json",
         {
             "title": experiment.title,
             "file": experiment.file.name,
@@ -179,20 +179,3 @@ def _write_plan(experiment: Experiment, out: Path) -> None:
             "runs": [{"folder": run.name, "labels": run.labels} for run in experiment.runs],
         },
     )
-
-
-def planned_runs(out: Path) -> list[dict[str, object]]:
-    """Return the runs that a sweep's folder was made for, with their labels.
-
-    Raises
-    ------
-    SweepError
-        It is not a sweep's folder.
-    """
-    path = out / EXPERIMENT
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SweepError(f"{path}: not the folder of a sweep: {error}") from error
-    runs: Iterable[dict[str, object]] = content["runs"]
-    return list(runs)
