@@ -1,0 +1,92 @@
+"""Statistics of repeated runs, against SciPy and statsmodels and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from ahfal_app.experiments.comparison import (
+    area_under_curve,
+    clear_best,
+    holm,
+    labels_to_reach,
+    paired_difference,
+    summarise,
+)
+
+OURS = {0: 66.1, 1: 65.2, 2: 67.0, 3: 66.4}
+THEIRS = {0: 64.0, 1: 63.9, 2: 65.1, 3: 66.3, 9: 10.0}
+
+
+def test_summary_by_hand() -> None:
+    summary = summarise([1.0, 2.0, 6.0])
+    assert (summary.count, summary.mean) == (3, 3)
+    assert summary.std == pytest.approx(7**0.5)
+    assert summarise([5.0]).std is None
+
+
+def test_paired_difference_agrees_with_scipy() -> None:
+    difference = paired_difference(OURS, THEIRS)
+    ours, theirs = ([results[seed] for seed in range(4)] for results in (OURS, THEIRS))
+    expected = stats.ttest_rel(ours, theirs)
+    interval = expected.confidence_interval(0.95)
+    assert difference is not None
+    assert difference.count == 4
+    assert difference.mean == pytest.approx(np.mean(np.subtract(ours, theirs)))
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_few_or_no_pairs() -> None:
+    assert paired_difference({0: 1.0}, {1: 2.0}) is None
+    single = paired_difference({0: 1.0, 5: 2.0}, {0: 3.0})
+    assert single is not None
+    assert (single.count, single.mean, single.low, single.p) == (1, -2, None, None)
+
+
+def test_equal_differences_leave_no_doubt() -> None:
+    same = paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
+    shifted = paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
+    assert same is not None
+    assert shifted is not None
+    assert (same.mean, same.p) == (0, 1)
+    assert (shifted.mean, shifted.low, shifted.p) == (1, 1, 0)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
+def test_holm_agrees_with_statsmodels(p_values: list[float | None]) -> None:
+    corrected = holm(p_values)
+    tested = [p for p in p_values if p is not None]
+    assert [p is None for p in corrected] == [p is None for p in p_values]
+    if tested:
+        expected = multipletests(tested, method="holm")[1]
+        np.testing.assert_allclose([p for p in corrected if p is not None], expected)
+
+
+def test_best_only_where_the_difference_holds() -> None:
+    clear = {"a": {0: 9.0, 1: 9.1, 2: 8.9}, "b": {0: 5.0, 1: 5.0, 2: 5.1}}
+    assert clear_best(clear) == "a"
+    # One seed speaks against it, and one method cannot be told from the best.
+    assert clear_best({**clear, "c": {0: 8.0, 1: 9.0, 2: 9.5}}) is None
+    assert clear_best({"a": {0: 1.0}}) is None
+    assert clear_best({"a": {0: 9.0}, "b": {0: 1.0}}) is None
+
+
+def test_area_under_the_curve_by_hand() -> None:
+    # 10 labels at a mean of 0.5 and 30 at a mean of 0.7.
+    assert area_under_curve([10, 20, 50], [0.4, 0.6, 0.8]) == pytest.approx(0.65)
+    assert area_under_curve([10], [0.4]) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [(0.3, 10), (0.4, 10), (0.5, 15), (0.6, 20), (0.75, 42.5), (0.9, None)]
+)
+def test_labels_to_reach_an_accuracy(target: float, expected: float | None) -> None:
+    found = labels_to_reach(target, [10, 20, 30, 50], [0.4, 0.6, 0.5, 0.9 - 1e-9])
+    if target == 0.75:
+        expected = 30 + 20 * 0.25 / 0.4
+    assert found == (None if expected is None else pytest.approx(expected))
