@@ -82,6 +82,7 @@ def sweep(
     """Run an experiment's grid, what is missing of it; `conf/paper/` has the paper's."""
     from ahfal_app.config_sources import read_arguments
     from ahfal_app.experiments.files import load_experiment
+    from ahfal_app.experiments.report import write_sweep_report
     from ahfal_app.experiments.sweep import run_sweep
 
     experiment = load_experiment(file, scale, read_arguments(overrides or []))
@@ -90,18 +91,26 @@ def sweep(
     except KeyboardInterrupt:
         Console().print(f"stopped; the same command goes on: {out.absolute()}", markup=False)
         raise typer.Exit(130) from None
+    Console().print(f"report: {write_sweep_report(out)}", soft_wrap=True, markup=False)
     if result.failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a sweep.")
+    ],
 ) -> None:
-    """Write a run's report.html anew and print its summary."""
+    """Write the report.html of a run or of a sweep anew; a sweep's tables as files, too."""
+    from ahfal_app.experiments.report import write_sweep_report
+    from ahfal_app.experiments.results import EXPERIMENTS
     from ahfal_app.results.report import write_report
     from ahfal_app.results.summary import print_summary
 
+    if (folder / EXPERIMENTS).is_dir():
+        Console().print(f"report: {write_sweep_report(folder)}", soft_wrap=True, markup=False)
+        return
     write_report(folder)
     print_summary(folder, Console())
 

@@ -17,8 +17,9 @@ from rich.console import Console
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, SweepError
 from ahfal_app.experiments.files import Experiment, load_experiment
+from ahfal_app.experiments.results import FAILURES, RUNS, is_done
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
-from ahfal_app.experiments.sweep import FAILURES, RUNS, SweepResult, is_done, run_sweep
+from ahfal_app.experiments.sweep import SweepResult, run_sweep
 from ahfal_app.results.reading import read_run
 
 TINY_FILE = """

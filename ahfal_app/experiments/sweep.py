@@ -13,16 +13,12 @@ from rich.console import Console
 
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings
-from ahfal_app.errors import ReportError, SweepError
+from ahfal_app.errors import SweepError
 from ahfal_app.experiments.files import Experiment, PlannedRun
 from ahfal_app.experiments.progress import SweepProgress
+from ahfal_app.experiments.results import EXPERIMENTS, FAILURES, RUNS, is_done
 from ahfal_app.experiments.workers import RoundDone, Task, Workers
 from ahfal_app.results.files import write_json, write_text
-from ahfal_app.results.reading import read_run
-
-EXPERIMENTS = "experiments"
-RUNS = "runs"
-FAILURES = "failures"
 
 _WAIT_S = 0.5
 
@@ -77,15 +73,6 @@ def run_sweep(
             return _run_missing(experiment, out, console, jobs)
     except Timeout:
         raise SweepError(f"{out}: another process is at this sweep") from None
-
-
-def is_done(folder: Path) -> bool:
-    """Return whether a run's folder holds a run that has come to its end."""
-    try:
-        run = read_run(folder)
-    except ReportError:
-        return False
-    return run.is_complete and bool(run.summary.get("complete"))
 
 
 def _run_missing(

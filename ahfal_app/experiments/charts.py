@@ -1,0 +1,223 @@
+"""The figures of an experiment's report.
+
+Shapes: T cycles, C classes, K clients.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ahfal_app.config import Scalar
+from ahfal_app.experiments.comparison import summarise
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.results.figures import DISPERSION_WORDS
+from ahfal_app.results.svg import Chart, draw_chart, tick_label
+from ahfal_app.statistics import dispersion_percent
+
+#: Colours of Okabe and Ito without the yellow; with the markers, nothing hangs on colour alone.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "p", "X", "<", ">")
+
+_SIZE = (5.4, 3.9)
+
+
+def learning_curves(results: ExperimentResults, point: Point, name: str) -> Chart:
+    """Draw mean and deviation of the accuracy against labels, one line a method."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, method in enumerate(results.methods):
+            runs = results.at(point, method)
+            if not runs:
+                continue
+            labels_T = runs[0].labels_T
+            curves = [
+                summarise(values) for values in zip(*(r.accuracy_T for r in runs), strict=True)
+            ]
+            mean_T = [curve.mean for curve in curves]
+            std_T = [curve.std or 0.0 for curve in curves]
+            colour, marker = _style(place)
+            # Apart from each other, or the bars of nine methods would hide one another.
+            shift = (labels_T[-1] - labels_T[0]) * 0.004 * (place - len(results.methods) / 2)
+            axes.errorbar(
+                [labels + shift for labels in labels_T],
+                mean_T,
+                std_T,
+                color=colour,
+                marker=marker,
+                linestyle="-" if place < len(COLOURS) else "--",
+                capsize=2,
+                linewidth=1.2,
+                elinewidth=0.8,
+                label=tick_label(str(method), 40),
+            )
+        axes.set(xlabel="Labels, all clients together", ylabel="Test accuracy in %")
+        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
+
+    title = f"Learning curves{point_text(point, ': ')}"
+    return draw_chart(name, title, "Accuracy against labels by method.", (_SIZE[0], 4.6), draw)
+
+
+def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
+    """Draw the final accuracy against the numbers on an axis, one line a method."""
+    values = [float(label) for label in results.axes[axis]]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, method in enumerate(results.methods):
+            found = [
+                [r.final_accuracy for r in results.runs if _is_at(r, results, method, axis, label)]
+                for label in results.axes[axis]
+            ]
+            kept = [(v, summarise(list_)) for v, list_ in zip(values, found, strict=True) if list_]
+            colour, marker = _style(place)
+            axes.errorbar(
+                [value for value, _ in kept],
+                [summary.mean for _, summary in kept],
+                [summary.std or 0.0 for _, summary in kept],
+                color=colour,
+                marker=marker,
+                capsize=2,
+                label=tick_label(str(method), 40),
+            )
+        axes.set(xlabel=axis, ylabel="Final test accuracy in %")
+        if len(values) > 1 and min(values) > 0 and max(values) / min(values) >= 5:
+            axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
+
+    title = f"Final accuracy over {axis}"
+    return draw_chart(name, title, f"Accuracy against {axis} by method.", (_SIZE[0], 4.6), draw)
+
+
+def class_gaps(rows: Sequence[tuple[str, float, float]], point: Point, name: str) -> Chart:
+    """Draw the accuracy of high- and of low-variance classes, a pair of bars a method."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        places = np.arange(len(rows))
+        axes.bar(
+            places - 0.2, [row[1] for row in rows], 0.4, color="#D55E00", label="high-variance"
+        )
+        axes.bar(
+            places + 0.2,
+            [row[2] for row in rows],
+            0.4,
+            color="#56B4E9",
+            hatch="//",
+            edgecolor="white",
+            label="low-variance",
+        )
+        axes.set_xticks(places, [tick_label(row[0]) for row in rows], rotation=35, ha="right")
+        axes.set(ylabel="Mean class accuracy in %")
+        axes.grid(axis="x", visible=False)
+        figure.legend(loc="outside lower center", ncols=2)
+
+    title = f"Classes of high and low variance{point_text(point, ': ')}"
+    return draw_chart(name, title, "Mean accuracy of the two halves of the classes.", _SIZE, draw)
+
+
+def crossover(
+    variation_N: NDArray[np.float64],
+    difference_N: NDArray[np.float64],
+    methods: tuple[Scalar, Scalar],
+    name: str,
+) -> Chart:
+    """Draw the difference of two methods' class accuracies against the coefficient of variation."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axhline(0, color="#333333", linewidth=1)
+        axes.plot(variation_N, difference_N, "o", color="#0072B2", alpha=0.55, markersize=4)
+        if len(np.unique(variation_N)) > 1:
+            slope, intercept = np.polyfit(variation_N, difference_N, 1)
+            ends = np.array([variation_N.min(), variation_N.max()])
+            axes.plot(ends, slope * ends + intercept, color="#D55E00", linestyle="--")
+        axes.set(
+            xlabel="Coefficient of variation of the class over clients",
+            ylabel=f"{tick_label(str(methods[0]), 24)} less {tick_label(str(methods[1]), 24)}",
+        )
+
+    title = "Class-wise crossover"
+    text = "Each point is a class of a run; the dashed line is fitted by least squares."
+    return draw_chart(name, title, text, _SIZE, draw)
+
+
+def deviation_bands(runs: Sequence[RunResult], point: Point, name: str) -> Chart:
+    """Draw each class's dispersion over the cycles, mean over seeds, against τ."""
+    settings = runs[0].run.settings
+    what, unit = DISPERSION_WORDS[settings.dispersion]
+    selecting = [
+        [c for c in result.run.metrics.cycles if c.mean is not None and c.deviation is not None]
+        for result in runs
+    ]
+    values_STC = np.array(
+        [
+            [
+                dispersion_percent(c.mean or (), c.deviation or (), settings.dispersion)
+                for c in cycles
+            ]
+            for cycles in selecting
+        ]
+    )
+    # Classes of different seeds have nothing in common but their rank.
+    ranked_TC = np.sort(values_STC, axis=2).mean(axis=0)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        cycles_T = np.arange(1, len(ranked_TC) + 1)
+        axes.axhspan(0, settings.tau, color="#f0f0f0", zorder=0)
+        axes.axhline(settings.tau, color="#333333", linestyle=(0, (6, 3)))
+        axes.plot(cycles_T, ranked_TC, color="#0072B2", linewidth=0.8, marker="o", markersize=2.5)
+        axes.plot(cycles_T, ranked_TC.mean(axis=1), color="#D55E00", linewidth=2.2, label="mean")
+        axes.set_xticks(cycles_T)
+        axes.set_ylim(0, 1.1 * max(settings.tau, ranked_TC.max()))
+        axes.set(xlabel="Cycle", ylabel=f"{what} over clients ({unit})")
+        axes.legend(loc="upper right")
+
+    title = f"{what} and τ = {settings.tau:g}{point_text(point, ': ')}"
+    text = "One line for each rank of the classes, mean over seeds; grey: low-variance."
+    return draw_chart(name, title, text, _SIZE, draw)
+
+
+def partition_bubbles(counts_KC: NDArray[np.int64], point: Point, name: str) -> Chart:
+    """Draw how a split spreads the classes over the clients: one circle each, area by count."""
+    clients, classes = counts_KC.shape
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        places = np.array(list(itertools.product(range(clients), range(classes))))
+        areas = 260 * counts_KC.ravel() / max(1, counts_KC.max())
+        axes.scatter(places[:, 0], places[:, 1], areas, color="#0072B2", alpha=0.75, linewidths=0)
+        axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, clients - 0.3))
+        axes.set_ylim(-0.7, classes - 0.3)
+        if clients <= 20:
+            axes.set_xticks(range(clients))
+        if classes <= 20:
+            axes.set_yticks(range(classes))
+
+    title = f"Partition{point_text(point, ': ')}"
+    text = f"Samples of each class at each client; the largest circle is {counts_KC.max():,}."
+    return draw_chart(name, title, text, _SIZE, draw)
+
+
+def point_text(point: Point, before: str = "") -> str:
+    """Return a point of the grid in words."""
+    words = ", ".join(f"{axis} = {label}" for axis, label in point)
+    return f"{before}{words}" if words else ""
+
+
+def _style(place: int) -> tuple[str, str]:
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+
+
+def _is_at(
+    result: RunResult, results: ExperimentResults, method: Scalar, axis: str, label: Scalar
+) -> bool:
+    return result.labels[results.method_axis] == method and result.labels[axis] == label

@@ -1,0 +1,228 @@
+"""What a sweep's folder holds: an experiment's plan and the runs that are done.
+
+Shapes: T cycles, C classes, K clients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahfal_app.code_version import code_hash
+from ahfal_app.config import Scalar
+from ahfal_app.errors import ReportError, SweepError
+from ahfal_app.experiments.files import SEED, PaperNumber
+from ahfal_app.experiments.scales import Scale
+from ahfal_app.results.reading import Run, read_run
+from ahfal_app.statistics import class_proportions
+
+EXPERIMENTS = "experiments"
+RUNS = "runs"
+FAILURES = "failures"
+
+#: A place in the grid without the seed: (axis, label) pairs in the axes' order.
+Point = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """A run that is done, with its place in the grid."""
+
+    labels: dict[str, Scalar]
+    run: Run
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.run.settings.seed
+
+    @property
+    def point(self) -> Point:
+        """Its place in the grid without the seed."""
+        return tuple((axis, label) for axis, label in self.labels.items() if axis != SEED)
+
+    @property
+    def labels_T(self) -> list[int]:
+        """Labels that each cycle's model was trained on."""
+        return [cycle.labels for cycle in self.run.metrics.cycles]
+
+    @property
+    def accuracy_T(self) -> list[float]:
+        """Test accuracy of each cycle, in percent."""
+        return [100 * cycle.accuracy for cycle in self.run.metrics.cycles]
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy of the last cycle, in percent."""
+        return self.accuracy_T[-1]
+
+    @property
+    def class_accuracy_C(self) -> NDArray[np.float64]:
+        """Test accuracy of each class in the last cycle, in percent; NaN without samples."""
+        last = self.run.metrics.cycles[-1].class_accuracy
+        return np.array([np.nan if value is None else 100 * value for value in last])
+
+    @property
+    def client_counts_KC(self) -> NDArray[np.int64]:
+        """Samples of each client and class, labelled or not."""
+        return np.array(self.run.partition["counts"], dtype=np.int64)
+
+    @cached_property
+    def class_deviation_C(self) -> NDArray[np.float64]:
+        """Deviation over clients of each class's share of all samples, percentage points."""
+        deviation_C: NDArray[np.float64] = 100 * class_proportions(self.client_counts_KC).std(
+            axis=0
+        )
+        return deviation_C
+
+
+@dataclass(frozen=True, eq=False)
+class ExperimentResults:
+    """An experiment and what is done of it.
+
+    Attributes
+    ----------
+    title, file : str
+        The experiment's title and the name of its file.
+    scale : Scale
+        How much of it was run.
+    axes : dict[str, tuple[Scalar, ...]]
+        The labels on each axis.
+    overrides : dict[str, Any]
+        Settings that replaced the file's.
+    paper : tuple[PaperNumber, ...]
+        What the paper reports.
+    runs : tuple[RunResult, ...]
+        The runs that are done.
+    missing : tuple[str, ...]
+        Folders of those that are not.
+    failures : dict[str, str]
+        Why some of these failed.
+    other_code : bool
+        Whether they were run by another version of the code than this.
+    """
+
+    title: str
+    file: str
+    scale: Scale
+    axes: dict[str, tuple[Scalar, ...]]
+    overrides: dict[str, Any]
+    paper: tuple[PaperNumber, ...]
+    runs: tuple[RunResult, ...]
+    missing: tuple[str, ...]
+    failures: dict[str, str]
+    other_code: bool
+
+    @property
+    def method_axis(self) -> str:
+        """The axis whose labels are compared: the first one that is not the seed."""
+        return next((axis for axis in self.axes if axis != SEED), SEED)
+
+    @property
+    def methods(self) -> tuple[Scalar, ...]:
+        """The labels that are compared."""
+        return self.axes.get(self.method_axis, ())
+
+    @property
+    def reference(self) -> Scalar | None:
+        """What the others are compared with: AHFAL, or else the first."""
+        for label in self.methods:
+            if str(label).lower() == "ahfal":
+                return label
+        return self.methods[0] if self.methods else None
+
+    @property
+    def settings_points(self) -> list[Point]:
+        """The points of all axes but the methods' and the seed, in their order."""
+        points = (
+            tuple(pair for pair in result.point if pair[0] != self.method_axis)
+            for result in self.runs
+        )
+        order = {axis: list(labels) for axis, labels in self.axes.items()}
+        return sorted(
+            dict.fromkeys(points), key=lambda point: [order[a].index(label) for a, label in point]
+        )
+
+    def at(self, point: Point, method: Scalar) -> list[RunResult]:
+        """Return the runs of a method at a point, by seed."""
+        wanted = dict(point) | {self.method_axis: method}
+        found = [r for r in self.runs if {k: v for k, v in r.labels.items() if k != SEED} == wanted]
+        return sorted(found, key=lambda result: result.seed)
+
+    def by_seed(
+        self, point: Point, method: Scalar, measure: Callable[[RunResult], float | None]
+    ) -> dict[int, float]:
+        """Return a measure of a method's runs at a point, by seed, where there is one."""
+        measured = {result.seed: measure(result) for result in self.at(point, method)}
+        return {seed: value for seed, value in measured.items() if value is not None}
+
+    def paper_number(self, point: Point, method: Scalar) -> PaperNumber | None:
+        """Return what the paper reports of a method at a point."""
+        place = dict(point) | {self.method_axis: method}
+        for number in self.paper:
+            if number.labels.items() <= place.items():
+                return number
+        return None
+
+
+def read_experiments(out: Path) -> list[ExperimentResults]:
+    """Read all experiments of a sweep's folder.
+
+    Raises
+    ------
+    SweepError
+        The folder is not one of a sweep.
+    """
+    files = sorted((out / EXPERIMENTS).glob("*.json"))
+    if not files:
+        raise SweepError(f"{out.absolute()}: not the folder of a sweep: no {EXPERIMENTS}/*.json")
+    return [_read_experiment(out, file) for file in files]
+
+
+def is_done(folder: Path) -> bool:
+    """Return whether a folder holds a run that has come to its end."""
+    return _read_done(folder) is not None
+
+
+def _read_experiment(out: Path, file: Path) -> ExperimentResults:
+    try:
+        plan = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SweepError(f"{file}: cannot be read: {error}") from error
+    runs, missing, failures = [], [], {}
+    for entry in plan["runs"]:
+        run = _read_done(out / RUNS / entry["folder"])
+        if run is not None:
+            runs.append(RunResult(entry["labels"], run))
+            continue
+        missing.append(entry["folder"])
+        failure = out / FAILURES / f"{entry['folder']}.txt"
+        if failure.is_file():
+            failures[entry["folder"]] = failure.read_text().strip().splitlines()[-1]
+    return ExperimentResults(
+        title=plan["title"],
+        file=plan["file"],
+        scale=Scale(plan["scale"]),
+        axes={axis: tuple(labels) for axis, labels in plan["axes"].items()},
+        overrides=plan["overrides"],
+        paper=tuple(PaperNumber.model_validate(number) for number in plan["paper"]),
+        runs=tuple(runs),
+        missing=tuple(missing),
+        failures=failures,
+        other_code=plan["code"] != code_hash(),
+    )
+
+
+def _read_done(folder: Path) -> Run | None:
+    try:
+        run = read_run(folder)
+    except ReportError:
+        return None
+    return run if run.is_complete and run.summary.get("complete") else None

@@ -1,0 +1,281 @@
+"""The tables of an experiment's report, for the page and as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ahfal_app.config import Scalar
+from ahfal_app.experiments.charts import point_text
+from ahfal_app.experiments.comparison import (
+    CONFIDENCE,
+    TEST_NAME,
+    area_under_curve,
+    clear_best,
+    holm,
+    labels_to_reach,
+    paired_difference,
+    summarise,
+)
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.results.tables import TextTable
+from ahfal_app.results.units import bytes_text, seconds_text
+
+#: Marks, in plain text, a method that is better than every other one.
+BEST = "*"
+
+#: Where nothing was measured, or nothing reported.
+NOTHING = "–"
+
+
+def accuracy_table(results: ExperimentResults) -> TextTable:
+    """Return the final accuracies, mean and deviation over seeds, beside the paper's."""
+    points = results.settings_points
+    has_paper = bool(results.paper)
+    headings = [results.method_axis]
+    for point in points:
+        headings.append(f"{point_text(point) or 'accuracy'} (ours)")
+        if has_paper:
+            headings.append("paper")
+    best = {point: _best(results, point) for point in points}
+    rows = []
+    for method in results.methods:
+        row = [str(method)]
+        for point in points:
+            mark = f" {BEST}" if best[point] == method else ""
+            row.append(_mean_text(_finals(results, point, method)) + mark)
+            if has_paper:
+                row.append(_paper_text(results, point, method))
+        rows.append(row)
+    return TextTable(
+        title="Final test accuracy in %",
+        headings=headings,
+        rows=rows,
+        numbers=frozenset(range(1, len(headings))),
+        note="Mean ± standard deviation over seeds (their number in brackets). "
+        f"{BEST} marks the best where it differs from every other one ({TEST_NAME}).",
+    )
+
+
+def difference_table(results: ExperimentResults) -> TextTable | None:
+    """Return paired differences to the reference; None for a single method."""
+    reference = results.reference
+    others = [method for method in results.methods if method != reference]
+    if reference is None or not others or results.method_axis not in results.axes:
+        return None
+    rows = []
+    for point in results.settings_points:
+        base = _finals(results, point, reference)
+        found = [paired_difference(_finals(results, point, other), base) for other in others]
+        corrected = holm([difference.p if difference else None for difference in found])
+        for other, difference, p in zip(others, found, corrected, strict=True):
+            if difference is None:
+                continue
+            interval = (
+                NOTHING
+                if difference.low is None
+                else f"{difference.low:+.2f} to {difference.high:+.2f}"
+            )
+            p_text = NOTHING if p is None else f"{p:.3f}"
+            row = (point_text(point) or "all", str(other), f"{difference.mean:+.2f}")
+            rows.append((*row, interval, p_text, f"{difference.count}"))
+    if not rows:
+        return None
+    return TextTable(
+        title=f"Differences to {reference}, in points of accuracy",
+        headings=("Where", results.method_axis, "Difference", "Interval", "p", "Seeds"),
+        rows=rows,
+        numbers=frozenset({2, 3, 4, 5}),
+        note=f"Paired by seed. Intervals at {CONFIDENCE:.0%} (Student's t), not corrected; p by "
+        f"the {TEST_NAME}, among the methods of a row's place.",
+    )
+
+
+def curve_table(results: ExperimentResults) -> TextTable:
+    """Return areas under the learning curves, and the labels that methods need."""
+    rows = []
+    for point in results.settings_points:
+        target = _target(results, point)
+        for method in results.methods:
+            runs = results.at(point, method)
+            if not runs:
+                continue
+            areas = [area_under_curve(run.labels_T, run.accuracy_T) for run in runs]
+            needed = [
+                None if target is None else labels_to_reach(target, run.labels_T, run.accuracy_T)
+                for run in runs
+            ]
+            reached = [value for value in needed if value is not None]
+            needed_text = f"{np.mean(reached):,.0f}" if len(reached) == len(runs) else NOTHING
+            if 0 < len(reached) < len(runs):
+                needed_text = f"{np.mean(reached):,.0f} ({len(reached)} of {len(runs)} seeds)"
+            rows.append(
+                (
+                    point_text(point) or "all",
+                    str(method),
+                    _mean_text(dict(enumerate(areas))),
+                    NOTHING if target is None else f"{target:.2f}",
+                    needed_text,
+                )
+            )
+    return TextTable(
+        title="Learning curves",
+        headings=("Where", results.method_axis, "Area in %", "Accuracy", "Labels needed for it"),
+        rows=rows,
+        numbers=frozenset({2, 3, 4}),
+        note="Area: mean accuracy over the labels, by the trapezoidal rule. Labels needed: to "
+        "reach the final mean accuracy of random sampling, or where that was not run of the "
+        "least accurate method; between cycles the curve is a straight line.",
+    )
+
+
+def class_table(results: ExperimentResults) -> TextTable:
+    """Return the accuracies of the classes of high and low deviation, and their gap."""
+    rows = []
+    for point in results.settings_points:
+        for method in results.methods:
+            runs = results.at(point, method)
+            if not runs:
+                continue
+            high, low = zip(*(class_halves(run) for run in runs), strict=True)
+            gaps = [second - first for first, second in zip(high, low, strict=True)]
+            cells = (_mean_text(dict(enumerate(values))) for values in (high, low, gaps))
+            rows.append((point_text(point) or "all", str(method), *cells))
+    return TextTable(
+        title="Classes of high and low variance, accuracy in %",
+        headings=("Where", results.method_axis, "High variance", "Low variance", "Gap"),
+        rows=rows,
+        numbers=frozenset({2, 3, 4}),
+        note="The half of the classes whose share of the clients' samples deviates most over the "
+        "clients, and the other half. The gap is low less high.",
+    )
+
+
+def class_halves(result: RunResult) -> tuple[float, float]:
+    """Return the mean accuracy of the high- and of the low-variance half of the classes."""
+    order_C = np.argsort(-result.class_deviation_C, kind="stable")
+    half = len(order_C) // 2
+    accuracy_C = result.class_accuracy_C[order_C]
+    return float(np.nanmean(accuracy_C[:half])), float(np.nanmean(accuracy_C[half:]))
+
+
+def cost_table(results: ExperimentResults) -> TextTable:
+    """Return time and traffic of a run, mean over all seeds and places."""
+
+    def mean(runs: Sequence[RunResult], measure: Callable[[RunResult], float]) -> float:
+        return float(np.mean([measure(run) for run in runs]))
+
+    rows = []
+    for method in results.methods:
+        runs = [run for run in results.runs if run.labels.get(results.method_axis) == method]
+        if not runs:
+            continue
+        rows.append(
+            (
+                str(method),
+                f"{len(runs)}",
+                seconds_text(mean(runs, lambda run: run.run.summary["seconds"]["total"])),
+                seconds_text(mean(runs, lambda run: run.run.metrics.seconds.get("train", 0.0))),
+                seconds_text(mean(runs, lambda run: run.run.metrics.seconds.get("select", 0.0))),
+                bytes_text(round(mean(runs, lambda run: run.run.metrics.bytes_down))),
+                bytes_text(round(mean(runs, lambda run: run.run.metrics.bytes_up))),
+            )
+        )
+    headings = ("Runs", "Time", "Training", "Selection", "To clients", "From clients")
+    return TextTable(
+        title="Cost of a run",
+        headings=(results.method_axis, *headings),
+        rows=rows,
+        numbers=frozenset(range(1, 7)),
+        note="Mean wall-clock time and bytes. Runs that shared a machine with others took longer.",
+    )
+
+
+def run_rows(results: ExperimentResults) -> tuple[list[str], list[list[object]]]:
+    """Return a line for each cycle of each run, for a spreadsheet: headings and rows."""
+    axes = list(results.axes)
+    headings = [*axes, "cycle", "labels", "accuracy", "loss", "seconds", "commit", "folder"]
+    rows: list[list[object]] = []
+    for result in results.runs:
+        place = [result.labels.get(axis, "") for axis in axes]
+        summary = result.run.summary
+        for cycle in result.run.metrics.cycles:
+            values = [cycle.cycle + 1, cycle.labels, cycle.accuracy, cycle.loss]
+            about = [summary["seconds"]["total"], summary["commit"], result.run.folder.name]
+            rows.append([*place, *values, *about])
+    return headings, rows
+
+
+def markdown(table: TextTable) -> str:
+    """Return a table as Markdown."""
+    lines = ["| " + " | ".join(table.headings) + " |"]
+    lines.append(
+        "|" + "".join(" ---: |" if i in table.numbers else " --- |" for i in _places(table))
+    )
+    lines += [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows
+    ]
+    return "\n".join([f"**{table.title}**", "", *lines, "", table.note, ""])
+
+
+def latex(table: TextTable) -> str:
+    """Return a table as LaTeX, for a document that uses `booktabs`."""
+    columns = "".join("r" if place in table.numbers else "l" for place in _places(table))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [" & ".join(_escaped(cell) for cell in table.headings) + r" \\", r"\midrule"]
+    lines += [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def _places(table: TextTable) -> range:
+    return range(len(table.headings))
+
+
+def _latex_cell(cell: str) -> str:
+    if cell.endswith(f" {BEST}"):
+        return rf"\textbf{{{_escaped(cell.removesuffix(f' {BEST}'))}}}"
+    return _escaped(cell)
+
+
+def _escaped(text: str) -> str:
+    for letter in "&%#_":
+        text = text.replace(letter, f"\\{letter}")
+    symbols = {"±": r"$\pm$", "α": r"$\alpha$", "τ": r"$\tau$", "ε": r"$\varepsilon$", "–": "--"}
+    return "".join(symbols.get(letter, letter) for letter in text)
+
+
+def _finals(results: ExperimentResults, point: Point, method: Scalar) -> dict[int, float]:
+    return results.by_seed(point, method, lambda result: result.final_accuracy)
+
+
+def _best(results: ExperimentResults, point: Point) -> Scalar | None:
+    finals = {str(m): _finals(results, point, m) for m in results.methods}
+    best = clear_best({name: values for name, values in finals.items() if values})
+    return next((method for method in results.methods if str(method) == best), None)
+
+
+def _target(results: ExperimentResults, point: Point) -> float | None:
+    means = {
+        str(method): summarise(list(finals.values())).mean
+        for method in results.methods
+        if (finals := _finals(results, point, method))
+    }
+    return means.get("random", min(means.values(), default=None))
+
+
+def _mean_text(values: dict[int, float]) -> str:
+    if not values:
+        return NOTHING
+    summary = summarise(list(values.values()))
+    spread = "" if summary.std is None else f" ± {summary.std:.2f}"
+    return f"{summary.mean:.2f}{spread} ({summary.count})"
+
+
+def _paper_text(results: ExperimentResults, point: Point, method: Scalar) -> str:
+    number = results.paper_number(point, method)
+    if number is None:
+        return NOTHING
+    return f"{number.accuracy:.2f}" + ("" if number.std is None else f" ± {number.std:.2f}")
