@@ -116,6 +116,42 @@ def report(
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+) -> None:
+    """Compare runs: a table here, and a page with figures and tests."""
+    from ahfal_app.experiments.compare import compare_runs
+    from ahfal_app.experiments.report import render_sweep_report
+    from ahfal_app.experiments.tables import accuracy_table
+
+    results = compare_runs(folders)
+    table = accuracy_table(results)
+    console = Console()
+    grid = Table(*table.headings, title=table.title)
+    for row in table.rows:
+        grid.add_row(*row)
+    console.print(grid)
+    out.write_text(render_sweep_report(results))
+    console.print(f"report: {out.absolute()}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def partition(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="As for `ahfal run`."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("partition.svg"),
+) -> None:
+    """Draw how a split spreads the classes over the clients, before paying for labels."""
+    from ahfal_app.config_sources import read_arguments
+    from ahfal_app.experiments.partition import draw_partition
+
+    draw_partition(read_arguments(arguments or []), out, Console())
+
+
+@app.command()
 def strategies() -> None:
     """List the query strategies: name, what they need, their parameters, their paper."""
     from ahfal_app.query import strategy_table

@@ -36,8 +36,8 @@ from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 #: The axis whose values are repetitions of the same experiment.
 SEED = "seed"
 
-# Where a run lies and how long it waits does not change what comes out.
-_NOT_IDENTITY = frozenset(
+#: Where a run lies and how long it waits does not change what comes out.
+NOT_IDENTITY = frozenset(
     {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout"}
 )
 
@@ -77,7 +77,7 @@ class PlannedRun:
     @property
     def key(self) -> str:
         """Return what identifies the run: a hash of its settings and of the code."""
-        flat = {k: v for k, v in self.settings.to_flat().items() if k not in _NOT_IDENTITY}
+        flat = {k: v for k, v in self.settings.to_flat().items() if k not in NOT_IDENTITY}
         content = json.dumps([flat, code_hash()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

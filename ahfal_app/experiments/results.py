@@ -188,7 +188,7 @@ def read_experiments(out: Path) -> list[ExperimentResults]:
 
 def is_done(folder: Path) -> bool:
     """Return whether a folder holds a run that has come to its end."""
-    return _read_done(folder) is not None
+    return read_done(folder) is not None
 
 
 def _read_experiment(out: Path, file: Path) -> ExperimentResults:
@@ -198,7 +198,7 @@ def _read_experiment(out: Path, file: Path) -> ExperimentResults:
         raise SweepError(f"{file}: cannot be read: {error}") from error
     runs, missing, failures = [], [], {}
     for entry in plan["runs"]:
-        run = _read_done(out / RUNS / entry["folder"])
+        run = read_done(out / RUNS / entry["folder"])
         if run is not None:
             runs.append(RunResult(entry["labels"], run))
             continue
@@ -220,7 +220,8 @@ def _read_experiment(out: Path, file: Path) -> ExperimentResults:
     )
 
 
-def _read_done(folder: Path) -> Run | None:
+def read_done(folder: Path) -> Run | None:
+    """Return the run in a folder if it has come to its end, or None."""
     try:
         run = read_run(folder)
     except ReportError:

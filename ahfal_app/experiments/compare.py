@@ -1,0 +1,76 @@
+"""Comparing runs that were not made by one sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ahfal_app.code_version import code_hash
+from ahfal_app.config import Scalar
+from ahfal_app.errors import ReportError
+from ahfal_app.experiments.files import NOT_IDENTITY, SEED
+from ahfal_app.experiments.results import ExperimentResults, RunResult, read_done
+from ahfal_app.experiments.scales import Scale
+
+# What is compared, if these settings are among those that differ.
+_METHOD_FIRST = ("strategy", "local-update", "aggregation", "privacy", "align", "model")
+
+#: The axis of runs whose settings do not tell them apart.
+RUN = "run"
+
+
+def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
+    """Return runs as an experiment whose axes are the settings in which they differ.
+
+    Parameters
+    ----------
+    folders : Sequence[Path]
+        At least two runs' folders.
+
+    Raises
+    ------
+    ReportError
+        A folder holds no run that has come to its end, or there are fewer than two.
+    """
+    if len(folders) < 2:
+        raise ReportError(f"{len(folders)} run to compare; at least 2 are needed")
+    runs = []
+    for folder in folders:
+        run = read_done(folder)
+        if run is None:
+            raise ReportError(f"{folder}: not the folder of a run that has come to its end")
+        runs.append(run)
+    flats = [run.settings.to_flat() for run in runs]
+    keys = [key for flat in flats for key in flat]
+    differing = [
+        key
+        for key in dict.fromkeys(keys)
+        if key not in NOT_IDENTITY and len({flat.get(key) for flat in flats}) > 1
+    ]
+    differing.sort(key=lambda key: (_rank(key), key == SEED))
+    places: list[dict[str, Scalar]] = [
+        {key: flat.get(key, "") for key in differing} for flat in flats
+    ]
+    if len({tuple(place.values()) for place in places}) < len(runs):
+        names = [run.folder.name for run in runs]
+        places = [{RUN: name, **place} for name, place in zip(names, places, strict=True)]
+    return ExperimentResults(
+        title="Comparison of runs",
+        file=f"{len(runs)} runs",
+        scale=Scale.PAPER,
+        axes={axis: _labels(axis, places) for axis in places[0]},
+        overrides={},
+        paper=(),
+        runs=tuple(RunResult(place, run) for place, run in zip(places, runs, strict=True)),
+        missing=(),
+        failures={},
+        other_code=any(run.summary.get("code_hash") != code_hash() for run in runs),
+    )
+
+
+def _rank(key: str) -> int:
+    return _METHOD_FIRST.index(key) if key in _METHOD_FIRST else len(_METHOD_FIRST)
+
+
+def _labels(axis: str, places: Sequence[dict[str, Scalar]]) -> tuple[Scalar, ...]:
+    return tuple(dict.fromkeys(place[axis] for place in places))
