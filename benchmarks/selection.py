@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
@@ -169,7 +170,7 @@ def _signals(seed: int, sizes: Sizes) -> dict[Signal, Tensor]:
     generator = torch_generator(seed, "benchmark-signals")
     randn = partial(torch.randn, generator=generator)
     centres_CD = randn(sizes.classes, sizes.width)
-    head_DC = 6 * torch.nn.functional.normalize(centres_CD, dim=1).T
+    head_DC = normalize(torch.relu(centres_CD), dim=1).T
     shares_C = torch.softmax(randn(sizes.classes), dim=0)
     directions_CKD = randn(sizes.classes, 8, sizes.width) / 2
 
@@ -182,13 +183,17 @@ def _signals(seed: int, sizes: Sizes) -> dict[Signal, Tensor]:
             inside[members] = randn(int(members.sum()), 8) @ directions_CKD[c]
         return torch.relu(centres_CD[labels] + inside + randn(size, sizes.width) / 2)
 
+    def logits(embeddings_ND: Tensor) -> Tensor:
+        cosines_NC = normalize(embeddings_ND, dim=1) @ head_DC
+        return 20 * cosines_NC + randn(len(embeddings_ND), sizes.classes)
+
     local_ND = embeddings(sizes.pool)
     global_ND = torch.relu(local_ND + randn(sizes.pool, sizes.width) / 4)
     return {
         Signal.LOCAL_EMBEDDINGS: local_ND,
-        Signal.LOCAL_LOGITS: local_ND @ head_DC / 2 + randn(sizes.pool, sizes.classes),
+        Signal.LOCAL_LOGITS: logits(local_ND),
         Signal.GLOBAL_EMBEDDINGS: global_ND,
-        Signal.GLOBAL_LOGITS: global_ND @ head_DC / 2 + randn(sizes.pool, sizes.classes),
+        Signal.GLOBAL_LOGITS: logits(global_ND),
         Signal.LABELLED_LOCAL_EMBEDDINGS: embeddings(sizes.labelled),
     }
 

@@ -77,18 +77,18 @@ class TestSelection:
             assert checked_select(badge(), by_hand(), context_of(2, [1, 1], client=client))[0] == 0
 
     def test_first_drawn_uniformly(self) -> None:
+        strategy, both = badge(first="uniform"), by_hand()
         drawn = Counter(
-            int(
-                checked_select(badge(first="uniform"), by_hand(), context_of(1, [1, 1], cycle=c))[0]
-            )
-            for c in range(2000)
+            int(checked_select(strategy, both, context_of(1, [1, 1], cycle=cycle))[0])
+            for cycle in range(2000)
         )
         # With 3 degrees of freedom, exceeded once in a thousand.
         assert chi_square(drawn, dict.fromkeys(range(4), 0.25)) < 16.3
 
     def test_second_by_squared_distance(self) -> None:
+        strategy, both = badge(), by_hand()
         drawn = Counter(
-            int(checked_select(badge(), by_hand(), context_of(2, [1, 1], cycle=cycle))[1])
+            int(checked_select(strategy, both, context_of(2, [1, 1], cycle=cycle))[1])
             for cycle in range(3000)
         )
         probabilities = {1: 1.62 / 6.5, 2: 2.88 / 6.5, 3: 2 / 6.5}

@@ -93,10 +93,10 @@ class TestUndecided:
         assert orders[0] == orders[1]
 
     def test_nan_as_random_is_uniform(self) -> None:
-        both = random_logits(4, 3)
+        strategy, both = kafal("nan-as-random"), random_logits(4, 3)
         drawn = Counter(
-            int(checked_select(kafal("nan-as-random"), both, context_of(1, [5, 0, 3], cycle=c))[0])
-            for c in range(2000)
+            int(checked_select(strategy, both, context_of(1, [5, 0, 3], cycle=cycle))[0])
+            for cycle in range(2000)
         )
         # With 3 degrees of freedom, exceeded once in a thousand.
         assert chi_square(drawn, dict.fromkeys(range(4), 0.25)) < 16.3
