@@ -55,6 +55,15 @@ class TestDistances:
         np.testing.assert_allclose(distances, expected, rtol=1e-3)
         assert distances[0, 2] == distances[0, 0] == 0
 
+    @pytest.mark.parametrize("width", [3, 61, 512, 1280])
+    def test_rounding_does_not_part_equal_points(self, width: int) -> None:
+        values = np.random.default_rng(0).normal(size=(3, width)) + 5
+        tripled = embedding_points(np.tile(values, (41, 1)))
+        distances = tripled.squared_distances(slice(None), torch.arange(5, 122))
+        same = (np.arange(123)[:, None] - np.arange(5, 122)) % 3 == 0
+        assert not distances.numpy()[same].any()
+        assert distances.numpy()[~same].all()
+
     def test_float32_is_computed_in_float64(self) -> None:
         values = torch.tensor([[1e30, 1.0], [1e30, 2.0], [-1e30, 0.0]])
         distances = EmbeddingPoints(values).squared_distances(slice(None), torch.arange(3))
@@ -110,8 +119,8 @@ class TestGreedyKCenter:
 
 
 class TestDSquaredSampling:
-    # A draw of 10 makes 10.1 all but impossible, and 4 less likely.
-    LINE = ((0.0,), (10.0,), (10.1,), (-3.0,), (4.0,), (0.2,))
+    # A draw of 10 makes 7 less likely by 40/49, 6 by 20/36, and leaves 4 and -3 as they were.
+    LINE = ((0.0,), (10.0,), (7.0,), (6.0,), (4.0,), (-3.0,))
 
     def test_sequences_have_their_probability(self) -> None:
         line = embedding_points(self.LINE)
@@ -120,17 +129,9 @@ class TestDSquaredSampling:
             for seed in range(6000)
         )
         probabilities = reference.sequence_probabilities(self.LINE, 0, 3)
-        # Outcomes that are expected fewer than five times are counted together.
-        rare = {outcome for outcome, p in probabilities.items() if 6000 * p < 5}
-        observed = Counter(
-            {outcome: count for outcome, count in drawn.items() if outcome not in rare}
-        )
-        observed["rare"] = sum(drawn[outcome] for outcome in rare)
-        common = {outcome: p for outcome, p in probabilities.items() if outcome not in rare}
-        common["rare"] = sum(probabilities[outcome] for outcome in rare)
-        # Exceeded once in a thousand with 20 degrees of freedom; there are fewer.
-        assert len(common) <= 21
-        assert chi_square(observed, common) < 45.3
+        # With 19 degrees of freedom, exceeded once in a thousand.
+        assert len(probabilities) == 20
+        assert chi_square(drawn, probabilities) < 43.8
 
     @given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 30), width=st.integers(1, 4))
     def test_agrees_with_the_slow_version_on_equal_draws(
