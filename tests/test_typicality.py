@@ -92,6 +92,10 @@ class TestScores:
         scores = strategy.scores(pool([[0.0, 0.0]] * 4 + [[1.0, 0.0]] * 4), context_of(2, [1, 1]))
         assert scores.tolist() == pytest.approx([1e5] * 8)
 
+    def test_without_budget_and_labels(self) -> None:
+        scores = typicality().scores(pool(LINE), context_of(0, [1, 1]))
+        assert scores[2].item() == pytest.approx(1 / ((0.5 + 1 + 2) / 3 + 1e-5))
+
     @pytest.mark.parametrize("block", [1, 50, 2**21])
     @pytest.mark.parametrize("distance", ["euclidean", "squared"])
     def test_agrees_with_the_slow_version(

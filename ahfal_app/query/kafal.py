@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 class Kafal(ScoringStrategy):
     """Samples where local and global model differ most on the classes that the client knows.
 
-    Knowledge-Specialized Active Sampling, section 3.2 of the paper. With n the class counts
+    The paper's Knowledge-Specialized Active Sampling, without its loss. With n the class counts
     of the client's labelled set, z the local and t the global model's logits, both
     predictions are specialised by the counts,
 

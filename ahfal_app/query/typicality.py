@@ -30,7 +30,7 @@ SMOOTHING = 1e-5
 class Typicality(ScoringStrategy):
     """The most typical sample of each cluster, clusters with the fewest labels first.
 
-    TPC_RP, algorithm 1 of the paper:
+    The paper's TPC_RP, on embeddings:
 
     1. Labelled set and pool are clustered together by k-means into |L| + B clusters, at most
        `max-clusters`.
@@ -106,7 +106,9 @@ class Typicality(ScoringStrategy):
         labelled_LD = pool.signal(Signal.LABELLED_LOCAL_EMBEDDINGS).double()
         if self.parameters.normalise:
             pool_ND, labelled_LD = normalize(pool_ND, dim=1), normalize(labelled_LD, dim=1)
-        most = min(len(labelled_LD) + context.budget, self.parameters.max_clusters)
+        # Scores may be asked for where nothing is bought and nothing is labelled.
+        wanted = max(1, len(labelled_LD) + context.budget)
+        most = min(wanted, self.parameters.max_clusters)
         generator = context.generator(self.name)
         numbers = k_means(torch.cat([pool_ND, labelled_LD]), most, generator)
         pool_N, labelled_L = numbers[: len(pool)], numbers[len(pool) :]
