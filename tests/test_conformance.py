@@ -256,6 +256,14 @@ def test_skewed_labelled_sets(
 
 
 @every_strategy
+def test_no_labelled_samples(strategy: QueryStrategy) -> None:
+    tensors = make_tensors(30, 4)
+    tensors[Signal.LABELLED_LOCAL_EMBEDDINGS] = torch.empty(0, WIDTH)
+    context = make_context(11, 4, class_counts_C=np.zeros(4, dtype=np.int64))
+    assert_valid(select(strategy, tensors, context), range(30), 11)
+
+
+@every_strategy
 def test_single_predicted_class(strategy: QueryStrategy) -> None:
     tensors = make_tensors(30, 6)
     for signal, values in tensors.items():

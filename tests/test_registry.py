@@ -158,10 +158,10 @@ class TestThirdParty:
 def test_example_of_the_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = Path(__file__).parent.parent / "docs" / "adding-a-strategy.md"
     example = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    (tmp_path / "documented_margin.py").write_text(example, encoding="utf-8")
+    (tmp_path / "documented_gap.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    register(monkeypatch, "margin", "documented_margin:Margin")
-    strategy = make_strategy("margin", {"model": "global"})
+    register(monkeypatch, "logit-gap", "documented_gap:LogitGap")
+    strategy = make_strategy("logit-gap", {"model": "global"})
     logits = torch.tensor([[4.0, 0.0], [1.0, 0.9], [0.0, 2.0]])
     pool = PoolView([3, 5, 8], {Signal.GLOBAL_LOGITS: lambda: logits})
     statistics = class_statistics([[1, 1]], tau=12)

@@ -1,0 +1,83 @@
+"""K-means clusters of embeddings, by scikit-learn.
+
+Shape suffixes: N points, D embedding width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+#: Up to so many clusters all points take part in each step, above it batches of them.
+FULL_CLUSTERS = 50
+
+#: Starts of which the best counts, with all points in each step and with batches.
+FULL_STARTS, BATCH_STARTS = 10, 3
+
+#: Points in a batch.
+BATCH = 5000
+
+#: Points for each cluster that the seeding with batches looks at.
+SEEDING_POINTS = 3
+
+
+def k_means(
+    embeddings_ND: Tensor, num_clusters: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return each point's cluster, numbered from 0; some may have no points.
+
+    Parameters
+    ----------
+    embeddings_ND : Tensor
+        Finite, at least one row. Shape (N, D).
+    num_clusters : int
+        Number of clusters, at least 1; there are fewer where fewer points are distinct.
+    generator : np.random.Generator
+        What the seed is drawn from.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Shape (N,). Equal for equal embeddings and an equal generator: one thread is used,
+        as more add up in an order of their own.
+    """
+    points_ND = _scaled(embeddings_ND)
+    num_clusters = min(num_clusters, _num_distinct(points_ND))
+    seed = int(generator.integers(2**31))
+    if num_clusters <= FULL_CLUSTERS:
+        model = KMeans(num_clusters, n_init=FULL_STARTS, random_state=seed, copy_x=False)
+    else:
+        # The default seeding looks at three batches, which takes longer than all the rest.
+        model = MiniBatchKMeans(
+            num_clusters,
+            batch_size=BATCH,
+            init_size=SEEDING_POINTS * num_clusters,
+            n_init=BATCH_STARTS,
+            random_state=seed,
+        )
+    # OpenMP's limit is a thread's own: clients that are served at the same time keep theirs.
+    with threadpool_limits(1, user_api="openmp"):
+        clusters_N: NDArray[np.int64] = model.fit_predict(points_ND).astype(np.int64)
+    return clusters_N
+
+
+def _scaled(embeddings_ND: Tensor) -> NDArray[np.float32]:
+    """Return float32 points about the origin and within the unit cube.
+
+    Clusters do not depend on place and scale, but float32 squares of large numbers overflow.
+    """
+    centred_ND = embeddings_ND.double() - embeddings_ND.mean(dim=0, dtype=torch.float64)
+    scale = centred_ND.abs().max()
+    # Adding zero turns -0 into 0, which has other bytes.
+    scaled_ND = centred_ND.div_(scale if scale > 0 else 1.0).add_(0.0)
+    points_ND: NDArray[np.float32] = scaled_ND.float().cpu().numpy()
+    return points_ND
+
+
+def _num_distinct(points_ND: NDArray[np.float32]) -> int:
+    row_bytes = np.dtype((np.void, points_ND.itemsize * points_ND.shape[1]))
+    return len(np.unique(np.ascontiguousarray(points_ND).view(row_bytes)))

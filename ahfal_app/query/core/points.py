@@ -1,0 +1,128 @@
+"""Points of a pool, and their squared distances in blocks of bounded size.
+
+Shape suffixes: N points, C classes, D embedding width, R rows, K centres.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+#: Rows and centres of one block of distances, which takes 16 MiB for each of its matrices.
+ROWS, CENTRES = 2048, 1024
+
+#: Squared distances below this share of the squared norms are rounding errors: points that
+#: cannot be told apart in float64 count as equal.
+TOLERANCE = 64 * torch.finfo(torch.float64).eps
+
+
+class Points(ABC):
+    """Points that are known by their inner products.
+
+    Parameters
+    ----------
+    squared_norms_N : Tensor
+        Squared length of each point, float64. Shape (N,).
+    """
+
+    def __init__(self, squared_norms_N: Tensor) -> None:
+        self.squared_norms_N = squared_norms_N
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return len(self.squared_norms_N)
+
+    @abstractmethod
+    def inner_products(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+        """Return the inner product of each row with each centre, float64. Shape (R, K)."""
+
+    def squared_distances(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+        """Return the squared distance of each row to each centre, float64. Shape (R, K).
+
+        As |x - y|² = |x|² + |y|² - 2 x·y, in float64 since the sum cancels for near points.
+
+        Parameters
+        ----------
+        rows_R, centres_K : Tensor | slice
+            Positions of points, int64.
+        """
+        rows_R1 = self.squared_norms_N[rows_R][:, None]
+        norms_RK = rows_R1 + self.squared_norms_N[centres_K]
+        distances_RK = self.inner_products(rows_R, centres_K).mul_(-2).add_(norms_RK)
+        return distances_RK.masked_fill_(distances_RK <= norms_RK.mul_(TOLERANCE), 0.0)
+
+    def lower(self, nearest_N: Tensor, centres_K: Tensor) -> None:
+        """Take more centres into each point's squared distance to its nearest centre.
+
+        Parameters
+        ----------
+        nearest_N : Tensor
+            Squared distances of the first N points, float64; lowered in place.
+        centres_K : Tensor
+            Positions of the centres that are new, int64.
+        """
+        for centres in torch.split(centres_K, CENTRES):
+            for rows in row_blocks(len(nearest_N)):
+                distances = self.squared_distances(rows, centres).amin(dim=1)
+                nearest_N[rows] = torch.minimum(nearest_N[rows], distances)
+
+
+class EmbeddingPoints(Points):
+    """Rows of a matrix.
+
+    Parameters
+    ----------
+    embeddings_ND : Tensor
+        Floating-point. Shape (N, D).
+    """
+
+    def __init__(self, embeddings_ND: Tensor) -> None:
+        super().__init__(_squared_norms(embeddings_ND))
+        self._embeddings_ND = embeddings_ND
+
+    def inner_products(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+        """Return the inner product of each row with each centre, float64. Shape (R, K)."""
+        return _inner_products(self._embeddings_ND, rows_R, centres_K)
+
+
+class OuterProductPoints(Points):
+    """Outer products a ⊗ b of the rows of two matrices, which are never formed.
+
+    The inner product of a ⊗ b and a' ⊗ b' is (a·a')(b·b'), so memory is linear in C + D
+    instead of C D.
+
+    Parameters
+    ----------
+    left_NC, right_ND : Tensor
+        Floating-point. Shapes (N, C) and (N, D).
+    """
+
+    def __init__(self, left_NC: Tensor, right_ND: Tensor) -> None:
+        super().__init__(_squared_norms(left_NC) * _squared_norms(right_ND))
+        self._left_NC, self._right_ND = left_NC, right_ND
+
+    def inner_products(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+        """Return the inner product of each row with each centre, float64. Shape (R, K)."""
+        left_RK = _inner_products(self._left_NC, rows_R, centres_K)
+        return left_RK.mul_(_inner_products(self._right_ND, rows_R, centres_K))
+
+
+def row_blocks(size: int) -> Iterator[slice]:
+    """Yield slices of at most `ROWS` that cover the positions below a size."""
+    for start in range(0, size, ROWS):
+        yield slice(start, min(start + ROWS, size))
+
+
+def _inner_products(values_ND: Tensor, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+    # Converted block by block: a copy of everything in float64 would double the memory.
+    return values_ND[rows_R].double() @ values_ND[centres_K].double().T
+
+
+def _squared_norms(values_ND: Tensor) -> Tensor:
+    if not len(values_ND):
+        return values_ND.new_empty(0, dtype=torch.float64)
+    blocks = (values_ND[rows].double() for rows in row_blocks(len(values_ND)))
+    return torch.cat([block.square().sum(dim=1) for block in blocks])

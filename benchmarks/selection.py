@@ -1,0 +1,282 @@
+"""Cost of each query strategy's selection, against the forward passes that it needs.
+
+For every registered strategy: seconds of `checked_select` on signals that are at hand, as a
+ratio to the seconds that ResNet-8 takes to compute them for as many 32x32 images, and the
+memory that the selection takes besides. Strategies that need all distances are measured at
+three sizes of the pool, to see that they grow linearly.
+
+    python benchmarks/selection.py
+
+Each strategy runs in a process of its own, on one thread, where passes and selections take
+turns, since a shared machine's speed drifts. Signals are synthetic: classes of different
+size around random centres, rectified, and the logits of a linear layer with some noise.
+They are wider than ResNet-8's 64 numbers by default, since wider networks are used, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.images import Images
+from ahfal_app.models import build_model
+from ahfal_app.query import (
+    PoolView,
+    QueryContext,
+    Signal,
+    checked_select,
+    make_strategy,
+    strategy_class,
+    strategy_names,
+)
+from ahfal_app.results.environment import describe_environment
+from ahfal_app.seeds import torch_generator
+from ahfal_app.statistics import class_statistics
+from ahfal_app.training import predict
+
+#: Strategies whose time is measured on parts of the pool, too, and which parts.
+GROWTH = dict.fromkeys(("badge", "core-set"), (0.25, 0.5))
+
+#: Which forward pass gives a signal. Logits and embeddings of a model come from the same.
+PASSES = {
+    Signal.LOCAL_LOGITS: "local",
+    Signal.LOCAL_EMBEDDINGS: "local",
+    Signal.GLOBAL_LOGITS: "global",
+    Signal.GLOBAL_EMBEDDINGS: "global",
+    Signal.LABELLED_LOCAL_EMBEDDINGS: "labelled",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the problem."""
+
+    pool: int
+    labelled: int
+    classes: int
+    width: int
+    budget: int
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    arguments = _arguments()
+    sizes = Sizes(
+        arguments.pool, arguments.labelled, arguments.classes, arguments.width, arguments.budget
+    )
+    result: dict[str, Any] = {
+        "benchmark": "selection",
+        "environment": describe_environment(
+            class_names=[], data_fingerprint="synthetic", partition_fingerprint=None
+        ),
+        "settings": {**asdict(sizes), "seed": arguments.seed, "repeats": arguments.repeats},
+        "threads": 1,
+        "strategies": {},
+        "not_measured": {},
+        "growth": {},
+    }
+    for name in arguments.strategies or strategy_names():
+        unknown = strategy_class(name).signals - PASSES.keys()
+        if unknown:
+            needs = ", ".join(sorted(signal.value for signal in unknown))
+            result["not_measured"][name] = f"needs {needs}"
+            continue
+        measure = partial(_in_own_process, name, arguments.seed, arguments.repeats)
+        result["strategies"][name] = measure(sizes)
+        for fraction in GROWTH.get(name, ()):
+            size = int(sizes.pool * fraction)
+            smaller = Sizes(size, sizes.labelled, sizes.classes, sizes.width, sizes.budget)
+            result["growth"].setdefault(name, {})[size] = measure(smaller)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(_markdown(result))
+
+
+def _in_own_process(name: str, seed: int, repeats: int, sizes: Sizes) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        measured: dict[str, Any] = pool.apply(_measure, (name, seed, repeats, sizes))
+    return measured
+
+
+def _measure(name: str, seed: int, repeats: int, sizes: Sizes) -> dict[str, Any]:
+    """Return times, ratio and memory of one strategy; runs in a process of its own."""
+    torch.set_num_threads(1)
+    # Libraries are loaded and their buffers made by a small selection.
+    _select(name, _signals(seed, Sizes(400, 40, sizes.classes, sizes.width, 40)), seed, 40)
+    signals = _signals(seed, sizes)
+    run = partial(_select, name, signals, seed, sizes.budget)
+    used, memory = _peak_memory(run)
+    images = _images(seed, sizes)
+    passes, selections = [], []
+    for _ in range(repeats):
+        passes.append(_seconds(partial(_forward, images, used, sizes)))
+        selections.append(_seconds(run))
+    ratios = [s / p for s, p in zip(selections, passes, strict=True) if p]
+    return {
+        "passes": dict(used),
+        "pass_seconds": statistics.median(passes),
+        "selection_seconds": statistics.median(selections),
+        "ratio": statistics.median(ratios) if used else None,
+        "extra_memory_mib": memory / 2**20,
+    }
+
+
+def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) -> Counter[str]:
+    """Select once; return the forward passes that the signals used would have cost."""
+    used: Counter[str] = Counter()
+
+    def source(signal: Signal) -> Tensor:
+        used[PASSES[signal]] = 1
+        return signals[signal]
+
+    size, classes = signals[Signal.LOCAL_LOGITS].shape
+    sources: dict[Signal, Callable[[], Tensor]] = {s: partial(source, s) for s in signals}
+    histograms = np.random.default_rng(seed).integers(0, 40, (10, classes))
+    context = QueryContext(
+        budget=budget,
+        num_classes=classes,
+        class_counts_C=histograms[0],
+        # Half of the classes above, half below.
+        statistics=class_statistics(histograms, tau=_middle_deviation(histograms)),
+        seed=seed,
+        client=0,
+        cycle=1,
+    )
+    checked_select(make_strategy(name), PoolView(np.arange(size), sources), context)
+    return used
+
+
+def _middle_deviation(histograms: np.ndarray) -> float:
+    shares = histograms / histograms.sum(axis=1, keepdims=True)
+    return float(np.median(100 * shares.std(axis=0)))
+
+
+def _signals(seed: int, sizes: Sizes) -> dict[Signal, Tensor]:
+    """Return every signal of a made-up client."""
+    generator = torch_generator(seed, "benchmark-signals")
+    randn = partial(torch.randn, generator=generator)
+    centres_CD = randn(sizes.classes, sizes.width)
+    head_DC = normalize(torch.relu(centres_CD), dim=1).T
+    shares_C = torch.softmax(randn(sizes.classes), dim=0)
+    directions_CKD = randn(sizes.classes, 8, sizes.width) / 2
+
+    def embeddings(size: int) -> Tensor:
+        labels = torch.multinomial(shares_C, size, replacement=True, generator=generator)
+        # Within a class, samples vary most in a few directions, as a network's features do.
+        inside = torch.empty(size, sizes.width)
+        for c in range(sizes.classes):
+            members = labels == c
+            inside[members] = randn(int(members.sum()), 8) @ directions_CKD[c]
+        return torch.relu(centres_CD[labels] + inside + randn(size, sizes.width) / 2)
+
+    def logits(embeddings_ND: Tensor) -> Tensor:
+        cosines_NC = normalize(embeddings_ND, dim=1) @ head_DC
+        return 20 * cosines_NC + randn(len(embeddings_ND), sizes.classes)
+
+    local_ND = embeddings(sizes.pool)
+    global_ND = torch.relu(local_ND + randn(sizes.pool, sizes.width) / 4)
+    return {
+        Signal.LOCAL_EMBEDDINGS: local_ND,
+        Signal.LOCAL_LOGITS: logits(local_ND),
+        Signal.GLOBAL_EMBEDDINGS: global_ND,
+        Signal.GLOBAL_LOGITS: logits(global_ND),
+        Signal.LABELLED_LOCAL_EMBEDDINGS: embeddings(sizes.labelled),
+    }
+
+
+def _images(seed: int, sizes: Sizes) -> DeviceImages:
+    size = max(sizes.pool, sizes.labelled)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
+    images = Images(pixels, np.zeros(size, dtype=np.int64))
+    return DeviceImages(images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), torch.device("cpu"))
+
+
+def _forward(images: DeviceImages, used: Counter[str], sizes: Sizes) -> None:
+    """Run ResNet-8 as often as the signals need it."""
+    model = build_model("resnet8", (32, 32, 3), sizes.classes, 0)
+    for which, count in used.items():
+        rows = torch.arange(sizes.labelled if which == "labelled" else sizes.pool)
+        for _ in range(count):
+            predict(model, images, rows)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _peak_memory(work: Callable[[], Counter[str]]) -> tuple[Counter[str], int]:
+    """Return the work's result, and by how many bytes resident memory rose at its peak."""
+    # What is free goes back to the system; or the work would use it, and not be counted.
+    ctypes.CDLL(None).malloc_trim(0)
+    # Linux sets the peak back to the present size when a 5 is written here.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _memory("VmRSS")
+    result = work()
+    return result, max(0, _memory("VmHWM") - before)
+
+
+def _memory(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    lines = [
+        "| strategy | passes | pass, s | selection, s | ratio | extra memory, MiB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, measured in result["strategies"].items():
+        lines.append(_row(name, measured))
+    for name, by_size in result["growth"].items():
+        lines += [_row(f"{name}, pool of {size}", measured) for size, measured in by_size.items()]
+    lines += [f"| {name} | not measured: {why} |" for name, why in result["not_measured"].items()]
+    return "\n".join(lines)
+
+
+def _row(name: str, measured: dict[str, Any]) -> str:
+    passes = " + ".join(measured["passes"]) or "none"
+    ratio = "" if measured["ratio"] is None else f"{measured['ratio']:.3f}"
+    return (
+        f"| {name} | {passes} | {measured['pass_seconds']:.2f} "
+        f"| {measured['selection_seconds']:.3f} | {ratio} "
+        f"| {measured['extra_memory_mib']:.0f} |"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--strategies", nargs="*", default=[], help="by name; all if left out")
+    parser.add_argument("--pool", type=int, default=20_000)
+    parser.add_argument("--labelled", type=int, default=2_000)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--width", type=int, default=512, help="of the embeddings")
+    parser.add_argument("--budget", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "selection.json"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
