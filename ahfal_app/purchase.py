@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 
 from ahfal_app.aggregation import ARRAYS_KEY
+from ahfal_app.asking import NOTHING, Records, ask
 from ahfal_app.client import QueryAnswer
 from ahfal_app.federation import Federation, Replies
+from ahfal_app.histograms import collect_histograms
 from ahfal_app.protocol import (
     COLLECT,
-    CONFIG_KEY,
-    HISTOGRAM,
     SELECT,
     STATISTICS_KEY,
     Order,
@@ -24,7 +23,7 @@ from ahfal_app.protocol import (
     query_answer_from_metrics,
     statistics_to_record,
 )
-from ahfal_app.statistics import ClassStatistics, class_statistics
+from ahfal_app.statistics import ClassStatistics
 
 # People take minutes to days: ask again soon at first, then less and less often.
 _FIRST_PAUSE_S = 1.0
@@ -49,12 +48,15 @@ class Purchase:
         Clients that failed at one of the steps, and why.
     seconds : dict[str, float]
         Wall time of each step.
+    epsilon_spent : float | None
+        What the histograms have cost of a client's privacy budget, this one included.
     """
 
     statistics: ClassStatistics
     answers: dict[int, QueryAnswer]
     failures: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    epsilon_spent: float | None = None
 
     @property
     def pending(self) -> int:
@@ -88,15 +90,20 @@ def buy(
     note : Callable
         Called with what people should know while they wait.
     """
-    statistics, histogram = _statistics(federation, order, num_classes, require)
-    replies = _ask(federation, order, SELECT, set(histogram.messages), arrays, statistics)
+    histograms = collect_histograms(federation, order, num_classes, require)
+    records: Records = {
+        ARRAYS_KEY: arrays,
+        STATISTICS_KEY: statistics_to_record(histograms.statistics),
+    }
+    replies = ask(federation, order, SELECT, dict.fromkeys(histograms.clients, records))
     answers = _read(replies)
-    require(replies, len(histogram.messages), "selection")
+    require(replies, len(histograms.clients), "selection")
     purchase = Purchase(
-        statistics,
+        histograms.statistics,
         answers,
-        histogram.failures | replies.failures,
-        {"histogram": histogram.seconds, "select": replies.seconds},
+        histograms.failures | replies.failures,
+        {"histogram": histograms.seconds, "select": replies.seconds},
+        histograms.epsilon_spent,
     )
     start = time.monotonic()
     standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note)
@@ -149,7 +156,8 @@ def wait_for_labels(
         note(f"waiting for {sum(standing[client].pending for client in waiting)} labels")
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
-        replies = _ask(federation, replace(order, cycle=cycle), COLLECT, waiting)
+        about = replace(order, cycle=cycle)
+        replies = ask(federation, about, COLLECT, dict.fromkeys(waiting, NOTHING))
         answered = _read(replies)
         standing |= answered
         misses = Counter({c: misses[c] + 1 for c in replies.failures})
@@ -159,52 +167,6 @@ def wait_for_labels(
     if pending := total(standing, "pending"):
         note(f"going on without {pending} labels; they will be used when they come")
     return standing, gone
-
-
-def _statistics(
-    federation: Federation,
-    order: Order,
-    num_classes: int,
-    require: Callable[[Replies, int, str], None],
-) -> tuple[ClassStatistics, Replies]:
-    clients = federation.clients
-    replies = _ask(federation, order, HISTOGRAM, set(clients))
-    counts: list[list[int]] = []
-    for client in list(replies.messages):
-        try:
-            counts.append(_counts(replies.messages[client].content, num_classes))
-        except ValueError as error:
-            replies.reject(client, str(error))
-    require(replies, len(clients), "histogram")
-    counts_MC = np.array(counts, dtype=np.int64)
-    return class_statistics(counts_MC, order.settings.tau), replies
-
-
-def _counts(content: RecordDict, num_classes: int) -> list[int]:
-    counts = metrics_of(content).get("counts")
-    if not isinstance(counts, list) or len(counts) != num_classes:
-        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
-    if any(not isinstance(value, int) or value < 0 for value in counts):
-        raise ValueError(f"counts={counts!r}: allowed are integers ≥ 0")
-    return [int(value) for value in counts]
-
-
-def _ask(
-    federation: Federation,
-    order: Order,
-    message_type: str,
-    clients: set[int],
-    arrays: ArrayRecord | None = None,
-    statistics: ClassStatistics | None = None,
-) -> Replies:
-    content = RecordDict({CONFIG_KEY: order.to_record()})
-    if arrays is not None:
-        content[ARRAYS_KEY] = arrays
-    if statistics is not None:
-        content[STATISTICS_KEY] = statistics_to_record(statistics)
-    group = f"cycle {order.cycle}"
-    messages = [federation.message(c, message_type, content, group) for c in sorted(clients)]
-    return federation.exchange(messages)
 
 
 def _read(replies: Replies) -> dict[int, QueryAnswer]:
