@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.asking import ask
 from ahfal_app.config import FEWEST_SUMMED, share_of
-from ahfal_app.errors import SecureAggregationFailed
+from ahfal_app.errors import CheckpointError, SecureAggregationFailed
 from ahfal_app.federation import Federation, Replies
 from ahfal_app.privacy import messages
 from ahfal_app.privacy.masking import Session
@@ -93,6 +93,8 @@ def secure_sum(
     ------
     SecureAggregationFailed
         Fewer clients stayed than the threshold, or their answers do not fit together.
+    CheckpointError
+        A sum that was kept cannot be read.
     """
     path = Path(order.run_folder) / _FOLDER / f"cycle-{order.cycle}.json"
     if path.exists():
@@ -239,13 +241,18 @@ def _write(path: Path, total: SecureSum) -> None:
 
 
 def _read(path: Path) -> SecureSum:
-    values = json.loads(path.read_bytes())
-    return SecureSum(
-        **values
-        | {
-            "sum_D": np.array(values["sum_D"], dtype=np.uint64),
-            "clients": tuple(values["clients"]),
-            # JSON knows texts as keys alone.
-            "failures": {int(client): why for client, why in values["failures"].items()},
-        }
-    )
+    try:
+        values = json.loads(path.read_bytes())
+        return SecureSum(
+            **values
+            | {
+                "sum_D": np.array(values["sum_D"], dtype=np.uint64),
+                "clients": tuple(values["clients"]),
+                # JSON knows texts as keys alone.
+                "failures": {int(client): why for client, why in values["failures"].items()},
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error!r}; without it the sum is taken again"
+        ) from error

@@ -44,7 +44,7 @@ def privacy_table(run: Run) -> TextTable | None:
     settings = run.settings
     if settings.privacy == "none":
         return None
-    rows = [("Mode", settings.privacy)]
+    rows: list[tuple[str, str]] = [("Mode", settings.privacy)]
     if settings.uses_local_dp:
         rows += [
             ("Mechanism", "integer Laplace noise on the class counts, drawn by each client"),
