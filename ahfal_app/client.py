@@ -25,6 +25,9 @@ from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request
 from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
 from ahfal_app.oracle import make_oracle
+from ahfal_app.privacy.disclosure import Disclosure, HistogramAnswer
+from ahfal_app.privacy.participant import Participant
+from ahfal_app.privacy.sessions import Advertisement
 from ahfal_app.query import (
     Aligned,
     PoolView,
@@ -132,6 +135,8 @@ class Client:
             The cycle that a resumed run goes on with; labels bought for later ones are not
             counted yet.
         """
+        with self._disclosure():
+            pass  # From now on the server is held to these terms of privacy.
         with self._labels() as store:
             if store.request(self._request_id(0)) is None:
                 budget = self._allotted(store, 0)
@@ -166,10 +171,24 @@ class Client:
             model.state_dict(), result.num_examples, result.loss, time.perf_counter() - start
         )
 
-    def histogram(self, cycle: int) -> NDArray[np.int64]:
-        """Return the class counts of what was labelled for training `cycle`, int64 (C,)."""
-        with self._labels() as store:
-            return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
+    def histogram(self, cycle: int) -> HistogramAnswer:
+        """Return the class counts of what was labelled for training `cycle`."""
+        counts_C = self._class_counts(cycle)
+        with self._disclosure() as disclosure:
+            return disclosure.histogram(cycle, counts_C)
+
+    def advertise_keys(self, cycle: int, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of what was labelled for training `cycle`."""
+        counts_C = self._class_counts(cycle)
+        with self._disclosure() as disclosure:
+            participant = disclosure.participant(cycle, session)
+            return participant.advertise(disclosure.summand(cycle, counts_C))
+
+    @contextmanager
+    def participant(self, cycle: int, session: str) -> Iterator[Participant]:
+        """Give this client's side of a session of secure aggregation."""
+        with self._disclosure() as disclosure:
+            yield disclosure.participant(cycle, session)
 
     def select(
         self, tensors: dict[str, Tensor], cycle: int, statistics: ClassStatistics
@@ -208,6 +227,15 @@ class Client:
     def _labels(self) -> Iterator[LabelStore]:
         with self._state.labels(self._rows_N, self._resources.num_classes) as store:
             yield store
+
+    @contextmanager
+    def _disclosure(self) -> Iterator[Disclosure]:
+        with self._state.privacy() as store:
+            yield Disclosure(store, self._settings, self._run, self._client)
+
+    def _class_counts(self, cycle: int) -> NDArray[np.int64]:
+        with self._labels() as store:
+            return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
 
     def _request_id(self, cycle: int) -> str:
         return request_id(self._run, self._client, cycle)

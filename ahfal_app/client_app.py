@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -24,10 +26,13 @@ from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
 from ahfal_app.config import Settings
 from ahfal_app.errors import ConfigError
+from ahfal_app.privacy import messages as secure
+from ahfal_app.privacy.participant import Participant
 from ahfal_app.protocol import (
     CONFIG_KEY,
     STATISTICS_KEY,
     Order,
+    histogram_to_metrics,
     ledger_to_metrics,
     query_answer_to_metrics,
     statistics_from_record,
@@ -92,10 +97,43 @@ def train(message: Message, context: Context) -> Message:
 
 @app.query("histogram")
 def histogram(message: Message, context: Context) -> Message:
-    """Tell how many labelled samples of each class there are."""
+    """Tell how many labelled samples of each class there are, with noise or without."""
     order = _order(message)
-    counts_C = _client(order, context).histogram(order.cycle)
-    return _metrics_reply(message, MetricRecord({"counts": counts_C.tolist()}))
+    answer = _client(order, context).histogram(order.cycle)
+    return _metrics_reply(message, histogram_to_metrics(answer))
+
+
+@app.query("advertise_keys")
+def advertise_keys(message: Message, context: Context) -> Message:
+    """Begin a session of secure aggregation with fresh keys."""
+    order, record = _order(message), secure.record_of(message.content)
+    session = secure.session_name(record)
+    advertisement = _client(order, context).advertise_keys(order.cycle, session)
+    return _secure_reply(message, secure.advertisement_to(advertisement))
+
+
+@app.query("share_keys")
+def share_keys(message: Message, context: Context) -> Message:
+    """Split the session's secrets among the clients."""
+    with _participant(message, context) as (participant, record):
+        ciphertexts = participant.share_keys(secure.roster_from(record))
+    return _secure_reply(message, secure.ciphertexts_to(ciphertexts))
+
+
+@app.query("mask")
+def mask(message: Message, context: Context) -> Message:
+    """Tell the masked histogram."""
+    with _participant(message, context) as (participant, record):
+        masked_D = participant.mask(secure.ciphertexts_from(record))
+    return _secure_reply(message, secure.vector_to(masked_D))
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Tell the shares that unmask the sum over the clients that stayed."""
+    with _participant(message, context) as (participant, record):
+        unmasking = participant.unmask(secure.survivors_from(record))
+    return _secure_reply(message, secure.unmasking_to(unmasking))
 
 
 @app.query("select")
@@ -168,9 +206,21 @@ def _state(order: Order, context: Context, partition: int) -> ClientState:
     return ClientState.on_disk(Path(order.run_folder) / "clients" / str(partition))
 
 
+@contextmanager
+def _participant(message: Message, context: Context) -> Iterator[tuple[Participant, ConfigRecord]]:
+    order, record = _order(message), secure.record_of(message.content)
+    session = secure.session_name(record)
+    with _client(order, context).participant(order.cycle, session) as participant:
+        yield participant, record
+
+
 def _query_reply(message: Message, answer: QueryAnswer) -> Message:
     return _metrics_reply(message, query_answer_to_metrics(answer))
 
 
 def _metrics_reply(message: Message, metrics: MetricRecord) -> Message:
     return Message(RecordDict({METRICS_KEY: metrics}), reply_to=message)
+
+
+def _secure_reply(message: Message, record: ConfigRecord) -> Message:
+    return Message(RecordDict({secure.RECORD_KEY: record}), reply_to=message)

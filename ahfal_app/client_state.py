@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ahfal_app.errors import ResumeError
 from ahfal_app.labels import LabelStore
+from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training import TrainingState
 
 _LABELS = "labels.sqlite"
@@ -147,6 +148,19 @@ class ClientState:
             # Also after an error: what was committed before it stays committed.
             if self._folder is None:
                 self._blobs.write(_LABELS, store.to_bytes())
+            store.close()
+
+    @contextmanager
+    def privacy(self) -> Iterator[PrivacyStore]:
+        """Open the record of what the client has told, in the database of its labels.
+
+        Without a folder it is empty each time: settings refuse every privacy but `none` there.
+        """
+        path = self._folder / _LABELS if self._folder is not None else Path(":memory:")
+        store = PrivacyStore(path)
+        try:
+            yield store
+        finally:
             store.close()
 
     def save_training(self, cycle: int, round_: int, state: TrainingState) -> None:

@@ -26,7 +26,20 @@ STRATEGY_PREFIX = "strategy."
 #: The number of clients of the in-process engine when `num-clients` is 0.
 DEFAULT_NUM_CLIENTS = 10
 
+#: A secure sum of fewer histograms would tell each client too much about the others.
+FEWEST_SUMMED = 3
+
+#: Below this the noise would outgrow any data set.
+SMALLEST_EPSILON = 1e-6
+
 Scalar = bool | int | float | str
+
+#: Settings that mean something in one mode of privacy alone.
+_PRIVACY_KEYS = {
+    "epsilon": "local-dp",
+    "adjacency": "local-dp",
+    "secure-aggregation-threshold": "secure-aggregation",
+}
 
 
 def _setting(default: Any, group: str, meaning: str, **bounds: Any) -> Any:
@@ -241,8 +254,30 @@ class Settings(BaseModel):
         "Seconds that a cycle waits for labels before it goes on with those it has.",
         ge=0,
     )
-    privacy: Literal["none"] = _setting(
-        "none", "Active learning", "Protection of the class histograms."
+
+    # --- Privacy of the class histograms --------------------------------------------
+    privacy: Literal["none", "local-dp", "secure-aggregation", "local-dp+secure-aggregation"] = (
+        _setting("none", "Privacy", "Protection of the class histograms.")
+    )
+    epsilon: float = _setting(
+        0.0,
+        "Privacy",
+        "Privacy budget ε of a client's histograms, for the whole run; needed by `local-dp`.",
+        ge=0,
+        le=1e6,
+    )
+    adjacency: Literal["replace", "add-remove"] = _setting(
+        "replace",
+        "Privacy",
+        "What ε protects: one label replaced by another (sensitivity 2; the number of labels is "
+        "public), or one label more or less (sensitivity 1).",
+    )
+    secure_aggregation_threshold: float = _setting(
+        0.65,
+        "Privacy",
+        "Share of the run's clients that must stay until a secure sum is unmasked.",
+        gt=0.5,
+        le=1,
     )
 
     # --- Parameters of the query strategy -------------------------------------------
@@ -250,15 +285,42 @@ class Settings(BaseModel):
 
     def labelled_fraction(self, cycle: int) -> Fraction:
         """Return the exact share of samples that is labelled when `cycle` (from 0) is trained."""
-        fraction = _exact(self.initial_fraction) + cycle * _exact(self.query_fraction)
-        return min(fraction, _exact(self.target_fraction))
+        fraction = exact_fraction(self.initial_fraction) + cycle * exact_fraction(
+            self.query_fraction
+        )
+        return min(fraction, exact_fraction(self.target_fraction))
 
     @property
     def num_cycles(self) -> int:
         """Number of trainings: one on the initial labels, then one after each purchase."""
-        missing = _exact(self.target_fraction) - _exact(self.initial_fraction)
-        needed = 1 + math.ceil(missing / _exact(self.query_fraction))
+        missing = exact_fraction(self.target_fraction) - exact_fraction(self.initial_fraction)
+        needed = 1 + math.ceil(missing / exact_fraction(self.query_fraction))
         return min(needed, self.cycles) if self.cycles else needed
+
+    @property
+    def uses_local_dp(self) -> bool:
+        """Whether histograms are noised before they leave a client."""
+        return "local-dp" in self.privacy
+
+    @property
+    def uses_secure_aggregation(self) -> bool:
+        """Whether the server sees sums over the clients' histograms alone."""
+        return "secure-aggregation" in self.privacy
+
+    @property
+    def num_releases(self) -> int:
+        """Number of histograms that a client tells: one before each purchase but the first."""
+        return self.num_cycles - 1
+
+    @property
+    def epsilon_per_release(self) -> Fraction:
+        """The exact share of `epsilon` that one histogram costs."""
+        return exact_fraction(self.epsilon) / max(1, self.num_releases)
+
+    @property
+    def sensitivity(self) -> int:
+        """L1 distance of the class counts of two neighbouring labelled sets."""
+        return 2 if self.adjacency == "replace" else 1
 
     def labels_due(self, cycle: int, num_samples: int) -> int:
         """Return how many of `num_samples` are to be labelled when `cycle` is trained."""
@@ -276,14 +338,15 @@ class Settings(BaseModel):
         return yaml.safe_dump(self.to_flat(), sort_keys=False)
 
 
-def _exact(fraction: float) -> Fraction:
+def exact_fraction(value: float) -> Fraction:
+    """Return the number that a person has written, and not the float nearest to it."""
     # 0.1 + 0.05 must be 0.15 and not 0.15000000000000002, or a client buys a label too many.
-    return Fraction(str(fraction))
+    return Fraction(str(value))
 
 
 def share_of(fraction: float, count: int) -> int:
     """Return that share of a count, rounded up, at least 1."""
-    return max(1, math.ceil(_exact(fraction) * count))
+    return max(1, math.ceil(exact_fraction(fraction) * count))
 
 
 def setting_fields() -> dict[str, FieldInfo]:
@@ -399,10 +462,45 @@ def _refusal(key: str, value: object, field: FieldInfo) -> str:
 
 
 def _contradictions(settings: Settings) -> list[str]:
-    problems = []
+    problems = _privacy_contradictions(settings)
     if settings.target_fraction < settings.initial_fraction:
         problems.append(
             f"target-fraction={settings.target_fraction!r}: allowed is at least "
             f"initial-fraction={settings.initial_fraction!r}"
         )
     return problems
+
+
+def _privacy_contradictions(settings: Settings) -> list[str]:
+    problems = []
+    if settings.privacy != "none" and settings.client_state != "disk":
+        problems.append(
+            f"client-state={settings.client_state!r}: allowed is 'disk' with "
+            f"privacy={settings.privacy!r}, since a node that starts again must still know what "
+            "it has released"
+        )
+    if settings.uses_local_dp and settings.epsilon < SMALLEST_EPSILON:
+        problems.append(
+            f"epsilon={settings.epsilon!r}: allowed is at least {SMALLEST_EPSILON:g} with "
+            f"privacy={settings.privacy!r}"
+        )
+    for key, belongs_to in _PRIVACY_KEYS.items():
+        value = getattr(settings, key.replace("-", "_"))
+        if belongs_to not in settings.privacy and value != setting_fields()[key].default:
+            problems.append(
+                f"{key}={value!r}: has no effect with privacy={settings.privacy!r}; allowed is "
+                f"nothing, or privacy={belongs_to!r}"
+            )
+    if settings.num_clients:
+        problems += too_few_for_secure_aggregation(settings)
+    return problems
+
+
+def too_few_for_secure_aggregation(settings: Settings) -> list[str]:
+    """Return the line that refuses secure aggregation over fewer than three clients."""
+    if not settings.uses_secure_aggregation or settings.num_clients >= FEWEST_SUMMED:
+        return []
+    return [
+        f"num-clients={settings.num_clients}: allowed is at least {FEWEST_SUMMED} with "
+        f"privacy={settings.privacy!r}, since of two clients each would learn the other's histogram"
+    ]

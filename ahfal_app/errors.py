@@ -84,6 +84,18 @@ class NoLabelledClients(AhfalError):
     """No client has a labelled sample, so there is nothing to take statistics of."""
 
 
+class PrivacyBudgetExceeded(AhfalError):
+    """A release would cost more than is left of the privacy budget ε."""
+
+
+class PrivacyRefused(AhfalError):
+    """A client was asked for more than the run's privacy allows it to tell."""
+
+
+class SecureAggregationFailed(AhfalError):
+    """A secure sum cannot be had: too few clients stayed, or what they sent does not fit."""
+
+
 class QuorumNotReached(AhfalError):
     """Too few clients answered usefully for the run to go on."""
 

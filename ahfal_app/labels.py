@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.database import connect, transaction
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
 
 SCHEMA_VERSION = 1
@@ -162,12 +162,8 @@ class LabelStore:
     @classmethod
     def open_file(cls, path: Path, samples_N: NDArray[np.int64], num_classes: int) -> LabelStore:
         """Open or create the store in a file; what it acknowledges survives a power cut."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            return cls(connection, samples_N, num_classes)
+            return cls(connect(path), samples_N, num_classes)
         except sqlite3.DatabaseError as error:
             raise StoreError(f"label store {path}: {error}") from error
 
@@ -199,7 +195,7 @@ class LabelStore:
 
         Said in total, and not in addition, so that a repeated grant changes nothing.
         """
-        with self._transaction():
+        with transaction(self._connection):
             more = max(0, total - self.ledger().allotted)
             self._move(allotted=more, free=more)
 
@@ -213,7 +209,7 @@ class LabelStore:
         PoolExhausted
             A sample is named twice, is not the client's, or is reserved or labelled already.
         """
-        with self._transaction():
+        with transaction(self._connection):
             known = self.request(request.request_id)
             if known is not None:
                 return known
@@ -256,7 +252,7 @@ class LabelStore:
             A label is out of range, or a sample was never asked for.
         """
         labelled = 0
-        with self._transaction():
+        with transaction(self._connection):
             for receipt in receipts:
                 labelled += self._commit_one(receipt)
             self._move(spent=labelled, reserved=-labelled)
@@ -264,7 +260,7 @@ class LabelStore:
 
     def release(self, request_id: str) -> int:
         """Give back what a request never had answered; return the number of samples."""
-        with self._transaction():
+        with transaction(self._connection):
             released = self._connection.execute(
                 "DELETE FROM samples WHERE request_id = ? AND state = 'reserved'", (request_id,)
             ).rowcount
@@ -358,20 +354,10 @@ class LabelStore:
 
     # --- inside -----------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
-
     def _prepare(self) -> None:
         samples = hashlib.sha256(np.ascontiguousarray(self._samples_N).tobytes()).hexdigest()
         expected = {"schema": str(SCHEMA_VERSION), "samples": samples}
-        with self._transaction():
+        with transaction(self._connection):
             exists = self._connection.execute(
                 "SELECT 1 FROM sqlite_master WHERE name = 'meta'"
             ).fetchone()

@@ -17,6 +17,7 @@ from ahfal_app.aggregation import METRICS_KEY
 from ahfal_app.client import QueryAnswer
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.labels import Ledger
+from ahfal_app.privacy.disclosure import HistogramAnswer
 from ahfal_app.statistics import ClassStatistics
 
 JOIN = "query.join"
@@ -134,6 +135,36 @@ def query_answer_from_metrics(metrics: MetricRecord) -> QueryAnswer:
         fine_tuned=bool(count(metrics, "fine-tuned")),
         seconds=number(metrics, "seconds"),
     )
+
+
+def histogram_to_metrics(answer: HistogramAnswer) -> MetricRecord:
+    """Return a client's class counts as metrics."""
+    return MetricRecord(
+        {
+            "counts": answer.counts_C.tolist(),
+            "has-labels": int(answer.has_labels),
+            "epsilon-spent": answer.epsilon_spent,
+        }
+    )
+
+
+def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool) -> HistogramAnswer:
+    """Return a client's class counts, exact ones or noisy ones.
+
+    Raises
+    ------
+    ValueError
+        Something is missing, or the counts are not as many as there are classes, or not what
+        counts can be.
+    """
+    counts = metrics.get("counts")
+    if not isinstance(counts, list) or len(counts) != num_classes:
+        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
+    if any(not isinstance(value, int) or (value < 0 and not noisy) for value in counts):
+        raise ValueError(f"counts={counts!r}: allowed are integers{'' if noisy else ' ≥ 0'}")
+    has_labels = bool(count(metrics, "has-labels"))
+    spent = number(metrics, "epsilon-spent")
+    return HistogramAnswer(np.array(counts, dtype=np.int64), has_labels, spent)
 
 
 def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from ahfal_app.aggregation import ARRAYS_KEY
+from ahfal_app.asking import NOTHING, Records, ask
 from ahfal_app.client import QueryAnswer
 from ahfal_app.federation import Federation, Replies
+from ahfal_app.histograms import collect_histograms
 from ahfal_app.protocol import (
     COLLECT,
-    CONFIG_KEY,
-    HISTOGRAM,
     SELECT,
     STATISTICS_KEY,
     Order,
@@ -25,7 +25,7 @@ from ahfal_app.protocol import (
     query_answer_from_metrics,
     statistics_to_record,
 )
-from ahfal_app.statistics import ClassStatistics, class_statistics
+from ahfal_app.statistics import ClassStatistics
 
 # People take minutes to days: ask again soon at first, then less and less often.
 _FIRST_PAUSE_S = 1.0
@@ -50,12 +50,15 @@ class Purchase:
         Clients that failed at one of the steps, and why.
     seconds : dict[str, float]
         Wall time of each step.
+    epsilon_spent : float | None
+        What the histograms have cost of a client's privacy budget, this one included.
     """
 
     statistics: ClassStatistics
     answers: dict[int, QueryAnswer]
     failures: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    epsilon_spent: float | None = None
 
     @property
     def pending(self) -> int:
@@ -92,16 +95,19 @@ def buy(
     note : Callable
         Called with what people should know while they wait.
     """
-    statistics, histogram = _statistics(federation, order, num_classes, require)
-    statistics = replace(statistics, target_C=_target(order, statistics, global_counts_C))
-    replies = _ask(federation, order, SELECT, set(histogram.messages), arrays, statistics)
+    histograms = collect_histograms(federation, order, num_classes, require)
+    target_C = _target(order, histograms.statistics, global_counts_C)
+    statistics = replace(histograms.statistics, target_C=target_C)
+    records: Records = {ARRAYS_KEY: arrays, STATISTICS_KEY: statistics_to_record(statistics)}
+    replies = ask(federation, order, SELECT, dict.fromkeys(histograms.clients, records))
     answers = _read(replies)
-    require(replies, len(histogram.messages), "selection")
+    require(replies, len(histograms.clients), "selection")
     purchase = Purchase(
-        statistics,
+        histograms.statistics,
         answers,
-        histogram.failures | replies.failures,
-        {"histogram": histogram.seconds, "select": replies.seconds},
+        histograms.failures | replies.failures,
+        {"histogram": histograms.seconds, "select": replies.seconds},
+        histograms.epsilon_spent,
     )
     start = time.monotonic()
     standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note)
@@ -154,7 +160,8 @@ def wait_for_labels(
         note(f"waiting for {sum(standing[client].pending for client in waiting)} labels")
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
-        replies = _ask(federation, replace(order, cycle=cycle), COLLECT, waiting)
+        about = replace(order, cycle=cycle)
+        replies = ask(federation, about, COLLECT, dict.fromkeys(waiting, NOTHING))
         answered = _read(replies)
         standing |= answered
         misses = Counter({c: misses[c] + 1 for c in replies.failures})
@@ -166,25 +173,6 @@ def wait_for_labels(
     return standing, gone
 
 
-def _statistics(
-    federation: Federation,
-    order: Order,
-    num_classes: int,
-    require: Callable[[Replies, int, str], None],
-) -> tuple[ClassStatistics, Replies]:
-    clients = federation.clients
-    replies = _ask(federation, order, HISTOGRAM, set(clients))
-    counts: list[list[int]] = []
-    for client in list(replies.messages):
-        try:
-            counts.append(_counts(replies.messages[client].content, num_classes))
-        except ValueError as error:
-            replies.reject(client, str(error))
-    require(replies, len(clients), "histogram")
-    counts_MC = np.array(counts, dtype=np.int64)
-    return class_statistics(counts_MC, order.settings.tau, order.settings.dispersion), replies
-
-
 def _target(
     order: Order, statistics: ClassStatistics, global_counts_C: NDArray[np.int64] | None
 ) -> NDArray[np.float64] | None:
@@ -194,33 +182,6 @@ def _target(
     if order.settings.align == "true-global" and global_counts_C is not None:
         return global_counts_C.astype(np.float64)
     return None
-
-
-def _counts(content: RecordDict, num_classes: int) -> list[int]:
-    counts = metrics_of(content).get("counts")
-    if not isinstance(counts, list) or len(counts) != num_classes:
-        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
-    if any(not isinstance(value, int) or value < 0 for value in counts):
-        raise ValueError(f"counts={counts!r}: allowed are integers ≥ 0")
-    return [int(value) for value in counts]
-
-
-def _ask(
-    federation: Federation,
-    order: Order,
-    message_type: str,
-    clients: set[int],
-    arrays: ArrayRecord | None = None,
-    statistics: ClassStatistics | None = None,
-) -> Replies:
-    content = RecordDict({CONFIG_KEY: order.to_record()})
-    if arrays is not None:
-        content[ARRAYS_KEY] = arrays
-    if statistics is not None:
-        content[STATISTICS_KEY] = statistics_to_record(statistics)
-    group = f"cycle {order.cycle}"
-    messages = [federation.message(c, message_type, content, group) for c in sorted(clients)]
-    return federation.exchange(messages)
 
 
 def _read(replies: Replies) -> dict[int, QueryAnswer]:

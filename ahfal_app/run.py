@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from ahfal_app.checkpoint import Arrays, Checkpoint, Position, read_checkpoint, write_checkpoint
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import Settings
+from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.joining import Membership
 from ahfal_app.preflight import (
@@ -189,9 +189,12 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     Raises
     ------
     ConfigError
-        A client has other data, or another split of it, or the budget buys nothing.
+        A client has other data, or another split of it, the budget buys nothing, or the clients
+        are too few for secure aggregation.
     """
     loaded, settings = start.loaded, membership.settings
+    if problems := too_few_for_secure_aggregation(settings):
+        raise ConfigError(problems)
     check_budget(settings, max(m.num_samples for m in membership.members.values()))
     partition = resources(settings).partition
     expected = (loaded.dataset.fingerprint, partition.fingerprint)

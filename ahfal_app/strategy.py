@@ -397,6 +397,7 @@ class FederatedActiveLearning(Strategy):
             deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
             low=tuple(statistics.low_C.tolist()) if statistics else None,
             tau=settings.tau,
+            epsilon_spent=purchase.epsilon_spent if purchase else None,
             budget=total(purchase.answers, "selected") if purchase else 0,
             bought=max(0, sum(self._labelled.values()) - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,

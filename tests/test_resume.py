@@ -7,18 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from flwr.app import Context, Message
-from simulation import TINY, Outcome, Simulation
+from simulation import TINY, Handler, Outcome, Simulation
 
 from ahfal_app import run as run_module
+from ahfal_app import secure_sum
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import Settings
 from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
 from ahfal_app.labels import LabelStore
+from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.reading import read_metrics
 from ahfal_app.results.run_folder import Recorder
 from ahfal_app.run import prepare
@@ -31,8 +34,9 @@ class Killed(BaseException):
 class KillSwitch:
     """Kills at the n-th event; an event is any moment around a message or a write."""
 
-    def __init__(self, fatal: int | None = None) -> None:
+    def __init__(self, fatal: int | None = None, handler: Handler = client_app) -> None:
         self.fatal = fatal
+        self._handler = handler
         self.events = 0
 
     def tick(self) -> None:
@@ -42,7 +46,7 @@ class KillSwitch:
 
     def handler(self, message: Message, context: Context) -> Message:
         self.tick()
-        reply = client_app(message, context)
+        reply = self._handler(message, context)
         self.tick()
         return reply
 
@@ -61,6 +65,10 @@ class KillSwitch:
         patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
         patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
         patch.setattr(LabelStore, "commit", self.around(LabelStore.commit))
+        patch.setattr(PrivacyStore, "release", self.around(PrivacyStore.release))
+        patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
+        patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))
+        patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +76,26 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcom
     return Simulation(tmp_path_factory.mktemp("straight"), data_dir)()
 
 
-def _number_of_events(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> int:
+def _number_of_events(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, **settings: object
+) -> int:
     switch = KillSwitch()
     with monkeypatch.context() as patch:
         switch.install(patch)
-        simulation(handler=switch.handler, name="counted")
+        simulation(settings, handler=switch.handler, name="counted")
     return switch.events
 
 
 def _killed_at(
-    event: int, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, folder: Path | None = None
+    event: int,
+    simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path | None = None,
+    watch: Handler = client_app,
+    **settings: object,
 ) -> Path:
     """Run, or resume, until an event; return the run's folder."""
-    switch = KillSwitch(event)
+    switch = KillSwitch(event, watch)
     with monkeypatch.context() as patch:
         switch.install(patch)
         if folder is not None:
@@ -88,7 +103,7 @@ def _killed_at(
                 simulation.resume(folder, switch.handler)
             return folder
         with pytest.raises(Killed):
-            simulation(handler=switch.handler, name=f"killed-{event}")
+            simulation(settings, handler=switch.handler, name=f"killed-{event}")
     return Path(str(simulation.base["output-dir"])) / f"killed-{event}"
 
 
@@ -108,6 +123,86 @@ def test_killed_at_every_event(
     for event in range(3, _number_of_events(simulation, monkeypatch) + 1):
         folder = _killed_at(event, simulation, monkeypatch)
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
+        shutil.rmtree(folder)
+
+
+SECURE = {"privacy": "secure-aggregation"}
+
+
+@pytest.fixture(scope="module")
+def straight_secure(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
+    return Simulation(tmp_path_factory.mktemp("secure"), data_dir)(SECURE)
+
+
+# While keys are told, vectors masked, the sum unmasked (twice) and kept.
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.353, 0.392, 0.737])
+def test_secure_sums_are_the_same_after_a_resume(
+    share: float,
+    straight_secure: Outcome,
+    simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    total = _number_of_events(simulation, monkeypatch, **SECURE)
+    folder = _killed_at(round(share * total), simulation, monkeypatch, **SECURE)
+    assert simulation.resume(folder).result == straight_secure.result
+
+
+@pytest.mark.slow
+def test_secure_run_killed_at_every_event(
+    straight_secure: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    for event in range(3, _number_of_events(simulation, monkeypatch, **SECURE) + 1):
+        folder = _killed_at(event, simulation, monkeypatch, **SECURE)
+        assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
+        shutil.rmtree(folder)
+
+
+NOISY = {"privacy": "local-dp", "epsilon": 0.2}
+
+
+class Heard:
+    """Every histogram that leaves a client, in all lives of a run."""
+
+    def __init__(self) -> None:
+        self.histograms: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "query.histogram":
+            cycle = message.content.config_records["config"]["cycle"]
+            counts = reply.content.metric_records["metrics"]["counts"]
+            key = (int(context.node_config["partition-id"]), int(cycle))
+            self.histograms.setdefault(key, set()).add(tuple(counts))
+        return reply
+
+
+def _check_noise(heard: Heard, outcome: Outcome) -> None:
+    """Each client has told each cycle's histogram once, and spent what was said."""
+    assert set(heard.histograms) == {(client, cycle) for client in range(3) for cycle in range(2)}
+    assert all(len(told) == 1 for told in heard.histograms.values())
+    assert [cycle.epsilon_spent for cycle in outcome.metrics.cycles] == [0.1, 0.2, None]
+    for client in range(3):
+        store = PrivacyStore(outcome.folder / "clients" / str(client) / "labels.sqlite")
+        assert store.spent() == Fraction("0.2")
+        store.close()
+
+
+# With a release stored and not told, told by one client, told by two; in the next cycle.
+@pytest.mark.parametrize("share", [0.288, 0.294, 0.318, 0.641])
+def test_noise_is_the_same_after_a_resume(
+    share: float, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    total, heard = _number_of_events(simulation, monkeypatch, **NOISY), Heard()
+    folder = _killed_at(round(share * total), simulation, monkeypatch, watch=heard, **NOISY)
+    _check_noise(heard, simulation.resume(folder, heard))
+
+
+@pytest.mark.slow
+def test_noisy_run_killed_at_every_event(simulation: Simulation, monkeypatch: pytest.MonkeyPatch):
+    for event in range(3, _number_of_events(simulation, monkeypatch, **NOISY) + 1):
+        heard = Heard()
+        folder = _killed_at(event, simulation, monkeypatch, watch=heard, **NOISY)
+        _check_noise(heard, simulation.resume(folder, heard))
         shutil.rmtree(folder)
 
 

@@ -149,7 +149,11 @@ def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
         "metrics.labelled",
         "metrics.purchases",
     }
-    assert seen["query.histogram"] == {"metrics.counts"}
+    assert seen["query.histogram"] == {
+        "metrics.counts",
+        "metrics.has-labels",
+        "metrics.epsilon-spent",
+    }
     assert seen["query.select"] == ledger | {
         "metrics.selected",
         "metrics.labelled",

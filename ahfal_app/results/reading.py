@@ -55,6 +55,11 @@ class Metrics:
         return sum(record.bytes_up for record in self.records)
 
     @property
+    def epsilon_spent(self) -> float:
+        """What the histograms have cost of a client's privacy budget so far."""
+        return max((cycle.epsilon_spent or 0.0 for cycle in self.cycles), default=0.0)
+
+    @property
     def num_failures(self) -> int:
         """Number of messages answered by an error or not at all."""
         return sum(len(record.failed) for record in self.records)

@@ -87,9 +87,11 @@ class CycleRecord(_Record):
     `labels` and `labels_per_client` (K) are those the cycle's model was trained on.
     `class_accuracy` (C) is None for a class without test samples. `mean` and `deviation`
     (C, proportions in [0, 1]) and `low` (C) are None in the last cycle, which selects
-    nothing; `tau` is in percentage points. `budget` labels were asked for, `bought` came
-    and `pending` are still awaited. `seconds`, `bytes_down` and `bytes_up` count what
-    happened outside the cycle's rounds, so that sums over all records are the run's.
+    nothing; `tau` is in percentage points. `epsilon_spent` is what the histograms have cost
+    of a client's privacy budget so far, the most of any client; None without noise. `budget`
+    labels were asked for, `bought` came and `pending` are still awaited. `seconds`,
+    `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
+    over all records are the run's.
     """
 
     kind: Literal["cycle"] = "cycle"
@@ -103,6 +105,7 @@ class CycleRecord(_Record):
     deviation: tuple[Share, ...] | None = None
     low: tuple[bool, ...] | None = None
     tau: float
+    epsilon_spent: Annotated[float, Field(ge=0)] | None = None
     budget: Count = 0
     bought: Count = 0
     pending: Count = 0

@@ -14,6 +14,7 @@ from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError
 from ahfal_app.results import figures, heat_maps, tables
 from ahfal_app.results.files import write_text
+from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, Run, read_run
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.selections import read_class_counts
@@ -272,6 +273,7 @@ def _tables(run: Run) -> list[TextTable]:
     metrics = run.metrics
     candidates = (
         tables.cycle_table(metrics) if metrics.cycles else None,
+        privacy_table(run),
         tables.failure_table(metrics),
         tables.time_table(metrics),
         tables.traffic_table(metrics),

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.units import bytes_text, percent, seconds_text
@@ -55,6 +56,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "labels_per_cycle": [cycle.labels for cycle in cycles],
         "ledger": cycles[-1].ledger.model_dump() if cycles else None,
         "seconds": {"total": sum(seconds.values()), **seconds},
+        "privacy": describe_privacy(run),
         "bytes_down": run.metrics.bytes_down,
         "bytes_up": run.metrics.bytes_up,
         "failures": run.metrics.num_failures,
@@ -141,6 +143,9 @@ def _closing(run: Run) -> list[str]:
             f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "
             f"of {ledger.allotted:,} allotted"
         )
+    if run.settings.uses_local_dp:
+        spent, epsilon = metrics.epsilon_spent, run.settings.epsilon
+        lines.append(f"privacy: ε {spent:g} of {epsilon:g} spent on each client's histograms")
     lines.append(
         f"cost: {seconds_text(sum(metrics.seconds.values()))}, "
         f"{bytes_text(metrics.bytes_down)} to clients, {bytes_text(metrics.bytes_up)} from clients"

@@ -1,0 +1,151 @@
+"""What a client tells of its class counts, in each mode of privacy.
+
+Shape suffixes: C classes, D = 2 C + 1 entries of the vector that is summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahfal_app.config import Settings, exact_fraction, share_of
+from ahfal_app.errors import PrivacyRefused
+from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
+from ahfal_app.privacy.masking import Session
+from ahfal_app.privacy.participant import Participant
+from ahfal_app.privacy.quantisation import quantise
+from ahfal_app.privacy.store import PrivacyStore
+from ahfal_app.statistics import class_proportions
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramAnswer:
+    """A client's class counts, as it tells them.
+
+    Attributes
+    ----------
+    counts_C : NDArray[np.int64]
+        Exact, or with noise and then perhaps negative.
+    has_labels : bool
+        Whether they count; False where the labelled set is empty and that is no secret.
+    epsilon_spent : float
+        What all releases of this client have cost so far; 0 without noise.
+    """
+
+    counts_C: NDArray[np.int64]
+    has_labels: bool
+    epsilon_spent: float
+
+
+class Disclosure:
+    """One client's disclosures, held to the terms under which it joined.
+
+    Parameters
+    ----------
+    store : PrivacyStore
+        Where they are kept.
+    settings : Settings
+        The run's settings, with `num_clients` resolved.
+    run : str
+        The run's identity.
+    client : int
+        The client's partition.
+
+    Raises
+    ------
+    PrivacyRefused
+        The settings that concern privacy are not those of before.
+    """
+
+    def __init__(self, store: PrivacyStore, settings: Settings, run: str, client: int) -> None:
+        store.hold_to(
+            {
+                "privacy": settings.privacy,
+                "epsilon": settings.epsilon,
+                "releases": settings.num_releases,
+                "adjacency": settings.adjacency,
+                "secure-aggregation-threshold": settings.secure_aggregation_threshold,
+                "num-clients": settings.num_clients,
+            }
+        )
+        self._store = store
+        self._settings = settings
+        self._run = run
+        self._client = client
+
+    def histogram(self, cycle: int, counts_C: NDArray[np.int64]) -> HistogramAnswer:
+        """Return the class counts, with noise where the settings say so.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known.
+        PrivacyBudgetExceeded
+            The release would cost more than is left.
+        """
+        if self._settings.uses_secure_aggregation:
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's histogram is not told"
+            )
+        released_C = self._released(cycle, counts_C)
+        return HistogramAnswer(
+            np.zeros_like(counts_C) if released_C is None else released_C,
+            released_C is not None,
+            float(self._store.spent()),
+        )
+
+    def summand(self, cycle: int, counts_C: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return this client's part in a cycle's secure sum, uint64 (D,).
+
+        Raises
+        ------
+        PrivacyBudgetExceeded
+            The release would cost more than is left.
+        """
+        released_C = self._released(cycle, counts_C)
+        if released_C is None:
+            return quantise(np.zeros(len(counts_C)))
+        if self._settings.uses_local_dp:
+            return quantise(proportions_of_noisy(released_C))
+        return quantise(class_proportions(released_C))
+
+    def participant(self, cycle: int, session: str) -> Participant:
+        """Return this client's side of a session of secure aggregation.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run has none.
+        """
+        settings = self._settings
+        if not settings.uses_secure_aggregation:
+            raise PrivacyRefused(f"privacy={settings.privacy!r}: there is no secure aggregation")
+        return Participant(
+            self._store,
+            Session(self._run, cycle, session),
+            self._client,
+            settings.num_clients,
+            share_of(settings.secure_aggregation_threshold, settings.num_clients),
+        )
+
+    def _released(self, cycle: int, counts_C: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return what may be used of the counts, or None where there are none and all may know.
+
+        With `replace` no other labelled set is a neighbour of the empty one, so there is
+        nothing to hide; with `add-remove` noise hides that it is empty.
+        """
+        settings = self._settings
+        hides_size = settings.uses_local_dp and settings.adjacency == "add-remove"
+        if not counts_C.any() and not hides_size:
+            return None
+        if not settings.uses_local_dp:
+            return counts_C
+        cost = settings.epsilon_per_release
+        return self._store.release(
+            cycle,
+            cost,
+            exact_fraction(settings.epsilon),
+            lambda: LaplaceMechanism.calibrated(settings.sensitivity, cost).release(counts_C),
+        )
