@@ -152,15 +152,33 @@ def partition(
 
 
 @app.command()
-def strategies() -> None:
-    """List the query strategies: name, what they need, their parameters, their paper."""
-    from ahfal_app.query import strategy_table
+def strategies(
+    name: Annotated[
+        str | None, typer.Argument(help="Tell all about this one, its parameters too.")
+    ] = None,
+) -> None:
+    """List the query strategies: name, what they need, their paper."""
+    from ahfal_app.query import strategy_entry, strategy_table
 
-    table = Table("name", "needs", "parameters", "paper")
-    for entry in strategy_table():
-        parameters = "\n".join(f"{p.key}={p.default}: {p.meaning}" for p in entry.parameters)
-        table.add_row(entry.name, "\n".join(entry.signals) or "-", parameters or "-", entry.paper)
-    Console().print(table)
+    console = Console()
+    if name is None:
+        table = Table("name", "what it takes", "needs", "paper")
+        for entry in strategy_table():
+            needs = "\n".join(entry.signals) or "-"
+            table.add_row(entry.name, entry.summary, needs, entry.paper)
+        console.print(table)
+        console.print("`ahfal strategies NAME` tells all about one, its parameters too.")
+        return
+    entry = strategy_entry(name)
+    console.print(f"{entry.name}: {entry.description}\n", markup=False, soft_wrap=True)
+    console.print(f"Paper: {entry.paper}", markup=False, soft_wrap=True)
+    console.print(f"Needs: {', '.join(entry.signals) or 'nothing'}\n", markup=False)
+    table = Table("parameter", "default", "allowed", "meaning")
+    for parameter in entry.parameters:
+        default = str(parameter.default)
+        table.add_row(parameter.key, default, parameter.allowed, parameter.meaning)
+    if entry.parameters:
+        console.print(table)
 
 
 @app.command()

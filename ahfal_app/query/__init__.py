@@ -15,6 +15,7 @@ from ahfal_app.query.core.registry import (
     check_parameters,
     make_strategy,
     strategy_class,
+    strategy_entry,
     strategy_names,
     strategy_table,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "checked_select",
     "make_strategy",
     "strategy_class",
+    "strategy_entry",
     "strategy_names",
     "strategy_table",
 ]

@@ -6,6 +6,7 @@ Listing names imports neither the strategies nor torch.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,10 +41,11 @@ class ParameterEntry:
 
 @dataclass(frozen=True)
 class StrategyEntry:
-    """A strategy, for tables: name, one line, citation, names of signals, parameters."""
+    """A strategy, for tables: name, one line, all of it, citation, signals, parameters."""
 
     name: str
     summary: str
+    description: str
     paper: str
     signals: tuple[str, ...]
     parameters: tuple[ParameterEntry, ...]
@@ -117,6 +119,17 @@ def strategy_table() -> tuple[StrategyEntry, ...]:
     return tuple(_entry(strategy_class(name)) for name in strategy_names())
 
 
+def strategy_entry(name: str) -> StrategyEntry:
+    """Return a query strategy with its parameters, for documentation and the CLI.
+
+    Raises
+    ------
+    UnknownStrategy
+        No strategy has this name.
+    """
+    return _entry(strategy_class(name))
+
+
 def _origins() -> dict[str, str | EntryPoint]:
     """Return where each strategy comes from: a module's name or an entry point."""
     origins: dict[str, str | EntryPoint] = {}
@@ -166,6 +179,7 @@ def _entry(strategy: type[QueryStrategy]) -> StrategyEntry:
     return StrategyEntry(
         name=strategy.name,
         summary=(strategy.__doc__ or "").strip().splitlines()[0],
+        description=inspect.cleandoc(strategy.__doc__ or ""),
         paper=strategy.paper,
         signals=tuple(sorted(signal.value for signal in strategy.signals)),
         parameters=parameters,
