@@ -400,7 +400,8 @@ def _range_problem(detail: ErrorDetails, fields: Mapping[str, FieldInfo]) -> str
 def _refusal(key: str, value: object, field: FieldInfo) -> str:
     nearest = ""
     if typing.get_origin(field.annotation) is Literal and isinstance(value, str):
-        nearest = suggestion(value, typing.get_args(field.annotation))
+        choices = typing.get_args(field.annotation)
+        nearest = suggestion(value, [choice for choice in choices if isinstance(choice, str)])
     return f"{key}={value!r}: allowed is {allowed_values(field)}{nearest}"
 
 

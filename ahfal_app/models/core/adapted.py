@@ -76,12 +76,11 @@ def as_classifier(
         The network cannot take such images, or its output is not what it has to be.
     """
     _switch_off_chance(network)
-    if isinstance(network, Classifier):
-        model = network
-    else:
+    if not isinstance(network, Classifier):
         _use_own_batch_norm(network)
-        model = _with_head(network, name, image_shape)
-    _check(model, name, image_shape, num_classes)
+    expected_BC = _try(network, name, image_shape)
+    model = network if isinstance(network, Classifier) else _with_head(network, name)
+    _check(model, expected_BC, name, image_shape, num_classes)
     return model.train()
 
 
@@ -102,41 +101,43 @@ def _use_own_batch_norm(network: nn.Module) -> None:
             network.set_submodule(path, own)
 
 
-def _with_head(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Classifier:
-    images_BcHW = _images(2, image_shape)
-    # Before anything is taken apart, and since lazy layers get their sizes by it.
-    expected_BC = _output(network.eval(), images_BcHW, name)
+def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Tensor:
+    """Return the logits of `_images`, having trained on one image without leaving a trace."""
+    # Evaluation comes first, since lazy layers get their sizes by it.
+    logits_BC = _output(network.eval(), _images(2, image_shape), name)
+    buffers = {path: buffer.clone() for path, buffer in network.named_buffers()}
+    _output(network.train(), _images(1, image_shape), name)
+    for path, buffer in network.named_buffers():
+        buffer.copy_(buffers[path])
+    return logits_BC
+
+
+def _with_head(network: nn.Module, name: str) -> Classifier:
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not any(linear):
         raise ConfigError(
             [f"model={name!r}: allowed is a network that ends in an nn.Linear; it has none"]
         )
-    path = linear[-1]
-    head = network.get_submodule(path)
-    network.set_submodule(path, nn.Identity())
-    model = Adapted(network, head)  # type: ignore[arg-type]
-    output_BC = _output(model, images_BcHW, name)
-    if output_BC.shape != expected_BC.shape or not torch.allclose(output_BC, expected_BC):
-        raise ConfigError(
-            [
-                f"model={name!r}: allowed is a network that ends in an nn.Linear; after {path!r} "
-                "it does something else"
-            ]
-        )
-    return model
+    head = network.get_submodule(linear[-1])
+    network.set_submodule(linear[-1], nn.Identity())
+    return Adapted(network, head)  # type: ignore[arg-type]
 
 
 def _check(
-    model: Classifier, name: str, image_shape: tuple[int, int, int], num_classes: int
+    model: Classifier,
+    expected_BC: Tensor,
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> None:
-    """Try features, map and logits, and a batch of one in training mode."""
+    """Refuse logits, features or maps that do not belong together."""
     images_BcHW = _images(2, image_shape)
-    logits_BC = _output(model.eval(), images_BcHW, name)
+    model.eval()
     with torch.no_grad():
         features_BD = model.features(images_BcHW)
         of_map_BD = model.features_of_map(model.feature_map(images_BcHW))
     sizes = {
-        "logits": (logits_BC, num_classes),
+        "logits": (expected_BC, num_classes),
         "features": (features_BD, model.head.in_features),
         "features of its map": (of_map_BD, model.head.in_features),
     }
@@ -146,12 +147,15 @@ def _check(
         for what, (values, size) in sizes.items()
         if tuple(values.shape) != (2, size)
     ]
+    if not problems and not torch.allclose(of_map_BD, features_BD):
+        problems = [f"model={name!r}: allowed are features that are those of its map"]
+    if not problems and not torch.allclose(model.head(features_BD), expected_BC):
+        problems = [
+            f"model={name!r}: allowed is a network that ends in an nn.Linear; after its last "
+            "one it does something else"
+        ]
     if problems:
         raise ConfigError(problems)
-    buffers = {path: buffer.clone() for path, buffer in model.named_buffers()}
-    _output(model.train(), _images(1, image_shape), name)
-    for path, buffer in model.named_buffers():
-        buffer.copy_(buffers[path])
 
 
 def _output(network: nn.Module, images_BcHW: Tensor, name: str) -> Tensor:
