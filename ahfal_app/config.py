@@ -108,7 +108,12 @@ class Settings(BaseModel):
 
     # --- Model and local training -------------------------------------------------
     model: str = _setting(
-        "auto", "Training", "Network by name; `auto`: `small-cnn` for digits, else `resnet8`."
+        "auto",
+        "Training",
+        "Network by name, or `torchvision/<name>`; `auto`: `small-cnn` for digits, else `resnet8`.",
+    )
+    head_kernel: Literal[3, 1] = _setting(
+        3, "Training", "Pixels of the kernel of `mobilenet-v2`'s last convolution."
     )
     rounds: int = _setting(10, "Training", "Federated rounds in each cycle.", ge=1)
     local_epochs: int = _setting(5, "Training", "Epochs of local training in a round.", ge=1)
@@ -432,7 +437,8 @@ def _type_problem(key: str, value: object, field: FieldInfo) -> str | None:
     """Refuse what pydantic would silently convert, such as `true` for a number."""
     annotation = field.annotation
     if typing.get_origin(annotation) is Literal:
-        fits = isinstance(value, str)
+        # `True == 1`, but it is no choice between numbers.
+        fits = type(value) is type(typing.get_args(annotation)[0])
     elif annotation is bool:
         fits = isinstance(value, bool)
     elif annotation is int:
@@ -457,7 +463,8 @@ def _range_problem(detail: ErrorDetails, fields: Mapping[str, FieldInfo]) -> str
 def _refusal(key: str, value: object, field: FieldInfo) -> str:
     nearest = ""
     if typing.get_origin(field.annotation) is Literal and isinstance(value, str):
-        nearest = suggestion(value, typing.get_args(field.annotation))
+        choices = typing.get_args(field.annotation)
+        nearest = suggestion(value, [choice for choice in choices if isinstance(choice, str)])
     return f"{key}={value!r}: allowed is {allowed_values(field)}{nearest}"
 
 

@@ -44,6 +44,10 @@ class DuplicateStrategy(AhfalError):
     """Two query strategies claim the same name."""
 
 
+class DuplicateModel(AhfalError):
+    """Two networks claim the same name."""
+
+
 class InvalidSelection(AhfalError):
     """A query strategy broke its contract: wrong count, duplicates or foreign ids."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ahfal_app.config import Settings, parse_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
-from ahfal_app.models import model_names
+from ahfal_app.models import model_problem
 from ahfal_app.oracle import oracle_names
 from ahfal_app.query import (
     ScoringStrategy,
@@ -40,6 +40,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
         problems.extend(error.problems)
     for key, names in _NAMES.items():
         problems.extend(_name_problem(key, values, names()))
+    problems.extend(_model_problem(values))
     if settings is not None and settings.strategy in strategy_names():
         unusable = check_parameters(settings.strategy, settings.strategy_parameters)
         problems.extend(unusable or [*_loss_problem(settings), *_alignment_problem(settings)])
@@ -72,7 +73,7 @@ def check_data(settings: Settings) -> Resources:
     Raises
     ------
     ConfigError
-        The data set cannot be used, or the settings do not fit it.
+        The data set cannot be used, or the settings or the network do not fit it.
     """
     try:
         loaded = resources(settings)
@@ -86,6 +87,11 @@ def check_data(settings: Settings) -> Resources:
             f"{num_samples // settings.min_partition_size}, since the data set has {num_samples} "
             f"training samples and min-partition-size={settings.min_partition_size}"
         )
+    try:
+        # Whether a network fits the images shows when it is built.
+        loaded.new_model(0)
+    except ConfigError as error:
+        problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
     # With an unknown number of clients this is a first check; it is made again when they join.
@@ -122,7 +128,6 @@ def check_budget(settings: Settings, largest_client: int) -> None:
 _NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "strategy": strategy_names,
     "partition": partition_names,
-    "model": lambda: ("auto", *model_names()),
     "oracle": oracle_names,
 }
 
@@ -161,6 +166,12 @@ def _alignment_problem(settings: Settings) -> list[str]:
             "knows the true classes before they are bought"
         )
     return problems
+
+
+def _model_problem(values: Mapping[str, object]) -> list[str]:
+    name = values.get("model", setting_fields()["model"].default)
+    problem = model_problem(name) if isinstance(name, str) else None
+    return [problem] if problem else []
 
 
 def _name_problem(key: str, values: Mapping[str, object], names: Sequence[str]) -> list[str]:

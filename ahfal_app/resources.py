@@ -82,7 +82,13 @@ class Resources:
     def new_model(self, cycle: int) -> Classifier:
         """Return a freshly initialised model; equal for equal (seed, cycle)."""
         seed = torch_seed(self._settings.seed, "model", cycle)
-        return build_model(self.model_name, self.dataset.image_shape, self.num_classes, seed)
+        return build_model(
+            self.model_name,
+            self.dataset.image_shape,
+            self.num_classes,
+            seed,
+            head_kernel=self._settings.head_kernel,
+        )
 
     def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
         """Return a model of its own with these weights, on the device."""

@@ -29,7 +29,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 #: Maps the model and the size B of the labelled batch to a scalar that is added to the loss.
 Penalty = Callable[[Classifier, int], Tensor]
 
+#: Most images in a batch of prediction, and most pixels: what 1000 of 32x32 have.
 _PREDICTION_BATCH = 1000
+_PREDICTION_PIXELS = 1000 * 32 * 32
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def predict(model: Classifier, images: DeviceImages, rows_N: Tensor) -> Predicti
     """Return logits and features of rows, in evaluation mode, float32, not augmented."""
     logits, embeddings = [], []
     with _evaluation(model):
-        for rows_B in torch.split(rows_N, _PREDICTION_BATCH):
+        for rows_B in torch.split(rows_N, _prediction_batch(images)):
             embeddings.append(model.features(images.batch(rows_B)))
             logits.append(model.head(embeddings[-1]))
     if not logits:
@@ -269,6 +271,11 @@ def _batch_loss(
     if loss is cross_entropy:
         return step(forward_cross_entropy)(*inputs, labels_B, recipe.precision)
     return loss(step(forward_logits)(*inputs, recipe.precision), labels_B)
+
+
+def _prediction_batch(images: DeviceImages) -> int:
+    pixels = images.images_NHWC[0, ..., 0].numel()
+    return max(1, min(_PREDICTION_BATCH, _PREDICTION_PIXELS // pixels))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
 from ahfal_app.models import Classifier, build_model
-from ahfal_app.models.batch_norm import BatchNorm2d
+from ahfal_app.models.core.batch_norm import BatchNorm2d
 from ahfal_app.training import (
     Recipe,
     TrainingResult,

@@ -9,13 +9,12 @@ Shapes: B samples of a batch, c channels, H height, W width, D features, C class
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from ahfal_app.models.base import Classifier
-from ahfal_app.models.batch_norm import BatchNorm2d
+from ahfal_app.models.core.base import Classifier
+from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.models.core.initial_weights import initialise_convolutions
 
 _WIDTHS = (16, 32, 64)
 
@@ -49,10 +48,7 @@ class ResNet8(Classifier):
         )
         self.bn = BatchNorm2d(_WIDTHS[2])
         self.head = nn.Linear(_WIDTHS[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        initialise_convolutions(self)
 
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the input of the last linear layer, shape (B, 64)."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ahfal_app.models.base import Classifier
-from ahfal_app.models.batch_norm import BatchNorm2d
+from ahfal_app.models.core.base import Classifier
+from ahfal_app.models.core.batch_norm import BatchNorm2d
 
 _WIDTH = 32
 _FEATURES = 64

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d`, written out while it is compiled for training.
+
+    A single value a channel, from a batch of one image whose map has shrunk to one pixel, has
+    no variance and is normalised by the running statistics; torch refuses it.
 
     The compiler computes torch's own operator by Welford's method, one number after the
     other. Written as two sums over one pass, a compiled training step of ResNet-8 on a CPU
@@ -19,6 +23,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, maps_BcHW: Tensor) -> Tensor:
         """Return the normalised maps, in the dtype of the input."""
+        if self.training and maps_BcHW.numel() == maps_BcHW.shape[1]:
+            return batch_norm(
+                maps_BcHW, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
         if not (self.training and torch.compiler.is_compiling()):
             return super().forward(maps_BcHW)
         values_BcHW = maps_BcHW.float()
