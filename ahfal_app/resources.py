@@ -85,10 +85,10 @@ class Resources:
         return build_model(self.model_name, self.dataset.image_shape, self.num_classes, seed)
 
     @cached_property
-    def trainable_names(self) -> frozenset[str]:
-        """Names of the model's trainable parameters, as in its state."""
+    def trainable_names(self) -> tuple[str, ...]:
+        """Names of the model's trainable parameters, as in its state and in its order."""
         parameters = self.model().named_parameters()
-        return frozenset(name for name, parameter in parameters if parameter.requires_grad)
+        return tuple(name for name, parameter in parameters if parameter.requires_grad)
 
     def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
         """Return a model of its own with these weights, on the device."""

@@ -41,7 +41,7 @@ class Aggregation:
         state: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> None:
         self._settings = settings
-        self._trainable = frozenset(trainable)
+        self._trainable = sorted(trainable)
         self._method = METHODS[settings.aggregation]
         self._current = ArrayRecord()
         self.reset()
@@ -50,7 +50,7 @@ class Aggregation:
     @property
     def state(self) -> ServerState:
         """What has to be kept besides the global model for an equal next round, by name."""
-        return read_state(self._strategy)
+        return read_state(self._strategy, self._trainable)
 
     def reset(self) -> None:
         """Forget all rounds before, since the model starts afresh."""
@@ -110,8 +110,7 @@ class Aggregation:
 
         Sorted, since distances sum in this order, and it must be the same after a resume.
         """
-        floating = self._floating()
-        return sorted(floating & self._trainable if self._method.trainable_only else floating)
+        return self._trainable if self._method.trainable_only else sorted(self._floating())
 
     def _step(self, cycle: int, round_: int) -> int:
         """Return the number of this round since the model was fresh, from 1."""

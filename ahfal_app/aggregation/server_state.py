@@ -6,7 +6,7 @@ checkpoint already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.serverapp.strategy import FedAvg, FedAvgM
@@ -18,13 +18,20 @@ ServerState = dict[str, NDArray[np.generic]]
 _FIRST_MOMENT, _SECOND_MOMENT, _VELOCITY = "first-moment/", "second-moment/", "velocity/"
 
 
-def read_state(strategy: FedAvg) -> ServerState:
-    """Return a strategy's state by `<kind>/<array>`; empty where it has none, or none yet."""
+def read_state(strategy: FedAvg, names: Sequence[str]) -> ServerState:
+    """Return a strategy's state by `<kind>/<array>`; empty where it has none, or none yet.
+
+    Parameters
+    ----------
+    strategy : FedAvg
+        One of Flower's.
+    names : Sequence[str]
+        The arrays that it acts on, in the order in which it gets them, which is sorted.
+    """
     if isinstance(strategy, FedOpt):
         first, second = strategy.m_t or {}, strategy.v_t or {}
         return _prefixed(_FIRST_MOMENT, first) | _prefixed(_SECOND_MOMENT, second)
     if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
-        names = list(strategy.current_arrays or ())
         return _prefixed(_VELOCITY, dict(zip(names, strategy.momentum_vector, strict=True)))
     return {}
 
@@ -53,7 +60,7 @@ def _prefixed(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> ServerS
 
 
 def _without_prefix(prefix: str, state: Mapping[str, NDArray[np.generic]]) -> ServerState:
-    # Sorted, as `Aggregation` names all arrays to Flower: FedAvgM knows them by position.
+    # Sorted, as Flower gets all arrays: FedAvgM knows them by position only.
     return {
         name.removeprefix(prefix): array
         for name, array in sorted(state.items())
