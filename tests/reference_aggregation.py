@@ -14,9 +14,9 @@ Model = dict[str, np.ndarray]
 def mean(models: list[Model], weights: list[int]) -> Model:
     """McMahan et al. 2017, algorithm 1."""
     total = sum(weights)
+    pairs = list(zip(models, weights, strict=True))
     return {
-        name: sum(model[name] * weight / total for model, weight in zip(models, weights))
-        for name in models[0]
+        name: sum(model[name] * weight / total for model, weight in pairs) for name in models[0]
     }
 
 
