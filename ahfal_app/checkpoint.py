@@ -22,10 +22,11 @@ from safetensors.numpy import save as save_arrays
 
 from ahfal_app.errors import CheckpointError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KEPT = 2
 _STATE = "state.json"
-_ARRAYS = "model.safetensors"
+_MODEL = "model.safetensors"
+_AGGREGATION = "aggregation.safetensors"
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -51,6 +52,8 @@ class Checkpoint:
         The global model.
     bought : dict[int, int]
         The newest cycle that each client is known to have bought labels for.
+    aggregation : Arrays
+        What the aggregation carries from round to round; empty where it has no state.
     skipped : tuple[str, ...]
         What is wrong with newer checkpoints that could not be read.
     """
@@ -58,6 +61,7 @@ class Checkpoint:
     position: Position
     arrays: Arrays
     bought: dict[int, int] = field(default_factory=dict)
+    aggregation: Arrays = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
 
 
@@ -68,15 +72,21 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / f".{number:08d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    arrays = save_arrays(_ordered(checkpoint.arrays))
+    contents = {
+        _MODEL: save_arrays(_ordered(checkpoint.arrays)),
+        _AGGREGATION: save_arrays(_ordered(checkpoint.aggregation)),
+    }
     state = {
         "schema": SCHEMA_VERSION,
         **asdict(checkpoint.position),
         "bought": {str(client): cycle for client, cycle in checkpoint.bought.items()},
-        "arrays-sha256": hashlib.sha256(arrays).hexdigest(),
+        "files-sha256": {
+            name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
+        },
     }
     state["sha256"] = _state_hash(state)
-    _write_synced(temporary / _ARRAYS, arrays)
+    for name, content in contents.items():
+        _write_synced(temporary / name, content)
     _write_synced(temporary / _STATE, json.dumps(state, indent=1).encode())
     temporary.rename(folder / f"{number:08d}")
     _sync_folder(folder)
@@ -104,7 +114,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def _read(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / _STATE).read_bytes())
-        arrays = (folder / _ARRAYS).read_bytes()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if not isinstance(state, dict) or state.pop("sha256", None) != _state_hash(state):
@@ -113,14 +122,23 @@ def _read(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder}: schema {state['schema']}; this version reads {SCHEMA_VERSION}"
         )
-    if hashlib.sha256(arrays).hexdigest() != state["arrays-sha256"]:
-        raise CheckpointError(f"{folder}: {_ARRAYS} is damaged")
-    try:
-        loaded = load_arrays(arrays)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder}: {_ARRAYS}: {error}") from error
+    hashes = state["files-sha256"]
+    model, aggregation = (
+        _read_arrays(folder / name, hashes[name]) for name in (_MODEL, _AGGREGATION)
+    )
     bought = {int(client): int(cycle) for client, cycle in state["bought"].items()}
-    return Checkpoint(Position(state["run"], state["cycle"], state["round"]), loaded, bought)
+    position = Position(state["run"], state["cycle"], state["round"])
+    return Checkpoint(position, model, bought, aggregation)
+
+
+def _read_arrays(path: Path, sha256: str) -> Arrays:
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise CheckpointError(f"{path.parent}: {path.name} is damaged")
+        return load_arrays(content)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path.parent}: {path.name}: {error}") from error
 
 
 def _numbers(folder: Path) -> list[int]:

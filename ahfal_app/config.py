@@ -41,6 +41,20 @@ _PRIVACY_KEYS = {
     "secure-aggregation-threshold": "secure-aggregation",
 }
 
+AggregationName = Literal[
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedadagrad",
+    "fedyogi",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+]
+
 
 def _setting(default: Any, group: str, meaning: str, **bounds: Any) -> Any:
     return Field(default=default, description=meaning, json_schema_extra={"group": group}, **bounds)
@@ -176,7 +190,61 @@ class Settings(BaseModel):
     )
 
     # --- Federation ---------------------------------------------------------------
-    aggregation: Literal["fedavg"] = _setting("fedavg", "Federation", "How models are aggregated.")
+    aggregation: AggregationName = _setting(
+        "fedavg",
+        "Federation",
+        "How models are aggregated: a mean, a server optimiser's step, or a robust choice.",
+    )
+    proximal_mu: float = _setting(
+        0.01,
+        "Federation",
+        "`fedprox`: weight of the squared distance to the global model in local training.",
+        gt=0,
+        le=1e3,
+    )
+    server_learning_rate: float = _setting(
+        0.0,
+        "Federation",
+        "Server's step; 0: `fedavgm` 1, `fedadam` and `fedadagrad` 0.1, `fedyogi` 0.01.",
+        ge=0,
+        le=100,
+    )
+    server_momentum: float = _setting(
+        0.9,
+        "Federation",
+        "`fedavgm`: momentum of the server; `fedadam`, `fedyogi`: decay of the first moment.",
+        ge=0,
+        lt=1,
+    )
+    server_second_moment: float = _setting(
+        0.99, "Federation", "`fedadam`, `fedyogi`: decay of the second moment.", ge=0, lt=1
+    )
+    server_adaptivity: float = _setting(
+        1e-3,
+        "Federation",
+        "`fedadam`, `fedadagrad`, `fedyogi`: added to the second moment's root; small adapts more.",
+        gt=0,
+        le=1e3,
+    )
+    trimmed_share: float = _setting(
+        0.2,
+        "Federation",
+        "`fedtrimmedavg`: share of the clients that is cut off at each end of every value.",
+        gt=0,
+        lt=0.5,
+    )
+    malicious_clients: int = _setting(
+        1,
+        "Federation",
+        "`krum`, `multikrum`, `bulyan`: how many clients of a round may answer anything.",
+        ge=0,
+    )
+    multikrum_clients: int = _setting(
+        0,
+        "Federation",
+        "`multikrum`: how many clients' models are averaged; 0: all but the malicious.",
+        ge=0,
+    )
     client_fraction: float = _setting(
         1.0,
         "Federation",

@@ -104,6 +104,10 @@ class QuorumNotReached(AhfalError):
     """Too few clients answered usefully for the run to go on."""
 
 
+class NonFiniteModel(AhfalError):
+    """An aggregate of finite models is not finite: the clients' models are too far apart."""
+
+
 class CodeMismatch(AhfalError):
     """Server and clients run different versions of the code."""
 

@@ -1,8 +1,11 @@
-"""What local training minimises: cross-entropy, a query strategy's own loss, or KCFU."""
+"""What local training minimises: cross-entropy, a query strategy's own loss, or KCFU.
+
+FedProx adds its term to any of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from ahfal_app.config import Settings
 from ahfal_app.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
+from ahfal_app.models import Classifier
+from ahfal_app.proximal import ProximalTerm
 from ahfal_app.query import QueryStrategy, TrainingContext
 from ahfal_app.resources import Resources
 from ahfal_app.seeds import numpy_generator, torch_generator
@@ -74,9 +79,25 @@ def make_objective(
         What the client has.
     """
     if settings.local_update == "kcfu":
-        return _kcfu(settings, resources, recipe, situation)
-    context = TrainingContext(resources.num_classes, situation.class_counts_C, situation.round)
-    return Objective(strategy.training_loss(context) or cross_entropy)
+        objective = _kcfu(settings, resources, recipe, situation)
+    else:
+        context = TrainingContext(resources.num_classes, situation.class_counts_C, situation.round)
+        objective = Objective(strategy.training_loss(context) or cross_entropy)
+    if settings.aggregation == "fedprox":
+        anchors = {name: situation.global_tensors[name] for name in resources.trainable_names}
+        proximal = ProximalTerm(settings.proximal_mu, anchors, resources.device)
+        objective = replace(objective, penalty=_sum(objective.penalty, proximal))
+    return objective
+
+
+def _sum(first: Penalty | None, second: Penalty) -> Penalty:
+    if first is None:
+        return second
+
+    def penalty(model: Classifier, batch_size: int) -> Tensor:
+        return first(model, batch_size) + second(model, batch_size)
+
+    return penalty
 
 
 def _kcfu(

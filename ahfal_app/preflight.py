@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ahfal_app.aggregation import clients_in_a_round, shortage
 from ahfal_app.config import Settings, parse_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
@@ -49,6 +50,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
             resolve_device(settings.device)
         except ConfigError as error:
             problems.extend(error.problems)
+        problems.extend(_aggregation_problem(settings))
     if problems or settings is None:
         raise ConfigError(problems)
     return settings
@@ -125,6 +127,26 @@ def check_budget(settings: Settings, largest_client: int) -> None:
         )
 
 
+def check_clients(settings: Settings, largest_client: int) -> None:
+    """Check what depends on the clients, once they are known: the budget and the aggregation.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings, with `num_clients` resolved.
+    largest_client : int
+        Samples of the client that has most.
+
+    Raises
+    ------
+    ConfigError
+        A cycle buys nothing, or there are too few clients for the aggregation.
+    """
+    if problems := _aggregation_problem(settings):
+        raise ConfigError(problems)
+    check_budget(settings, largest_client)
+
+
 _NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "strategy": strategy_names,
     "partition": partition_names,
@@ -141,6 +163,14 @@ def _loss_problem(settings: Settings) -> list[str]:
         f"local-update={settings.local_update!r}: allowed is 'plain', since "
         f"strategy={settings.strategy!r} as it is set trains with a loss of its own"
     ]
+
+
+def _aggregation_problem(settings: Settings) -> list[str]:
+    """Refuse too few clients for the aggregation, where their number is known."""
+    if not settings.num_clients:
+        return []
+    problem = shortage(settings, clients_in_a_round(settings))
+    return [] if problem is None else [problem]
 
 
 def _alignment_problem(settings: Settings) -> list[str]:

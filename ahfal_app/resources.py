@@ -90,6 +90,12 @@ class Resources:
             head_kernel=self._settings.head_kernel,
         )
 
+    @cached_property
+    def trainable_names(self) -> tuple[str, ...]:
+        """Names of the model's trainable parameters, as in its state and in its order."""
+        parameters = self.model().named_parameters()
+        return tuple(name for name, parameter in parameters if parameter.requires_grad)
+
     def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
         """Return a model of its own with these weights, on the device."""
         model = copy.deepcopy(self.model())

@@ -14,13 +14,14 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
+from ahfal_app.aggregation import Aggregation
 from ahfal_app.checkpoint import Arrays, Checkpoint, Position, read_checkpoint, write_checkpoint
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.joining import Membership
 from ahfal_app.preflight import (
-    check_budget,
+    check_clients,
     check_data,
     check_settings,
     with_absolute_paths,
@@ -102,11 +103,15 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     recorder.truncate_after(position.cycle, position.round)
     for reason in start.checkpoint.skipped:
         progress.warn(f"a newer checkpoint cannot be used: {reason}")
+    aggregation = Aggregation(
+        start.settings, start.loaded.trainable_names, start.checkpoint.aggregation
+    )
     strategy = FederatedActiveLearning(
         Order(start.settings, position.run, str(start.folder), code_hash()),
-        _hooks(start, recorder, progress),
+        _hooks(start, recorder, progress, aggregation),
         progress,
         start.loaded.num_classes,
+        aggregation,
         position.cycle,
         position.round,
         start.checkpoint.bought,
@@ -167,11 +172,12 @@ def _refuse_changes(given: Settings, stored: Settings) -> None:
         raise ConfigError(problems)
 
 
-def _hooks(start: Start, recorder: Recorder, progress: Progress) -> Hooks:
+def _hooks(start: Start, recorder: Recorder, progress: Progress, aggregation: Aggregation) -> Hooks:
     run = start.checkpoint.position.run
 
     def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
-        state = Checkpoint(Position(run, cycle, round_), _to_numpy(arrays), bought)
+        position = Position(run, cycle, round_)
+        state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
         write_checkpoint(start.folder / _CHECKPOINTS, state)
 
     return Hooks(
@@ -195,7 +201,7 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     loaded, settings = start.loaded, membership.settings
     if problems := too_few_for_secure_aggregation(settings):
         raise ConfigError(problems)
-    check_budget(settings, max(m.num_samples for m in membership.members.values()))
+    check_clients(settings, max(m.num_samples for m in membership.members.values()))
     partition = resources(settings).partition
     expected = (loaded.dataset.fingerprint, partition.fingerprint)
     others = [m for m in membership.members.values() if (m.data, m.partition) != expected]

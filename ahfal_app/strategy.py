@@ -23,8 +23,7 @@ from ahfal_app.aggregation import (
     METRICS_KEY,
     NO_LABELS,
     WEIGHT_KEY,
-    aggregate,
-    make_aggregation,
+    Aggregation,
     problem_with,
 )
 from ahfal_app.client import QueryAnswer
@@ -72,7 +71,7 @@ class Hooks:
 
 
 class FederatedActiveLearning(Strategy):
-    """Federated averaging with a purchase of labels after each cycle of rounds.
+    """Federated training with a purchase of labels after each cycle of rounds.
 
     Parameters
     ----------
@@ -84,6 +83,8 @@ class FederatedActiveLearning(Strategy):
         Tells people how far the run is.
     num_classes : int
         Number of classes.
+    aggregation : Aggregation
+        Makes the next global model of the clients' answers.
     first_cycle, first_round : int
         Rounds done by an interrupted run: `first_round` of `first_cycle`.
     bought : Mapping[int, int]
@@ -99,6 +100,7 @@ class FederatedActiveLearning(Strategy):
         hooks: Hooks,
         progress: Progress,
         num_classes: int,
+        aggregation: Aggregation,
         first_cycle: int = 0,
         first_round: int = 0,
         bought: Mapping[int, int] | None = None,
@@ -111,12 +113,11 @@ class FederatedActiveLearning(Strategy):
         self._first = (first_cycle, first_round)
         self._bought = dict(bought or {})
         self._global_counts_C = global_counts_C
-        self._aggregation = make_aggregation(order.settings.aggregation)
+        self._aggregation = aggregation
         self._federation: Federation | None = None
         self._membership: Membership | None = None
         self._labelled: dict[int, int] = {}
         self._ledgers: dict[int, Ledger] = {}
-        self._current = ArrayRecord()
 
     # --- Flower's hooks -----------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class FederatedActiveLearning(Strategy):
 
         A list and not a generator: in deployment Flower sends nothing of the latter.
         """
-        self._current = arrays
+        self._aggregation.configure_train(server_round, arrays, grid)
         content = RecordDict({ARRAYS_KEY: arrays, CONFIG_KEY: config})
         group = f"cycle {self._order.cycle} round {server_round}"
         return [
@@ -138,11 +139,10 @@ class FederatedActiveLearning(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Average usable answers, given by increasing client."""
-        usable = dict(enumerate(replies))
-        metrics = _training_metrics(usable)
-        arrays = aggregate(self._aggregation, server_round, usable, self._current)
-        return arrays, metrics
+        """Aggregate usable answers, given by increasing client."""
+        usable = list(replies)
+        arrays = self._aggregation.aggregate_train(self._order.cycle, server_round, usable)
+        return arrays, _training_metrics(usable)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -191,6 +191,8 @@ class FederatedActiveLearning(Strategy):
         ------
         QuorumNotReached
             Too few clients gave a usable answer.
+        NonFiniteModel
+            The clients' models are too far apart to be aggregated.
         """
         self._join(grid, timeout)
         self.summary()
@@ -353,6 +355,7 @@ class FederatedActiveLearning(Strategy):
         following = arrays
         if settings.reset_model and not is_last:
             following = self._hooks.new_arrays(cycle + 1)
+            self._aggregation.reset()
         self._hooks.checkpoint(cycle + 1, 0, following, self._bought)
         return following
 
@@ -437,8 +440,8 @@ class FederatedActiveLearning(Strategy):
             )
 
 
-def _training_metrics(replies: Mapping[int, Message]) -> MetricRecord:
-    metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies.values()]
+def _training_metrics(replies: Iterable[Message]) -> MetricRecord:
+    metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies]
     examples = [count(record, WEIGHT_KEY) for record in metrics]
     losses = [number(record, "loss", lowest=-sys.float_info.max) for record in metrics]
     weighted = sum(n * loss for n, loss in zip(examples, losses, strict=True))

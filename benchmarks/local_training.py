@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from ahfal_app.aggregation import ARRAYS_KEY, aggregate, make_aggregation
+from ahfal_app.aggregation import ARRAYS_KEY, Aggregation
 from ahfal_app.client_app import app as client_app
 from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import code_hash
@@ -211,7 +211,7 @@ class _OurGrid:
     def __init__(self, settings: Settings, shared: Resources, folder: Path) -> None:
         self._order = Order(settings, "benchmark", str(folder), code_hash())
         self._shared = shared
-        self._aggregation = make_aggregation(settings.aggregation)
+        self._aggregation = Aggregation(settings, shared.trainable_names)
         threads = settings.threads or os.cpu_count() or 1
         workers = max(1, (os.cpu_count() or 1) // threads)
         self._grid = InProcessGrid(client_app, settings.num_clients, workers)
@@ -242,7 +242,8 @@ class _OurGrid:
         replies = self._federation.exchange(messages)
         if replies.failures:
             raise RuntimeError(self._federation.describe(replies.failures))
-        result = aggregate(self._aggregation, round_ + 1, replies.messages, arrays)
+        self._aggregation.configure_train(round_ + 1, arrays, self._grid)
+        result = self._aggregation.aggregate_train(0, round_ + 1, list(replies.messages.values()))
         return result.to_torch_state_dict()
 
     def close(self) -> None:

@@ -1,0 +1,40 @@
+"""The proximal term of FedProx: local training is held near the global model.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, Federated optimization in heterogeneous
+networks, MLSys 2020, equation 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ahfal_app.models import Classifier
+
+
+class ProximalTerm:
+    """Half the squared distance of the trainable parameters to the global model's, times mu.
+
+    Parameters
+    ----------
+    mu : float
+        Its weight.
+    anchors : Mapping[str, Tensor]
+        The global model's trainable parameters by name, as they were received.
+    device : torch.device
+        Where the trained model is.
+    """
+
+    def __init__(self, mu: float, anchors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._mu = mu
+        self._anchors = {name: anchor.to(device) for name, anchor in anchors.items()}
+
+    def __call__(self, model: Classifier, batch_size: int) -> Tensor:
+        """Return the term, a scalar; it does not depend on the batch."""
+        parameters = dict(model.named_parameters())
+        distances = [
+            (parameters[name] - anchor).square().sum() for name, anchor in self._anchors.items()
+        ]
+        return 0.5 * self._mu * torch.stack(distances).sum()
