@@ -7,7 +7,6 @@ same answer and buys nothing twice.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request
 from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
 from ahfal_app.oracle import make_oracle
+from ahfal_app.pool_models import PoolSituation, make_pool
 from ahfal_app.privacy.disclosure import Disclosure, HistogramAnswer
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement
@@ -42,13 +42,7 @@ from ahfal_app.resources import Resources, resources
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import ClassStatistics
-from ahfal_app.training import (
-    Predictions,
-    TrainingResult,
-    TrainingState,
-    predict,
-    train_locally,
-)
+from ahfal_app.training import TrainingResult, TrainingState, train_locally
 
 
 @dataclass(frozen=True)
@@ -250,7 +244,8 @@ class Client:
     ) -> None:
         budget = self._allotted(store, cycle + 1)
         strategy = self._strategy(store.unlabelled(), statistics)
-        pool = self._pool(store, local, tensors)
+        situation = self._situation(store, local, tensors, cycle + 1)
+        pool = make_pool(self._settings, self._resources, strategy, situation)
         context = self._context(budget, cycle + 1, statistics, store)
         chosen = checked_select(strategy, pool, context)
         self._record(strategy, pool, context, chosen, cycle)
@@ -318,27 +313,22 @@ class Client:
             cycle=for_cycle,
         )
 
-    def _pool(
-        self, store: LabelStore, local: dict[str, Tensor], tensors: dict[str, Tensor]
-    ) -> PoolView:
-        ids_N = store.unlabelled()
-        labelled_ids_N = store.labelled().samples_N
-
-        @functools.cache
-        def predictions(which: str) -> Predictions:
-            model = self._model(tensors if which == "global" else local)
-            rows_N = labelled_ids_N if which == "labelled" else ids_N
-            return predict(model, self._resources.train_images, torch.from_numpy(rows_N))
-
-        return PoolView(
-            ids_N,
-            {
-                Signal.LOCAL_LOGITS: lambda: predictions("local").logits_NC,
-                Signal.GLOBAL_LOGITS: lambda: predictions("global").logits_NC,
-                Signal.LOCAL_EMBEDDINGS: lambda: predictions("local").embeddings_ND,
-                Signal.GLOBAL_EMBEDDINGS: lambda: predictions("global").embeddings_ND,
-                Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: predictions("labelled").embeddings_ND,
-            },
+    def _situation(
+        self,
+        store: LabelStore,
+        local: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        for_cycle: int,
+    ) -> PoolSituation:
+        labelled = store.labelled()
+        return PoolSituation(
+            client=self._client,
+            cycle=for_cycle,
+            ids_N=store.unlabelled(),
+            labelled_ids_L=labelled.samples_N,
+            labels_L=labelled.labels_N,
+            local_tensors=local,
+            global_tensors=tensors,
         )
 
     def _record(

@@ -121,7 +121,7 @@ class CompensatoryLoss:
         self._weights_C = rarity_weights(class_counts_C).to(images.device)
         self._batches = self._endless_batches(pool_rows_N)
 
-    def __call__(self, model: Classifier, batch_size: int) -> Tensor:
+    def __call__(self, model: Classifier) -> Tensor:
         """Return the compensatory loss of the next unlabelled batch, a scalar."""
         inputs_BcHW = self._inputs(next(self._batches))
         size = len(inputs_BcHW)

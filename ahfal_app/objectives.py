@@ -94,8 +94,8 @@ def _sum(first: Penalty | None, second: Penalty) -> Penalty:
     if first is None:
         return second
 
-    def penalty(model: Classifier, batch_size: int) -> Tensor:
-        return first(model, batch_size) + second(model, batch_size)
+    def penalty(model: Classifier) -> Tensor:
+        return first(model) + second(model)
 
     return penalty
 

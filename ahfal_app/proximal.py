@@ -31,8 +31,8 @@ class ProximalTerm:
         self._mu = mu
         self._anchors = {name: anchor.to(device) for name, anchor in anchors.items()}
 
-    def __call__(self, model: Classifier, batch_size: int) -> Tensor:
-        """Return the term, a scalar; it does not depend on the batch."""
+    def __call__(self, model: Classifier) -> Tensor:
+        """Return the term, a scalar."""
         parameters = dict(model.named_parameters())
         distances = [
             (parameters[name] - anchor).square().sum() for name, anchor in self._anchors.items()

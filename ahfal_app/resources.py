@@ -79,9 +79,9 @@ class Resources:
         dataset = self.dataset
         return DeviceImages(dataset.test, dataset.mean_C, dataset.std_C, self.device)
 
-    def new_model(self, cycle: int) -> Classifier:
-        """Return a freshly initialised model; equal for equal (seed, cycle)."""
-        seed = torch_seed(self._settings.seed, "model", cycle)
+    def new_model(self, cycle: int, purpose: str = "model") -> Classifier:
+        """Return a freshly initialised model; equal for equal (seed, purpose, cycle)."""
+        seed = torch_seed(self._settings.seed, purpose, cycle)
         return build_model(
             self.model_name,
             self.dataset.image_shape,

@@ -4,7 +4,8 @@ SGD with momentum and weight decay on the labelled set, as the AHFAL paper train
 learning rate drops once, after a number of local epochs of the cycle; momentum persists
 over the rounds of a cycle although the weights are overwritten by the global model's.
 
-Shapes: N samples, B of a batch, C classes, D features.
+Shapes: N samples, B of a batch, C classes, D features, c channels of a map, H height,
+W width, F = 9 c numbers of an averaged map.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 from ahfal_app.compilation import compiled
 from ahfal_app.data.augmentation import Augmentation
@@ -26,12 +27,15 @@ from ahfal_app.models import Classifier
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-#: Maps the model and the size B of the labelled batch to a scalar that is added to the loss.
-Penalty = Callable[[Classifier, int], Tensor]
+#: Maps the model to a scalar that is added to the loss of a batch.
+Penalty = Callable[[Classifier], Tensor]
 
 #: Most images in a batch of prediction, and most pixels: what 1000 of 32x32 have.
 _PREDICTION_BATCH = 1000
 _PREDICTION_PIXELS = 1000 * 32 * 32
+
+# Feature maps are averaged to this many rows and columns.
+_MAP_SIDE = 3
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,19 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits (N, C) and features (N, D) of one forward pass, float32."""
+    """What one forward pass gives, float32.
+
+    Attributes
+    ----------
+    logits_NC, embeddings_ND : Tensor
+        Logits, and the features that they are computed from.
+    feature_maps_NF : Tensor | None
+        The last feature map, averaged to 3x3 and flattened; None if it was not asked for.
+    """
 
     logits_NC: Tensor
     embeddings_ND: Tensor
+    feature_maps_NF: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +191,7 @@ def train_locally(
             labels_B = labels_N[batch_B.to(images.device)]
             batch_loss = _batch_loss(model, images, images_BHWC, labels_B, recipe, loss)
             if penalty is not None:
-                batch_loss = batch_loss + penalty(model, len(batch_B))
+                batch_loss = batch_loss + penalty(model)
             optimizer.zero_grad(set_to_none=True)
             batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -196,17 +209,33 @@ def train_locally(
     )
 
 
-def predict(model: Classifier, images: DeviceImages, rows_N: Tensor) -> Predictions:
-    """Return logits and features of rows, in evaluation mode, float32, not augmented."""
-    logits, embeddings = [], []
+def predict(
+    model: Classifier, images: DeviceImages, rows_N: Tensor, feature_maps: bool = False
+) -> Predictions:
+    """Return what a model gives for rows of a split, not augmented, in evaluation mode.
+
+    Parameters
+    ----------
+    model : Classifier
+        On the device of the images.
+    images : DeviceImages
+        The split.
+    rows_N : Tensor
+        Rows of the split, int64.
+    feature_maps : bool
+        Whether feature maps are wanted, too; they come from the same forward pass.
+    """
+    logits, embeddings, maps = [], [], []
     with _evaluation(model):
         for rows_B in torch.split(rows_N, _prediction_batch(images)):
-            embeddings.append(model.features(images.batch(rows_B)))
+            map_BcHW = model.feature_map(images.batch(rows_B))
+            embeddings.append(model.features_of_map(map_BcHW))
             logits.append(model.head(embeddings[-1]))
-    if not logits:
-        width, classes = model.head.in_features, model.head.out_features
-        return Predictions(torch.empty(0, classes), torch.empty(0, width))
-    return Predictions(torch.cat(logits), torch.cat(embeddings))
+            if feature_maps:
+                maps.append(adaptive_avg_pool2d(map_BcHW, _MAP_SIDE).flatten(1))
+    return Predictions(
+        torch.cat(logits), torch.cat(embeddings), torch.cat(maps) if feature_maps else None
+    )
 
 
 def evaluate(model: Classifier, images: DeviceImages, num_classes: int) -> Evaluation:

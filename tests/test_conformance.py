@@ -10,6 +10,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import pytest
 import torch
+from fake_models import FakeModels, NoModels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ Tensors = dict[Signal, Tensor]
 WIDTH = 6
 LABELLED = 9
 
+#: Signals that are matrices; the others come from `FakeModels`.
+MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL}
+
 
 def variants() -> Iterator[tuple[str, dict[str, Scalar]]]:
     """Yield every strategy with its defaults and with each single choice of a parameter."""
@@ -58,10 +62,10 @@ every_strategy = pytest.mark.parametrize(
 
 
 def make_tensors(size: int, num_classes: int, seed: int = 0) -> Tensors:
-    """Return every signal for a pool of this size, from a continuous distribution."""
+    """Return every matrix for a pool of this size, from a continuous distribution."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for signal in Signal:
+    for signal in sorted(MATRICES, key=lambda signal: signal.value):
         rows = LABELLED if signal is Signal.LABELLED_LOCAL_EMBEDDINGS else size
         columns = num_classes if signal.value.endswith("logits") else WIDTH
         tensors[signal] = torch.randn(rows, columns, generator=generator)
@@ -71,7 +75,8 @@ def make_tensors(size: int, num_classes: int, seed: int = 0) -> Tensors:
 def make_pool(tensors: Tensors, ids: NDArray[np.int64] | None = None) -> PoolView:
     size = len(tensors[Signal.LOCAL_LOGITS])
     sources = {signal: lambda values=values: values for signal, values in tensors.items()}
-    return PoolView(np.arange(size) if ids is None else ids, sources)
+    models = FakeModels(tensors[Signal.LOCAL_LOGITS], tensors[Signal.LOCAL_EMBEDDINGS])
+    return PoolView(np.arange(size) if ids is None else ids, sources, models)
 
 
 def make_context(budget: int, num_classes: int, **changes: Any) -> QueryContext:
@@ -129,7 +134,7 @@ def _global_generators_untouched() -> Iterator[None]:
 
 
 @every_strategy
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     size=st.integers(0, 40),
     num_classes=st.integers(2, 12),
@@ -202,10 +207,10 @@ def test_nothing_to_buy_or_nothing_to_choose_runs_no_model(strategy: QueryStrate
     def untouched() -> Tensor:
         raise AssertionError("no model must be run")
 
-    sources = dict.fromkeys(Signal, untouched)
+    sources = dict.fromkeys(MATRICES, untouched)
     ids = [4, 6, 9]
     for pool_ids, budget, expected in [(ids, 0, []), ([], 5, []), (ids, 3, ids), (ids, 9, ids)]:
-        pool = PoolView(pool_ids, sources)
+        pool = PoolView(pool_ids, sources, NoModels())
         selected = checked_select(strategy, pool, make_context(budget, 3))
         assert selected.dtype == np.int64
         assert selected.tolist() == expected

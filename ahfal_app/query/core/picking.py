@@ -13,6 +13,20 @@ from torch import Tensor
 from ahfal_app.errors import NonFiniteSignal
 
 
+def falling(scores_N: Tensor) -> Tensor:
+    """Return positions by falling score, among equals the lowest first. Shape (N,).
+
+    Raises
+    ------
+    NonFiniteSignal
+        Scores are NaN or infinite.
+    """
+    bad_rows = int((~torch.isfinite(scores_N)).sum())
+    if bad_rows:
+        raise NonFiniteSignal(f"{bad_rows} of {len(scores_N)} scores are NaN or infinite")
+    return torch.sort(scores_N, descending=True, stable=True).indices
+
+
 def top_scores(scores_N: Tensor, ids_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the ids with the highest scores, ordered by (-score, id).
 
@@ -30,7 +44,7 @@ def top_scores(scores_N: Tensor, ids_N: NDArray[np.int64], count: int) -> NDArra
     NonFiniteSignal
         Scores are NaN or infinite.
     """
-    return _named(ids_N, _by_score(scores_N)[:count])
+    return _named(ids_N, falling(scores_N)[:count])
 
 
 def top_per_class(
@@ -54,7 +68,7 @@ def top_per_class(
     NonFiniteSignal
         Scores are NaN or infinite.
     """
-    order_N = _by_score(scores_N)
+    order_N = falling(scores_N)
     classes_N = classes_N[order_N]
     # A stable sort by class keeps the order by score within each class.
     by_class_N = torch.argsort(classes_N, stable=True)
@@ -70,10 +84,3 @@ def top_per_class(
 def _named(ids_N: NDArray[np.int64], positions_B: Tensor) -> NDArray[np.int64]:
     ids_B: NDArray[np.int64] = ids_N[positions_B.cpu().numpy()]
     return ids_B
-
-
-def _by_score(scores_N: Tensor) -> Tensor:
-    bad_rows = int((~torch.isfinite(scores_N)).sum())
-    if bad_rows:
-        raise NonFiniteSignal(f"{bad_rows} of {len(scores_N)} scores are NaN or infinite")
-    return torch.sort(scores_N, descending=True, stable=True).indices

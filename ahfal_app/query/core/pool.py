@@ -6,10 +6,10 @@ Shape suffixes: N samples in the pool, C classes, D embedding width, L labelled 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ahfal_app.errors import InvalidSelection, NonFiniteSignal
+
+Result = TypeVar("Result")
 
 
 class Signal(Enum):
@@ -43,6 +45,10 @@ class Signal(Enum):
     """Outputs of changed copies of the local model: `PoolView.perturbed`."""
     LOCAL_ONLY_MODEL = "local-only-model"
     """Outputs of a model trained on this client's labels alone: `PoolView.local_only`."""
+
+
+#: What a view's models give, where it has models.
+_FROM_MODELS = frozenset({Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL})
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,8 @@ class PoolModels(Protocol):
     def local_only(self, training: LocalOnlyTraining) -> Outputs:
         """Return the pool's outputs of a fresh model trained on the labelled set alone.
 
-        Its initial weights are the same for all clients of a cycle.
+        Its initial weights are the same for all clients of a cycle. It is trained once for
+        equal arguments; where there are no labels, it is the model as it was initialised.
         """
 
 
@@ -135,7 +142,8 @@ class PoolView:
         self._models = models
         self._cache: dict[Signal, Tensor] = {}
         self._checksums: dict[Signal, int] = {}
-        self._declared = frozenset(sources)
+        self._results: dict[Hashable, Any] = {}
+        self._declared = frozenset(sources) | (_FROM_MODELS if models is not None else frozenset())
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -151,6 +159,7 @@ class PoolView:
         view = PoolView(self._ids_N, self._sources, self._models)
         view._cache = self._cache
         view._checksums = self._checksums
+        view._results = self._results
         view._declared = frozenset(signals)
         return view
 
@@ -179,7 +188,7 @@ class PoolView:
     def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
         """Return the pool's outputs of a copy of the local model that `perturb` changed.
 
-        Nothing is kept: each call costs a forward pass over the pool.
+        Nothing is kept: each call costs a forward pass over the pool (see `once`).
 
         Parameters
         ----------
@@ -204,6 +213,24 @@ class PoolView:
         """
         models = self._models_for(Signal.LOCAL_ONLY_MODEL)
         return self._checked(Signal.LOCAL_ONLY_MODEL, models.local_only(training))
+
+    def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
+        """Return what `compute` gave when it was first called with this key.
+
+        For what a strategy derives from calls that keep nothing, such as `perturbed`, and needs
+        again: to score and to select, or for the record of what was selected.
+
+        Parameters
+        ----------
+        key : Hashable
+            Everything besides the pool that the result depends on, and the strategy's name.
+        compute : Callable[[], Result]
+            Computes the result, which must not be changed.
+        """
+        if key not in self._results:
+            self._results[key] = compute()
+        result: Result = self._results[key]
+        return result
 
     def changed_signals(self) -> tuple[Signal, ...]:
         """Return the signals whose values differ from those first computed."""

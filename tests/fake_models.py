@@ -1,0 +1,52 @@
+"""Stands in for a client's models in tests: outputs follow from what a strategy asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ahfal_app.query import LocalOnlyTraining, Outputs
+
+
+class FakeModels:
+    """Outputs for a pool by closed formulas; equal arguments give equal outputs.
+
+    A perturbed model moves logits and embeddings by the change of its weights, sample by sample,
+    so an unperturbed one gives the local model's outputs. The local-only model reverses them.
+    """
+
+    def __init__(self, logits: Tensor, embeddings: Tensor) -> None:
+        self.logits, self.embeddings = logits, embeddings
+        self.trainings: list[LocalOnlyTraining] = []
+        self.perturbations = 0
+
+    def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
+        self.perturbations += 1
+        width = self.embeddings.shape[1]
+        # Initialisation would draw from the global generator.
+        model = nn.utils.skip_init(nn.Linear, width, self.logits.shape[1])
+        with torch.no_grad():
+            for index, parameter in enumerate(model.parameters()):
+                parameter.copy_(torch.linspace(-1, 2 + index, parameter.numel()).view_as(parameter))
+            before = model.weight.clone()
+            perturb(model)
+            moved = model.weight - before
+        # Not a matrix product: that may round equal rows differently.
+        logits = self.logits + (self.embeddings[:, None, :] * moved).sum(dim=2)
+        return Outputs(logits, self.embeddings * (1 + moved[0]))
+
+    def local_only(self, training: LocalOnlyTraining) -> Outputs:
+        self.trainings.append(training)
+        return Outputs(self.logits.flip(1) * training.learning_rate, self.embeddings.flip(1))
+
+
+class NoModels:
+    """Models that must not be run."""
+
+    def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
+        raise AssertionError("no model must be run")
+
+    def local_only(self, training: LocalOnlyTraining) -> Outputs:
+        raise AssertionError("no model must be run")
