@@ -378,6 +378,16 @@ class TestRuns:
         counters = [trained[name] for name in trained if name.endswith("num_batches_tracked")]
         assert counters
         assert all(counter == 1 for counter in counters)
+        # In the last cycle's only round, what the server has is the mean of the local models.
+        local = [
+            load_file(outcome.folder / f"clients/{client}/local-model-1.safetensors")
+            for client in range(2)
+        ]
+        weights = torch.tensor(outcome.metrics.cycles[1].labels_per_client).float()
+        for name, value in trained.items():
+            if value.is_floating_point():
+                mean = sum(w * each[name] for w, each in zip(weights, local, strict=True))
+                torch.testing.assert_close(value, mean / weights.sum(), rtol=1e-4, atol=1e-5)
 
     def test_equal_seeds_give_equal_results_on_any_number_of_threads(
         self, simulation: Simulation

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ahfal_app import compilation
+from ahfal_app.compilation import resolve_compile
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
@@ -278,6 +280,19 @@ def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve_precision("fp32", CPU, "resnet8") == "fp32"
 
 
+def test_unmeasured_networks_are_not_compiled_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compilation, "_has_compiler", lambda: True)
+    names = ("resnet8", "small-cnn", "mobilenet-v2", "torchvision/resnet18", "my-own")
+    many = 10_000_000
+    assert [resolve_compile("auto", CPU, name, many) for name in names] == [True, *[False] * 4]
+    assert not resolve_compile("auto", CPU, "resnet8", 1000)
+    assert not resolve_compile("auto", torch.device("cuda"), "resnet8", many)
+    assert all(resolve_compile("always", CPU, name, 1) for name in names)
+    assert not any(resolve_compile("never", CPU, name, many) for name in names)
+
+
 class BrightnessModel(Classifier):
     """Class 1 if the first pixel is brighter than average, class 0 otherwise, never class 2."""
 
@@ -322,6 +337,20 @@ def test_predictions_follow_the_rows_over_several_batches() -> None:
     assert not predictions.logits_NC.requires_grad
 
 
+def test_large_images_are_predicted_in_smaller_batches() -> None:
+    sizes = []
+
+    class Watching(BrightnessModel):
+        def features(self, images_BcHW: Tensor) -> Tensor:
+            sizes.append(len(images_BcHW))
+            return super().features(images_BcHW)
+
+    pixels = np.zeros((5, 512, 1000, 1), np.uint8)
+    images = DeviceImages(Images(pixels, np.zeros(5, np.int64)), (0.0,), (1.0,), CPU)
+    predict(Watching(), images, torch.arange(5))
+    assert sizes == [2, 2, 1]
+
+
 def test_predictions_use_running_statistics_and_leave_them_alone() -> None:
     images, model = make_images(), make_model()
     train(model, images, RECIPE)
@@ -336,6 +365,24 @@ def test_predictions_of_no_rows_are_empty() -> None:
     predictions = predict(make_model(), make_images(), torch.empty(0, dtype=torch.int64))
     assert predictions.logits_NC.shape == (0, 3)
     assert predictions.embeddings_ND.shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
+def test_batch_norm_of_a_single_value_goes_by_the_running_statistics(compiled: bool) -> None:
+    norm = BatchNorm2d(3)
+    norm(torch.randn(8, 3, 2, 2, generator=generator(0)) * 2 + 1)
+    state = {name: value.clone() for name, value in norm.state_dict().items()}
+    values = torch.tensor([1.0, -2.0, 3.0]).reshape(1, 3, 1, 1)
+    run = torch.compile(norm) if compiled else norm
+    outputs = run(values)
+    expected = (values.flatten() - state["running_mean"]) / (state["running_var"] + 1e-5).sqrt()
+    torch.testing.assert_close(outputs.flatten(), expected)
+    outputs.square().sum().backward()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.all()
+    assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
 
 
 @pytest.mark.slow
