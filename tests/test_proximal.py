@@ -83,7 +83,7 @@ def test_it_is_added_to_kcfu_and_belongs_to_fedprox_alone(data_dir: Path):
         for aggregation in ("fedavg", "fedprox"):
             given = {"local-update": update, "aggregation": aggregation, "proximal-mu": 0.5}
             penalty = _objective(data_dir, **given).penalty
-            values[update, aggregation] = float(penalty(moved, 4)) if penalty else 0.0
+            values[update, aggregation] = penalty(moved, 4).item() if penalty else 0.0
     proximal = 0.25 * 10 * 2.0**2
     assert values["plain", "fedavg"] == 0
     assert values["plain", "fedprox"] == pytest.approx(proximal, rel=1e-5)
