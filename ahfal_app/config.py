@@ -223,7 +223,7 @@ class Settings(BaseModel):
         1e-3,
         "Federation",
         "`fedadam`, `fedadagrad`, `fedyogi`: added to the second moment's root; small adapts more.",
-        gt=0,
+        ge=1e-12,
         le=1e3,
     )
     trimmed_share: float = _setting(

@@ -16,7 +16,8 @@ def _checkpoint(number: int) -> Checkpoint:
         "weight": np.full((2, 3), number, dtype=np.float32),
         "batches": np.array(number, dtype=np.int64),
     }
-    return Checkpoint(Position("run", number // 3, number % 3), arrays)
+    velocity = {"velocity/weight": np.full((2, 3), -number, dtype=np.float32)}
+    return Checkpoint(Position("run", number // 3, number % 3), arrays, {}, velocity)
 
 
 def test_newest_is_read_back_and_two_are_kept(tmp_path: Path):
@@ -27,10 +28,13 @@ def test_newest_is_read_back_and_two_are_kept(tmp_path: Path):
     assert found.arrays["batches"].dtype == np.int64
     assert found.arrays["batches"].shape == ()
     np.testing.assert_array_equal(found.arrays["weight"], np.full((2, 3), 4, dtype=np.float32))
+    np.testing.assert_array_equal(
+        found.aggregation["velocity/weight"], np.full((2, 3), -4, dtype=np.float32)
+    )
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "aggregation.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, file: str, damage: str):
     for number in range(2):
@@ -60,7 +64,7 @@ def test_a_crash_at_any_step_of_a_write_leaves_the_old_one(
 ):
     write_checkpoint(tmp_path, _checkpoint(0))
     real_fsync, real_rename = os.fsync, Path.rename
-    for failing_call in range(4):
+    for failing_call in range(5):
         calls = 0
 
         def step() -> None:
@@ -82,7 +86,7 @@ def test_a_crash_at_any_step_of_a_write_leaves_the_old_one(
             patch.setattr(Path, "rename", rename)
             with pytest.raises(OSError, match="disk gone"):
                 write_checkpoint(tmp_path, _checkpoint(1))
-        renamed = failing_call == 3
+        renamed = failing_call == 4
         assert read_checkpoint(tmp_path).position.round == (1 if renamed else 0)
     write_checkpoint(tmp_path, _checkpoint(2))
     assert read_checkpoint(tmp_path).position.round == 2
