@@ -133,7 +133,7 @@ class _Exchanges:
         masked = self._mask(shared)
         with_labels = self._check_survivors(advertised, masked)
         answers = self._unmask(masked, set(shared) - set(masked))
-        sum_D = unmasked_sum(self._session, roster, shared, masked, answers)
+        sum_D = unmasked_sum(self._session, roster, shared, masked, answers, self._threshold)
         dequantise(sum_D, with_labels)  # Raises where it cannot be the sum.
         spent = max(advertised[client].epsilon_spent for client in masked)
         return SecureSum(sum_D, with_labels, tuple(answers), self._failures, spent, self._seconds)

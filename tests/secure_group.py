@@ -88,7 +88,9 @@ class Group:
         self.answers = {c: self.client(c).unmask(self.masked) for c in clients}
 
     def total(self) -> NDArray[np.uint64]:
-        return unmasked_sum(self.session, self.roster, self.shared, self.masked, self.answers)
+        return unmasked_sum(
+            self.session, self.roster, self.shared, self.masked, self.answers, self.threshold
+        )
 
     def run(self, *steps: Collection[int]) -> NDArray[np.uint64]:
         """Run all four steps, each with these clients, and return the sum."""

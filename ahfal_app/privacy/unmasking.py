@@ -24,6 +24,7 @@ def unmasked_sum(
     peers: Collection[int],
     masked: Mapping[int, NDArray[np.uint64]],
     answers: Mapping[int, Unmasking],
+    threshold: int,
 ) -> NDArray[np.uint64]:
     """Return the sum of the survivors' vectors modulo 2^64, uint64 (D,).
 
@@ -38,7 +39,9 @@ def unmasked_sum(
     masked : Mapping[int, NDArray[np.uint64]]
         The survivors' masked vectors.
     answers : Mapping[int, Unmasking]
-        The shares of at least `threshold` survivors.
+        The survivors' shares.
+    threshold : int
+        Number of shares that give a secret back; more would only take longer.
 
     Raises
     ------
@@ -46,13 +49,14 @@ def unmasked_sum(
         Shares of a client's mask key do not give back that key.
     """
     places = {client: place for place, client in enumerate(sorted(roster))}
+    helpers = sorted(answers)[:threshold]
     sum_D: NDArray[np.uint64] = np.stack(list(masked.values())).sum(axis=0, dtype=np.uint64)
     size = len(sum_D)
     for client in masked:
-        shares = {places[helper]: answer.seeds[client] for helper, answer in answers.items()}
+        shares = {places[helper]: answers[helper].seeds[client] for helper in helpers}
         sum_D -= masking.self_mask(shamir.combine(shares), session, client, size)
     for client in sorted(set(peers) - set(masked)):
-        shares = {places[helper]: answer.mask_keys[client] for helper, answer in answers.items()}
+        shares = {places[helper]: answers[helper].mask_keys[client] for helper in helpers}
         mask_key = shamir.combine(shares)
         if masking.public_key(mask_key) != roster[client].mask:
             raise SecureAggregationFailed(
