@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pools import chi_square
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ahfal_app.query.core import clustering, k_center, points
 from ahfal_app.query.core.clustering import k_means
@@ -191,6 +192,21 @@ class TestKMeans:
         )
         assert first.tolist() == again.tolist()
         assert first.tolist() != other.tolist()
+
+    def test_one_thread_so_that_sums_have_one_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        threads = []
+        fit_predict = clustering.KMeans.fit_predict
+
+        def counted(*arguments: Any) -> Any:
+            threads.extend(library["num_threads"] for library in threadpool_info())
+            return fit_predict(*arguments)
+
+        monkeypatch.setattr(clustering.KMeans, "fit_predict", counted)
+        with threadpool_limits(2, user_api="openmp"):
+            k_means(torch.tensor(grid(0, 20)), 3, np.random.default_rng(0))
+            after = {i["num_threads"] for i in threadpool_info() if i["user_api"] == "openmp"}
+        assert set(threads) == {1}
+        assert after == {2}
 
     @pytest.mark.parametrize(("num_clusters", "kind"), [(50, "KMeans"), (51, "MiniBatchKMeans")])
     def test_batches_for_many_clusters(

@@ -102,15 +102,16 @@ class Typicality(ScoringStrategy):
 
     def _clusters(self, pool: PoolView, context: QueryContext) -> list[_Cluster]:
         """Return the clusters that have samples in the pool, by number."""
-        pool_ND = pool.signal(Signal.LOCAL_EMBEDDINGS).double()
-        labelled_LD = pool.signal(Signal.LABELLED_LOCAL_EMBEDDINGS).double()
+        signals = (Signal.LOCAL_EMBEDDINGS, Signal.LABELLED_LOCAL_EMBEDDINGS)
+        # A tensor of its own, so that it may be changed in place.
+        both_ND = torch.cat([pool.signal(signal).double() for signal in signals])
         if self.parameters.normalise:
-            pool_ND, labelled_LD = normalize(pool_ND, dim=1), normalize(labelled_LD, dim=1)
+            normalize(both_ND, dim=1, out=both_ND)
+        pool_ND, labelled_LD = both_ND[: len(pool)], both_ND[len(pool) :]
         # Scores may be asked for where nothing is bought and nothing is labelled.
         wanted = max(1, len(labelled_LD) + context.budget)
         most = min(wanted, self.parameters.max_clusters)
-        generator = context.generator(self.name)
-        numbers = k_means(torch.cat([pool_ND, labelled_LD]), most, generator)
+        numbers = k_means(both_ND, most, context.generator(self.name))
         pool_N, labelled_L = numbers[: len(pool)], numbers[len(pool) :]
         sizes_K = np.bincount(pool_N, minlength=most).tolist()
         labelled_K = np.bincount(labelled_L, minlength=most).tolist()

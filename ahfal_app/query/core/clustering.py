@@ -5,12 +5,16 @@ Shape suffixes: N points, D embedding width.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from ahfal_app.query.core.points import row_blocks
 
 #: Up to so many clusters all points take part in each step, above it batches of them.
 FULL_CLUSTERS = 50
@@ -59,10 +63,22 @@ def k_means(
             n_init=BATCH_STARTS,
             random_state=seed,
         )
-    # OpenMP's limit is a thread's own: clients that are served at the same time keep theirs.
+    _use_one_blas_thread()
+    # OpenMP's limit is this thread's own, so that it can be set for this call.
     with threadpool_limits(1, user_api="openmp"):
         clusters_N: NDArray[np.int64] = model.fit_predict(points_ND).astype(np.int64)
     return clusters_N
+
+
+@functools.cache
+def _use_one_blas_thread() -> None:
+    """Have NumPy and SciPy multiply matrices on one thread from now on, in this process.
+
+    This limit holds for all threads. Set and reset around each call, clients that are served
+    at the same time would undo each other's; and two threads of a busy machine wait for each
+    other longer than they work.
+    """
+    threadpool_limits(1, user_api="blas")
 
 
 def _scaled(embeddings_ND: Tensor) -> NDArray[np.float32]:
@@ -70,12 +86,16 @@ def _scaled(embeddings_ND: Tensor) -> NDArray[np.float32]:
 
     Clusters do not depend on place and scale, but float32 squares of large numbers overflow.
     """
-    centred_ND = embeddings_ND.double() - embeddings_ND.mean(dim=0, dtype=torch.float64)
-    scale = centred_ND.abs().max()
+    mean_D = embeddings_ND.mean(dim=0, dtype=torch.float64)
+    low_D, high_D = embeddings_ND.aminmax(dim=0)
+    scale = torch.maximum(high_D - mean_D, mean_D - low_D).max()
+    divisor = scale if scale > 0 else 1.0
+    points_ND = torch.empty_like(embeddings_ND, dtype=torch.float32)
+    for rows in row_blocks(len(embeddings_ND)):
+        points_ND[rows] = (embeddings_ND[rows].double() - mean_D) / divisor
     # Adding zero turns -0 into 0, which has other bytes.
-    scaled_ND = centred_ND.div_(scale if scale > 0 else 1.0).add_(0.0)
-    points_ND: NDArray[np.float32] = scaled_ND.float().cpu().numpy()
-    return points_ND
+    scaled_ND: NDArray[np.float32] = points_ND.add_(0.0).cpu().numpy()
+    return scaled_ND
 
 
 def _num_distinct(points_ND: NDArray[np.float32]) -> int:
