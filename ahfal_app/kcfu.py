@@ -23,19 +23,20 @@ from torch.nn.functional import cross_entropy, log_softmax
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages, normalised
 from ahfal_app.models import Classifier
-from ahfal_app.training import network_logits
+from ahfal_app.training import batches, network_logits
 
 #: Both parameters of the Beta distribution that mixing weights are drawn from.
 _BETA = 2.0
 
-# Keeps the weight of a class with a single sample finite in the published formula, too.
+# Added to the counts in the published formula.
 _COUNT_OFFSET = 1e-6
 
 
 class BalancedSoftmax:
     """Cross-entropy of logits shifted by the logarithm of the class counts.
 
-    A class without labelled samples has probability 0 and no gradient.
+    A class without labelled samples has probability 0 and no gradient; a label of such a
+    class costs infinity.
 
     Parameters
     ----------
@@ -46,8 +47,7 @@ class BalancedSoftmax:
     """
 
     def __init__(self, class_counts_C: NDArray[np.int64], device: torch.device) -> None:
-        self._counts_C = torch.from_numpy(class_counts_C)
-        self._log_counts_C = self._counts_C.double().log().float().to(device)
+        self._log_counts_C = torch.from_numpy(class_counts_C).double().log().float().to(device)
 
     def __call__(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
@@ -152,7 +152,7 @@ class CompensatoryLoss:
         """Yield batches of the pool in a new order each time it has been gone through."""
         while True:
             order_N = torch.from_numpy(self._generator.permutation(len(rows_N)))
-            yield from torch.split(rows_N[order_N], self._how.batch_size)
+            yield from batches(rows_N[order_N], self._how.batch_size)
 
 
 def rarity_weights(class_counts_C: NDArray[np.int64]) -> Tensor:

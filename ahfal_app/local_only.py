@@ -14,7 +14,7 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages, normalised
 from ahfal_app.models import Classifier
 from ahfal_app.query import LocalOnlyTraining
-from ahfal_app.training import network_logits
+from ahfal_app.training import batches, network_logits
 
 # What the learning rate is multiplied with when it drops.
 _DECAY = 0.1
@@ -33,9 +33,6 @@ def train_alone(
     generator: torch.Generator,
 ) -> int:
     """Train a model in place on some rows of a split until it fits them.
-
-    A batch of one sample has no variance to normalise by, so a single sample that is left
-    over joins the batch before it, and a labelled set of a single sample is taken twice.
 
     Parameters
     ----------
@@ -61,8 +58,6 @@ def train_alone(
     """
     if len(rows_N) == 0:
         return 0
-    if len(rows_N) == 1:
-        rows_N, labels_N = rows_N.repeat(2), labels_N.repeat(2)
     labels_N = labels_N.to(images.device)
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -75,7 +70,7 @@ def train_alone(
     for epoch in range(1, training.epochs + 1):
         model.train()
         order_N = torch.randperm(len(rows_N), generator=generator)
-        for batch_B in _batches(order_N, training.batch_size):
+        for batch_B in batches(order_N, training.batch_size):
             inputs_BcHW = _augmented(images, rows_N[batch_B], augmentation, generator)
             logits_BC = network_logits(model, inputs_BcHW, precision)
             optimizer.zero_grad(set_to_none=True)
@@ -89,14 +84,6 @@ def train_alone(
         if accuracy >= training.stop_accuracy:
             return epoch
     return training.epochs
-
-
-def _batches(order_N: Tensor, batch_size: int) -> list[Tensor]:
-    batches = list(torch.split(order_N, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        single_1 = batches.pop()
-        batches[-1] = torch.cat([batches[-1], single_1])
-    return batches
 
 
 def _accuracy(

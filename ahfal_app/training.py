@@ -130,6 +130,27 @@ def network_logits(model: Classifier, inputs_BcHW: Tensor, precision: str) -> Te
     return logits_BC.float()
 
 
+def batches(rows_N: Tensor, batch_size: int) -> list[Tensor]:
+    """Return rows in batches that batch normalisation can be trained on.
+
+    One sample may have no variance to normalise by: a single row that is left over joins the
+    batch before it, and a row that is all there is comes twice.
+
+    Parameters
+    ----------
+    rows_N : Tensor
+        At least one. Shape (N,).
+    batch_size : int
+        Rows in a batch; the last has fewer, or one more.
+    """
+    if len(rows_N) == 1:
+        return [rows_N.repeat(2)]
+    split = list(torch.split(rows_N, batch_size))
+    if len(split[-1]) == 1 and len(split) > 1:
+        split[-2:] = [torch.cat(split[-2:])]
+    return split
+
+
 def resolve_precision(
     precision: str, device: torch.device, model_name: str
 ) -> Literal["fp32", "bf16"]:

@@ -3,7 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from simulation import Simulation
+
+# Tensors are small here: on a busy machine more threads wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

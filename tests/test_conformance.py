@@ -19,6 +19,7 @@ from torch import Tensor
 from ahfal_app.config import Scalar
 from ahfal_app.errors import InvalidSelection, NonFiniteSignal
 from ahfal_app.query import (
+    LocalOnlyTraining,
     PoolView,
     QueryContext,
     QueryStrategy,
@@ -38,6 +39,9 @@ LABELLED = 9
 
 #: Signals that are matrices; the others come from `FakeModels`.
 MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL}
+
+LOGITS = Signal.LOCAL_LOGITS
+TRAINING = LocalOnlyTraining(1, 2, 0.1, 0.0, 0.0, 1, False, 1.0)
 
 
 def variants() -> Iterator[tuple[str, dict[str, Scalar]]]:
@@ -385,6 +389,41 @@ class TestPoolView:
         pool = PoolView(np.arange(9), {}).declaring({Signal.LOCAL_LOGITS})
         with pytest.raises(ValueError, match="no source for the signal 'local-logits'"):
             pool.signal(Signal.LOCAL_LOGITS)
+
+    def test_models_must_be_declared_and_there(self) -> None:
+        tensors = make_tensors(9, 3)
+        pool = make_pool(tensors)
+        assert torch.equal(pool.perturbed(lambda model: None).logits_NC, tensors[LOGITS])
+        undeclared = pool.declaring({Signal.PERTURBED_LOCAL_MODEL})
+        undeclared.perturbed(lambda model: None)
+        with pytest.raises(InvalidSelection, match="'local-only-model' is not among"):
+            undeclared.local_only(TRAINING)
+        without = PoolView(np.arange(9), {}).declaring(Signal)
+        with pytest.raises(ValueError, match="no source for the signal 'local-only-model'"):
+            without.local_only(TRAINING)
+
+    @pytest.mark.parametrize("which", ["logits", "embeddings"])
+    def test_outputs_of_models_are_checked(self, which: str) -> None:
+        bad = {"logits": torch.zeros(9, 3), "embeddings": torch.zeros(9, 4)}
+        bad[which][4, 2] = torch.inf
+        pool = PoolView(np.arange(9), {}, FakeModels(**bad))
+        with pytest.raises(NonFiniteSignal, match=r"'local-only-model': 1 of 9 rows"):
+            pool.local_only(TRAINING)
+        with pytest.raises(ValueError, match="'perturbed-local-model' has 9 rows for 8 ids"):
+            PoolView(np.arange(8), {}, FakeModels(**bad)).perturbed(lambda model: None)
+
+    def test_what_is_computed_once_is_shared_by_views_of_the_same_pool(self) -> None:
+        calls: list[str] = []
+
+        def compute() -> int:
+            calls.append("computed")
+            return len(calls)
+
+        pool = make_pool(make_tensors(9, 3))
+        assert pool.declaring(frozenset()).once("key", compute) == 1
+        assert pool.once("key", compute) == 1
+        assert pool.once("other", compute) == 2
+        assert make_pool(make_tensors(9, 3)).once("key", compute) == 3
 
 
 class TestQueryContext:

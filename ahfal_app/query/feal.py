@@ -73,7 +73,7 @@ class Feal(ScoringStrategy):
             description="Rounds of a cycle over which its divergence term is phased in.",
         )
         similarity_threshold: float = Field(
-            default=0.85, ge=-1, le=1, description="Cosine above which samples are neighbours."
+            default=0.85, ge=0, le=1, description="Cosine above which samples are neighbours."
         )
         neighbours: int = Field(
             default=5, ge=1, description="Most neighbours of a sample; with fewer it is taken."

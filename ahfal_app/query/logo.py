@@ -59,7 +59,7 @@ class Logo(QueryStrategy):
             "client's model of the federated run (no extra training).",
         )
         epochs: int = Field(default=50, ge=1, description="Most epochs of the local-only model.")
-        batch_size: int = Field(default=64, ge=1, description="Samples in a batch.")
+        batch_size: int = Field(default=64, ge=2, description="Samples in a batch.")
         learning_rate: float = Field(default=0.01, gt=0, description="Learning rate of SGD.")
         momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
         weight_decay: float = Field(default=1e-5, ge=0, description="Weight decay of SGD.")

@@ -29,7 +29,7 @@ def relaxed_picks(features_NF: Tensor, count: int, threshold: float, neighbours:
     count : int
         Most samples to take.
     threshold : float
-        Cosine similarity above which samples are neighbours.
+        Cosine similarity, at least 0, above which samples are neighbours.
     neighbours : int
         Most neighbours of a sample.
 
