@@ -183,9 +183,7 @@ class TestScales:
         assert (settings.dataset, settings.num_clients, settings.num_cycles) == ("digits", 5, 2)
         assert seeds_at(Scale.SMOKE, [7, 8]) == [7]
 
-    @pytest.mark.parametrize(
-        "file", sorted(Path("conf").glob("*/*.yaml")), ids=lambda f: f.stem
-    )
+    @pytest.mark.parametrize("file", sorted(Path("conf").glob("*/*.yaml")), ids=lambda f: f.stem)
     @pytest.mark.parametrize("scale", list(Scale))
     def test_every_file_of_the_paper_is_valid(self, file: Path, scale: Scale) -> None:
         experiment = load_experiment(file, scale)

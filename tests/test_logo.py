@@ -23,7 +23,7 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
 )
-from ahfal_app.query.core.lloyd import lloyd
+from ahfal_app.query.core.clustering import lloyd
 from ahfal_app.query.logo import Logo, best_of_each, gradient_embeddings
 
 

@@ -11,12 +11,14 @@ import torch
 from fake_models import FakeModels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategy_cases import context_for, pool_of, random_pool
 from torch import Tensor, nn
 
 from ahfal_app.models import build_model
 from ahfal_app.query import Outputs, PoolView, Signal, checked_select, make_strategy
-from ahfal_app.query.core.furthest_first import furthest_first
+from ahfal_app.query.core.k_center import greedy_k_center
+from ahfal_app.query.core.points import EmbeddingPoints
 from ahfal_app.query.noise_stability import NoiseStability, add_weight_noise
 
 
@@ -36,6 +38,10 @@ def slow_furthest_first(vectors: list[list[float]], start: list[float], count: i
 
 def squares(vectors: Tensor) -> Tensor:
     return vectors.double().square().sum(dim=1)
+
+
+def furthest_first(vectors: Tensor, start: Tensor, count: int) -> NDArray[np.int64]:
+    return greedy_k_center(EmbeddingPoints(vectors), start.double(), count)
 
 
 class TestFurthestFirst:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ahfal_app.query.core.base import QueryContext, QueryStrategy
-from ahfal_app.query.core.lloyd import lloyd
+from ahfal_app.query.core.clustering import lloyd
 from ahfal_app.query.core.picking import falling
 from ahfal_app.query.core.pool import LocalOnlyTraining, Outputs, PoolView, Signal
 from ahfal_app.query.core.scores import entropy

@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
-from ahfal_app.query.core.furthest_first import furthest_first
+from ahfal_app.query.core.k_center import greedy_k_center
 from ahfal_app.query.core.picking import top_scores
+from ahfal_app.query.core.points import EmbeddingPoints
 from ahfal_app.query.core.pool import Outputs, PoolView, Signal
 
 #: Rows whose squared lengths are summed at a time.
@@ -74,11 +75,8 @@ class NoiseStability(ScoringStrategy):
         scores_N = self.scores(pool, context)
         if self.parameters.selection == "top-k":
             return top_scores(scores_N, pool.ids_N, context.budget)
-        deviations_NV = self._deviations(pool, context)
-        chosen_B: NDArray[np.int64] = pool.ids_N[
-            furthest_first(deviations_NV, scores_N, context.budget)
-        ]
-        return chosen_B
+        points = EmbeddingPoints(self._deviations(pool, context))
+        return pool.ids_N[greedy_k_center(points, scores_N, context.budget)]
 
     def _deviations(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return the deviations of all draws side by side, float32. Shape (N, V)."""

@@ -51,18 +51,55 @@ def k_means(
     """
     points_ND = _scaled(embeddings_ND)
     num_clusters = min(num_clusters, _num_distinct(points_ND))
-    seed = int(generator.integers(2**31))
     if num_clusters <= FULL_CLUSTERS:
-        model = KMeans(num_clusters, n_init=FULL_STARTS, random_state=seed, copy_x=False)
-    else:
-        # The default seeding looks at three batches, which takes longer than all the rest.
-        model = MiniBatchKMeans(
-            num_clusters,
-            batch_size=BATCH,
-            init_size=SEEDING_POINTS * num_clusters,
-            n_init=BATCH_STARTS,
-            random_state=seed,
-        )
+        return lloyd(embeddings_ND, num_clusters, FULL_STARTS, generator)
+    # The default seeding looks at three batches, which takes longer than all the rest.
+    model = MiniBatchKMeans(
+        num_clusters,
+        batch_size=BATCH,
+        init_size=SEEDING_POINTS * num_clusters,
+        n_init=BATCH_STARTS,
+        random_state=int(generator.integers(2**31)),
+    )
+    return _fitted(model, points_ND)
+
+
+def lloyd(
+    embeddings_ND: Tensor, num_clusters: int, starts: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return each point's cluster by Lloyd's algorithm on all points, seeded by k-means++.
+
+    An iteration takes time N D K for K clusters; memory is linear in N.
+
+    Parameters
+    ----------
+    embeddings_ND : Tensor
+        Finite, at least one row. Shape (N, D).
+    num_clusters : int
+        Number of clusters, at least 1; there are fewer where fewer points are distinct.
+    starts : int
+        Runs of which the one with the smallest distances counts.
+    generator : np.random.Generator
+        What the seed is drawn from.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Shape (N,). Equal for equal embeddings and an equal generator, as of `k_means`.
+    """
+    points_ND = _scaled(embeddings_ND)
+    model = KMeans(
+        min(num_clusters, _num_distinct(points_ND)),
+        n_init=starts,
+        random_state=int(generator.integers(2**31)),
+        # Elkan's variant keeps a bound for each point and cluster.
+        algorithm="lloyd",
+        copy_x=False,
+    )
+    return _fitted(model, points_ND)
+
+
+def _fitted(model: KMeans | MiniBatchKMeans, points_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     _use_one_blas_thread()
     # OpenMP's limit is this thread's own, so that it can be set for this call.
     with threadpool_limits(1, user_api="openmp"):
