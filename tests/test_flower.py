@@ -33,11 +33,13 @@ def _processes_of_flower() -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("privacy", ["none", "secure-aggregation"])
 def test_flowers_simulation_gives_the_same_result_as_this_process(
-    simulation: Simulation, tmp_path: Path, data_dir: Path
+    simulation: Simulation, tmp_path: Path, data_dir: Path, privacy: str
 ):
+    folders = {"output-dir": tmp_path / "flower", "data-dir": data_dir}
     done = subprocess.run(
-        _command(**{"output-dir": tmp_path / "flower", "data-dir": data_dir}),
+        _command(privacy=privacy, **folders),
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +48,7 @@ def test_flowers_simulation_gives_the_same_result_as_this_process(
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "flower").iterdir()
     assert str(folder / "report.html") in done.stdout
-    assert Outcome(folder, "").result == simulation().result
+    assert Outcome(folder, "").result == simulation(privacy=privacy).result
     assert not _processes_of_flower()
 
 

@@ -148,10 +148,10 @@ def test_secure_sums_are_the_same_after_a_resume(
 
 
 @pytest.mark.slow
-def test_secure_run_killed_at_every_event(
+def test_secure_run_killed_at_every_fifth_event(
     straight_secure: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    for event in range(3, _number_of_events(simulation, monkeypatch, **SECURE) + 1):
+    for event in range(3, _number_of_events(simulation, monkeypatch, **SECURE) + 1, 5):
         folder = _killed_at(event, simulation, monkeypatch, **SECURE)
         assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
         shutil.rmtree(folder)
@@ -198,8 +198,10 @@ def test_noise_is_the_same_after_a_resume(
 
 
 @pytest.mark.slow
-def test_noisy_run_killed_at_every_event(simulation: Simulation, monkeypatch: pytest.MonkeyPatch):
-    for event in range(3, _number_of_events(simulation, monkeypatch, **NOISY) + 1):
+def test_noisy_run_killed_at_every_fifth_event(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    for event in range(3, _number_of_events(simulation, monkeypatch, **NOISY) + 1, 5):
         heard = Heard()
         folder = _killed_at(event, simulation, monkeypatch, watch=heard, **NOISY)
         _check_noise(heard, simulation.resume(folder, heard))
