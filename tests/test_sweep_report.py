@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -223,6 +224,9 @@ def test_a_sweep_ends_in_a_report_and_files(swept: Path) -> None:
         assert float(row["accuracy"]) == summary["accuracy_per_cycle"][cycle]
         assert int(row["labels"]) == summary["labels_per_cycle"][cycle]
     assert (swept / "tables" / "tiny-paper.tex").read_text().count(r"\begin{table}") >= 4
+    picture = (swept / "figures" / "tiny-paper-curves-0.svg").read_text()
+    ElementTree.fromstring(picture)
+    assert 'fill="white"' in picture
     assert "**Final test accuracy in %**" in (swept / "tables" / "tiny-paper.md").read_text()
 
 

@@ -15,10 +15,12 @@ from ahfal_app.experiments.results import ExperimentResults, RunResult, read_exp
 from ahfal_app.experiments.scales import MEANING, Scale
 from ahfal_app.results.files import write_text
 from ahfal_app.results.report import REPORT, Fact, Panel
+from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.template import PAGE, STYLE
 
 TABLES = "tables"
+FIGURES = "figures"
 
 # More maps than this say no more than the first ones.
 _MOST_PARTITIONS = 6
@@ -44,12 +46,16 @@ def write_sweep_report(out: Path) -> Path:
     """
     out = out.absolute()
     experiments = read_experiments(out)
-    (out / TABLES).mkdir(exist_ok=True)
+    for folder in (TABLES, FIGURES):
+        (out / folder).mkdir(exist_ok=True)
     pages = []
     for results in experiments:
         name = f"{Path(results.file).stem}-{results.scale.value}"
         _write_tables(out / TABLES, name, results)
-        pages.append((name, render_sweep_report(results)))
+        panels = _panels(results)
+        for panel in panels:
+            write_text(out / FIGURES / f"{name}-{panel.chart.name}.svg", _standalone(panel.chart))
+        pages.append((name, _render(results, panels)))
     if len(pages) == 1:
         write_text(out / REPORT, pages[0][1])
         return out / REPORT
@@ -61,6 +67,10 @@ def write_sweep_report(out: Path) -> Path:
 
 def render_sweep_report(results: ExperimentResults) -> str:
     """Return the report of an experiment as HTML."""
+    return _render(results, _panels(results))
+
+
+def _render(results: ExperimentResults, panels: list[Panel]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(PAGE).render(
         title=results.title,
@@ -68,7 +78,7 @@ def render_sweep_report(results: ExperimentResults) -> str:
         style=STYLE,
         banner=_banner(results),
         facts=_facts(results),
-        panels=_panels(results),
+        panels=panels,
         tables=[*all_tables(results), _provenance_table(results)],
     )
 
@@ -240,6 +250,12 @@ def _provenance_table(results: ExperimentResults) -> TextTable:
     rows = [(key, value) for key, values in seen.items() for value in sorted(values)]
     rows += [("failed", f"{name}: {reason}") for name, reason in results.failures.items()]
     return TextTable(title="What the runs were made with", headings=("What", "Value"), rows=rows)
+
+
+def _standalone(chart: Chart) -> str:
+    """Return a figure as a file of its own, which has no page to give it a background."""
+    root, inside = chart.svg.split(">", 1)
+    return f'{root}><rect width="100%" height="100%" fill="white"/>{inside}\n'
 
 
 def _write_tables(folder: Path, name: str, results: ExperimentResults) -> None:
