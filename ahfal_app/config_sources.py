@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 def _scalar(key: str, text: str) -> object:
     """Parse the value of a setting as YAML does, but keep text for settings that are text."""
     field = setting_fields().get(key)
-    if field is not None and field.annotation not in (bool, int, float):
+    if field is not None and _takes_text(field.annotation):
         return text
     try:
         value = yaml.safe_load(text) if text else ""
@@ -76,6 +77,12 @@ def _scalar(key: str, text: str) -> object:
         except ValueError:
             return value
     return value
+
+
+def _takes_text(annotation: object) -> bool:
+    """Tell whether a setting is text, or a choice of texts; a choice can be of numbers, too."""
+    kinds: set[object] = {type(choice) for choice in typing.get_args(annotation)}
+    return (kinds or {annotation}) == {str}
 
 
 def settings_rows() -> list[tuple[str, str, str, str]]:

@@ -9,6 +9,7 @@ import tomllib
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -178,6 +179,17 @@ def test_arguments_override_files_and_keep_their_types(tmp_path: Path):
         "name": "007",
         "compile": "never",
     }
+
+
+@pytest.mark.parametrize("key", setting_fields())
+def test_every_value_of_a_setting_can_be_given_as_an_argument(key: str):
+    field = setting_fields()[key]
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    for value in (field.default, *choices):
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        values = read_arguments([f"{key}={text}"])
+        assert values == {key: value}
+        assert type(values[key]) is type(value)
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "\xff"])
