@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from simulation import Simulation
 
 # Tensors are small here: on a busy machine more threads wait for each other.
 torch.set_num_threads(1)
+
+# Tests are never about time, and a busy machine may pause any of them.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from simulation import Simulation
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import conv2d, dropout, linear
 
 from ahfal_app.errors import ConfigError, DuplicateModel
 from ahfal_app.models import Classifier, build_model, model_names, model_problem
@@ -93,6 +93,11 @@ class TwoOutputs(nn.Module):
         return (logits_BC, logits_BC) if self.training else logits_BC
 
 
+class FunctionalDropout(nn.Module):
+    def forward(self, values_BD: Tensor) -> Tensor:
+        return dropout(values_BD, 0.5, self.training)
+
+
 Shape = tuple[int, int, int]
 
 
@@ -110,6 +115,14 @@ def build_other_map(image_shape: Shape, num_classes: int) -> nn.Module:
 
 def build_two_outputs(image_shape: Shape, num_classes: int) -> nn.Module:
     return TwoOutputs()
+
+
+def build_functional_dropout(image_shape: Shape, num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), FunctionalDropout(), nn.Linear(64, num_classes))
+
+
+def build_rrelu(image_shape: Shape, num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.RReLU(), nn.Linear(8, num_classes))
 
 
 def build_lazy(image_shape: Shape, num_classes: int) -> nn.Module:
@@ -316,6 +329,8 @@ class TestEntryPoints:
                 "1 image of 8x8x1 in training mode; it says: Expected more than 1",
             ),
             ("build_two_outputs", "1 image of 8x8x1 in training mode it gives tuple"),
+            ("build_functional_dropout", "draws no random numbers in training"),
+            ("build_rrelu", "draws no random numbers in training"),
             ("build_nothing", "gives str; allowed is a Classifier or nn.Module"),
             ("SHORT", "is no function; allowed is build(image_shape, num_classes)"),
             ("nowhere", "cannot be loaded: module 'test_foreign_models' has no attribute"),

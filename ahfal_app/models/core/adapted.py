@@ -55,9 +55,11 @@ def as_classifier(
 
     Dropout and stochastic depth are switched off: they draw from torch's global generator,
     which all clients of a process share, so that results would depend on how threads take
-    turns. A `Classifier` is otherwise left as it is. Of any other module the last linear layer
-    becomes the head, and batch norm the one of this package, which can also be trained on a
-    single value a channel, as the last batch of an epoch may have.
+    turns. What draws from it otherwise in training (`dropout` as a function, `nn.RReLU`, noise)
+    cannot be switched off from here and is refused. A `Classifier` is otherwise left as it is.
+    Of any other module the last linear layer becomes the head, and batch norm the one of this
+    package, which can also be trained on a single value a channel, as the last batch of an
+    epoch may have.
 
     Parameters
     ----------
@@ -73,7 +75,8 @@ def as_classifier(
     Raises
     ------
     ConfigError
-        The network cannot take such images, or its output is not what it has to be.
+        The network cannot take such images, draws random numbers in training, or its output is
+        not what it has to be.
     """
     _switch_off_chance(network)
     if not isinstance(network, Classifier):
@@ -106,7 +109,16 @@ def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Te
     # Evaluation comes first, since lazy layers get their sizes by it.
     logits_BC = _output(network.eval(), _images(2, image_shape), name)
     buffers = {path: buffer.clone() for path, buffer in network.named_buffers()}
+    state = torch.random.get_rng_state()
     _output(network.train(), _images(1, image_shape), name)
+    if not torch.equal(state, torch.random.get_rng_state()):
+        raise ConfigError(
+            [
+                f"model={name!r}: allowed is a network that draws no random numbers in training, "
+                "since all clients of a process share torch's generator; dropout may be an "
+                "nn.Dropout, which is switched off"
+            ]
+        )
     for path, buffer in network.named_buffers():
         buffer.copy_(buffers[path])
     return logits_BC
