@@ -15,6 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ahfal_app import pool_models
 from ahfal_app.config import Settings, parse_settings
+from ahfal_app.models import build_model, model_names
 from ahfal_app.pool_models import ClientModels, PoolSituation, make_pool
 from ahfal_app.query import LocalOnlyTraining, PoolView, Signal, checked_select, make_strategy
 from ahfal_app.resources import Resources, resources
@@ -99,6 +100,18 @@ def test_feature_maps_are_averaged_to_three_by_three(
     assert maps is not None
     assert maps.shape == (len(IDS), 9 * expected.shape[1])
     torch.testing.assert_close(maps.view_as(expected), expected)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_each_networks_feature_maps_lead_to_its_logits(name: str) -> None:
+    model = build_model(name, (32, 32, 3), 10, 0).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = model.feature_map(images)
+        torch.testing.assert_close(model.features_of_map(maps), model.features(images))
+        torch.testing.assert_close(model.head(model.features_of_map(maps)), model(images))
+    assert maps.ndim == 4
+    assert min(maps.shape[2:]) >= 3
 
 
 @pytest.mark.parametrize(("strategy", "passes"), [("feal", 2), ("entropy", 1), ("ahfal", 2)])
