@@ -24,6 +24,7 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
     strategy_class,
+    strategy_entry,
     strategy_names,
     strategy_table,
 )
@@ -182,3 +183,17 @@ def test_entry_point_must_be_a_strategy_of_that_name(
     register(monkeypatch, "other", f"{__name__}:{value}")
     with pytest.raises(UnknownStrategy, match="holds no QueryStrategy whose `name` is 'other'"):
         make_strategy("other")
+
+
+def test_every_strategy_stands_in_the_documentation() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "strategies.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows[: len(strategy_names())]] == list(strategy_names())
+
+
+def test_one_strategy_is_told_in_full() -> None:
+    entry = strategy_entry("feal")
+    assert entry.description.startswith(entry.summary)
+    assert "strategy.loss" in {parameter.key for parameter in entry.parameters}
+    with pytest.raises(UnknownStrategy, match="did you mean 'feal'"):
+        strategy_entry("fea")
