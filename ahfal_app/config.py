@@ -442,6 +442,17 @@ def parse_settings(values: Mapping[str, object]) -> Settings:
     ConfigError
         A key is unknown, or a value has the wrong type or is out of range.
     """
+    settings, problems = read_settings(values)
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def read_settings(values: Mapping[str, object]) -> tuple[Settings, list[str]]:
+    """Return what can be used of flat settings, with defaults for the rest, and all problems.
+
+    For checks that go on where a problem is known, to tell all at once.
+    """
     fields = setting_fields()
     known: dict[str, object] = {}
     parameters: dict[str, object] = {}
@@ -467,9 +478,7 @@ def parse_settings(values: Mapping[str, object]) -> Settings:
         known = {key: value for key, value in known.items() if key not in refused}
         settings = Settings.model_validate(known)
     problems.extend(_contradictions(settings))
-    if problems:
-        raise ConfigError(problems)
-    return settings
+    return settings, problems
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ahfal_app.aggregation import clients_in_a_round, shortage
-from ahfal_app.config import Settings, parse_settings, setting_fields, suggestion
+from ahfal_app.config import Settings, read_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.models import model_problem
@@ -33,25 +33,19 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     ConfigError
         Every problem there is, one line each.
     """
-    problems: list[str] = []
-    settings: Settings | None = None
-    try:
-        settings = parse_settings(values)
-    except ConfigError as error:
-        problems.extend(error.problems)
+    settings, problems = read_settings(values)
     for key, names in _NAMES.items():
         problems.extend(_name_problem(key, values, names()))
     problems.extend(_model_problem(values))
-    if settings is not None and settings.strategy in strategy_names():
+    if settings.strategy in strategy_names():
         unusable = check_parameters(settings.strategy, settings.strategy_parameters)
         problems.extend(unusable or [*_loss_problem(settings), *_alignment_problem(settings)])
-    if settings is not None:
-        try:
-            resolve_device(settings.device)
-        except ConfigError as error:
-            problems.extend(error.problems)
-        problems.extend(_aggregation_problem(settings))
-    if problems or settings is None:
+    try:
+        resolve_device(settings.device)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    problems.extend(_aggregation_problem(settings))
+    if problems:
         raise ConfigError(problems)
     return settings
 

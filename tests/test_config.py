@@ -250,3 +250,19 @@ def test_command_line_tells_errors_and_exits_with_one():
     assert "alpha=0" in done.stderr
     assert "did you mean 'entropy'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_settings_that_contradict_each_other_hide_no_other_problem():
+    values = {
+        "strategy": "random",
+        "align": "estimated",
+        "epsilon": 3.0,
+        "aggregation": "krum",
+        "num-clients": 3,
+        "rounds": 0,
+        "device": "cuda:99",
+    }
+    with pytest.raises(ConfigError) as caught:
+        check_settings(values)
+    keys = {problem.split("=")[0] for problem in caught.value.problems}
+    assert keys == {"rounds", "epsilon", "align", "malicious-clients", "device"}
