@@ -19,7 +19,7 @@ from ahfal_app.models import build_model
 from ahfal_app.query import Outputs, PoolView, Signal, checked_select, make_strategy
 from ahfal_app.query.core.k_center import greedy_k_center
 from ahfal_app.query.core.points import EmbeddingPoints
-from ahfal_app.query.noise_stability import NoiseStability, add_weight_noise
+from ahfal_app.query.noise_stability import NoiseStability, add_weight_noise, power_of_two
 
 
 def slow_furthest_first(vectors: list[list[float]], start: list[float], count: int) -> list[int]:
@@ -187,7 +187,9 @@ def test_equals_deep_copies_and_plain_loops(target: str, selection: str) -> None
     )
     assert isinstance(strategy, NoiseStability)
     scores = strategy.scores(models.pool(), context_for(5, 4))
-    np.testing.assert_allclose(scores.numpy(), lengths, rtol=1e-3)
+    unit = float(scores.sum()) / math.fsum(lengths)
+    assert math.log2(unit) == pytest.approx(round(math.log2(unit)), abs=1e-3)
+    np.testing.assert_allclose(scores.numpy(), np.multiply(lengths, unit), rtol=2e-3)
     expected = sorted(range(40), key=lambda i: (-lengths[i], i))[:5]
     if selection == "k-center":
         expected = slow_furthest_first(rows, lengths, 5)
@@ -235,4 +237,15 @@ def test_draws_differ_from_each_other() -> None:
     assert isinstance(strategy, NoiseStability)
     first, second = strategy._deviations(pool, context_for(6, 3)).split(3, dim=1)
     assert not torch.allclose(first, second)
-    assert first.dtype == torch.float32
+    assert first.dtype == torch.float16
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e9])
+def test_deviations_of_any_size_keep_their_proportions(factor: float) -> None:
+    """Half precision holds neither 1e-9 nor 1e9."""
+    generator = torch.Generator().manual_seed(0)
+    moves = factor * torch.rand(30, 4, generator=generator).double()
+    unit = power_of_two(moves)
+    assert 0.5 < float((moves / unit).abs().max()) <= 1
+    assert unit == 2.0 ** round(math.log2(unit))
+    assert power_of_two(torch.zeros(3, 2)) == 1

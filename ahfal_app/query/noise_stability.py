@@ -7,6 +7,7 @@ V numbers that describe a sample, B selected samples.
 from __future__ import annotations
 
 import functools
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,8 +22,8 @@ from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.points import EmbeddingPoints
 from ahfal_app.query.core.pool import Outputs, PoolView, Signal
 
-#: Rows whose squared lengths are summed at a time.
-_ROWS = 4096
+#: A later draw that moves a sample further than this many times the first's largest is cut.
+_LARGEST = torch.finfo(torch.float16).max
 
 
 class NoiseStability(ScoringStrategy):
@@ -66,9 +67,11 @@ class NoiseStability(ScoringStrategy):
     parameters: Parameters
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
-        """Return the squared length of each sample's deviations, float64. Shape (N,)."""
-        rows = torch.split(self._deviations(pool, context), _ROWS)
-        return torch.cat([rows_RV.double().square().sum(dim=1) for rows_RV in rows])
+        """Return the squared length of each sample's deviations, float64. Shape (N,).
+
+        In units of a power of 2 that is the same for all samples.
+        """
+        return EmbeddingPoints(self._deviations(pool, context)).squared_norms_N
 
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return what k-center takes in its order, or the largest deviations."""
@@ -79,7 +82,12 @@ class NoiseStability(ScoringStrategy):
         return pool.ids_N[greedy_k_center(points, scores_N, context.budget)]
 
     def _deviations(self, pool: PoolView, context: QueryContext) -> Tensor:
-        """Return the deviations of all draws side by side, float32. Shape (N, V)."""
+        """Return the deviations of all draws side by side, float16. Shape (N, V).
+
+        With 50 draws of 100 classes they are by far the largest thing in memory, and 11 bits
+        are more than what one draw of the noise is worth. A power of 2, found in the first
+        draw, keeps them within that type's range; only their proportions count.
+        """
         key = (self.name, self.parameters, context.seed, context.client, context.cycle)
         return pool.once(key, lambda: self._computed_deviations(pool, context))
 
@@ -91,8 +99,9 @@ class NoiseStability(ScoringStrategy):
         norm_N1 = torch.where(norm_N1 > 0, norm_N1, 1.0)
         size, width = output_NV.shape
         deviations_NV = torch.empty(
-            size, self.parameters.draws * width, dtype=torch.float32, device=output_NV.device
+            size, self.parameters.draws * width, dtype=torch.float16, device=output_NV.device
         )
+        unit = 1.0
         for draw in range(self.parameters.draws):
             perturb = functools.partial(
                 add_weight_noise,
@@ -101,7 +110,10 @@ class NoiseStability(ScoringStrategy):
             )
             noisy_NV = self._target(pool.perturbed(perturb))
             columns = slice(draw * width, (draw + 1) * width)
-            deviations_NV[:, columns] = (noisy_NV - output_NV) / norm_N1
+            moved_NV = (noisy_NV - output_NV) / norm_N1
+            if draw == 0:
+                unit = power_of_two(moved_NV)
+            deviations_NV[:, columns] = (moved_NV / unit).clamp_(-_LARGEST, _LARGEST)
         return deviations_NV
 
     def _target(self, outputs: Outputs) -> Tensor:
@@ -109,6 +121,12 @@ class NoiseStability(ScoringStrategy):
         if self.parameters.target == "feature":
             return outputs.embeddings_ND.double()
         return torch.softmax(outputs.logits_NC.double(), dim=1)
+
+
+def power_of_two(values_NV: Tensor) -> float:
+    """Return the power of 2 at or above the largest magnitude; 1 where all are 0."""
+    largest = float(values_NV.abs().max()) if values_NV.numel() else 0.0
+    return 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
 
 
 def add_weight_noise(model: nn.Module, scale: float, generator: np.random.Generator) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor
 #: Rows and centres of one block of distances, which takes 16 MiB for each of its matrices.
 ROWS, CENTRES = 2048, 1024
 
+#: Numbers of each point that are converted at a time.
+COLUMNS = 1024
+
 #: Squared distances below this share of the squared norms are rounding errors: points that
 #: cannot be told apart in float64 count as equal.
 TOLERANCE = 64 * torch.finfo(torch.float64).eps
@@ -118,11 +121,21 @@ def row_blocks(size: int) -> Iterator[slice]:
 
 def _inner_products(values_ND: Tensor, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
     # Converted block by block: a copy of everything in float64 would double the memory.
-    return values_ND[rows_R].double() @ values_ND[centres_K].double().T
+    products_RK: Tensor | None = None
+    for columns_Nd in torch.split(values_ND, COLUMNS, dim=1):
+        rows_Rd, centres_Kd = columns_Nd[rows_R].double(), columns_Nd[centres_K].double()
+        if products_RK is None:
+            products_RK = rows_Rd @ centres_Kd.T
+        else:
+            products_RK.addmm_(rows_Rd, centres_Kd.T)
+    if products_RK is None:
+        raise ValueError("points need at least one number each")
+    return products_RK
 
 
 def _squared_norms(values_ND: Tensor) -> Tensor:
-    if not len(values_ND):
-        return values_ND.new_empty(0, dtype=torch.float64)
-    blocks = (values_ND[rows].double() for rows in row_blocks(len(values_ND)))
-    return torch.cat([block.square().sum(dim=1) for block in blocks])
+    norms_N = values_ND.new_zeros(len(values_ND), dtype=torch.float64)
+    for rows in row_blocks(len(values_ND)):
+        for columns in torch.split(values_ND[rows], COLUMNS, dim=1):
+            norms_N[rows] += columns.double().square().sum(dim=1)
+    return norms_N
