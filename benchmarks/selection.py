@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import multiprocessing
 import statistics
 import time
@@ -30,16 +31,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
 
+from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
+from ahfal_app.local_only import train_alone
 from ahfal_app.models import build_model
 from ahfal_app.query import (
+    LocalOnlyTraining,
+    Outputs,
     PoolView,
     QueryContext,
     Signal,
+    TrainingContext,
     checked_select,
     make_strategy,
     strategy_class,
@@ -48,7 +54,7 @@ from ahfal_app.query import (
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import class_statistics
-from ahfal_app.training import predict
+from ahfal_app.training import Recipe, predict, train_locally
 
 #: Strategies whose time is measured on parts of the pool, too, and which parts.
 GROWTH = dict.fromkeys(("badge", "core-set"), (0.25, 0.5))
@@ -60,7 +66,14 @@ PASSES = {
     Signal.GLOBAL_LOGITS: "global",
     Signal.GLOBAL_EMBEDDINGS: "global",
     Signal.LABELLED_LOCAL_EMBEDDINGS: "labelled",
+    Signal.LOCAL_FEATURE_MAPS: "local",
+    Signal.PERTURBED_LOCAL_MODEL: "noisy",
+    Signal.LOCAL_ONLY_MODEL: "local-only",
 }
+
+
+# Of the last feature map; ResNet-8 has as many.
+_MAP_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ def main() -> None:
         "strategies": {},
         "not_measured": {},
         "growth": {},
+        "extra_training_seconds": {},
     }
     for name in arguments.strategies or strategy_names():
         unknown = strategy_class(name).signals - PASSES.keys()
@@ -104,7 +118,55 @@ def main() -> None:
             smaller = Sizes(size, sizes.labelled, sizes.classes, sizes.width, sizes.budget)
             result["growth"].setdefault(name, {})[size] = measure(smaller)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, measure_training in EXTRA_TRAINING.items():
+        if name in result["strategies"]:
+            result["extra_training_seconds"][name] = measure_training(sizes, arguments.seed)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(_markdown(result))
+
+
+def _logo_training(sizes: Sizes, seed: int) -> dict[str, float]:
+    """Return the seconds of LoGo's local-only training, all its epochs."""
+    torch.set_num_threads(1)
+    training = LocalOnlyTraining(50, 64, 0.01, 0.9, 1e-5, 37, False, stop_accuracy=2.0)
+    images, rows_N = _images(seed, sizes), torch.arange(sizes.labelled)
+    labels_N = torch.arange(sizes.labelled) % sizes.classes
+    model = build_model("resnet8", (32, 32, 3), sizes.classes, 0)
+    generator = torch_generator(seed, "benchmark-training")
+    seconds = _seconds(
+        lambda: train_alone(
+            model, images, rows_N, labels_N, training, Augmentation(4, True), "fp32", generator
+        )
+    )
+    return {"50 epochs of the local-only model": seconds}
+
+
+def _feal_training(sizes: Sizes, seed: int) -> dict[str, float]:
+    """Return the seconds of a local epoch with FEAL's loss and with cross-entropy."""
+    torch.set_num_threads(1)
+    images, rows_N = _images(seed, sizes), torch.arange(sizes.labelled)
+    labels_N = torch.arange(sizes.labelled) % sizes.classes
+    counts_C = np.bincount(labels_N.numpy(), minlength=sizes.classes)
+    context = TrainingContext(sizes.classes, counts_C, round=1)
+    recipe = Recipe(1, 128, 0.1, 0.9, 5e-4, 0, 0.1, Augmentation(4, True), "fp32", False)
+    seconds = {}
+    for name, loss in (
+        ("an epoch with the evidential loss", make_strategy("feal").training_loss(context)),
+        ("an epoch with cross-entropy", cross_entropy),
+    ):
+        if loss is None:
+            raise RuntimeError("feal has no loss of its own")
+        model = build_model("resnet8", (32, 32, 3), sizes.classes, 0)
+        generator = torch_generator(seed, "benchmark-training")
+        train = partial(
+            train_locally, model, images, rows_N, labels_N, recipe, None, generator, loss
+        )
+        seconds[name] = _seconds(train)
+    return seconds
+
+
+#: What strategies train besides, or train differently; reported apart from the selection.
+EXTRA_TRAINING = {"logo": _logo_training, "feal": _feal_training}
 
 
 def _in_own_process(name: str, seed: int, repeats: int, sizes: Sizes) -> dict[str, Any]:
@@ -136,6 +198,30 @@ def _measure(name: str, seed: int, repeats: int, sizes: Sizes) -> dict[str, Any]
     }
 
 
+class _Models:
+    """Stands in for models that are made for a selection; counts the passes they would cost."""
+
+    def __init__(self, signals: dict[Signal, Tensor], used: Counter[str]) -> None:
+        self._signals = signals
+        self._used = used
+
+    def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
+        """Return the local outputs, moved by something that depends on the draw."""
+        self._used["noisy"] += 1
+        move = 1e-3 * math.sin(self._used["noisy"])
+        logits_NC = self._signals[Signal.LOCAL_LOGITS]
+        return Outputs(logits_NC + move * logits_NC.roll(1, 0), self._embeddings)
+
+    def local_only(self, training: LocalOnlyTraining) -> Outputs:
+        """Return the local outputs as those of a model of the client's own."""
+        self._used["local-only"] = 1
+        return Outputs(self._signals[Signal.LOCAL_LOGITS], self._embeddings)
+
+    @property
+    def _embeddings(self) -> Tensor:
+        return self._signals[Signal.LOCAL_EMBEDDINGS]
+
+
 def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) -> Counter[str]:
     """Select once; return the forward passes that the signals used would have cost."""
     used: Counter[str] = Counter()
@@ -157,7 +243,8 @@ def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) ->
         client=0,
         cycle=1,
     )
-    checked_select(make_strategy(name), PoolView(np.arange(size), sources), context)
+    pool = PoolView(np.arange(size), sources, _Models(signals, used))
+    checked_select(make_strategy(name), pool, context)
     return used
 
 
@@ -196,6 +283,7 @@ def _signals(seed: int, sizes: Sizes) -> dict[Signal, Tensor]:
         Signal.GLOBAL_EMBEDDINGS: global_ND,
         Signal.GLOBAL_LOGITS: logits(global_ND),
         Signal.LABELLED_LOCAL_EMBEDDINGS: embeddings(sizes.labelled),
+        Signal.LOCAL_FEATURE_MAPS: torch.relu(randn(sizes.pool, 9 * _MAP_CHANNELS)),
     }
 
 
@@ -249,6 +337,8 @@ def _markdown(result: dict[str, Any]) -> str:
     for name, by_size in result["growth"].items():
         lines += [_row(f"{name}, pool of {size}", measured) for size, measured in by_size.items()]
     lines += [f"| {name} | not measured: {why} |" for name, why in result["not_measured"].items()]
+    for name, parts in result["extra_training_seconds"].items():
+        lines += [f"| {name}: {what} | | {seconds:.1f} | | | |" for what, seconds in parts.items()]
     return "\n".join(lines)
 
 

@@ -25,10 +25,10 @@ def test_value_and_gradient_on_a_case_computed_by_hand():
     """mu / 2 times the squares of what was moved; its gradient is mu times the move."""
     model = make_model()
     term = ProximalTerm(0.5, _anchors(model), CPU)
-    assert term(model, 8).item() == 0
+    assert term(model).item() == 0
     with torch.no_grad():
         model.head.bias += torch.tensor([1.0, -2.0, 3.0])
-    value = term(model, 8)
+    value = term(model)
     assert value.item() == pytest.approx(0.25 * (1 + 4 + 9), rel=1e-6)
     value.backward()
     torch.testing.assert_close(model.head.bias.grad, torch.tensor([0.5, -1.0, 1.5]))
@@ -83,7 +83,7 @@ def test_it_is_added_to_kcfu_and_belongs_to_fedprox_alone(data_dir: Path):
         for aggregation in ("fedavg", "fedprox"):
             given = {"local-update": update, "aggregation": aggregation, "proximal-mu": 0.5}
             penalty = _objective(data_dir, **given).penalty
-            values[update, aggregation] = penalty(moved, 4).item() if penalty else 0.0
+            values[update, aggregation] = penalty(moved).item() if penalty else 0.0
     proximal = 0.25 * 2.0**2
     assert values["plain", "fedavg"] == 0
     assert values["plain", "fedprox"] == pytest.approx(proximal, rel=1e-5)
