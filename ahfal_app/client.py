@@ -21,6 +21,7 @@ from torch import Tensor
 from ahfal_app.client_state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request_id
+from ahfal_app.local_update import LocalUpdate, carry_out
 from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
 from ahfal_app.oracle import make_oracle
@@ -42,7 +43,7 @@ from ahfal_app.resources import Resources, resources
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import ClassStatistics
-from ahfal_app.training import TrainingResult, TrainingState, train_locally
+from ahfal_app.training import TrainingResult, TrainingState
 
 
 @dataclass(frozen=True)
@@ -402,7 +403,7 @@ class Client:
         )
         strategy = make_strategy(settings.strategy, settings.strategy_parameters)
         objective = make_objective(settings, self._resources, strategy, recipe, situation)
-        return train_locally(
+        update = LocalUpdate(
             model,
             self._resources.train_images,
             torch.from_numpy(labelled.samples_N),
@@ -410,9 +411,9 @@ class Client:
             recipe,
             self._training_state(*when),
             torch_generator(settings.seed, "training", self._client, *when),
-            objective.loss,
-            objective.penalty,
+            objective,
         )
+        return carry_out(update)
 
 
 def _no_statistics(resources: Resources) -> ClassStatistics:

@@ -21,7 +21,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import DeviceImages, normalised
+from ahfal_app.data.device import (
+    AugmentationDraws,
+    DeviceImages,
+    draw_augmentation,
+    normalised,
+)
 from ahfal_app.models import Classifier
 from ahfal_app.training import batches, network_logits
 
@@ -47,11 +52,11 @@ class BalancedSoftmax:
     """
 
     def __init__(self, class_counts_C: NDArray[np.int64], device: torch.device) -> None:
-        self._log_counts_C = torch.from_numpy(class_counts_C).double().log().float().to(device)
+        self.log_counts_C = torch.from_numpy(class_counts_C).double().log().float().to(device)
 
     def __call__(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        return cross_entropy(logits_BC + self._log_counts_C, labels_B)
+        return cross_entropy(logits_BC + self.log_counts_C, labels_B)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,28 @@ class Compensation:
     batch_size: int
     augmentation: Augmentation
     precision: Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class PoolBatch:
+    """What is drawn at random for the compensatory loss of one step.
+
+    Attributes
+    ----------
+    rows_B : Tensor
+        Rows of unlabelled samples, int64. Shape (B,).
+    draws : AugmentationDraws
+        Their augmentation.
+    weight_B : Tensor
+        Share of each image in its mixture, float32. Shape (B,).
+    partner_B : Tensor
+        Position in the batch of the image that it is mixed with, int64. Shape (B,).
+    """
+
+    rows_B: Tensor
+    draws: AugmentationDraws
+    weight_B: Tensor
+    partner_B: Tensor
 
 
 class CompensatoryLoss:
@@ -113,38 +140,39 @@ class CompensatoryLoss:
         generator: np.random.Generator,
         torch_generator: torch.Generator,
     ) -> None:
-        self._teacher = teacher.train(how.teacher == "train")
+        self.teacher = teacher.train(how.teacher == "train")
+        self.how = how
+        self.weights_C = rarity_weights(class_counts_C).to(images.device)
         self._images = images
-        self._how = how
         self._generator = generator
         self._torch_generator = torch_generator
-        self._weights_C = rarity_weights(class_counts_C).to(images.device)
         self._batches = self._endless_batches(pool_rows_N)
 
     def __call__(self, model: Classifier) -> Tensor:
         """Return the compensatory loss of the next unlabelled batch, a scalar."""
-        inputs_BcHW = self._inputs(next(self._batches))
-        size = len(inputs_BcHW)
-        weight_B = self._draw(self._generator.beta(_BETA, _BETA, size))
-        partner_B = torch.from_numpy(self._partners(size)).to(inputs_BcHW.device)
-        mixed_BcHW = _mix(inputs_BcHW, weight_B[:, None, None, None], partner_B)
+        batch, images = self.draw(), self._images
+        device = images.device
+        images_BHWC = images.transformed(batch.rows_B, self.how.augmentation, batch.draws)
+        inputs_BcHW = normalised(images_BHWC, images.scale_C, images.shift_C)
+        weight_B, partner_B = batch.weight_B.to(device), batch.partner_B.to(device)
+        mixed_BcHW = mix(inputs_BcHW, weight_B[:, None, None, None], partner_B)
         with torch.no_grad():
-            teacher_BC = network_logits(self._teacher, mixed_BcHW, self._how.precision)
-        student_BC = network_logits(model, mixed_BcHW, self._how.precision)
-        rarity_B = self._weights_C[teacher_BC.argmax(dim=1)]
-        rarity_B = _mix(rarity_B, weight_B, partner_B)
+            teacher_BC = network_logits(self.teacher, mixed_BcHW, self.how.precision)
+        student_BC = network_logits(model, mixed_BcHW, self.how.precision)
+        rarity_B = self.weights_C[teacher_BC.argmax(dim=1)]
+        rarity_B = mix(rarity_B, weight_B, partner_B)
         return weighted_divergence(teacher_BC, student_BC, rarity_B)
 
-    def _inputs(self, rows_B: Tensor) -> Tensor:
-        images = self._images
-        images_BHWC = images.augmented(rows_B, self._how.augmentation, self._torch_generator)
-        return normalised(images_BHWC, images.scale_C, images.shift_C)
-
-    def _draw(self, values_B: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values_B).float().to(self._images.device)
+    def draw(self) -> PoolBatch:
+        """Draw the next unlabelled batch and how it is augmented and mixed, on the CPU."""
+        rows_B = next(self._batches)
+        size = len(rows_B)
+        draws = draw_augmentation(size, self.how.augmentation, self._torch_generator)
+        weight_B = torch.from_numpy(self._generator.beta(_BETA, _BETA, size)).float()
+        return PoolBatch(rows_B, draws, weight_B, torch.from_numpy(self._partners(size)))
 
     def _partners(self, size: int) -> NDArray[np.int64]:
-        if self._how.mixing == "single-partner":
+        if self.how.mixing == "single-partner":
             return np.full(size, self._generator.integers(size), dtype=np.int64)
         return self._generator.permutation(size)
 
@@ -152,7 +180,7 @@ class CompensatoryLoss:
         """Yield batches of the pool in a new order each time it has been gone through."""
         while True:
             order_N = torch.from_numpy(self._generator.permutation(len(rows_N)))
-            yield from batches(rows_N[order_N], self._how.batch_size)
+            yield from batches(rows_N[order_N], self.how.batch_size)
 
 
 def rarity_weights(class_counts_C: NDArray[np.int64]) -> Tensor:
@@ -171,10 +199,16 @@ def weighted_divergence(teacher_BC: Tensor, student_BC: Tensor, weights_B: Tenso
 
     Divided by C, too, as in the published code.
     """
+    return (weights_B * mean_divergence_terms(teacher_BC, student_BC)).mean()
+
+
+def mean_divergence_terms(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """Return the mean over C of the terms of KL(teacher || student). Shape (B,)."""
     teacher_log_BC = log_softmax(teacher_BC, dim=1)
     terms_BC = teacher_log_BC.exp() * (teacher_log_BC - log_softmax(student_BC, dim=1))
-    return (weights_B * terms_BC.mean(dim=1)).mean()
+    return terms_BC.mean(dim=1)
 
 
-def _mix(values_B: Tensor, weight_B: Tensor, partner_B: Tensor) -> Tensor:
+def mix(values_B: Tensor, weight_B: Tensor, partner_B: Tensor) -> Tensor:
+    """Return each value mixed with its partner's; the first dimension is the batch's."""
     return weight_B * values_B + (1 - weight_B) * values_B[partner_B]

@@ -127,7 +127,12 @@ def network_logits(model: Classifier, inputs_BcHW: Tensor, precision: str) -> Te
     """Return the logits of normalised images, float32 (B, C); with bf16 computed in it."""
     with torch.autocast(inputs_BcHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits_BC: Tensor = model(inputs_BcHW)
-    return logits_BC.float()
+    return at_least_float32(logits_BC)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return values in float32, or as they are where they are more precise."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def batches(rows_N: Tensor, batch_size: int) -> list[Tensor]:

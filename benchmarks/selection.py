@@ -72,6 +72,10 @@ PASSES = {
 }
 
 
+# Pieces of memory from this size on are given back to the system when they are freed.
+_M_MMAP_THRESHOLD = -3
+_GIVEN_BACK_FROM = 1 << 16
+
 # Of the last feature map; ResNet-8 has as many.
 _MAP_CHANNELS = 64
 
@@ -210,7 +214,7 @@ class _Models:
         self._used["noisy"] += 1
         move = 1e-3 * math.sin(self._used["noisy"])
         logits_NC = self._signals[Signal.LOCAL_LOGITS]
-        return Outputs(logits_NC + move * logits_NC.roll(1, 0), self._embeddings)
+        return Outputs(logits_NC.roll(1, 0).mul_(move).add_(logits_NC), self._embeddings)
 
     def local_only(self, training: LocalOnlyTraining) -> Outputs:
         """Return the local outputs as those of a model of the client's own."""
@@ -311,8 +315,11 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _peak_memory(work: Callable[[], Counter[str]]) -> tuple[Counter[str], int]:
     """Return the work's result, and by how many bytes resident memory rose at its peak."""
-    # What is free goes back to the system; or the work would use it, and not be counted.
-    ctypes.CDLL(None).malloc_trim(0)
+    # What is free goes back to the system, before the work, or it would not be counted, and
+    # during it, or what the work has freed would be.
+    library = ctypes.CDLL(None)
+    library.mallopt(_M_MMAP_THRESHOLD, _GIVEN_BACK_FROM)
+    library.malloc_trim(0)
     # Linux sets the peak back to the present size when a 5 is written here.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _memory("VmRSS")

@@ -353,17 +353,17 @@ class TestUpdate:
 
     def test_images_are_augmented_before_they_are_mixed(self, data_dir: Path) -> None:
         calls: list[Augmentation] = []
-        augmented = DeviceImages.augmented
+        transformed = DeviceImages.transformed
 
-        def spying(self, rows, augmentation, generator):  # type: ignore[no-untyped-def]
+        def spying(self, rows, augmentation, draws):  # type: ignore[no-untyped-def]
             calls.append(augmentation)
-            return augmented(self, rows, augmentation, generator)
+            return transformed(self, rows, augmentation, draws)
 
         case = Situation(data_dir, augment="crop")
         penalty = case.objective().penalty
         assert penalty is not None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(DeviceImages, "augmented", spying)
+            patch.setattr(DeviceImages, "transformed", spying)
             penalty(case.student())
         assert calls == [case.recipe.augmentation]
         assert calls[0].padding > 0

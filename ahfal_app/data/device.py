@@ -6,6 +6,7 @@ Shapes: N images, B of a batch, H height, W width, C channels.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,22 @@ from torch.nn.functional import pad
 
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.images import Images
+
+
+@dataclass(frozen=True)
+class AugmentationDraws:
+    """What was drawn at random to augment a batch; None where the augmentation draws nothing.
+
+    Attributes
+    ----------
+    offsets_2B : Tensor | None
+        Top and left corner of each crop in the padded image, int64. Shape (2, B).
+    flip_B : Tensor | None
+        Which images are mirrored, bool. Shape (B,).
+    """
+
+    offsets_2B: Tensor | None
+    flip_B: Tensor | None
 
 
 class DeviceImages:
@@ -65,23 +82,34 @@ class DeviceImages:
         generator : torch.Generator
             On the CPU, whatever the device, so that all devices draw the same.
         """
+        draws = draw_augmentation(len(rows_B), augmentation, generator)
+        return self.transformed(rows_B, augmentation, draws)
+
+    def transformed(
+        self, rows_B: Tensor, augmentation: Augmentation, draws: AugmentationDraws
+    ) -> Tensor:
+        """Return images cropped and mirrored as was drawn, uint8 (B, H, W, C)."""
         images_BHWC = self.images_NHWC[rows_B.to(self.device)]
-        if augmentation.padding:
-            images_BHWC = self._cropped(images_BHWC, augmentation.padding, generator)
-        if augmentation.flip:
-            flip_B = (torch.rand(len(images_BHWC), generator=generator) < 0.5).to(self.device)
-            images_BHWC[flip_B] = images_BHWC[flip_B].flip(2)
+        if draws.offsets_2B is not None:
+            offsets_2B = draws.offsets_2B.to(self.device)
+            images_BHWC = _cropped(images_BHWC, augmentation.padding, offsets_2B)
+        if draws.flip_B is not None:
+            flip_B111 = draws.flip_B.to(self.device)[:, None, None, None]
+            images_BHWC = torch.where(flip_B111, images_BHWC.flip(2), images_BHWC)
         return images_BHWC
 
-    def _cropped(self, images_BHWC: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-        size, height, width = images_BHWC.shape[:3]
-        offsets_2B = torch.randint(0, 2 * padding + 1, (2, size), generator=generator)
-        top_B, left_B = offsets_2B.to(self.device)
-        padded_BHWC = pad(images_BHWC, (0, 0, padding, padding, padding, padding))
-        # All crops of each image, as a view: (B, offset down, offset right, C, H, W).
-        crops = padded_BHWC.unfold(1, height, 1).unfold(2, width, 1)
-        each_B = torch.arange(size, device=self.device)
-        return crops.permute(0, 1, 2, 4, 5, 3)[each_B, top_B, left_B]
+
+def draw_augmentation(
+    size: int, augmentation: Augmentation, generator: torch.Generator
+) -> AugmentationDraws:
+    """Draw what a batch of `size` images needs, from a generator on the CPU."""
+    offsets_2B = flip_B = None
+    if augmentation.padding:
+        highest = 2 * augmentation.padding + 1
+        offsets_2B = torch.randint(0, highest, (2, size), generator=generator)
+    if augmentation.flip:
+        flip_B = torch.rand(size, generator=generator) < 0.5
+    return AugmentationDraws(offsets_2B, flip_B)
 
 
 def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
@@ -90,7 +118,17 @@ def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     A function of tensors alone, so that a compiler can fuse it with a network's first layer.
     """
     # The permuted view of (B, H, W, C) is channels_last: nothing is copied for it.
-    return torch.addcmul(shift_C, images_BHWC.float(), scale_C).permute(0, 3, 1, 2)
+    return torch.addcmul(shift_C, images_BHWC.to(scale_C.dtype), scale_C).permute(0, 3, 1, 2)
+
+
+def _cropped(images_BHWC: Tensor, padding: int, offsets_2B: Tensor) -> Tensor:
+    height, width = images_BHWC.shape[1:3]
+    top_B, left_B = offsets_2B
+    padded_BHWC = pad(images_BHWC, (0, 0, padding, padding, padding, padding))
+    # All crops of each image, as a view: (B, offset down, offset right, C, H, W).
+    crops = padded_BHWC.unfold(1, height, 1).unfold(2, width, 1)
+    each_B = torch.arange(len(images_BHWC), device=images_BHWC.device)
+    return crops.permute(0, 1, 2, 4, 5, 3)[each_B, top_B, left_B]
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
 from ahfal_app.query.core.k_center import greedy_k_center
 from ahfal_app.query.core.picking import top_scores
-from ahfal_app.query.core.points import EmbeddingPoints
+from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 from ahfal_app.query.core.pool import Outputs, PoolView, Signal
 
 #: A later draw that moves a sample further than this many times the first's largest is cut.
@@ -93,13 +93,12 @@ class NoiseStability(ScoringStrategy):
 
     def _computed_deviations(self, pool: PoolView, context: QueryContext) -> Tensor:
         clean = Outputs(pool.signal(Signal.LOCAL_LOGITS), pool.signal(Signal.LOCAL_EMBEDDINGS))
-        output_NV = self._target(clean)
-        norm_N1 = output_NV.norm(dim=1, keepdim=True)
-        # A vanishing feature vector has no relative deviation; the plain one stands in.
-        norm_N1 = torch.where(norm_N1 > 0, norm_N1, 1.0)
-        size, width = output_NV.shape
+        size, width = len(pool.ids_N), self._target(clean, slice(0, 1)).shape[1]
         deviations_NV = torch.empty(
-            size, self.parameters.draws * width, dtype=torch.float16, device=output_NV.device
+            size,
+            self.parameters.draws * width,
+            dtype=torch.float16,
+            device=clean.logits_NC.device,
         )
         unit = 1.0
         for draw in range(self.parameters.draws):
@@ -108,25 +107,38 @@ class NoiseStability(ScoringStrategy):
                 scale=self.parameters.noise_scale,
                 generator=context.generator(f"noise-stability.{draw}"),
             )
-            noisy_NV = self._target(pool.perturbed(perturb))
-            columns = slice(draw * width, (draw + 1) * width)
-            moved_NV = (noisy_NV - output_NV) / norm_N1
+            noisy = pool.perturbed(perturb)
             if draw == 0:
-                unit = power_of_two(moved_NV)
-            deviations_NV[:, columns] = (moved_NV / unit).clamp_(-_LARGEST, _LARGEST)
+                blocks = (self._moved(clean, noisy, rows) for rows in row_blocks(size))
+                unit = power_of_two(max(map(_largest, blocks), default=0.0))
+            columns = slice(draw * width, (draw + 1) * width)
+            for rows in row_blocks(size):
+                moved_RV = self._moved(clean, noisy, rows) / unit
+                deviations_NV[rows, columns] = moved_RV.clamp_(-_LARGEST, _LARGEST)
         return deviations_NV
 
-    def _target(self, outputs: Outputs) -> Tensor:
-        """Return the output that is watched, float64."""
+    def _moved(self, clean: Outputs, noisy: Outputs, rows: slice) -> Tensor:
+        """Return how far rows' outputs have moved, relative to their length, float64."""
+        output_RV = self._target(clean, rows)
+        norm_R1 = output_RV.norm(dim=1, keepdim=True)
+        # A vanishing feature vector has no relative deviation; the plain one stands in.
+        norm_R1 = torch.where(norm_R1 > 0, norm_R1, 1.0)
+        return (self._target(noisy, rows) - output_RV) / norm_R1
+
+    def _target(self, outputs: Outputs, rows: slice) -> Tensor:
+        """Return the output of some rows that is watched, float64."""
         if self.parameters.target == "feature":
-            return outputs.embeddings_ND.double()
-        return torch.softmax(outputs.logits_NC.double(), dim=1)
+            return outputs.embeddings_ND[rows].double()
+        return torch.softmax(outputs.logits_NC[rows].double(), dim=1)
 
 
-def power_of_two(values_NV: Tensor) -> float:
-    """Return the power of 2 at or above the largest magnitude; 1 where all are 0."""
-    largest = float(values_NV.abs().max()) if values_NV.numel() else 0.0
+def power_of_two(largest: float) -> float:
+    """Return the power of 2 at or above a magnitude; 1 where it is 0."""
     return 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
+
+
+def _largest(values_NV: Tensor) -> float:
+    return float(values_NV.abs().max())
 
 
 def add_weight_noise(model: nn.Module, scale: float, generator: np.random.Generator) -> None:

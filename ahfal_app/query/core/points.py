@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-#: Rows and centres of one block of distances, which takes 16 MiB for each of its matrices.
-ROWS, CENTRES = 2048, 1024
+#: Rows and centres of one block of distances, which takes 8 MiB for each of its matrices.
+ROWS, CENTRES = 1024, 1024
 
 #: Numbers of each point that are converted at a time.
-COLUMNS = 1024
+COLUMNS = 512
 
 #: Squared distances below this share of the squared norms are rounding errors: points that
 #: cannot be told apart in float64 count as equal.

@@ -264,11 +264,19 @@ class PoolView:
         follows_ids = signal is not Signal.LABELLED_LOCAL_EMBEDDINGS
         if follows_ids and len(values) != len(self):
             raise ValueError(f"signal {signal.value!r} has {len(values)} rows for {len(self)} ids")
-        bad_rows = int((~torch.isfinite(values)).any(dim=1).sum())
-        if bad_rows:
+        if not _is_finite(values):
+            bad_rows = int((~torch.isfinite(values)).any(dim=1).sum())
             raise NonFiniteSignal(
                 f"signal {signal.value!r}: {bad_rows} of {len(values)} rows contain NaN or infinity"
             )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether there is neither NaN nor infinity, without a matrix of answers."""
+    if values.numel() == 0:
+        return True
+    lowest, highest = values.aminmax()  # NaN if any value is.
+    return bool(lowest.isfinite() & highest.isfinite())
 
 
 def _checksum(values: Tensor) -> int:
