@@ -176,6 +176,12 @@ class Settings(BaseModel):
     compile: Literal["auto", "always", "never"] = _setting(
         "auto", "Training", "Compile the training step; `auto`: where it was measured to pay."
     )
+    client_batching: Literal["auto", "always", "never"] = _setting(
+        "auto",
+        "Training",
+        "In one process, clients train together as one tensor program; `auto`: on a GPU. May "
+        "change the last digits.",
+    )
     device: str = _setting(
         "auto",
         "Training",

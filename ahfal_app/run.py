@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +46,13 @@ _FREE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: settings, folder, position and model."""
+    """Where a run begins: settings, folder, position and model; and what runs its clients."""
 
     settings: Settings
     loaded: Resources
     folder: Path
     checkpoint: Checkpoint
+    engine: Mapping[str, object] = field(default_factory=dict)
 
 
 def prepare(values: Mapping[str, object]) -> Start:
@@ -228,7 +229,7 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     ]
     recorder.start(
         settings,
-        _environment(loaded, settings, partition.fingerprint),
+        _environment(loaded, settings, partition.fingerprint) | {"engine": dict(start.engine)},
         describe_partition(counts, partition.fingerprint),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
@@ -20,6 +22,7 @@ def main(grid: Grid, context: Context) -> None:
     console = Console()
     try:
         start = prepare(context.run_config)
+        start = replace(start, engine={"name": "flower"})
         folder = execute(start, grid, Progress(console))
     except AhfalError as error:
         # Flower shows the traceback; people need the message, and before it.

@@ -291,7 +291,8 @@ def _optimizer(model: nn.Module, recipe: Recipe, state: TrainingState | None) ->
     )
     for name, parameter in model.named_parameters():
         if state is not None and name in state.momentum:
-            buffer = state.momentum[name].to(parameter.device, copy=True)
+            # In the parameter's own layout: the fused step walks memory, whatever the strides.
+            buffer = torch.empty_like(parameter).copy_(state.momentum[name])
             optimizer.state[parameter]["momentum_buffer"] = buffer
     return optimizer
 

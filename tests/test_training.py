@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ahfal_app import compilation
+from ahfal_app.client_state import ClientState
 from ahfal_app.compilation import resolve_compile
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
@@ -118,9 +120,23 @@ def same_bits(model: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_training_equals_a_plain_loop_over_two_rounds() -> None:
+def stored(state: TrainingState) -> TrainingState:
+    """Return the state as a client finds it in its next round."""
+    client = ClientState.in_record({})
+    client.save_training(0, 1, state)
+    loaded = client.load_training(0, 2)
+    assert loaded is not None
+    return loaded
+
+
+@pytest.mark.parametrize("kept", [lambda state: state, stored], ids=["in memory", "stored"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_equals_a_plain_loop_over_two_rounds(
+    kept: Callable[[TrainingState], TrainingState], channels: int
+) -> None:
     """The server overwrites the weights in between, and the momentum goes on."""
-    images, model, plain = make_images(), make_model(), make_model()
+    images = make_images((6, 6, channels))
+    model, plain = make_model(channels=channels), make_model(channels=channels)
     optimizer = plain_optimizer(plain)
 
     first = train(model, images, RECIPE, seed=1)
@@ -131,8 +147,8 @@ def test_training_equals_a_plain_loop_over_two_rounds() -> None:
     assert first.state.epochs == 2
 
     for overwritten in (model, plain):
-        overwritten.load_state_dict(make_model(seed=9).state_dict())
-    second = train(model, images, RECIPE, first.state, seed=2)
+        overwritten.load_state_dict(make_model(channels=channels, seed=9).state_dict())
+    second = train(model, images, RECIPE, kept(first.state), seed=2)
     plain_epochs(plain, optimizer, images, [0.05, 0.05], 2)
     assert_equal_models(model, plain)
     assert second.state.epochs == 4

@@ -6,11 +6,13 @@ deployment, without Ray and without copying what need not be copied.
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +21,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from ahfal_app.client_batching.gathering import Gathering, TrainTogether
+from ahfal_app.local_update import trained_by
+from ahfal_app.protocol import TRAIN
+
+#: Most clients that train as one; more are trained in groups.
+MOST_TOGETHER = 32
 
 _PULL_TIMEOUT_S = 0.1
 _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
@@ -35,9 +44,18 @@ class InProcessGrid(Grid):
         Number of nodes; node ids are 1 to `num_clients`.
     workers : int
         Clients served at the same time.
+    train_together : TrainTogether, optional
+        Carries out the local training of several clients as one; without it, each client trains
+        alone.
     """
 
-    def __init__(self, client_app: ClientApp, num_clients: int, workers: int = 1) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_clients: int,
+        workers: int = 1,
+        train_together: TrainTogether | None = None,
+    ) -> None:
         self._client_app = client_app
         self._run = Run.create_empty(run_id=1)
         self._pending: dict[str, Future[Message]] = {}
@@ -52,6 +70,10 @@ class InProcessGrid(Grid):
             for partition in range(num_clients)
         }
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="client")
+        self._train_together = train_together
+        self._closing = threading.Event()
+        # Those that train together wait for each other, each in a thread.
+        self._gathered = ThreadPoolExecutor(MOST_TOGETHER, thread_name_prefix="gathered")
         # Flower's Message reads these; in a process of its own, Flower sets them.
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 
@@ -66,7 +88,9 @@ class InProcessGrid(Grid):
         trace: TracebackType | None,
     ) -> None:
         """End the worker threads; clients that have not started are dropped."""
+        self._closing.set()
         self._workers.shutdown(wait=True, cancel_futures=True)
+        self._gathered.shutdown(wait=True, cancel_futures=False)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -94,14 +118,35 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the workers; return the messages' ids."""
-        ids = []
-        for message in messages:
-            identity = str(uuid.uuid4())
+        pushed = list(messages)
+        for message in pushed:
             # On Flower's grids the SuperLink sets the id, in the same place.
-            message.metadata.__dict__["_message_id"] = identity
-            self._pending[identity] = self._workers.submit(self._call, message)
-            ids.append(identity)
-        return ids
+            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        train_together = self._train_together
+        if train_together is not None:
+            training = [m for m in pushed if m.metadata.message_type == TRAIN]
+            self._submit_together(training, train_together)
+        for message in pushed:
+            if message.metadata.message_id not in self._pending:
+                self._pending[message.metadata.message_id] = self._workers.submit(
+                    self._call, message
+                )
+        return [message.metadata.message_id for message in pushed]
+
+    def _submit_together(self, messages: Sequence[Message], train_together: TrainTogether) -> None:
+        """Hand out messages to clients that train together, in groups of a bounded size.
+
+        A group's messages come before the next group's, so all of its clients have a thread
+        before any of the next one's waits in one.
+        """
+        for start in range(0, len(messages), MOST_TOGETHER):
+            group = messages[start : start + MOST_TOGETHER]
+            nodes = [message.metadata.dst_node_id for message in group]
+            gathering = Gathering(nodes, train_together)
+            for message in group:
+                self._pending[message.metadata.message_id] = self._gathered.submit(
+                    self._call_gathered, message, gathering
+                )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are ready, waiting a moment for the first of them."""
@@ -122,6 +167,17 @@ class InProcessGrid(Grid):
             replies += received
             waiting -= {reply.metadata.reply_to_message_id for reply in received}
         return replies
+
+    def _call_gathered(self, message: Message, gathering: Gathering) -> Message:
+        node = message.metadata.dst_node_id
+        try:
+            if self._closing.is_set():
+                return Message(Error(_RAISED, "the grid was closed"), reply_to=message)
+            with trained_by(partial(gathering.train, node)):
+                return self._call(message)
+        finally:
+            # Whoever fails before it trains, or has nothing to train on, is not waited for.
+            gathering.leave(node)
 
     def _call(self, message: Message) -> Message:
         context = self._contexts.get(message.metadata.dst_node_id)

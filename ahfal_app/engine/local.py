@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from ahfal_app.batching import resolve_client_batching
 from ahfal_app.client_app import app as client_app
+from ahfal_app.client_batching.trainer import TogetherTrainer
 from ahfal_app.config import DEFAULT_NUM_CLIENTS
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.results.progress import Progress
@@ -45,5 +48,14 @@ def simulate(
     workers = clients_at_once or max(1, (os.cpu_count() or 1) // threads)
     # A run that Flower started may have been stopped before it knew its clients.
     num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
-    with InProcessGrid(client_app, num_clients, workers) as grid:
-        return execute(start, grid, progress)
+    choice = resolve_client_batching(
+        settings.client_batching, start.loaded.device, start.loaded.model_name
+    )
+    trainer = TogetherTrainer(graphs=start.loaded.device.type == "cuda")
+    how = "together" if choice.together else "one after the other"
+    progress.note(f"clients train {how}: {choice.reason}")
+    engine = {"name": "in-process", "client_batching": choice.together}
+    with InProcessGrid(
+        client_app, num_clients, workers, trainer if choice.together else None
+    ) as grid:
+        return execute(replace(start, engine=engine), grid, progress)

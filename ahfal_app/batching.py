@@ -1,0 +1,53 @@
+"""Whether the clients of a process train together, as one tensor program, or in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ahfal_app.errors import ConfigError
+
+#: Networks whose copies were tested to train together as they do alone.
+STACKABLE = frozenset({"resnet8", "preact-resnet8", "mobilenet-v2", "small-cnn"})
+
+
+@dataclass(frozen=True)
+class BatchingChoice:
+    """How clients train, and why."""
+
+    together: bool
+    reason: str
+
+
+def resolve_client_batching(setting: str, device: torch.device, model_name: str) -> BatchingChoice:
+    """Return how the clients of one process train.
+
+    Parameters
+    ----------
+    setting : str
+        `auto`, `always` or `never`.
+    device : torch.device
+        Where they train.
+    model_name : str
+        The network.
+
+    Raises
+    ------
+    ConfigError
+        `always` with a network whose copies cannot be stacked.
+    """
+    if setting == "never":
+        return BatchingChoice(False, "as client-batching=never says")
+    if model_name not in STACKABLE:
+        if setting == "always":
+            allowed = ", ".join(sorted(STACKABLE))
+            raise ConfigError(
+                [f"client-batching='always' with model={model_name!r}: allowed with {allowed}"]
+            )
+        return BatchingChoice(False, f"copies of {model_name} cannot be stacked")
+    if setting == "always":
+        return BatchingChoice(True, "as client-batching=always says")
+    if device.type == "cpu":
+        return BatchingChoice(False, "on a CPU that was measured to be faster than together")
+    return BatchingChoice(True, "a GPU has room for all of them at once")
