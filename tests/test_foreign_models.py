@@ -443,6 +443,16 @@ class TestRuns:
         one, two = (simulation(values, workers=workers) for workers in (1, 2))
         assert one.result == two.result
 
+    @pytest.mark.parametrize("aggregation", ["fedavg", "fedprox", "fedadam", "fedmedian"])
+    def test_what_is_shared_has_one_value_in_the_global_model(
+        self, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, aggregation: str
+    ) -> None:
+        register(monkeypatch, "tied", f"{__name__}:build_tied")
+        outcome = simulation(SHORT, model="tied", aggregation=aggregation, strategy="entropy")
+        trained = load_file(outcome.folder / "model.safetensors")
+        for one, other in (("first.weight", "second.weight"), ("norm.bias", "same_norm.bias")):
+            assert torch.equal(trained[f"network.{one}"], trained[f"network.{other}"])
+
     def test_example_of_the_documentation(
         self, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
