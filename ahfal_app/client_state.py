@@ -186,7 +186,11 @@ class ClientState:
     def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
         name = f"local-model-{cycle}.safetensors"
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
+        # A copy of each, since safetensors refuses memory that tensors share, as tied layers do.
+        tensors = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, tensor in state_dict.items()
+        }
         self._blobs.write(name, save_tensors(tensors))
         for other in self._blobs.names():
             if other.startswith("local-model-") and other != name:

@@ -33,8 +33,10 @@ class ProximalTerm:
 
     def __call__(self, model: Classifier) -> Tensor:
         """Return the term, a scalar."""
-        parameters = dict(model.named_parameters())
+        # The model names a parameter that layers share once, so that it counts once.
         distances = [
-            (parameters[name] - anchor).square().sum() for name, anchor in self._anchors.items()
+            (parameter - self._anchors[name]).square().sum()
+            for name, parameter in model.named_parameters()
+            if name in self._anchors
         ]
         return 0.5 * self._mu * torch.stack(distances).sum()

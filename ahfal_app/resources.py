@@ -92,8 +92,12 @@ class Resources:
 
     @cached_property
     def trainable_names(self) -> tuple[str, ...]:
-        """Names of the model's trainable parameters, as in its state and in its order."""
-        parameters = self.model().named_parameters()
+        """Names of the model's trainable parameters, as in its state and in its order.
+
+        A parameter that layers share has several, and its state an array of each: all must
+        fare the same in aggregation, as the last one wins when the state is loaded.
+        """
+        parameters = self.model().named_parameters(remove_duplicate=False)
         return tuple(name for name, parameter in parameters if parameter.requires_grad)
 
     def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:

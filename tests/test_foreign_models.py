@@ -141,6 +141,30 @@ def build_not_for_one(image_shape: Shape, num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and one normalisation that is used twice."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 8, 3, padding=1)
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm2d(8)
+        self.same_norm = self.norm
+        self.last = nn.Linear(8, num_classes)
+
+    def forward(self, images_BcHW: Tensor) -> Tensor:
+        map_BcHW = self.norm(self.first(self.stem(images_BcHW))).relu()
+        map_BcHW = self.same_norm(self.second(map_BcHW)).relu()
+        logits_BC: Tensor = self.last(map_BcHW.mean(dim=(2, 3)))
+        return logits_BC
+
+
+def build_tied(image_shape: Shape, num_classes: int) -> nn.Module:
+    return Tied(image_shape[2], num_classes)
+
+
 def build_nothing(image_shape: Shape, num_classes: int) -> str:
     return "no network"
 
@@ -312,6 +336,13 @@ class TestEntryPoints:
         for name, value in model.state_dict().items():
             assert torch.equal(value, again.state_dict()[name])
 
+    def test_what_is_shared_stays_shared(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        register(monkeypatch, "tied", f"{__name__}:build_tied")
+        network = build_model("tied", (8, 8, 1), 10, 0).get_submodule("network")
+        assert network.second.weight is network.first.weight
+        assert network.same_norm is network.norm
+        assert type(network.norm) is BatchNorm2d
+
     @pytest.mark.parametrize(
         ("build", "reason"),
         [
@@ -411,6 +442,16 @@ class TestRuns:
         values = {**SHORT, "model": "torchvision/mobilenet_v3_small", "cycles": 1}
         one, two = (simulation(values, workers=workers) for workers in (1, 2))
         assert one.result == two.result
+
+    @pytest.mark.parametrize("aggregation", ["fedavg", "fedprox", "fedadam", "fedmedian"])
+    def test_what_is_shared_has_one_value_in_the_global_model(
+        self, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, aggregation: str
+    ) -> None:
+        register(monkeypatch, "tied", f"{__name__}:build_tied")
+        outcome = simulation(SHORT, model="tied", aggregation=aggregation, strategy="entropy")
+        trained = load_file(outcome.folder / "model.safetensors")
+        for one, other in (("first.weight", "second.weight"), ("norm.bias", "same_norm.bias")):
+            assert torch.equal(trained[f"network.{one}"], trained[f"network.{other}"])
 
     def test_example_of_the_documentation(
         self, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

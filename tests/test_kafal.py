@@ -80,6 +80,17 @@ class TestUndecided:
         known = sum(count > 0 for count in counts)
         assert f"client 2: labels of {known} of 3 classes, so the order is random" in caplog.text
 
+    def test_models_that_agree(self, caplog: pytest.LogCaptureFixture) -> None:
+        """As with a single client: sorted data must not give a single class."""
+        logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        both = pool_of({Signal.LOCAL_LOGITS: logits, Signal.GLOBAL_LOGITS: logits.clone()})
+        answers = {
+            tuple(checked_select(kafal(), both, context_of(10, [5, 3, 1], client=client)))
+            for client in range(3)
+        }
+        assert len(answers) == 3
+        assert "client 2: both models agree, order is random" in caplog.text
+
     def test_two_known_classes_are_enough(self, caplog: pytest.LogCaptureFixture) -> None:
         kafal().scores(random_logits(5, 3), context_of(1, [7, 0, 1]))
         assert not caplog.text

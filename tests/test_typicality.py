@@ -148,6 +148,23 @@ class TestTurns:
             assert scores[position] == max(scores.values())
             taken.append(position)
 
+    def test_equal_samples_are_not_searched_again_for_each_that_is_taken(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with a network whose features have died: all have the same neighbours."""
+        searched = []
+        original = neighbourhood.Neighbourhood._search
+
+        def search(self: neighbourhood.Neighbourhood, rows: Tensor) -> None:
+            searched.append(len(rows))
+            original(self, rows)
+
+        monkeypatch.setattr(neighbourhood.Neighbourhood, "_search", search)
+        equal = pool(np.zeros((2000, 2)))
+        selected = checked_select(typicality(), equal, context_of(40, [1, 1]))
+        assert selected.tolist() == list(range(40))
+        assert sum(searched) <= 2000 + 10 * 40
+
     def test_more_clusters_wanted_than_samples_differ(self) -> None:
         selected = checked_select(
             typicality(), pool([[1.0, 2.0]] * 5 + [[3.0, 1.0]] * 5), context_of(7, [1, 1])

@@ -44,6 +44,11 @@ class Feal(ScoringStrategy):
     Where too few are left, those passed over follow by falling uncertainty (the published code
     takes arbitrary ones).
 
+    The published feature map is that of an inner block of EfficientNet; here it is the network's
+    last one, averaged to 3x3. A network that has no map gives its features as one pixel, whose
+    nine copies leave all cosines what they are: similarity is that of the features then, without
+    places in the image.
+
     As published, training uses the evidential loss; the AHFAL paper's comparison may have
     trained with cross-entropy (`loss=ce`), which the scores were not made for.
     """

@@ -17,6 +17,9 @@ from ahfal_app.query.core.pool import PoolView, Signal
 
 _log = logging.getLogger(__name__)
 
+# Divergences up to this are rounding errors of models that agree.
+_SMALLEST_DIVERGENCE = 1e-12
+
 
 class Kafal(ScoringStrategy):
     """Samples where local and global model differ most on the classes that the client knows.
@@ -38,8 +41,9 @@ class Kafal(ScoringStrategy):
     `missing-classes=nan-as-random` does what comes of that, random sampling on each client
     that lacks a class, to be compared with published numbers that may rest on it.
 
-    Where the client knows fewer than two classes, p = q and all scores would be zero. The
-    paper leaves the order open; here it is random.
+    Where the client knows fewer than two classes, or its model is the global one (as that of
+    a federation's only client), p = q and all scores would be zero. The paper leaves the order
+    open; here it is random.
     """
 
     name: ClassVar[str] = "kafal"
@@ -69,10 +73,14 @@ class Kafal(ScoringStrategy):
         global_NC = pool.signal(Signal.GLOBAL_LOGITS).double()
         counts_C = torch.as_tensor(context.class_counts_C, device=local_NC.device)
         known_C = counts_C > 0
-        if self._is_undecided(int(known_C.sum()), context):
-            scores_N = context.generator(self.name).random(len(pool))
-            return torch.as_tensor(scores_N, device=local_NC.device)
-        return _divergence(local_NC[:, known_C], global_NC[:, known_C], counts_C[known_C])
+        if not self._is_undecided(int(known_C.sum()), context):
+            known = (local_NC[:, known_C], global_NC[:, known_C], counts_C[known_C])
+            scores_N = _divergence(*known)
+            if (scores_N > _SMALLEST_DIVERGENCE).any():
+                return scores_N
+            _log.warning("kafal, client %d: both models agree, order is random", context.client)
+        random_N = context.generator(self.name).random(len(pool))
+        return torch.as_tensor(random_N, device=local_NC.device)
 
     def _is_undecided(self, known: int, context: QueryContext) -> bool:
         """Return whether the order is random for a client that knows so many classes."""

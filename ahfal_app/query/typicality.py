@@ -161,16 +161,22 @@ class _Cluster:
 
     @property
     def typicality_M(self) -> Tensor:
-        """Inverse of the mean distance to the neighbours that are left, float64."""
+        """Inverse of the mean distance to the neighbours, float64; of those left, at most so."""
         return 1.0 / (self._neighbourhood.mean_distance_M + SMOOTHING)
 
     def take(self) -> int:
         """Take the most typical sample that is left, the lowest among equals."""
-        left_M = self._neighbourhood.left_M
-        member = int(self.typicality_M.masked_fill(~left_M, -torch.inf).argmax())
+        member = self._highest()
+        # It can only have fallen, so what is up to date and the highest is the highest of all.
+        while self._neighbourhood.update(member):
+            member = self._highest()
         self._neighbourhood.remove(member)
         self.num_left -= 1
         return int(self.members_M[member])
+
+    def _highest(self) -> int:
+        left_M = self._neighbourhood.left_M
+        return int(self.typicality_M.masked_fill(~left_M, -torch.inf).argmax())
 
 
 def _in_turns(clusters: list[_Cluster]) -> Iterator[int]:

@@ -96,12 +96,16 @@ def _switch_off_chance(network: nn.Module) -> None:
 
 
 def _use_own_batch_norm(network: nn.Module) -> None:
-    for path, module in list(network.named_modules()):
+    replaced: dict[nn.Module, BatchNorm2d] = {}
+    # Under each of its names: a module that is used twice is to stay one module.
+    for path, module in list(network.named_modules(remove_duplicate=False)):
         plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
         if plain and module.momentum is not None:
-            own = BatchNorm2d(module.num_features, module.eps, module.momentum)
-            own.load_state_dict(module.state_dict())
-            network.set_submodule(path, own)
+            if module not in replaced:
+                own = BatchNorm2d(module.num_features, module.eps, module.momentum)
+                own.load_state_dict(module.state_dict())
+                replaced[module] = own
+            network.set_submodule(path, replaced[module])
 
 
 def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Tensor:

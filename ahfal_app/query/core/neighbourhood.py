@@ -34,7 +34,8 @@ class Neighbourhood:
         Which points are left, bool. Shape (M,).
     mean_distance_M : Tensor
         Float64, infinite where there is no other point; meaningless for points that were
-        taken away. Shape (M,).
+        taken away, and too small, if anything, for those of which `update` was not asked
+        since. Shape (M,).
     """
 
     def __init__(self, embeddings_MD: Tensor, most: int, squared: bool) -> None:
@@ -42,15 +43,24 @@ class Neighbourhood:
         self._most, self._squared = most, squared
         self.left_M = torch.ones(len(embeddings_MD), dtype=torch.bool, device=embeddings_MD.device)
         self.mean_distance_M = torch.empty_like(self._points.squared_norms_N)
+        self._is_stale_M = torch.zeros_like(self.left_M)
         self._search_all()
 
     def remove(self, point: int) -> None:
-        """Take a point away; only those whose neighbour it was are searched anew."""
+        """Take a point away."""
         self.left_M[point] = False
         if self._num_neighbours() != self._neighbours_MJ.shape[1]:
             self._search_all()
         else:
-            self._search((self._neighbours_MJ == point).any(dim=1).nonzero()[:, 0])
+            # Of many equal points one may be everybody's neighbour, so nothing is searched yet.
+            self._is_stale_M |= (self._neighbours_MJ == point).any(dim=1)
+
+    def update(self, point: int) -> bool:
+        """Search a point's neighbours anew if one was taken away; return whether it was."""
+        was_stale = bool(self._is_stale_M[point])
+        if was_stale:
+            self._search(torch.tensor([point], device=self.left_M.device))
+        return was_stale
 
     def _num_neighbours(self) -> int:
         return min(self._most, int(self.left_M.sum()) // 2)
@@ -61,6 +71,7 @@ class Neighbourhood:
         self._search(torch.arange(len(self.left_M), device=self.left_M.device))
 
     def _search(self, rows: Tensor) -> None:
+        self._is_stale_M[rows] = False
         num_neighbours = self._neighbours_MJ.shape[1]
         if not num_neighbours:
             self.mean_distance_M[rows] = torch.inf
