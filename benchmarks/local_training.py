@@ -39,6 +39,7 @@ from torchvision import transforms
 
 from ahfal_app.aggregation import ARRAYS_KEY, Aggregation
 from ahfal_app.client_app import app as client_app
+from ahfal_app.client_batching.gathering import TrainTogether
 from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, parse_settings
@@ -48,7 +49,7 @@ from ahfal_app.federation import Federation
 from ahfal_app.joining import join
 from ahfal_app.models import build_model, resolve_model_name
 from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order
-from ahfal_app.resources import Resources, resources
+from ahfal_app.resources import Resources, resolve_device, resources
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
 from ahfal_app.training import evaluate
@@ -65,7 +66,7 @@ def main() -> None:
         settings = _settings(arguments, seed)
         shared = resources(settings)
         if not measured.header:
-            measured.header = _header(arguments, settings, shared)
+            measured.header = describe(arguments, settings, shared)
         measured.add(seed, *_compare(arguments, settings, shared, measured))
     print(json.dumps(measured.summary(), indent=2))
 
@@ -124,6 +125,7 @@ class _PlainLoop:
         settings = task.settings
         self._settings = settings
         self._labels = task.labels
+        self._device = resolve_device(settings.device)
         clients = range(len(task.labels))
         name = resolve_model_name(settings.model, task.dataset_name)
         self._loaders = [
@@ -135,7 +137,10 @@ class _PlainLoop:
             )
             for client in clients
         ]
-        self._models = [build_model(name, task.image_shape, task.num_classes, 0) for _ in clients]
+        self._models = [
+            build_model(name, task.image_shape, task.num_classes, 0).to(self._device)
+            for _ in clients
+        ]
         self._optimizers = [
             torch.optim.SGD(
                 model.parameters(),
@@ -160,11 +165,12 @@ class _PlainLoop:
         for _ in range(self._settings.local_epochs):
             for images, labels in self._loaders[client]:
                 optimizer.zero_grad()
-                loss = cross_entropy(model(images), labels)
+                logits = model(images.to(self._device))
+                loss = cross_entropy(logits, labels.to(self._device))
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 loss.item()
-        return model.state_dict()
+        return {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 _plain_loop: _PlainLoop
@@ -178,7 +184,7 @@ def _start_plain_loop(task: _PlainTask) -> None:
 def _plain_round(weights: Arrays, round_: int) -> tuple[float, Arrays]:
     """Run a round in the plain loop's process; return its seconds and the global weights."""
     state = {name: torch.from_numpy(value) for name, value in weights.items()}
-    seconds, state = _timed(partial(_plain_loop.round, state, round_))
+    seconds, state = timed(partial(_plain_loop.round, state, round_))
     return seconds, _as_arrays(state)
 
 
@@ -187,7 +193,7 @@ def _as_arrays(state: State) -> Arrays:
     return {name: value.numpy().copy() for name, value in state.items()}
 
 
-class _PlainProcess:
+class PlainProcess:
     """The plain loop in a process of its own, with the allocator as it comes."""
 
     def __init__(self, task: _PlainTask) -> None:
@@ -205,16 +211,23 @@ class _PlainProcess:
         self._pool.join()
 
 
-class _OurGrid:
+class OurGrid:
     """The product's rounds: strategy's messages, in-process grid, ClientApp, aggregation."""
 
-    def __init__(self, settings: Settings, shared: Resources, folder: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Resources,
+        folder: Path,
+        train_together: TrainTogether | None = None,
+    ) -> None:
+        folder.mkdir(parents=True)
         self._order = Order(settings, "benchmark", str(folder), code_hash())
         self._shared = shared
         self._aggregation = Aggregation(settings, shared.trainable_names)
         threads = settings.threads or os.cpu_count() or 1
         workers = max(1, (os.cpu_count() or 1) // threads)
-        self._grid = InProcessGrid(client_app, settings.num_clients, workers)
+        self._grid = InProcessGrid(client_app, settings.num_clients, workers, train_together)
         self._federation = Federation(self._grid, timeout=3600, time_to_live=3600)
         join(self._federation, self._order)
 
@@ -231,7 +244,7 @@ class _OurGrid:
 
     def timed_round(self, weights: State, round_: int) -> tuple[float, State]:
         """Run a round; return its seconds, aggregation included, and the global weights."""
-        return _timed(partial(self._round, weights, round_))
+        return timed(partial(self._round, weights, round_))
 
     def _round(self, weights: State, round_: int) -> State:
         arrays = ArrayRecord(weights)
@@ -262,15 +275,15 @@ def _compare(
     shared.train_images, shared.test_images  # noqa: B018
     start = {name: value.clone() for name, value in shared.new_model(0).state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
-        ours = _OurGrid(settings, shared, Path(folder) / "measured")
+        ours = OurGrid(settings, shared, Path(folder) / "measured")
         clients = ours.clients()
-        plain = _PlainProcess(_plain_task(settings, shared, clients))
+        plain = PlainProcess(plain_task(settings, shared, clients))
         if settings.seed == 0:
             # Clients of their own, so that momentum starts at nothing in those measured.
-            extra = _OurGrid(settings, shared, Path(folder) / "warm-up")
+            extra = OurGrid(settings, shared, Path(folder) / "warm-up")
             measured.warm_up_seconds, _ = extra.timed_round(start, 0)
             extra.close()
-        loops: dict[str, _PlainProcess | _OurGrid] = {"plain": plain, "ours": ours}
+        loops: dict[str, PlainProcess | OurGrid] = {"plain": plain, "ours": ours}
         weights = dict.fromkeys(loops, start)
         passes = sum(len(client.rows_N) for client in clients) * settings.local_epochs
         for round_ in range(arguments.rounds):
@@ -284,7 +297,8 @@ def _compare(
     return _accuracy(shared, weights["plain"]), _accuracy(shared, weights["ours"])
 
 
-def _plain_task(settings: Settings, shared: Resources, clients: Sequence[_Client]) -> _PlainTask:
+def plain_task(settings: Settings, shared: Resources, clients: Sequence[_Client]) -> _PlainTask:
+    """Return what the plain loop needs to train the same clients on the same rows."""
     dataset = shared.dataset
     return _PlainTask(
         settings,
@@ -317,7 +331,8 @@ def _accuracy(shared: Resources, weights: State) -> float:
     return evaluate(model, shared.test_images, shared.num_classes).accuracy
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds that some work takes, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -367,10 +382,10 @@ class _Measurements:
         }
         if self._accuracies:
             summary["accuracy"] = {
-                name: _spread([entry[name] for entry in self._accuracies])
+                name: spread([entry[name] for entry in self._accuracies])
                 for name in ("plain", "ours")
             }
-            summary["accuracy"]["difference"] = _spread(
+            summary["accuracy"]["difference"] = spread(
                 [entry["ours"] - entry["plain"] for entry in self._accuracies]
             )
         return summary
@@ -389,13 +404,16 @@ class _Measurements:
         temporary.replace(self._path)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
+def spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation, which one value does not have."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": deviation}
 
 
-def _header(arguments: argparse.Namespace, settings: Settings, shared: Resources) -> dict[str, Any]:
+def describe(
+    arguments: argparse.Namespace, settings: Settings, shared: Resources
+) -> dict[str, Any]:
+    """Return what a result file tells of data, settings and machine."""
     recipe = shared.recipe(settings)
     where = describe_environment(
         class_names=shared.dataset.class_names,
@@ -406,7 +424,7 @@ def _header(arguments: argparse.Namespace, settings: Settings, shared: Resources
     for key in ("dataset", "data-dir", "output-dir"):  # Paths of one machine mean nothing.
         del flat[key]
     return {
-        "benchmark": "local_training",
+        "benchmark": Path(__file__).stem,
         "data": arguments.data_note or shared.dataset.name,
         "resolved": {"precision": recipe.precision, "compile": recipe.compile},
         "environment": where,
