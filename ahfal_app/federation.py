@@ -7,7 +7,7 @@ that depends on an order uses that number.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -34,11 +34,33 @@ class Replies:
         Why the others gave none.
     seconds : float
         Wall time of the exchange.
+    merged : int
+        Answers that are part of another one now.
     """
 
     messages: dict[int, Message] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+    merged: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many clients answered."""
+        return len(self.messages) + self.merged
+
+    def merge(self, merge: Callable[[Sequence[Message]], Message]) -> None:
+        """Make one answer, that of the first client, of several."""
+        if len(self.messages) > 1:
+            first = next(iter(self.messages))
+            self.merged += len(self.messages) - 1
+            self.messages = {first: merge(list(self.messages.values()))}
+
+    def add(self, other: Replies) -> None:
+        """Take in what came back from an exchange with other clients."""
+        self.messages |= other.messages
+        self.failures |= other.failures
+        self.seconds += other.seconds
+        self.merged += other.merged
 
     def reject(self, key: int, reason: str) -> None:
         """Turn an answer into a failure."""

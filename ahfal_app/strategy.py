@@ -278,10 +278,9 @@ class FederatedActiveLearning(Strategy):
         sent = self._traffic()
         config = replace(self._order, round=round_).to_record()
         messages = self.configure_train(round_, arrays, config, self._clients.grid)
-        replies = self._clients.exchange(messages)
+        replies, idle = self._train(messages, arrays)
         seconds = {"train": replies.seconds}
         start = time.monotonic()
-        idle = self._reject_unusable(replies, arrays)
         self._require(replies, len(messages) - idle, f"round {round_}")
         arrays, metrics = self.aggregate_train(round_, replies.messages.values())
         seconds["aggregate"] = time.monotonic() - start
@@ -290,7 +289,7 @@ class FederatedActiveLearning(Strategy):
         record = RoundRecord(
             cycle=self._order.cycle,
             round=round_,
-            clients=len(replies.messages),
+            clients=replies.count,
             failed=_failures(self._absent() | replies.failures),
             num_examples=count(metrics, WEIGHT_KEY),
             train_loss=number(metrics, "loss"),
@@ -305,6 +304,24 @@ class FederatedActiveLearning(Strategy):
         settings = self._order.settings
         result.train_metrics_clientapp[self._order.cycle * settings.rounds + round_] = metrics
         return arrays
+
+    def _train(self, messages: list[Message], arrays: ArrayRecord) -> tuple[Replies, int]:
+        """Have clients train; return usable answers, and how many had nothing to train on.
+
+        A grid may want no more than some messages at once. Then the answers to these are
+        merged where the aggregation allows it, or memory would grow with clients times model.
+        """
+        size = getattr(self._clients.grid, "most_at_once", len(messages))
+        if not self._aggregation.can_merge:
+            size = len(messages)
+        replies, idle = Replies(), 0
+        for start in range(0, len(messages), size):
+            part = self._clients.exchange(messages[start : start + size])
+            idle += self._reject_unusable(part, arrays)
+            if len(messages) > size:
+                part.merge(self._aggregation.merged)
+            replies.add(part)
+        return replies, idle
 
     def _reject_unusable(self, replies: Replies, sent: ArrayRecord) -> int:
         """Reject answers that cannot be averaged; return how many had nothing to train on.
@@ -432,9 +449,9 @@ class FederatedActiveLearning(Strategy):
         """Stop the run where too few clients answered usefully."""
         quorum = self._order.settings.quorum
         needed = share_of(quorum, asked)
-        if len(replies.messages) < needed:
+        if replies.count < needed:
             raise QuorumNotReached(
-                f"cycle {self._order.cycle}, {what}: {len(replies.messages)} of {asked} clients "
+                f"cycle {self._order.cycle}, {what}: {replies.count} of {asked} clients "
                 f"answered usefully, {needed} are needed (quorum={quorum}); "
                 f"{self._clients.describe(replies.failures)}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from safetensors.numpy import load_file
 from simulation import TINY, Outcome, Simulation
 
 from ahfal_app import run as run_module
+from ahfal_app.aggregation import Aggregation
 from ahfal_app.checkpoint import read_checkpoint
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import AggregationName
+from ahfal_app.engine import in_process
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.results.progress import Progress
@@ -159,3 +162,31 @@ def test_killed_run_goes_on_with_the_servers_state(name: str, simulation: Simula
             simulation(settings, handler=handler, name=kind)
         folder = straight.folder.parent / kind
         assert simulation.resume(folder).result == straight.result
+
+
+@pytest.mark.parametrize("aggregation", ["fedavg", "fedadam", "fedmedian"])
+def test_clients_in_groups_give_the_model_of_all_at_once(
+    simulation: Simulation, aggregation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are merged group by group where a mean is all that counts, else kept."""
+    merges: list[int] = []
+    merged = Aggregation.merged
+
+    def counting(self: Aggregation, replies: Sequence[Message]) -> Message:
+        merges.append(len(replies))
+        return merged(self, replies)
+
+    monkeypatch.setattr(Aggregation, "merged", counting)
+    given = {"aggregation": aggregation, "num-clients": 5, "rounds": 2, "cycles": 1}
+    whole = simulation(**given)
+    assert not merges
+    monkeypatch.setattr(in_process, "MOST_AT_ONCE", 2)
+    groups = simulation(**given)
+    assert merges == ([] if aggregation == "fedmedian" else [2, 2] * 2)
+    models = [load_file(outcome.folder / "model.safetensors") for outcome in (whole, groups)]
+    for name, value in models[0].items():
+        np.testing.assert_allclose(models[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    rounds = [outcome.metrics.rounds for outcome in (whole, groups)]
+    for one, other in zip(*rounds, strict=True):
+        assert (one.clients, one.num_examples) == (other.clients, other.num_examples)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)

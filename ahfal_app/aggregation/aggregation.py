@@ -103,6 +103,39 @@ class Aggregation:
         self._require_finite(result | self.state, where)
         return ArrayRecord({name: Array(value) for name, value in result.items()})
 
+    @property
+    def can_merge(self) -> bool:
+        """Whether one answer may stand for several: where their mean is all that counts."""
+        return self._method.by_mean
+
+    def merged(self, replies: Sequence[Message]) -> Message:
+        """Return one answer with the mean of several usable ones, and their weight.
+
+        Aggregates of such answers are those of the answers themselves, up to rounding, and a
+        model for each client need not be kept.
+        """
+        names = sorted(self._floating())
+        arrays = _aggregated(self._average, 1, replies, names)
+        records = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
+        metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies]
+        merged = {}
+        for name in records[0]:
+            value = arrays.get(name)
+            if value is None:
+                value = np.max([record[name].numpy() for record in records], axis=0)
+            merged[name] = Array(np.asarray(value, dtype=records[0][name].dtype))
+        weights = np.array([float(record[WEIGHT_KEY]) for record in metrics])  # type: ignore[arg-type]
+        losses = np.array([float(record["loss"]) for record in metrics])  # type: ignore[arg-type]
+        about: dict[str, int | float] = {
+            WEIGHT_KEY: int(weights.sum()),
+            "loss": float(weights @ losses / weights.sum()),
+        }
+        message = copy.copy(replies[0])
+        message.content = RecordDict(
+            {ARRAYS_KEY: ArrayRecord(merged), METRICS_KEY: MetricRecord(dict(about))}
+        )
+        return message
+
     def _floating(self) -> set[str]:
         return {name for name, array in self._current.items() if np.dtype(array.dtype).kind == "f"}
 

@@ -45,11 +45,14 @@ class Method:
         Whether it acts on trainable parameters alone, and FedAvg on everything else floating.
     in_float64 : bool
         Whether it is given the models in float64.
+    by_mean : bool
+        Whether it needs no more of the models than their weighted mean.
     """
 
     make: Callable[[Settings], FedAvg]
     trainable_only: bool = False
     in_float64: bool = False
+    by_mean: bool = False
 
 
 class _MultiKrum(MultiKrum):
@@ -126,12 +129,12 @@ def _bulyan(settings: Settings) -> FedAvg:
 
 
 METHODS: dict[AggregationName, Method] = {
-    "fedavg": Method(lambda settings: average()),
-    "fedprox": Method(_fedprox),
-    "fedavgm": Method(_fedavgm, trainable_only=True),
-    "fedadam": Method(_fedadam, trainable_only=True),
-    "fedadagrad": Method(_fedadagrad, trainable_only=True),
-    "fedyogi": Method(_fedyogi, trainable_only=True),
+    "fedavg": Method(lambda settings: average(), by_mean=True),
+    "fedprox": Method(_fedprox, by_mean=True),
+    "fedavgm": Method(_fedavgm, trainable_only=True, by_mean=True),
+    "fedadam": Method(_fedadam, trainable_only=True, by_mean=True),
+    "fedadagrad": Method(_fedadagrad, trainable_only=True, by_mean=True),
+    "fedyogi": Method(_fedyogi, trainable_only=True, by_mean=True),
     "fedmedian": Method(_fedmedian, in_float64=True),
     "fedtrimmedavg": Method(_fedtrimmedavg, in_float64=True),
     "krum": Method(_krum, in_float64=True),

@@ -29,6 +29,9 @@ from ahfal_app.protocol import TRAIN
 #: Most clients that train as one; more are trained in groups.
 MOST_TOGETHER = 32
 
+#: Most clients that are asked to train at once.
+MOST_AT_ONCE = 2 * MOST_TOGETHER
+
 _PULL_TIMEOUT_S = 0.1
 _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
 
@@ -91,6 +94,11 @@ class InProcessGrid(Grid):
         self._closing.set()
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._gathered.shutdown(wait=True, cancel_futures=False)
+
+    @property
+    def most_at_once(self) -> int:
+        """Messages whose answers, models of as many clients, are in memory at the same time."""
+        return MOST_AT_ONCE
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
