@@ -1,0 +1,146 @@
+"""Many clients in one process: memory and time per trained sample, with 10 and with 1,000.
+
+Synthetic images of CIFAR-10's shape. Each number of clients runs in a process of its own, all
+of them alike: 500 images a client, 10 % of them labelled at the start, a tenth of the clients
+in each round but the last, two cycles of five rounds of five local epochs.
+
+    python benchmarks/scale.py
+
+Reported are the seconds of training over the samples trained on, and the most memory that the
+process took, beside the size of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.console import Console
+
+from ahfal_app.engine.local import simulate
+from ahfal_app.results.environment import describe_environment
+from ahfal_app.results.progress import Progress
+from ahfal_app.results.reading import read_run
+
+_SIDE, _CHANNELS, _CLASSES = 32, 3, 10
+_TEST_IMAGES = 1000
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    arguments = _arguments()
+    result: dict[str, Any] = {
+        "benchmark": "scale",
+        "environment": describe_environment(
+            class_names=[], data_fingerprint="", partition_fingerprint=None
+        ),
+        "images_per_client": arguments.images,
+        "runs": [],
+    }
+    for clients in arguments.clients:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            measured = pool.apply(_measure, (clients, arguments.images, arguments.fraction))
+        result["runs"].append(measured)
+        print(json.dumps(measured), flush=True)
+    first, last = result["runs"][0], result["runs"][-1]
+    result["time_per_sample_ratio"] = last["seconds_per_sample"] / first["seconds_per_sample"]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"time per trained sample: {result['time_per_sample_ratio']:.2f} times")
+
+
+def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "images"
+        _write_images(data, clients * images)
+        before = _most_memory()
+        run = simulate(
+            {
+                "dataset": str(data),
+                "data-dir": str(Path(folder) / "cache"),
+                "output-dir": str(Path(folder) / "runs"),
+                "num-clients": clients,
+                "client-fraction": fraction,
+                "partition": "dirichlet-balanced",
+                "alpha": 1.0,
+                "model": "resnet8",
+                "rounds": 5,
+                "local-epochs": 5,
+                "cycles": 2,
+                "compile": "never",
+            },
+            Progress(Console(quiet=True)),
+        )
+        rounds = read_run(run).metrics.rounds
+    samples = sum(record.num_examples for record in rounds) * 5
+    seconds = sum(record.seconds["train"] + record.seconds["aggregate"] for record in rounds)
+    return {
+        "clients": clients,
+        "clients_in_each_round": [record.clients for record in rounds],
+        "image_mib": clients * images * _SIDE * _SIDE * _CHANNELS / 2**20,
+        "most_memory_mib": _most_memory(),
+        "memory_before_mib": before,
+        "trained_samples": samples,
+        "train_seconds": seconds,
+        "seconds_per_sample": seconds / samples,
+    }
+
+
+def _write_images(folder: Path, count: int) -> None:
+    """Write a data set as parquet files, with the columns `img` and `label`."""
+    draw = np.random.default_rng(0)
+    centres = draw.integers(40, 216, (_CLASSES, 4, 4, _CHANNELS))
+    for split, size in (("train", count), ("test", _TEST_IMAGES)):
+        target = folder / "data" / f"{split}-00000-of-00001.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        labels = draw.integers(0, _CLASSES, size)
+        writer: pq.ParquetWriter | None = None
+        for start in range(0, size, 10_000):
+            part = labels[start : start + 10_000]
+            table = pa.table(
+                {
+                    "img": [{"bytes": _png(centres[c], draw), "path": None} for c in part],
+                    "label": part,
+                }
+            )
+            writer = writer or pq.ParquetWriter(target, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+
+def _png(centre: np.ndarray, draw: np.random.Generator) -> bytes:
+    pixels = np.kron(centre, np.ones((8, 8, 1))) + draw.integers(-40, 40, (_SIDE, _SIDE, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _most_memory() -> float:
+    """Return the most memory that this process has taken, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 1000])
+    parser.add_argument("--images", type=int, default=500, help="of each client")
+    parser.add_argument("--fraction", type=float, default=0.1, help="of clients in a round")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "scale.json"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
