@@ -36,9 +36,9 @@ from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 #: The axis whose values are repetitions of the same experiment.
 SEED = "seed"
 
-#: Where a run lies and how long it waits does not change what comes out.
+#: Where a run lies and is shown, and how long it waits, does not change what comes out.
 NOT_IDENTITY = frozenset(
-    {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout"}
+    {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker"}
 )
 
 
