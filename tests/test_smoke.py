@@ -27,7 +27,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Each failure has a line of its own, with the run and the error.
     problems = [line for line in done.stdout.splitlines() if line.startswith("failed:")]
     assert not problems, "\n".join(problems)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr}"
     return out
 
 

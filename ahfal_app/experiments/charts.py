@@ -59,6 +59,8 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
                 label=_method_label(method),
                 **_style(place),
             )
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set(xlabel="Labels, all clients together", ylabel="Test accuracy in %")
         _legend_below(figure, results.methods)
 
