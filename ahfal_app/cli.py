@@ -65,12 +65,14 @@ def run(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="An experiment's file.")],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE.yaml... [key=value]...",
+            help="Files of experiments, then settings that replace the files'.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The sweep's folder; give it again to resume.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[key=value]...", help="Settings that replace the file's."),
-    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at the same time; by default one a core.")
     ] = None,
@@ -79,15 +81,17 @@ def sweep(
     ] = Scale.PAPER,
     force: Annotated[bool, typer.Option(help="Do again what is done.")] = False,
 ) -> None:
-    """Run an experiment's grid, what is missing of it; `conf/paper/` has the paper's."""
+    """Run experiments' grids, what is missing of them; `conf/paper/` has the paper's."""
     from ahfal_app.config_sources import read_arguments
-    from ahfal_app.experiments.files import load_experiment
+    from ahfal_app.experiments.files import load_experiments
     from ahfal_app.experiments.report import write_sweep_report
     from ahfal_app.experiments.sweep import run_sweep
 
-    experiment = load_experiment(file, scale, read_arguments(overrides or []))
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    overrides = read_arguments([argument for argument in arguments if "=" in argument])
+    experiments = load_experiments(files, scale, overrides)
     try:
-        result = run_sweep(experiment, out, Console(), jobs, force)
+        result = run_sweep(experiments, out, Console(), jobs, force)
     except KeyboardInterrupt:
         Console().print(f"stopped; the same command goes on: {out.absolute()}", markup=False)
         raise typer.Exit(130) from None

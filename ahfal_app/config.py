@@ -82,6 +82,11 @@ class Settings(BaseModel):
         "runs", "Run", "Folder that holds the folders of runs.", min_length=1
     )
     resume: str = _setting("", "Run", "Folder of an interrupted run to continue; empty: a new run.")
+    tracker: str = _setting(
+        "none",
+        "Run",
+        "Where progress is shown besides: `none`, `tensorboard`, `mlflow` or `wandb`.",
+    )
     seed: int = _setting(0, "Run", "Seed of everything random in the run.", ge=0, lt=2**31)
 
     # --- Data --------------------------------------------------------------------

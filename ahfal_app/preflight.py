@@ -23,6 +23,7 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.resources import Resources, resolve_device, resources
+from ahfal_app.trackers import library_problem, tracker_names
 
 
 def check_settings(values: Mapping[str, object]) -> Settings:
@@ -45,6 +46,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     except ConfigError as error:
         problems.extend(error.problems)
     problems.extend(_aggregation_problem(settings))
+    problems.extend(_tracker_problem(settings))
     if problems:
         raise ConfigError(problems)
     return settings
@@ -145,6 +147,7 @@ _NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "strategy": strategy_names,
     "partition": partition_names,
     "oracle": oracle_names,
+    "tracker": tracker_names,
 }
 
 
@@ -164,6 +167,14 @@ def _aggregation_problem(settings: Settings) -> list[str]:
     if not settings.num_clients:
         return []
     problem = shortage(settings, clients_in_a_round(settings))
+    return [] if problem is None else [problem]
+
+
+def _tracker_problem(settings: Settings) -> list[str]:
+    """Refuse a tracker whose library is not installed."""
+    if settings.tracker not in tracker_names():
+        return []
+    problem = library_problem(settings.tracker)
     return [] if problem is None else [problem]
 
 

@@ -30,17 +30,22 @@ from ahfal_app.protocol import Order
 from ahfal_app.resources import Resources, resources
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
+from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
 from ahfal_app.strategy import FederatedActiveLearning, Hooks
+from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training import Evaluation, evaluate
 
 _CHECKPOINTS = "checkpoint"
 _MODEL = "model.safetensors"
 
-#: Settings that a resumed run may be given anew, since they do not change its result.
+#: Settings that a resumed run takes over if they are given anew: they do not change its result.
+_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
+
+#: Settings that may be given on resume; without effect, where they say where the run lies.
 _FREE_ON_RESUME = frozenset(
-    {"resume", "name", "output-dir", "data-dir", "start-timeout", "round-timeout"}
+    {"resume", "name", "output-dir", *(name.replace("_", "-") for name in _ANEW_ON_RESUME)}
 )
 
 
@@ -101,15 +106,18 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
-    recorder.truncate_after(position.cycle, position.round)
+    history = recorder.truncate_after(position.cycle, position.round)
     for reason in start.checkpoint.skipped:
         progress.warn(f"a newer checkpoint cannot be used: {reason}")
     aggregation = Aggregation(
         start.settings, start.loaded.trainable_names, start.checkpoint.aggregation
     )
+    dataset = start.loaded.dataset
+    tracked = TrackedRun(position.run, start.folder, start.settings.rounds, dataset.class_names)
+    tracking = open_tracking(start.settings.tracker, tracked, history, progress.warn)
     strategy = FederatedActiveLearning(
         Order(start.settings, position.run, str(start.folder), code_hash()),
-        _hooks(start, recorder, progress, aggregation),
+        _hooks(start, recorder, progress, aggregation, tracking),
         progress,
         start.loaded.num_classes,
         aggregation,
@@ -119,17 +127,19 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start.loaded.global_counts_C,
     )
     arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
-    try:
-        with progress:
-            result = strategy.start(grid, arrays, timeout=start.settings.round_timeout)
-    except AhfalError as error:
-        recorder.finish(stopped=f"{type(error).__name__}: {error}")
-        write_report(start.folder)
-        raise
-    final = result.arrays if len(result.arrays) else arrays
-    save_file(_to_numpy(final), start.folder / _MODEL)
-    recorder.finish()
-    write_report(start.folder)
+    with tracking:
+        try:
+            with progress:
+                result = strategy.start(grid, arrays, timeout=start.settings.round_timeout)
+        except AhfalError as error:
+            stopped = f"{type(error).__name__}: {error}"
+            recorder.finish(stopped)
+            tracking.finish(write_report(start.folder), stopped)
+            raise
+        final = result.arrays if len(result.arrays) else arrays
+        save_file(_to_numpy(final), start.folder / _MODEL)
+        recorder.finish()
+        tracking.finish(write_report(start.folder))
     return start.folder
 
 
@@ -141,52 +151,67 @@ def _resumed(given: Settings) -> Start:
     stored = check_settings(yaml.safe_load(config.read_text()))
     _refuse_changes(given, stored)
     checkpoint = read_checkpoint(folder / _CHECKPOINTS)
-    defaults = Settings()
-    # Flower lists every setting, so only one that is not the default was meant.
-    update = {
-        name: getattr(given, name)
-        for name in ("data_dir", "start_timeout", "round_timeout")
-        if getattr(given, name) != getattr(defaults, name)
-    }
-    settings = stored.model_copy(update=update)
+    said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
+    settings = stored.model_copy(update=said)
     return Start(settings, check_data(settings), folder, checkpoint)
 
 
 def _refuse_changes(given: Settings, stored: Settings) -> None:
-    """Refuse settings that are not what the run was started with.
-
-    Flower gives every setting, with its default where nobody set it; there, a default
-    means that nothing was said.
-    """
+    """Refuse settings that are not what the run was started with."""
     before, defaults = stored.to_flat(), Settings().to_flat()
-    gives_all = len(given.model_fields_set) >= len(defaults)
-    given_keys = {name.replace("_", "-") for name in given.model_fields_set}
     problems = [
         f"{key}={value!r}: the run was started with {before.get(key)!r}; allowed on resume is the "
         "same or nothing"
         for key, value in given.to_flat().items()
         if key not in _FREE_ON_RESUME
         and value != before.get(key)
-        and (value != defaults.get(key) or (key in given_keys and not gives_all))
+        and (value != defaults.get(key) or _was_said(given, key.replace("-", "_")))
     ]
     if problems:
         raise ConfigError(problems)
 
 
-def _hooks(start: Start, recorder: Recorder, progress: Progress, aggregation: Aggregation) -> Hooks:
+def _was_said(given: Settings, name: str) -> bool:
+    """Tell whether a person has given a setting on resume.
+
+    Flower gives every setting, with its default where nobody set it; there, a default
+    means that nothing was said.
+    """
+    defaults = Settings()
+    if len(given.model_fields_set) < len(defaults.to_flat()):
+        return name in given.model_fields_set
+    return bool(getattr(given, name, None) != getattr(defaults, name, None))
+
+
+def _hooks(
+    start: Start,
+    recorder: Recorder,
+    progress: Progress,
+    aggregation: Aggregation,
+    tracking: Tracking,
+) -> Hooks:
     run = start.checkpoint.position.run
+
+    def record(record: RoundRecord | CycleRecord) -> None:
+        recorder.record(record)
+        tracking.recorded(record)
 
     def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
         position = Position(run, cycle, round_)
         state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
         write_checkpoint(start.folder / _CHECKPOINTS, state)
+        tracking.committed()
+
+    def joined(membership: Membership) -> None:
+        _joined(start, recorder, progress, membership)
+        tracking.log_settings(membership.settings.to_flat())
 
     return Hooks(
         new_arrays=lambda cycle: _fresh_arrays(start.loaded, cycle),
         evaluate=lambda arrays: _evaluate(start.loaded, arrays),
-        record=recorder.record,
+        record=record,
         checkpoint=checkpoint,
-        joined=lambda membership: _joined(start, recorder, progress, membership),
+        joined=joined,
     )
 
 

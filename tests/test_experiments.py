@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, SweepError
-from ahfal_app.experiments.files import Experiment, load_experiment
+from ahfal_app.experiments.files import Experiment, load_experiment, load_experiments
 from ahfal_app.experiments.results import FAILURES, RUNS, is_done
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 from ahfal_app.experiments.sweep import SweepResult, run_sweep
@@ -199,7 +199,7 @@ def sweep(
 ) -> tuple[SweepResult, str]:
     output = io.StringIO()
     experiment = load_experiment(file, overrides=overrides)
-    result = run_sweep(experiment, out, Console(file=output, width=200), **more)  # type: ignore[arg-type]
+    result = run_sweep([experiment], out, Console(file=output, width=200), **more)  # type: ignore[arg-type]
     return result, output.getvalue()
 
 
@@ -232,6 +232,31 @@ class TestSweep:
 
         forced, _ = sweep(tiny, out, force=True)
         assert len(forced.done) == 2
+
+    def test_what_experiments_have_in_common_is_done_once(self, tiny: Path, tmp_path: Path) -> None:
+        base = "base: tiny.yaml\n"
+        both = write(tmp_path / "both.yaml", f"{base}sweep: {{strategy: [random, ahfal]}}")
+        same = write(tmp_path / "same.yaml", f"{base}sweep: {{x: {{a: {{}}, b: {{tau: 12.0}}}}}}")
+        out, output = tmp_path / "out", io.StringIO()
+        experiments = load_experiments([both, same])
+        result = run_sweep(experiments, out, Console(file=output, width=200), jobs=1)
+        assert len(result.done) == len(set(result.done)) == 2
+        assert "done (2/2)" in output.getvalue()
+        for name in ("both", "same"):
+            plan = json.loads((out / "experiments" / f"{name}-paper.json").read_text())
+            assert len(plan["runs"]) == 2
+            assert all(is_done(out / RUNS / run["folder"]) for run in plan["runs"])
+
+    def test_files_that_cannot_be_used_are_all_named(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "below").mkdir()
+        same_name = write(tmp_path / "below/tiny.yaml", "")
+        files = [tiny, same_name, write(tmp_path / "a.yaml", "tauu: 1")]
+        with pytest.raises(ConfigError) as caught:
+            load_experiments(files)
+        assert f"{same_name}: allowed is one file named 'tiny'; {tiny} is, too" in str(caught.value)
+        assert "tauu: unknown setting; did you mean 'tau'?" in str(caught.value)
+        with pytest.raises(ConfigError, match="no experiment: allowed is at least one YAML file"):
+            load_experiments([])
 
     def test_a_failure_does_not_stop_the_others(self, tiny: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"

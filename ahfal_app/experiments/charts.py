@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ahfal_app.config import Scalar
@@ -22,8 +24,12 @@ from ahfal_app.statistics import dispersion_percent
 #: Colours of Okabe and Ito without the yellow; with the markers, nothing hangs on colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "p", "X", "<", ">")
+LINES = ("-", "--", ":")
 
 _SIZE = (5.4, 3.9)
+
+# What fits beside each other in a legend of that width, besides the lines.
+_LEGEND_LETTERS = 60
 
 
 def learning_curves(results: ExperimentResults, point: Point, name: str) -> Chart:
@@ -41,23 +47,22 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
             ]
             mean_T = [curve.mean for curve in curves]
             std_T = [curve.std or 0.0 for curve in curves]
-            colour, marker = _style(place)
             # Apart from each other, or the bars of nine methods would hide one another.
             shift = (labels_T[-1] - labels_T[0]) * 0.004 * (place - len(results.methods) / 2)
             axes.errorbar(
                 [labels + shift for labels in labels_T],
                 mean_T,
                 std_T,
-                color=colour,
-                marker=marker,
-                linestyle="-" if place < len(COLOURS) else "--",
                 capsize=2,
                 linewidth=1.2,
                 elinewidth=0.8,
-                label=tick_label(str(method), 40),
+                label=_method_label(method),
+                **_style(place),
             )
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set(xlabel="Labels, all clients together", ylabel="Test accuracy in %")
-        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
+        _legend_below(figure, results.methods)
 
     title = f"Learning curves{point_text(point, ': ')}"
     return draw_chart(name, title, "Accuracy against labels by method.", (_SIZE[0], 4.6), draw)
@@ -75,22 +80,22 @@ def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
                 for label in results.axes[axis]
             ]
             kept = [(v, summarise(list_)) for v, list_ in zip(values, found, strict=True) if list_]
-            colour, marker = _style(place)
             axes.errorbar(
                 [value for value, _ in kept],
                 [summary.mean for _, summary in kept],
                 [summary.std or 0.0 for _, summary in kept],
-                color=colour,
-                marker=marker,
                 capsize=2,
-                label=tick_label(str(method), 40),
+                linewidth=1.2,
+                elinewidth=0.8,
+                label=_method_label(method),
+                **_style(place),
             )
         axes.set(xlabel=axis, ylabel="Final test accuracy in %")
         if len(values) > 1 and min(values) > 0 and max(values) / min(values) >= 5:
             axes.set_xscale("log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
+        _legend_below(figure, results.methods)
 
     title = f"Final accuracy over {axis}"
     return draw_chart(name, title, f"Accuracy against {axis} by method.", (_SIZE[0], 4.6), draw)
@@ -114,7 +119,7 @@ def class_gaps(rows: Sequence[tuple[str, float, float]], point: Point, name: str
             edgecolor="white",
             label="low-variance",
         )
-        axes.set_xticks(places, [tick_label(row[0]) for row in rows], rotation=35, ha="right")
+        axes.set_xticks(places, [tick_label(row[0], 22) for row in rows], rotation=35, ha="right")
         axes.set(ylabel="Mean class accuracy in %")
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=2)
@@ -175,11 +180,15 @@ def deviation_bands(runs: Sequence[RunResult], point: Point, name: str) -> Chart
         axes.axhspan(0, settings.tau, color="#f0f0f0", zorder=0)
         axes.axhline(settings.tau, color="#333333", linestyle=(0, (6, 3)))
         axes.plot(cycles_T, ranked_TC, color="#0072B2", linewidth=0.8, marker="o", markersize=2.5)
-        axes.plot(cycles_T, ranked_TC.mean(axis=1), color="#D55E00", linewidth=2.2, label="mean")
-        axes.set_xticks(cycles_T)
+        mean_T = ranked_TC.mean(axis=1)
+        # With a marker, or the mean of a single cycle could not be seen.
+        axes.plot(cycles_T, mean_T, color="#D55E00", linewidth=2.2, marker="s", label="mean")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        if len(cycles_T) == 1:
+            axes.set_xticks(cycles_T)
         axes.set_ylim(0, 1.1 * max(settings.tau, ranked_TC.max()))
-        axes.set(xlabel="Cycle", ylabel=f"{what} over clients ({unit})")
-        axes.legend(loc="upper right")
+        axes.set(xlabel="Cycle", ylabel=f"{what} ({unit})")
+        figure.legend(loc="outside lower center")
 
     title = f"{what} and τ = {settings.tau:g}{point_text(point, ': ')}"
     text = "One line for each rank of the classes, mean over seeds; grey: low-variance."
@@ -213,8 +222,24 @@ def point_text(point: Point, before: str = "") -> str:
     return f"{before}{words}" if words else ""
 
 
-def _style(place: int) -> tuple[str, str]:
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+def _style(place: int) -> dict[str, Any]:
+    """Return how the lines of a method look; no two of 21 look the same."""
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+    }
+
+
+def _method_label(method: Scalar) -> str:
+    return tick_label(str(method), 40)
+
+
+def _legend_below(figure: Figure, methods: Sequence[Scalar]) -> None:
+    """Put the legend under the axes, in no more columns than the figure is wide."""
+    longest = max(len(_method_label(method)) for method in methods)
+    columns = max(1, min(3, _LEGEND_LETTERS // longest))
+    figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
 
 
 def _is_at(

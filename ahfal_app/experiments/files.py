@@ -36,9 +36,9 @@ from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 #: The axis whose values are repetitions of the same experiment.
 SEED = "seed"
 
-#: Where a run lies and how long it waits does not change what comes out.
+#: Where a run lies and is shown, and how long it waits, does not change what comes out.
 NOT_IDENTITY = frozenset(
-    {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout"}
+    {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker"}
 )
 
 
@@ -143,6 +143,34 @@ def load_experiment(
         paper=paper,
         overrides=overrides,
     )
+
+
+def load_experiments(
+    files: Sequence[Path], scale: Scale = Scale.PAPER, overrides: Mapping[str, object] | None = None
+) -> list[Experiment]:
+    """Read experiment files, as `load_experiment` does each.
+
+    Raises
+    ------
+    ConfigError
+        There is no file, two have the same name, or one cannot be used; all problems at once.
+    """
+    problems = [] if files else ["no experiment: allowed is at least one YAML file"]
+    first: dict[str, Path] = {}
+    experiments = []
+    for file in files:
+        # The name is that of its plan, its tables and its report.
+        other = first.setdefault(file.stem, file)
+        if other is not file:
+            problems.append(f"{file}: allowed is one file named {file.stem!r}; {other} is, too")
+            continue
+        try:
+            experiments.append(load_experiment(file, scale, overrides))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return experiments
 
 
 _Axes = dict[str, dict[Scalar, dict[str, object]]]

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 
 from ahfal_app.experiments import charts, tables
+from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
 from ahfal_app.results.files import write_text
@@ -106,8 +107,9 @@ def _banner(results: ExperimentResults) -> str:
     if results.missing:
         failed = f", {len(results.failures)} of them failed" if results.failures else ""
         lines.append(f"{len(results.missing)} runs are missing{failed}.")
-    if results.overrides:
-        changed = ", ".join(f"{key}={value}" for key, value in results.overrides.items())
+    overrides = {k: v for k, v in results.overrides.items() if k not in NOT_IDENTITY}
+    if overrides:
+        changed = ", ".join(f"{key}={value}" for key, value in overrides.items())
         lines.append(f"Settings that are not the file's: {changed}.")
     if results.other_code:
         lines.append("Run by another version of the code than the one that made this report.")

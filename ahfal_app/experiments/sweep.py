@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,21 +34,22 @@ class SweepResult:
 
 
 def run_sweep(
-    experiment: Experiment,
+    experiments: Sequence[Experiment],
     out: Path,
     console: Console,
     jobs: int | None = None,
     force: bool = False,
 ) -> SweepResult:
-    """Do all runs of an experiment that are not done yet.
+    """Do all runs of some experiments that are not done yet.
 
-    A run is known by its settings and the code; one that was stopped in the middle goes on
-    where it was. Failures are kept in files and do not stop the others.
+    A run is known by its settings and the code: experiments share the runs that they have in
+    common, and one that was stopped in the middle goes on where it was. Failures are kept in
+    files and do not stop the others.
 
     Parameters
     ----------
-    experiment : Experiment
-        From `load_experiment`.
+    experiments : Sequence[Experiment]
+        From `load_experiments`.
     out : Path
         The sweep's folder; may hold other experiments' runs, too.
     console : Console
@@ -66,30 +68,28 @@ def run_sweep(
     (out / RUNS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", blocking=False):
-            _write_plan(experiment, out)
+            for experiment in experiments:
+                _write_plan(experiment, out)
+            runs = {run.name: run for experiment in experiments for run in experiment.runs}
             if force:
-                for planned in experiment.runs:
-                    shutil.rmtree(out / RUNS / planned.name, ignore_errors=True)
-            return _run_missing(experiment, out, console, jobs)
+                for name in runs:
+                    shutil.rmtree(out / RUNS / name, ignore_errors=True)
+            return _run_missing(runs, out, console, jobs)
     except Timeout:
         raise SweepError(f"{out}: another process is at this sweep") from None
 
 
 def _run_missing(
-    experiment: Experiment, out: Path, console: Console, jobs: int | None
+    runs: Mapping[str, PlannedRun], out: Path, console: Console, jobs: int | None
 ) -> SweepResult:
     result = SweepResult()
-    missing: deque[PlannedRun] = deque()
-    for planned in experiment.runs:
-        if is_done(out / RUNS / planned.name):
-            result.skipped.append(planned.name)
-        else:
-            missing.append(planned)
+    result.skipped = [name for name in runs if is_done(out / RUNS / name)]
+    missing = deque(run for name, run in runs.items() if name not in result.skipped)
     cores = os.cpu_count() or 1
     jobs = max(1, min(jobs or cores, len(missing)))
-    threads = max(run.settings.threads for run in experiment.runs)
+    threads = max(run.settings.threads for run in runs.values())
     clients_at_once = max(1, cores // (jobs * max(1, threads)))
-    passes = {run.name: sample_passes(run.settings) for run in experiment.runs}
+    passes = {name: sample_passes(run.settings) for name, run in runs.items()}
     with SweepProgress(console, passes, result.skipped) as progress:
         if missing:
             with Workers(jobs, clients_at_once) as workers:

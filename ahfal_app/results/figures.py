@@ -146,7 +146,7 @@ def deviation_chart(
             ha="right",
         )
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        axes.set(xlabel="Cycle", ylabel=f"{what} over clients ({unit})")
+        axes.set(xlabel="Cycle", ylabel=f"{what} ({unit})")
         if len(selecting) == 1:
             axes.set_xticks(numbers_T)
         figure.legend(loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.2)

@@ -119,7 +119,9 @@ def _heat_map(
     axes.grid(visible=False)
     _ticks(axes, rows, columns)
     axes.set(ylabel=words[0], xlabel=words[1])
-    figure.colorbar(image, ax=axes, label=words[2], fraction=0.05, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    # The reader's font may be wider than the one that the figure was laid out with.
+    bar.set_label(words[2], labelpad=9)
     if max(shown.shape) > _MOST_NUMBERED_CELLS:
         return
     is_bright = shown > 0.5 * shown.max()

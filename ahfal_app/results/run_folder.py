@@ -141,7 +141,7 @@ class Recorder:
         if is_new:
             sync_folder(self.folder)
 
-    def truncate_after(self, cycle: int, round: int) -> None:
+    def truncate_after(self, cycle: int, round: int) -> list[Record]:
         """Drop all records after a round, to go on from there.
 
         Parameters
@@ -151,10 +151,16 @@ class Recorder:
         round : int
             Last round of that cycle to keep; `truncate_after(cycle + 1, 0)` keeps all of
             `cycle` with its cycle record.
+
+        Returns
+        -------
+        list[Record]
+            The records that are kept.
         """
         lines = read_lines(self._metrics) if self._metrics.exists() else []
-        kept = [line + b"\n" for record, line in lines if _is_until(record, cycle, round)]
-        write_bytes(self._metrics, b"".join(kept))
+        kept = [(record, line) for record, line in lines if _is_until(record, cycle, round)]
+        write_bytes(self._metrics, b"".join(line + b"\n" for _, line in kept))
+        return [record for record, _ in kept]
 
     def finish(self, stopped: str = "") -> dict[str, Any]:
         """Merge the clients' selections and write `summary.json`.

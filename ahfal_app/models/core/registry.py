@@ -10,7 +10,7 @@ import pkgutil
 import threading
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from ahfal_app.config import suggestion
 from ahfal_app.errors import ConfigError, DuplicateModel
+from ahfal_app.installed import entry_points
 from ahfal_app.models.core.base import Classifier
 
 #: Packages register networks of their own in this group: `name = "module:build"`.

@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from ahfal_app.config import STRATEGY_PREFIX, Scalar, allowed_values, suggestion
 from ahfal_app.errors import ConfigError, DuplicateStrategy, UnknownStrategy
+from ahfal_app.installed import entry_points
 
 if TYPE_CHECKING:
     from ahfal_app.query.core.base import QueryStrategy
