@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ahfal_app.batching import resolve_client_batching
 from ahfal_app.aggregation import clients_in_a_round, shortage
 from ahfal_app.config import Settings, read_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
@@ -88,6 +89,10 @@ def check_data(settings: Settings) -> Resources:
     try:
         # Whether a network fits the images shows when it is built.
         loaded.new_model(0)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    try:
+        resolve_client_batching(settings.client_batching, loaded.device, loaded.model_name)
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:
