@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from simulation import TINY, Outcome, Simulation
 
-pytestmark = pytest.mark.slow
+# One after the other: they share the machine's ports.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
 
 def _command(**values: object) -> list[str]:
