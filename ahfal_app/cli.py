@@ -74,7 +74,8 @@ def sweep(
     ],
     out: Annotated[Path, typer.Option(help="The sweep's folder; give it again to resume.")],
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at the same time; by default one a core.")
+        int | None,
+        typer.Option(min=1, help="Runs at the same time; by default one a core, or 4 a GPU."),
     ] = None,
     scale: Annotated[
         Scale, typer.Option(help="How much of it: paper, small or smoke.")

@@ -19,7 +19,7 @@ from ahfal_app.errors import ConfigError, SweepError
 from ahfal_app.experiments.files import Experiment, load_experiment, load_experiments
 from ahfal_app.experiments.results import FAILURES, RUNS, is_done
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
-from ahfal_app.experiments.sweep import SweepResult, run_sweep
+from ahfal_app.experiments.sweep import SweepResult, default_jobs, run_sweep
 from ahfal_app.results.reading import read_run
 
 TINY_FILE = """
@@ -327,3 +327,10 @@ def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
         assert "killed by signal 9" in reports[-1][1].failure
         assert len(workers.idle()) == 1
         assert workers.idle()[0] is not worker
+
+
+def test_jobs_by_default() -> None:
+    assert default_jobs(cores=2, gpus=0) == 2
+    assert default_jobs(cores=16, gpus=1) == 4
+    assert default_jobs(cores=16, gpus=2) == 8
+    assert default_jobs(cores=2, gpus=1) == 2

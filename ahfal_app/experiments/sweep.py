@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
@@ -22,6 +23,7 @@ from ahfal_app.experiments.workers import RoundDone, Task, Workers
 from ahfal_app.results.files import write_json, write_text
 
 _WAIT_S = 0.5
+_JOBS_PER_GPU = 4
 
 
 @dataclass
@@ -55,7 +57,7 @@ def run_sweep(
     console : Console
         Where progress is shown.
     jobs : int, optional
-        Worker processes; by default one a core, but no more than runs.
+        Worker processes; by default one a core, or a few for each GPU, but no more than runs.
     force : bool
         Do all runs again.
 
@@ -86,7 +88,8 @@ def _run_missing(
     result.skipped = [name for name in runs if is_done(out / RUNS / name)]
     missing = deque(run for name, run in runs.items() if name not in result.skipped)
     cores = os.cpu_count() or 1
-    jobs = max(1, min(jobs or cores, len(missing)))
+    gpus = torch.cuda.device_count() if any(r.settings.device != "cpu" for r in missing) else 0
+    jobs = max(1, min(jobs or default_jobs(cores, gpus), len(missing)))
     threads = max(run.settings.threads for run in runs.values())
     clients_at_once = max(1, cores // (jobs * max(1, threads)))
     passes = {name: sample_passes(run.settings) for name, run in runs.items()}
@@ -95,6 +98,15 @@ def _run_missing(
             with Workers(jobs, clients_at_once) as workers:
                 _drive(missing, out, workers, progress, result)
     return result
+
+
+def default_jobs(cores: int, gpus: int) -> int:
+    """Return how many runs to do at once.
+
+    On a GPU, clients of one run train together already; a few runs fill the pauses in which they
+    select and are tested. How many pay best has not been measured.
+    """
+    return min(cores, _JOBS_PER_GPU * gpus) if gpus else cores
 
 
 def _drive(
