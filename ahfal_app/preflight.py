@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ahfal_app.batching import resolve_client_batching
 from ahfal_app.aggregation import clients_in_a_round, shortage
+from ahfal_app.batching import resolve_client_batching
 from ahfal_app.config import Settings, read_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
