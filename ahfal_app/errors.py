@@ -118,3 +118,7 @@ class EngineError(AhfalError):
 
 class ReportError(AhfalError):
     """A run's folder lacks what its report needs."""
+
+
+class DeviceMemoryExhausted(AhfalError):
+    """The memory of a GPU does not hold what is to be trained at once."""

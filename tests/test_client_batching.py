@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from ahfal_app.batching import STACKABLE, resolve_client_batching
 from ahfal_app.client_batching.cuda_graphs import Recording, Replayed
 from ahfal_app.client_batching.gathering import Gathering
+from ahfal_app.client_batching.stacked_network import StackedNetwork
 from ahfal_app.client_batching.steps import Batch, MixedBatch
 from ahfal_app.client_batching.trainer import TogetherTrainer
 from ahfal_app.data.augmentation import Augmentation
@@ -29,7 +30,7 @@ from ahfal_app.data.images import Images
 from ahfal_app.engine import in_process
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.engine.local import simulate
-from ahfal_app.errors import ConfigError
+from ahfal_app.errors import ConfigError, DeviceMemoryExhausted
 from ahfal_app.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
 from ahfal_app.local_update import LocalUpdate, carry_out, train_alone, trained_by
 from ahfal_app.models import Classifier, build_model
@@ -187,6 +188,15 @@ def test_losses_that_cannot_be_stacked_are_trained_one_after_the_other() -> None
     TogetherTrainer(graphs=False)(together)
     for one, other in zip(together, alone, strict=True):
         assert_same_models(one.model, other.model, 0.0)
+
+
+def test_too_little_memory_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(StackedNetwork, "logits", exhausted)
+    with pytest.raises(DeviceMemoryExhausted, match="4 clients.*client-batching=never"):
+        TogetherTrainer(graphs=False)(Federation("small-cnn", "plain", RECIPE).updates(0))
 
 
 def test_a_program_serves_other_clients_of_the_same_shapes() -> None:

@@ -86,6 +86,8 @@ class Replayed:
         own = rates_k.clone(), _cloned(batch), None if mixed is None else _cloned(mixed)
         try:
             self._recordings[key] = self._recorder(self._step, *own)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self._can_record = False
             warnings.warn(

@@ -28,6 +28,7 @@ from ahfal_app.client_batching.steps import (
 )
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
+from ahfal_app.errors import DeviceMemoryExhausted
 from ahfal_app.kcfu import BalancedSoftmax, CompensatoryLoss
 from ahfal_app.local_update import LocalUpdate, train_alone
 from ahfal_app.models import Classifier
@@ -66,9 +67,24 @@ class TogetherTrainer:
         """Train the models of all updates in place; updates share images and recipe.
 
         A single update, and losses that cannot be stacked, are trained one after the other.
+
+        Raises
+        ------
+        DeviceMemoryExhausted
+            The device has not enough memory for all of them.
         """
         if len(updates) == 1 or not can_train_together(updates):
             return [train_alone(update) for update in updates]
+        try:
+            return self._train(updates)
+        except torch.OutOfMemoryError as error:
+            self._program = None
+            raise DeviceMemoryExhausted(
+                f"{len(updates)} clients that train together need more memory than the device has; "
+                "client-batching=never trains them one after the other"
+            ) from error
+
+    def _train(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
         order = by_number_of_steps(updates)
         sorted_updates = [updates[position] for position in order]
         schedule = make_schedule(sorted_updates)
