@@ -195,7 +195,7 @@ def test_too_little_memory_names_the_way_out(monkeypatch: pytest.MonkeyPatch) ->
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(StackedNetwork, "logits", exhausted)
-    with pytest.raises(DeviceMemoryExhausted, match="4 clients.*client-batching=never"):
+    with pytest.raises(DeviceMemoryExhausted, match=r"4 clients.*client-batching=never"):
         TogetherTrainer(graphs=False)(Federation("small-cnn", "plain", RECIPE).updates(0))
 
 
