@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 from simulation import TINY, Outcome, Simulation
 
-# One after the other: they share the machine's ports.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every process that this test starts inherits it; other tests may run beside this one."""
+    monkeypatch.setenv("AHFAL_TEST", str(tmp_path))
+    return str(tmp_path)
 
 
 def _command(**values: object) -> list[str]:
@@ -21,7 +27,7 @@ def _command(**values: object) -> list[str]:
     return [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", *settings]
 
 
-def _processes_of_flower() -> list[str]:
+def _processes_of_flower(marker: str) -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -29,14 +35,15 @@ def _processes_of_flower() -> list[str]:
             environment = (folder / "environ").read_bytes()
         except OSError:
             continue
-        if b"ahfal-flower-" in environment:
+        is_of_this_test = f"AHFAL_TEST={marker}\0".encode() in environment
+        if is_of_this_test and b"ahfal-flower-" in environment:
             found.append(command)
     return found
 
 
 @pytest.mark.parametrize("privacy", ["none", "secure-aggregation"])
 def test_flowers_simulation_gives_the_same_result_as_this_process(
-    simulation: Simulation, tmp_path: Path, data_dir: Path, privacy: str
+    simulation: Simulation, tmp_path: Path, data_dir: Path, marker: str, privacy: str
 ):
     folders = {"output-dir": tmp_path / "flower", "data-dir": data_dir}
     done = subprocess.run(
@@ -50,10 +57,10 @@ def test_flowers_simulation_gives_the_same_result_as_this_process(
     (folder,) = (tmp_path / "flower").iterdir()
     assert str(folder / "report.html") in done.stdout
     assert Outcome(folder, "").result == simulation(privacy=privacy).result
-    assert not _processes_of_flower()
+    assert not _processes_of_flower(marker)
 
 
-def test_a_failed_run_is_an_error(simulation: Simulation):
+def test_a_failed_run_is_an_error(simulation: Simulation, marker: str):
     """Flower itself exits with 0 here."""
     folder = simulation(**{"client-state": "memory"}).folder
     command = [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", f"resume={folder}"]
@@ -61,10 +68,10 @@ def test_a_failed_run_is_an_error(simulation: Simulation):
     assert done.returncode == 1
     assert "EngineError" in done.stderr
     assert "have lost labels" in done.stdout + done.stderr
-    assert not _processes_of_flower()
+    assert not _processes_of_flower(marker)
 
 
-def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path):
+def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path, marker: str):
     process = subprocess.Popen(
         _command(**{"output-dir": tmp_path, "data-dir": data_dir, "rounds": 500}),
         stdout=subprocess.PIPE,
@@ -78,13 +85,14 @@ def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path):
         for line in process.stdout:
             if "cycle 1/3 round" in line:
                 break
+        assert _processes_of_flower(marker)
         os.killpg(process.pid, signal.SIGINT)
         process.stdout.read()
     assert process.wait(60) == 130
     deadline = time.monotonic() + 20
-    while _processes_of_flower() and time.monotonic() < deadline:
+    while _processes_of_flower(marker) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not _processes_of_flower()
+    assert not _processes_of_flower(marker)
 
 
 def test_flwr_run_as_in_the_readme_with_two_clients(tmp_path: Path, data_dir: Path):
