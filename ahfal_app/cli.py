@@ -1,4 +1,4 @@
-"""The command line: `ahfal run`, `report`, `strategies`, `settings`.
+"""The command line: `ahfal run`, `report`, `strategies`, `settings`, `certs`, `doctor`.
 
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
@@ -220,6 +220,34 @@ def certs(
 
     for path in write_certificates(out, host or [], site or [], days):
         print(path)
+
+
+@app.command()
+def doctor(
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="As for flower-supernode.")],
+    node_config: Annotated[str, typer.Option(help="As for flower-supernode.")],
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="As for flower-supernode: the file ca.crt.")
+    ] = None,
+    private_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--private-key", "--auth-supernode-private-key", help="As for flower-supernode."
+        ),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="As for flower-supernode.")] = False,
+) -> None:
+    """Check a site before it joins: versions, device, data, folders, key, link, clock."""
+    from ahfal_app.doctor import Site, Verdict, examine
+
+    site = Site(node_config, superlink, root_certificates, private_key, insecure)
+    failed = False
+    for finding in examine(site):
+        failed |= finding.verdict is Verdict.FAILURE
+        line = f"{finding.verdict:8}{finding.check:12}{finding.text}"
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
