@@ -229,7 +229,7 @@ class Deployment:
         self._wait_until_healthy(name, service)
 
     def _nginx_command(self, environment: Mapping[str, str]) -> list[str]:
-        """Fill in the template as nginx's image does, and have it included by a minimal main file."""
+        """Fill in the template as nginx's image does, below a minimal main file."""
         home = self._home("proxy")
         template = string.Template((DOCKER / "nginx.conf").read_text())
         (home / "default.conf").write_text(template.safe_substitute(environment))

@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
 _SITES = ("site-1", "site-2")
 _SETTINGS = {**TINY, "num-clients": len(_SITES), "rounds": 1, "target-fraction": 0.1}
 _RUN_TIMEOUT_S = 600
+_PROTOBUF = "application/protobuf"
 
 needs_nginx = pytest.mark.skipif(not NGINX, reason="nginx is not installed")
 
@@ -158,7 +159,12 @@ def _text(output: bytes | str | None) -> str:
 
 def _status(running: Deployment, port: int, path: str) -> int:
     context = ssl.create_default_context(cafile=str(running.certificates / "server" / "ca.crt"))
-    request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", data=b"", method="POST")
+    request = urllib.request.Request(
+        f"https://127.0.0.1:{port}{path}",
+        data=b"",
+        method="POST",
+        headers={"Content-Type": _PROTOBUF},
+    )
     try:
         with urllib.request.urlopen(request, context=context, timeout=30) as response:
             return int(response.status)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from flwr.common.config import parse_config_args
 
 from ahfal_app.doctor.data import check_data
@@ -14,6 +16,9 @@ from ahfal_app.doctor.key import check_key
 from ahfal_app.doctor.link import Link, check_link
 from ahfal_app.doctor.machine import check_device, check_versions
 from ahfal_app.doctor.state import check_state
+
+# What Flower takes for a pair; it says nothing about the rest.
+_PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,13 @@ class Site:
 def examine(site: Site) -> Iterator[Finding]:
     """Check a site; findings come as they are made, since some checks take a while."""
     yield from check_versions()
+    ignored = " ".join(_PAIR.sub("", site.node_config).split())
+    if ignored:
+        yield failure("node-config", f"{ignored!r} is no key=value: Flower would ignore it")
     try:
         # By Flower's own parser, so that quotes mean the same.
         node_config: Mapping[str, object] = parse_config_args([site.node_config])
-    except ValueError as error:
+    except (click.ClickException, OSError, ValueError) as error:
         yield failure("node-config", f"{site.node_config!r} cannot be read: {error}")
     else:
         yield from _check_place(node_config)

@@ -16,8 +16,11 @@ from ahfal_app.doctor.finding import Finding, failure, good, warning
 
 _TIMEOUT_S = 10
 _EXPIRES_SOON = dt.timedelta(days=30)
-#: Signatures of requests are refused by the server's clock; HTTP tells whole seconds.
-_CLOCK_TOLERANCE_S = 5.0
+# Flower's server refuses requests that were signed more than 5 s in its future, or 305 s in its
+# past; HTTP tells whole seconds, which makes a site look up to one second ahead.
+_MOST_AHEAD_S = 6.0
+_MOST_BEHIND_S = 305.0
+_CLOCK_TOLERANCE_S = 3.0
 _CONTROL = "/v1/control/list-runs"
 
 
@@ -167,10 +170,9 @@ def _check_clock(date: str | None) -> Finding:
     except ValueError:
         return warning("clock", f"the server's time {date!r} cannot be read; see that both use NTP")
     ahead = (dt.datetime.now(dt.UTC) - server).total_seconds()
-    if abs(ahead) > _CLOCK_TOLERANCE_S:
-        return failure(
-            "clock",
-            f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's: signed "
-            "requests are refused; set the clock by NTP",
-        )
-    return good("clock", f"within {_CLOCK_TOLERANCE_S:g} s of the server's")
+    if abs(ahead) <= _CLOCK_TOLERANCE_S:
+        return good("clock", f"within {_CLOCK_TOLERANCE_S:g} s of the server's")
+    text = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+    if -_MOST_BEHIND_S < ahead < _MOST_AHEAD_S:
+        return warning("clock", f"{text}: set both by NTP before they drift further apart")
+    return failure("clock", f"{text}: signed requests are refused; set the clock by NTP")

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
+from ahfal_app.config import parse_settings
 from ahfal_app.doctor.finding import Finding, failure, good
 from ahfal_app.errors import ConfigError
 
@@ -52,7 +53,7 @@ def check_device(node_config: Mapping[str, object]) -> Finding:
 
     wanted = str(node_config.get("device", "auto"))
     try:
-        device = resolve_device(wanted)
+        device = resolve_device(parse_settings({"device": wanted}).device)
     except ConfigError as error:
         return failure("device", "; ".join(error.problems))
     if device.type != "cuda":

@@ -40,12 +40,14 @@ def check_state(node_config: Mapping[str, object]) -> Iterator[Finding]:
 
 def _try_database(folder: Path) -> str:
     """Make a durable change to a new database; return its journal mode."""
-    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
-        with closing(connect(Path(name) / "probe.sqlite")) as connection:
-            with transaction(connection):
-                connection.execute("CREATE TABLE probe (value INTEGER)")
-                connection.execute("INSERT INTO probe VALUES (1)")
-            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    with (
+        tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name,
+        closing(connect(Path(name) / "probe.sqlite")) as connection,
+    ):
+        with transaction(connection):
+            connection.execute("CREATE TABLE probe (value INTEGER)")
+            connection.execute("INSERT INTO probe VALUES (1)")
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     return str(mode)
 
 
