@@ -268,6 +268,11 @@ def _environment(
         data_fingerprint=loaded.dataset.fingerprint,
         partition_fingerprint=partition_fingerprint,
     )
+    environment["data"] |= {
+        "name": loaded.dataset.name,
+        "train": len(loaded.dataset.train),
+        "test": len(loaded.dataset.test),
+    }
     environment["resolved"] = {
         "model": loaded.model_name,
         "device": str(loaded.device),

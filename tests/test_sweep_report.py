@@ -16,10 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app
+from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments import tables
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.files import PaperNumber
+from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import ExperimentResults, RunResult
 from ahfal_app.experiments.scales import Scale
@@ -174,11 +176,32 @@ def test_the_page_says_first_what_it_is_not(results: ExperimentResults) -> None:
     banner = text.index("Not at the paper's scale (small)")
     assert banner < text.index("Learning curves")
     assert "1 runs are missing, 1 of them failed" in text
+    assert text.index("Not the paper's protocol on digits: the paper has no results") < banner + 800
+    assert text.index("1,438 images, 359 to test with") < text.index("Learning curves")
     assert "dataset=elsewhere" in text
     assert "a-run: SomeError: why" in text
     assert page.tags.count("svg") >= 8
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags
+
+
+def test_departures_from_the_paper_s_protocol() -> None:
+    protocol = {
+        **Settings().to_flat(),
+        **{"num-clients": 10, "rounds": 100, "target-fraction": 0.35},
+    }
+    assert departures("cifar10", [protocol], ()) == []
+    shorter = {**protocol, "rounds": 10, "max-train-samples": 10000, "alpha": 0.5}
+    longer = {**protocol, "rounds": 20}
+    assert departures("cifar10", [protocol, shorter, longer], ()) == [
+        "max-train-samples (paper: all): 10000",
+        "rounds (paper: 100): 10, 20",
+    ]
+    assert departures("cifar10", [shorter], {"rounds", "max-train-samples"}) == []
+    assert departures("mnist", [protocol], {"rounds", "target-fraction"}) == [
+        "local-epochs (paper: 10): 5"
+    ]
+    assert departures("digits", [protocol], ()) == ["the paper has no results on digits"]
 
 
 def test_tables_as_markdown_and_latex(results: ExperimentResults) -> None:
