@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ from ahfal_app.protocol import (
     query_answer_to_metrics,
     statistics_from_record,
 )
+from ahfal_app.resources import computing_threads
 
 app = ClientApp()
 
@@ -167,7 +167,7 @@ def _partition(context: Context) -> tuple[int, int]:
 def _client(order: Order, context: Context) -> Client:
     partition, partitions = _partition(context)
     settings = _at_site(order.settings, context)
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(computing_threads(settings))
     if settings.num_clients == 0:
         settings = settings.model_copy(update={"num_clients": partitions})
     folder = Path(order.run_folder)

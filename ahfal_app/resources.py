@@ -7,6 +7,7 @@ them; loading anything anew for each message would cost more than training.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from functools import cached_property
 from typing import cast
@@ -135,6 +136,16 @@ class Resources:
         cycles = range(min(settings.num_cycles, num_samples))
         labels = sum(settings.labels_due(cycle, num_samples) for cycle in cycles)
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
+
+
+def computing_threads(settings: Settings) -> int:
+    """Return the number of processor threads that one client's, or one batch's, work takes."""
+    return settings.threads or os.cpu_count() or 1
+
+
+def fitting_at_once(settings: Settings) -> int:
+    """Return how many clients the processor's cores can serve at the same time."""
+    return max(1, (os.cpu_count() or 1) // computing_threads(settings))
 
 
 def resolve_device(device: str) -> torch.device:

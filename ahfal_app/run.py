@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from flwr.app import Array, ArrayRecord
@@ -27,7 +28,7 @@ from ahfal_app.preflight import (
     with_absolute_paths,
 )
 from ahfal_app.protocol import Order
-from ahfal_app.resources import Resources, resources
+from ahfal_app.resources import Resources, computing_threads, resources
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, RoundRecord
@@ -51,13 +52,17 @@ _FREE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: settings, folder, position and model; and what runs its clients."""
+    """Where a run begins: settings, folder, position and model; and what runs its clients.
+
+    `at_once` clients, or batches of the evaluation, are computed at the same time.
+    """
 
     settings: Settings
     loaded: Resources
     folder: Path
     checkpoint: Checkpoint
     engine: Mapping[str, object] = field(default_factory=dict)
+    at_once: int = 1
 
 
 def prepare(values: Mapping[str, object]) -> Start:
@@ -208,7 +213,7 @@ def _hooks(
 
     return Hooks(
         new_arrays=lambda cycle: _fresh_arrays(start.loaded, cycle),
-        evaluate=lambda arrays: _evaluate(start.loaded, arrays),
+        evaluate=lambda arrays: _evaluate(start, arrays),
         record=record,
         checkpoint=checkpoint,
         joined=joined,
@@ -287,10 +292,13 @@ def _fresh_arrays(loaded: Resources, cycle: int) -> ArrayRecord:
     return ArrayRecord(loaded.new_model(cycle).state_dict())
 
 
-def _evaluate(loaded: Resources, arrays: ArrayRecord) -> Evaluation:
+def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
+    loaded = start.loaded
+    torch.set_num_threads(computing_threads(start.settings))
     model = loaded.model()
     model.load_state_dict(arrays.to_torch_state_dict())
-    return evaluate(model, loaded.test_images, loaded.num_classes)
+    at_once = start.at_once if loaded.device.type == "cpu" else 1
+    return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
 
 
 def _to_numpy(arrays: ArrayRecord) -> Arrays:
