@@ -7,6 +7,7 @@ same answer and buys nothing twice.
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ahfal_app.client_state import ClientState
@@ -24,7 +26,7 @@ from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request
 from ahfal_app.local_update import LocalUpdate, carry_out
 from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
-from ahfal_app.oracle import make_oracle
+from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.pool_models import PoolSituation, make_pool
 from ahfal_app.privacy.disclosure import Disclosure, HistogramAnswer
 from ahfal_app.privacy.participant import Participant
@@ -279,10 +281,23 @@ class Client:
             return
         labels_N = self._resources.dataset.train.labels_N[self._rows_N]
         truth = dict(zip(self._rows_N.tolist(), labels_N.tolist(), strict=True))
-        oracle = make_oracle(self._settings.oracle, truth)
+        site = Site(
+            self._client,
+            self._resources.dataset.class_names,
+            truth,
+            self._image,
+            self._state.oracle_folder,
+        )
+        oracle = make_oracle(self._settings.oracle, site)
         for request in requests:
             oracle.submit(request)
             store.commit(oracle.collect(request.request_id))
+
+    def _image(self, sample: int) -> EncodedImage:
+        content = io.BytesIO()
+        pixels_HWC = self._resources.dataset.train.images_NHWC[sample]
+        Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
+        return EncodedImage(f"{sample}.png", content.getvalue())
 
     def _query_answer(
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0

@@ -27,6 +27,7 @@ from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training import TrainingState
 
 _LABELS = "labels.sqlite"
+_ORACLE = "oracle"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
@@ -133,6 +134,11 @@ class ClientState:
     def in_record(cls, record: MutableMapping[str, bytes]) -> ClientState:
         """Return a state that lives as long as a mapping does."""
         return cls(RecordBlobs(record), None)
+
+    @property
+    def oracle_folder(self) -> Path | None:
+        """Where this client's oracle may keep files of its own, or None."""
+        return self._folder / _ORACLE if self._folder is not None else None
 
     @contextmanager
     def labels(self, samples_N: NDArray[np.int64], num_classes: int) -> Iterator[LabelStore]:

@@ -71,21 +71,39 @@ def request_id(run: str, client: int, cycle: int) -> str:
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """Samples to be labelled, in the order in which they were chosen."""
+    """Samples to be labelled, in the order in which they were chosen.
+
+    Attributes
+    ----------
+    request_id : str
+        Equal whenever the request is repeated.
+    cycle : int
+        The cycle that is trained on the labels.
+    strategy : str
+        Name of the query strategy.
+    samples : tuple[int, ...]
+        Sample ids.
+    scores : tuple[float, ...]
+        Acquisition score of each sample, or empty where the strategy gives none.
+    guesses : tuple[int, ...]
+        Class index that the client's model takes each sample for, or empty.
+    """
 
     request_id: str
     cycle: int
     strategy: str
     samples: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    guesses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class LabelReceipt:
-    """One answer of an oracle: the class index of one sample."""
+    """One answer of an oracle: the class index of one sample, or None where it was skipped."""
 
     request_id: str
     sample: int
-    label: int
+    label: int | None
     annotator: str
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.oracle import Site
 
 ANNOTATOR = "simulated"
 
@@ -29,6 +30,6 @@ class SimulatedOracle:
         ]
 
 
-def make(truth: Mapping[int, int]) -> SimulatedOracle:
+def make(site: Site) -> SimulatedOracle:
     """Return a simulated oracle."""
-    return SimulatedOracle(truth)
+    return SimulatedOracle(site.truth)
