@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ahfal_app.client_state import ClientState
 from ahfal_app.config import Settings
+from ahfal_app.errors import OracleError
 from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request_id
 from ahfal_app.local_update import LocalUpdate, carry_out
 from ahfal_app.models import Classifier
@@ -46,6 +48,8 @@ from ahfal_app.results.selections import write_client_selection
 from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import ClassStatistics
 from ahfal_app.training import TrainingResult, TrainingState
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,25 @@ class QueryAnswer:
     ledger: Ledger
     fine_tuned: bool = False
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was chosen, and what the query strategy and the client's model make of it.
+
+    Attributes
+    ----------
+    chosen_B : NDArray[np.int64]
+        Sample ids. Shape (B,).
+    scores_B : NDArray[np.floating] | None
+        Acquisition scores, where the strategy gives any. Shape (B,).
+    guesses_B : NDArray[np.int64] | None
+        Class indices that the local model f^L says, where the strategy has it. Shape (B,).
+    """
+
+    chosen_B: NDArray[np.int64]
+    scores_B: NDArray[np.floating] | None = None
+    guesses_B: NDArray[np.int64] | None = None
 
 
 class Client:
@@ -135,12 +158,13 @@ class Client:
         with self._disclosure():
             pass  # From now on the server is held to these terms of privacy.
         with self._labels() as store:
+            store.describe(self._resources.dataset.class_names)
             if store.request(self._request_id(0)) is None:
                 budget = self._allotted(store, 0)
                 strategy = make_strategy("random", {})
                 context = self._context(budget, 0, _no_statistics(self._resources), store)
                 chosen = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
-                self._reserve(store, 0, strategy.name, chosen)
+                self._reserve(store, 0, strategy.name, Judgement(chosen))
             self._ask_oracle(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
@@ -155,6 +179,7 @@ class Client:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
         with self._labels() as store:
+            store.freeze(cycle)
             labelled = store.labelled(through_cycle=cycle)
             initially_labelled = store.labelled(through_cycle=0)
         model = self._model(tensors)
@@ -232,6 +257,7 @@ class Client:
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:
+            store.freeze(cycle)
             return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
 
     def _request_id(self, cycle: int) -> str:
@@ -251,8 +277,9 @@ class Client:
         pool = make_pool(self._settings, self._resources, strategy, situation)
         context = self._context(budget, cycle + 1, statistics, store)
         chosen = checked_select(strategy, pool, context)
-        self._record(strategy, pool, context, chosen, cycle)
-        self._reserve(store, cycle + 1, strategy.name, chosen)
+        judgement = self._judgement(strategy, pool, context, chosen)
+        self._record(judgement, cycle)
+        self._reserve(store, cycle + 1, strategy.name, judgement)
 
     def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
         """Return the query strategy, aligned to a target where there is one."""
@@ -268,30 +295,47 @@ class Client:
         store.allot(self._settings.labels_due(cycle, len(self._rows_N)))
         return store.ledger().free
 
-    def _reserve(
-        self, store: LabelStore, cycle: int, strategy: str, chosen: NDArray[np.int64]
-    ) -> None:
-        samples = tuple(chosen.tolist())
-        store.reserve(LabelRequest(self._request_id(cycle), cycle, strategy, samples))
+    def _reserve(self, store: LabelStore, cycle: int, strategy: str, judgement: Judgement) -> None:
+        scores_B, guesses_B = judgement.scores_B, judgement.guesses_B
+        request = LabelRequest(
+            self._request_id(cycle),
+            cycle,
+            strategy,
+            tuple(judgement.chosen_B.tolist()),
+            scores=tuple(scores_B.tolist()) if scores_B is not None else (),
+            guesses=tuple(guesses_B.tolist()) if guesses_B is not None else (),
+        )
+        store.reserve(request)
 
     def _ask_oracle(self, store: LabelStore) -> None:
-        """Submit every open request, again if need be, and store what has been answered."""
+        """Submit every open request, again if need be, and store what has been answered.
+
+        An oracle that fails is asked again the next time: the request is in the store, and the
+        server waits for its labels as for those of slow people.
+        """
         requests = store.open_requests()
         if not requests:
             return
+        oracle = make_oracle(self._settings.oracle, self._site())
+        for request in requests:
+            try:
+                oracle.submit(request)
+                receipts = oracle.collect(request.request_id)
+            except OracleError as error:
+                _log.warning("oracle %s: %s", self._settings.oracle, error)
+            else:
+                store.commit(receipts)
+
+    def _site(self) -> Site:
         labels_N = self._resources.dataset.train.labels_N[self._rows_N]
         truth = dict(zip(self._rows_N.tolist(), labels_N.tolist(), strict=True))
-        site = Site(
+        return Site(
             self._client,
             self._resources.dataset.class_names,
             truth,
             self._image,
             self._state.oracle_folder,
         )
-        oracle = make_oracle(self._settings.oracle, site)
-        for request in requests:
-            oracle.submit(request)
-            store.commit(oracle.collect(request.request_id))
 
     def _image(self, sample: int) -> EncodedImage:
         content = io.BytesIO()
@@ -347,32 +391,37 @@ class Client:
             global_tensors=tensors,
         )
 
-    def _record(
+    def _judgement(
         self,
         strategy: QueryStrategy,
         pool: PoolView,
         context: QueryContext,
-        chosen: NDArray[np.int64],
-        cycle: int,
-    ) -> None:
+        chosen_B: NDArray[np.int64],
+    ) -> Judgement:
+        """Return scores and guesses, where figures are drawn of them or people see them."""
+        if self._run_folder is None and self._settings.oracle == "simulated":
+            return Judgement(chosen_B)
+        positions_B = np.searchsorted(pool.ids_N, chosen_B)
+        scores_B = guesses_B = None
+        if isinstance(strategy, ScoringStrategy) and len(pool.ids_N):
+            scores_B = strategy.scores(pool, context).cpu().numpy()[positions_B]
+        if Signal.LOCAL_LOGITS in strategy.signals and len(pool.ids_N):
+            logits_NC = pool.signal(Signal.LOCAL_LOGITS)
+            guesses_B = logits_NC.argmax(dim=1).cpu().numpy()[positions_B]
+        return Judgement(chosen_B, scores_B, guesses_B)
+
+    def _record(self, judgement: Judgement, cycle: int) -> None:
         """Write down what was chosen, for figures; only where the run's folder is at hand."""
         if self._run_folder is None:
             return
-        positions = np.searchsorted(pool.ids_N, chosen)
-        scores = pseudo_classes = None
-        if isinstance(strategy, ScoringStrategy) and len(pool.ids_N):
-            scores = strategy.scores(pool, context).cpu().numpy()[positions]
-        if Signal.LOCAL_LOGITS in strategy.signals and len(pool.ids_N):
-            logits_NC = pool.signal(Signal.LOCAL_LOGITS)
-            pseudo_classes = logits_NC.argmax(dim=1).cpu().numpy()[positions]
         write_client_selection(
             self._run_folder,
             cycle=cycle,
             client=self._client,
-            sample_ids=chosen,
-            classes=self._resources.dataset.train.labels_N[chosen],
-            pseudo_classes=pseudo_classes,
-            scores=scores,
+            sample_ids=judgement.chosen_B,
+            classes=self._resources.dataset.train.labels_N[judgement.chosen_B],
+            pseudo_classes=judgement.guesses_B,
+            scores=judgement.scores_B,
         )
 
     def _model(self, tensors: dict[str, Tensor]) -> Classifier:
