@@ -10,7 +10,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,17 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
 )
-from ahfal_app.resources import Resources, resources
+from ahfal_app.resources import Resources
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import ClassStatistics
 from ahfal_app.training import TrainingResult, TrainingState
+
+#: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
+OWN = "own"
+
+#: The option of every oracle that keeps files: where.
+ORACLE_FOLDER = "oracle-dir"
 
 _log = logging.getLogger(__name__)
 
@@ -118,28 +124,40 @@ class Client:
         What the client keeps between messages.
     run_folder : Path | None
         The run's folder, for the record of selections; only where the run is simulated.
+    loaded : Resources
+        The client's data and its model.
+    oracle_options : Mapping[str, str]
+        What the site has set for its oracle.
     """
 
     def __init__(
-        self, settings: Settings, client: int, run: str, state: ClientState, run_folder: Path | None
+        self,
+        settings: Settings,
+        client: int,
+        run: str,
+        state: ClientState,
+        run_folder: Path | None,
+        loaded: Resources,
+        oracle_options: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._client = client
         self._run = run
         self._state = state
         self._run_folder = run_folder
-        self._resources: Resources = resources(settings)
-        self._rows_N: NDArray[np.int64] = self._resources.partition.indices[client]
+        self._oracle_options = oracle_options
+        self._resources = loaded
+        self._rows_N = loaded.client_rows(client)
 
     @property
     def data_fingerprint(self) -> str:
-        """Fingerprint of the data set."""
-        return self._resources.dataset.fingerprint
+        """Fingerprint of the data set that all share; `own` where it has its own."""
+        return OWN if self._resources.site else self._resources.dataset.fingerprint
 
     @property
     def partition_fingerprint(self) -> str:
-        """Fingerprint of the partition."""
-        return self._resources.partition.fingerprint
+        """Fingerprint of the partition; `own` where there is none."""
+        return OWN if self._resources.site else self._resources.partition.fingerprint
 
     @property
     def device(self) -> str:
@@ -158,7 +176,7 @@ class Client:
         with self._disclosure():
             pass  # From now on the server is held to these terms of privacy.
         with self._labels() as store:
-            store.describe(self._resources.dataset.class_names)
+            self._describe(store)
             if store.request(self._request_id(0)) is None:
                 budget = self._allotted(store, 0)
                 strategy = make_strategy("random", {})
@@ -229,6 +247,7 @@ class Client:
         start = time.perf_counter()
         fine_tuned = False
         with self._labels() as store:
+            self._describe(store)
             if store.request(self._request_id(cycle + 1)) is None:
                 local = self._state.load_local_model(cycle)
                 if local is None:
@@ -247,8 +266,16 @@ class Client:
 
     @contextmanager
     def _labels(self) -> Iterator[LabelStore]:
-        with self._state.labels(self._rows_N, self._resources.num_classes) as store:
+        grows = self._resources.site is not None
+        with self._state.labels(self._rows_N, self._resources.num_classes, grows) as store:
             yield store
+
+    def _describe(self, store: LabelStore) -> None:
+        """Tell the store what things are called, and which labels are there already."""
+        site = self._resources.site
+        store.describe(self._resources.dataset.class_names, site.names if site else None)
+        for annotator, labels in (site.given if site else {}).items():
+            store.give(labels, annotator)
 
     @contextmanager
     def _disclosure(self) -> Iterator[Disclosure]:
@@ -313,9 +340,10 @@ class Client:
         An oracle that fails is asked again the next time: the request is in the store, and the
         server waits for its labels as for those of slow people.
         """
-        requests = store.open_requests()
+        requests = store.unfinished_requests()
         if not requests:
             return
+        conflicts = len(store.conflicts())
         oracle = make_oracle(self._settings.oracle, self._site())
         for request in requests:
             try:
@@ -325,19 +353,26 @@ class Client:
                 _log.warning("oracle %s: %s", self._settings.oracle, error)
             else:
                 store.commit(receipts)
+        if new := len(store.conflicts()) - conflicts:
+            _log.warning("%d answers contradict labels that stand; the first ones do", new)
 
     def _site(self) -> Site:
         labels_N = self._resources.dataset.train.labels_N[self._rows_N]
-        truth = dict(zip(self._rows_N.tolist(), labels_N.tolist(), strict=True))
+        labels = zip(self._rows_N.tolist(), labels_N.tolist(), strict=True)
+        folder = self._oracle_options.get(ORACLE_FOLDER)
         return Site(
             self._client,
             self._resources.dataset.class_names,
-            truth,
+            {sample: label for sample, label in labels if label >= 0},
             self._image,
-            self._state.oracle_folder,
+            Path(folder).expanduser() if folder else self._state.oracle_folder,
+            self._oracle_options,
         )
 
     def _image(self, sample: int) -> EncodedImage:
+        if self._resources.site is not None:
+            site = self._resources.site
+            return EncodedImage(site.names[sample], site.content(sample))
         content = io.BytesIO()
         pixels_HWC = self._resources.dataset.train.images_NHWC[sample]
         Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")

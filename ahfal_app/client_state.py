@@ -141,13 +141,15 @@ class ClientState:
         return self._folder / _ORACLE if self._folder is not None else None
 
     @contextmanager
-    def labels(self, samples_N: NDArray[np.int64], num_classes: int) -> Iterator[LabelStore]:
-        """Open the label store of a client with these samples."""
+    def labels(
+        self, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
+    ) -> Iterator[LabelStore]:
+        """Open the label store of a client with these samples, which may come and go or not."""
         if self._folder is not None:
-            store = LabelStore.open_file(self._folder / _LABELS, samples_N, num_classes)
+            store = LabelStore.open_file(self._folder / _LABELS, samples_N, num_classes, grows)
         else:
             content = self._blobs.read(_LABELS) or b""
-            store = LabelStore.from_bytes(content, samples_N, num_classes)
+            store = LabelStore.from_bytes(content, samples_N, num_classes, grows)
         try:
             yield store
         finally:

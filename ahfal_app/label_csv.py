@@ -20,6 +20,7 @@ SKIP = "skip"
 
 _DELIMITERS = ",;\t"
 _ENCODING = "utf-8-sig"
+_NO_IMAGE = "no image"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class LabelLine:
 
 @dataclass(frozen=True)
 class LineProblem:
-    """A line that cannot be used: its number from 1, its text, and why."""
+    """A line that cannot be used: its number from 1, its text, and why.
+
+    `unknown_file` tells whether it is just about an image that is not there.
+    """
 
     line: int
     text: str
     reason: str
+    unknown_file: bool = False
 
 
 class ClassNames:
@@ -122,7 +127,7 @@ def read_label_lines(
             found = _repeated(first, LabelLine(number, *found, by or annotator))
         if found is not None:
             text = texts[number - 1].strip() if texts else ""
-            problems.append(LineProblem(number, text, found))
+            problems.append(LineProblem(number, text, found, found.startswith(_NO_IMAGE)))
     return list(first.values()), problems
 
 
@@ -146,12 +151,21 @@ def read_label_file(
         raise LabelFileError(f"{path}: cannot be read: {error}") from error
     lines, problems = read_label_lines(content, classes, samples, annotator, may_skip)
     if problems:
-        shown = [f"  - line {p.line}: {p.reason}" for p in problems[:10]]
-        more = [f"  - and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise LabelFileError(
-            "\n".join([f"{path}: {len(problems)} lines cannot be used:", *shown, *more])
-        )
+        raise LabelFileError(refusal(path, problems))
     return lines
+
+
+def refusal(path: Path, problems: Sequence[LineProblem]) -> str:
+    """Return the message that refuses a file, with the first few problems."""
+    shown = [f"  - line {p.line}: {p.reason}" for p in problems[:10]]
+    more = [f"  - and {len(problems) - 10} more"] if len(problems) > 10 else []
+    return "\n".join([f"{path}: {len(problems)} lines cannot be used:", *shown, *more])
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Return all rows of a file that `write_csv` wrote, its header first."""
+    with path.open(encoding=_ENCODING, newline="") as file:
+        return list(csv.reader(file))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -197,7 +211,7 @@ def _meaning(
         return None
     sample = samples.get(file)
     if sample is None:
-        return f"no image {file!r} here{suggestion(file, samples)}"
+        return f"{_NO_IMAGE} {file!r} here{suggestion(file, samples)}"
     label = classes.index(text)
     if label is not None:
         return sample, label

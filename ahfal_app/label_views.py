@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 import numpy as np
@@ -50,12 +51,11 @@ class LabelViews:
 
     def open_requests(self) -> tuple[LabelRequest, ...]:
         """Return the requests with unanswered samples, oldest first."""
-        rows = self._connection.execute(
-            "SELECT request_id FROM requests AS r WHERE EXISTS (SELECT 1 FROM samples AS s "
-            "WHERE s.request_id = r.request_id AND s.state = 'reserved') ORDER BY cycle"
-        ).fetchall()
-        requests = (self.request(identity) for (identity,) in rows)
-        return tuple(request for request in requests if request is not None)
+        return self._requests("reserved")
+
+    def unfinished_requests(self) -> tuple[LabelRequest, ...]:
+        """Return the requests that a label may still come for: unanswered or skipped samples."""
+        return self._requests("reserved", "skipped")
 
     def answered(self, request_id: str) -> frozenset[int]:
         """Return the samples of a request that were labelled or skipped."""
@@ -163,6 +163,16 @@ class LabelViews:
             raise StoreError(f"label store: {unreceived} labels that nobody has given")
 
     # --- inside -----------------------------------------------------------------------
+
+    def _requests(self, *states: str) -> tuple[LabelRequest, ...]:
+        rows = self._connection.execute(
+            "SELECT request_id FROM requests AS r WHERE EXISTS (SELECT 1 FROM samples AS s "
+            "WHERE s.request_id = r.request_id AND s.state IN (SELECT value FROM json_each(?))) "
+            "ORDER BY cycle",
+            (json.dumps(states),),
+        ).fetchall()
+        requests = (self.request(identity) for (identity,) in rows)
+        return tuple(request for request in requests if request is not None)
 
     def _meta(self, key: str) -> str:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

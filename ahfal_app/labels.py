@@ -186,9 +186,17 @@ class LabelStore(LabelViews):
         """
         if foreign := self._foreign(labels):
             raise LabelConflict(f"sample {foreign[0]}: not one of this client's samples")
+        known = set(
+            self._connection.execute(
+                "SELECT sample, label FROM receipts WHERE annotator = ?", (annotator,)
+            ).fetchall()
+        )
+        new = {sample: label for sample, label in labels.items() if (sample, label) not in known}
+        if not new:
+            return
         with transaction(self._connection):
             moved = 0
-            for sample, label in labels.items():
+            for sample, label in new.items():
                 self._check_label(sample, label)
                 self._connection.execute(
                     "INSERT OR IGNORE INTO samples (sample, state, label, annotator, answered, "

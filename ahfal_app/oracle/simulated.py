@@ -11,7 +11,7 @@ ANNOTATOR = "simulated"
 
 
 class SimulatedOracle:
-    """Answers every request at once and correctly."""
+    """Answers every request at once and correctly; skips what it has no truth of."""
 
     def __init__(self, truth: Mapping[int, int]) -> None:
         self._truth = truth
@@ -26,7 +26,8 @@ class SimulatedOracle:
         request = self._requests.get(request_id)
         samples = request.samples if request is not None else ()
         return [
-            LabelReceipt(request_id, sample, self._truth[sample], ANNOTATOR) for sample in samples
+            LabelReceipt(request_id, sample, self._truth.get(sample), ANNOTATOR)
+            for sample in samples
         ]
 
 
