@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from ahfal_app.client_state import ClientState
 from ahfal_app.config import Settings
-from ahfal_app.errors import OracleError
-from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request_id
+from ahfal_app.errors import DatasetError, OracleError
+from ahfal_app.labels import Labelled, LabelReceipt, LabelRequest, LabelStore, Ledger, request_id
 from ahfal_app.local_update import LocalUpdate, carry_out
 from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
@@ -54,6 +55,9 @@ OWN = "own"
 
 #: The option of every oracle that keeps files: where.
 ORACLE_FOLDER = "oracle-dir"
+
+# Who skips a sample whose image is no longer there.
+_GONE = "gone"
 
 _log = logging.getLogger(__name__)
 
@@ -344,10 +348,16 @@ class Client:
         if not requests:
             return
         conflicts = len(store.conflicts())
-        oracle = make_oracle(self._settings.oracle, self._site())
+        try:
+            oracle = make_oracle(self._settings.oracle, self._site())
+        except OracleError as error:
+            _log.warning("oracle %s: %s", self._settings.oracle, error)
+            return
         for request in requests:
+            present = self._present(store, request)
             try:
-                oracle.submit(request)
+                if present.samples:
+                    oracle.submit(present)
                 receipts = oracle.collect(request.request_id)
             except OracleError as error:
                 _log.warning("oracle %s: %s", self._settings.oracle, error)
@@ -355,6 +365,24 @@ class Client:
                 store.commit(receipts)
         if new := len(store.conflicts()) - conflicts:
             _log.warning("%d answers contradict labels that stand; the first ones do", new)
+
+    def _present(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
+        """Return what of a request is still there; give back what nobody can label any more."""
+        is_here_B = np.isin(request.samples, self._rows_N)
+        if is_here_B.all():
+            return request
+        receipts = [
+            LabelReceipt(request.request_id, sample, None, _GONE)
+            for sample, is_here in zip(request.samples, is_here_B, strict=True)
+            if not is_here
+        ]
+        store.commit(receipts)
+        return dataclasses.replace(
+            request,
+            samples=tuple(itertools.compress(request.samples, is_here_B)),
+            scores=tuple(itertools.compress(request.scores, is_here_B)),
+            guesses=tuple(itertools.compress(request.guesses, is_here_B)),
+        )
 
     def _site(self) -> Site:
         labels_N = self._resources.dataset.train.labels_N[self._rows_N]
@@ -372,7 +400,11 @@ class Client:
     def _image(self, sample: int) -> EncodedImage:
         if self._resources.site is not None:
             site = self._resources.site
-            return EncodedImage(site.names[sample], site.content(sample))
+            try:
+                return EncodedImage(site.names[sample], site.content(sample))
+            except DatasetError as error:
+                # It went while this process was at work; the next one finds it gone.
+                raise OracleError(f"image {site.names[sample]}: {error}") from error
         content = io.BytesIO()
         pixels_HWC = self._resources.dataset.train.images_NHWC[sample]
         Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")

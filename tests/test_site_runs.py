@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from simulation import Outcome, Simulation
 from site_images import write_images, write_labels
 
-from ahfal_app import purchase
+from ahfal_app import purchase, resources
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.label_csv import write_csv
@@ -183,6 +183,36 @@ def test_skipped_images_are_free_and_others_bought(
     ledger = outcome.metrics.cycles[1].ledger
     assert ledger.reserved == 0
     assert ledger.free > 0
+
+
+def test_an_image_that_goes_before_it_is_labelled_is_given_back(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    removed: list[str] = []
+
+    def handler(message: Message, context: Context) -> Message:
+        resources._sites.clear()  # As in deployment, where each message has a process of its own.
+        reply = hospitals.handler(message, context)
+        if not removed and requests.exists():
+            (folder,) = requests.iterdir()
+            with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+                removed.extend(row["original"] for row in csv.DictReader(file))
+            (tmp_path / "data-1" / removed[0]).unlink()
+            lines = [(name, hospitals.truth[name]) for name in removed[1:]]
+            write_csv(folder / "labels.csv", ("file", "label"), lines)
+        return reply
+
+    outcome = simulation(SITES, handler=handler, cycles=1)
+    assert outcome.metrics.cycles[0].labels_per_client[1] == len(removed) - 1
+    (path,) = (tmp_path / "state-1").glob("*/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    store.verify()
+    (gone,) = [entry for entry in store.entries() if entry.state == "skipped"]
+    assert (gone.file, gone.annotator) == (removed[0], "gone")
+    assert store.ledger().free == 1
+    store.close()
 
 
 def test_labels_that_come_late_change_nothing_that_was_trained(

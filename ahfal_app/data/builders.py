@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import Images
-from ahfal_app.data.pixels import pixels
 from ahfal_app.data.preparation import describe, hold_out
 from ahfal_app.errors import DatasetError
 
@@ -55,13 +53,17 @@ class Options:
 
 def build_digits(options: Options, target: Path) -> Description:
     """Write scikit-learn's handwritten digits: 8x8 pixels from 0 to 16, scaled to 255."""
+    from PIL import Image
     from sklearn.datasets import load_digits
+
+    from ahfal_app.data.pixels import pixels
 
     raw = load_digits()
     images_NHWC = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
     if size := options.image_size:
+        shape = (size, size, 1)
         images_NHWC = np.stack(
-            [pixels(Image.fromarray(p), (size, size, 1)) for p in images_NHWC[..., 0]]
+            [pixels(Image.fromarray(image_HW), shape) for image_HW in images_NHWC[..., 0]]
         )
     labels_N = raw.target.astype(np.int64)
     train, test = (
