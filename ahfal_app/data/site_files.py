@@ -41,8 +41,8 @@ class SiteImage:
     name : str
         Its path in the site's folder, with `/`; for a row of a parquet file followed by
         `#` and the row's number.
-    path : Path
-        The file.
+    path : str
+        The file. Not a `Path`, which would take most of the time of listing a large folder.
     row : int | None
         Row of a parquet file, from 0.
     size, modified_ns : int
@@ -50,7 +50,7 @@ class SiteImage:
     """
 
     name: str
-    path: Path
+    path: str
     row: int | None
     size: int
     modified_ns: int
@@ -77,10 +77,11 @@ def list_images(
     """
     images: list[SiteImage] = []
     problems: dict[str, str] = {}
+    left_out = {str(path) for path in others}
     for path in _files(folder):
-        if path in others:
+        if path in left_out:
             continue
-        name = _text(path.relative_to(folder).as_posix())
+        name = _text(path[len(str(folder)) :].replace(os.sep, "/").lstrip("/"))
         try:
             images += _images(path, name, image_column)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -99,7 +100,7 @@ def contents(
     for path, group in groupby(images, key=lambda image: image.path):
         same = list(group)
         if same[0].row is None:
-            yield [(image, path) for image in same]
+            yield [(image, Path(path)) for image in same]
             continue
         left = {image.row: image for image in same}
         problem = "the file has fewer rows"
@@ -126,7 +127,7 @@ def content(image: SiteImage, image_column: str) -> bytes:
     """
     try:
         if image.row is None:
-            return image.path.read_bytes()
+            return Path(image.path).read_bytes()
         with parquet.ParquetFile(image.path) as file:
             column, left = _column(file.schema_arrow, image_column), image.row
             for group in range(file.num_row_groups):
@@ -140,20 +141,20 @@ def content(image: SiteImage, image_column: str) -> bytes:
     raise DatasetError(f"{image.name}: cannot be read any more: the file has fewer rows")
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise DatasetError(f"data={str(folder)!r}: cannot be read: {error}") from error
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")
 
 
-def _images(path: Path, name: str, image_column: str) -> list[SiteImage]:
-    suffix = path.suffix.lower()
+def _images(path: str, name: str, image_column: str) -> list[SiteImage]:
+    suffix = os.path.splitext(path)[1].lower()
     if suffix != _PARQUET and suffix not in _SUFFIXES:
         raise ValueError("no image, by its name")
-    status = path.stat()
+    status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("no regular file")
     if suffix != _PARQUET:

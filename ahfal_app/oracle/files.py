@@ -107,10 +107,12 @@ class FilesOracle:
             self._write(request, part)
             part.rename(self._folder / name)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
             raise OracleError(
                 f"request {name}: cannot be written to {self._folder}: {error}"
             ) from error
+        finally:
+            # Once it is renamed, there is nothing to remove.
+            shutil.rmtree(part, ignore_errors=True)
 
     def collect(self, request_id: str) -> list[LabelReceipt]:
         """Return the answers of all files that are free of mistakes, and tell of the others.
