@@ -18,6 +18,7 @@ from ahfal_app import purchase, resources
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.label_csv import write_csv
+from ahfal_app.label_files import export_labels
 from ahfal_app.labels import LabelStore
 
 DIGITS = tuple("0123456789")
@@ -183,6 +184,38 @@ def test_skipped_images_are_free_and_others_bought(
     ledger = outcome.metrics.cycles[1].ledger
     assert ledger.reserved == 0
     assert ledger.free > 0
+
+
+def test_what_one_run_bought_the_next_one_has(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    (tmp_path / "part.csv").write_text("file,label\n")
+    hospitals.nodes[0]["truth"] = str(tmp_path / "part.csv")
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(tmp_path / "requests")}
+    with _annotator(tmp_path / "requests", hospitals.truth):
+        simulation(SITES, handler=hospitals.handler, cycles=1)
+    for site in (0, 1):
+        export_labels(tmp_path / f"state-{site}", tmp_path / f"data-{site}" / "labels.csv")
+    resources._sites.clear()
+    hospitals.nodes[1]["oracle"] = "simulated"
+    again = simulation(SITES, handler=hospitals.handler, cycles=1)
+    # The first site could label none of its 20, which are not asked for again; of the second
+    # one's 12 labels each is there already.
+    assert again.metrics.cycles[0].labels_per_client[1] == 12 + 12
+    (path,) = (tmp_path / "state-1").glob(f"{_newest_run(tmp_path)}/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    given = {e.sample for e in store.entries() if e.state == "given"}
+    assert len(given) == 12
+    assert {e.annotator for e in store.entries() if e.state == "given"} == {"files"}
+    store.close()
+    with (tmp_path / "state-0" / "set-aside.csv").open(encoding="utf-8-sig", newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert reasons.count("skip, says labels.csv") == 20
+
+
+def _newest_run(root: Path) -> str:
+    runs = [path for path in (root / "state-1").iterdir() if path.is_dir()]
+    return max(runs, key=lambda path: path.stat().st_mtime_ns).name
 
 
 def test_an_image_that_goes_before_it_is_labelled_is_given_back(
