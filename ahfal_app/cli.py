@@ -25,6 +25,16 @@ app = typer.Typer(
 )
 
 
+labels_app = typer.Typer(
+    help="A site's label store: to a file, from a file, or checked.", no_args_is_help=True
+)
+app.add_typer(labels_app, name="labels")
+
+_Store = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A labels.sqlite, or a folder with one below it.")
+]
+
+
 class Engine(enum.StrEnum):
     """What runs the clients of a simulation."""
 
@@ -203,6 +213,64 @@ def settings(
         for row in config_sources.settings_rows():
             table.add_row(*row)
         Console().print(table)
+
+
+@labels_app.command("export")
+def export_labels(
+    store: _Store,
+    target: Annotated[Path, typer.Argument(metavar="LABELS.csv", help="The file to write.")],
+) -> None:
+    """Write all that a store holds into a CSV file; a site's next run reads it as labels.csv."""
+    from ahfal_app.label_files import export_labels as export
+
+    count = export(store, target)
+    Console().print(f"{count} labels: {target.absolute()}", soft_wrap=True, markup=False)
+
+
+@labels_app.command("import")
+def import_labels(
+    store: _Store,
+    source: Annotated[
+        Path, typer.Argument(metavar="LABELS.csv", help="A file with columns `file` and `label`.")
+    ],
+    annotator: Annotated[
+        str, typer.Option(help="Who has labelled, where the file does not say.")
+    ] = "import",
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Replace other labels, from the next cycle on.")
+    ] = False,
+) -> None:
+    """Take in answers to what was asked for: the whole file, or nothing of it."""
+    from ahfal_app.label_files import import_labels as take_in
+
+    done = take_in(store, source, annotator, correct)
+    Console().print(
+        f"{done.labelled} labelled, {done.skipped} skipped, {done.corrected} corrected, "
+        f"{done.conflicts} new contradictions"
+    )
+
+
+@labels_app.command("verify")
+def verify_labels(store: _Store) -> None:
+    """Check a store, and list the answers that contradict each other."""
+    from ahfal_app.label_files import verify_store
+
+    found = verify_store(store)
+    ledger, console = found.ledger, Console()
+    console.print(f"{found.path}: sound", soft_wrap=True, markup=False)
+    console.print(
+        f"{ledger.allotted} labels allotted = {ledger.spent} spent + {ledger.reserved} reserved + "
+        f"{ledger.free} free"
+    )
+    states = ", ".join(f"{count} {state}" for state, count in sorted(found.states.items()))
+    console.print(f"images: {states or 'none'}")
+    if not found.conflicts:
+        return
+    names = found.class_names
+    table = Table("image", "stands", "other answer", "by", title="contradictions")
+    for c in found.conflicts:
+        table.add_row(found.files[c.sample], names[c.standing_label], names[c.label], c.annotator)
+    console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

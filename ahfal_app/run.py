@@ -19,6 +19,7 @@ from ahfal_app.aggregation import Aggregation
 from ahfal_app.checkpoint import Arrays, Checkpoint, Position, read_checkpoint, write_checkpoint
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
+from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.joining import Membership
 from ahfal_app.preflight import (
@@ -121,7 +122,13 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     tracked = TrackedRun(position.run, start.folder, start.settings.rounds, dataset.class_names)
     tracking = open_tracking(start.settings.tracker, tracked, history, progress.warn)
     strategy = FederatedActiveLearning(
-        Order(start.settings, position.run, str(start.folder), code_hash()),
+        Order(
+            start.settings,
+            position.run,
+            str(start.folder),
+            code_hash(),
+            data=dataset.format if start.settings.has_sites else None,
+        ),
         _hooks(start, recorder, progress, aggregation, tracking),
         progress,
         start.loaded.num_classes,
@@ -129,7 +136,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         position.cycle,
         position.round,
         start.checkpoint.bought,
-        start.loaded.global_counts_C,
+        None if start.settings.has_sites else start.loaded.global_counts_C,
     )
     arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
     with tracking:
@@ -221,7 +228,7 @@ def _hooks(
 
 
 def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Membership) -> None:
-    """Check that clients and server have the same data, and write down what is now known.
+    """Check that clients and server have the same data, if any, and write down what is known.
 
     Raises
     ------
@@ -233,18 +240,6 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     if problems := too_few_for_secure_aggregation(settings):
         raise ConfigError(problems)
     check_clients(settings, max(m.num_samples for m in membership.members.values()))
-    partition = resources(settings).partition
-    expected = (loaded.dataset.fingerprint, partition.fingerprint)
-    others = [m for m in membership.members.values() if (m.data, m.partition) != expected]
-    if others:
-        raise ConfigError(
-            [
-                f"dataset={settings.dataset!r}: client {m.client} has data and partition with "
-                f"the fingerprints {m.data[:12]} and {m.partition[:12]}, the server "
-                f"{expected[0][:12]} and {expected[1][:12]}"
-                for m in others
-            ]
-        )
     devices = {member.device for member in membership.members.values()}
     if devices != {loaded.device.type}:
         progress.warn(
@@ -252,16 +247,43 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
             f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
             "client-resources-num-gpus"
         )
+    if settings.has_sites:
+        _record_start(start, recorder, settings)
+        return
+    partition = resources(settings).partition
+    _check_same_data(loaded, partition, membership)
     labels_N = loaded.dataset.train.labels_N
     counts = [
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
-    recorder.start(
-        settings,
-        _environment(loaded, settings, partition.fingerprint) | {"engine": dict(start.engine)},
-        describe_partition(counts, partition.fingerprint),
-    )
+    _record_start(start, recorder, settings, describe_partition(counts, partition.fingerprint))
+
+
+def _check_same_data(loaded: Resources, partition: Partition, membership: Membership) -> None:
+    """Refuse clients that hold another data set than the one that is split over all."""
+    expected = (loaded.dataset.fingerprint, partition.fingerprint)
+    others = [m for m in membership.members.values() if (m.data, m.partition) != expected]
+    if others:
+        raise ConfigError(
+            [
+                f"dataset={membership.settings.dataset!r}: client {m.client} has data and "
+                f"partition with the fingerprints {m.data[:12]} and {m.partition[:12]}, the "
+                f"server {expected[0][:12]} and {expected[1][:12]}"
+                for m in others
+            ]
+        )
+
+
+def _record_start(
+    start: Start,
+    recorder: Recorder,
+    settings: Settings,
+    partition: Mapping[str, object] | None = None,
+) -> None:
+    fingerprint = str(partition["fingerprint"]) if partition else None
+    environment = _environment(start.loaded, settings, fingerprint)
+    recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
 
 
 def _environment(
