@@ -72,6 +72,10 @@ class StoreError(AhfalError):
     """A label store is missing, damaged or of another version."""
 
 
+class OracleError(AhfalError):
+    """Whoever labels cannot be reached, or answers what cannot be used."""
+
+
 class CheckpointError(AhfalError):
     """No usable checkpoint: missing, damaged or of another version."""
 
