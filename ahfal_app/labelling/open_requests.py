@@ -79,4 +79,4 @@ def open_requests(state: Path) -> tuple[OpenRequest, ...]:
     except sqlite3.DatabaseError as error:
         raise StoreError(f"label store {path}: {error}") from error
     waiting = Desk(desk_folder(state)).waiting()
-    return tuple(OpenRequest(*row, waiting.get(row[0], 0)) for row in rows)
+    return tuple(OpenRequest(*(*row, waiting.get(row[0], 0))) for row in rows)
