@@ -40,12 +40,12 @@ def check_classes(interface: str, class_names: Sequence[str]) -> None:
         Somebody has changed them.
     """
     try:
-        # Entities are Python's to refuse: the server sends what its users have typed.
+        # It comes from the site's own server.
         root = ElementTree.fromstring(interface)  # noqa: S314
     except ElementTree.ParseError as error:
         raise OracleError(f"labelling interface of the project: {error}") from error
     found = {
-        choice.get("alias") or choice.get("value", "")
+        choice.get("alias", "") or choice.get("value", "")
         for choices in root.iter("Choices")
         if choices.get("name") == _CONTROL
         for choice in choices.iter("Choice")
