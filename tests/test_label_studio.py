@@ -398,3 +398,47 @@ def test_what_goes_wrong_with_a_real_server_is_named(studio: str, tmp_path: Path
     api(studio).projects.delete(project)
     with pytest.raises(OracleError, match="is gone from"):
         oracle.submit(request(7))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on the path")
+def test_a_person_labels_in_label_studio(studio: str, tmp_path: Path):
+    from devtools import chromium, wait_for
+
+    oracle = real(tmp_path, studio)
+    oracle.submit(request(7, 3, 9))
+    project = project_of(oracle)
+
+    def answers() -> list[tuple[int, int | None]]:
+        return [(receipt.sample, receipt.label) for receipt in oracle.collect("request1")]
+
+    with chromium(tmp_path) as tab:
+        tab.resize(1280)
+        tab.open(f"{studio}/user/login/")
+        tab.click("input[name=email]")
+        tab.write(EMAIL)
+        tab.click("input[name=password]")
+        tab.write(PASSWORD)
+        tab.press("Enter")
+        tab.wait("!location.pathname.includes('login') && document.readyState === 'complete'")
+        tab.open(f"{studio}/projects/{project}/data?labeling=1")
+        checked = "document.querySelector('.lsf-choices input:checked')?.name"
+        # The model's guess is chosen already: the first is accepted, the second is corrected.
+        tab.wait(f"{checked} === 'malignant'")
+        tab.wait("[...document.images].some((i) => i.src.startsWith('data:') && i.naturalWidth)")
+        tab.click("button[aria-label='Submit current annotation']")
+        wait_for(lambda: len(answers()) == 1, "the first answer")
+        tab.wait(f"{checked} === 'malignant'")
+        tab.click(".lsf-choices input[name=benign]")
+        tab.wait(f"{checked} === 'benign'")
+        tab.click("button[aria-label='Submit current annotation']")
+        wait_for(lambda: len(answers()) == 2, "the second answer")
+        tab.wait(f"{checked} === 'malignant'")
+        tab.click("button[aria-label=skip-task]")
+        wait_for(lambda: len(answers()) == 3, "the third answer")
+        assert {url.split("/")[2] for url in tab.urls if url.startswith("http")} == {
+            studio.split("/")[2]
+        }
+    assert sorted(label is None for _, label in answers()) == [False, False, True]
+    assert {label for _, label in answers()} == {CLASSES.index("malignant"), 1, None}
+    assert {sample for sample, _ in answers()} == {7, 3, 9}
