@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import browser
 import httpx
 import pytest
 from test_label_page import CLASSES, encoded, request
