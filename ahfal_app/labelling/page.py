@@ -82,7 +82,7 @@ SCRIPT = """
 "use strict";
 const at = (id) => document.getElementById(id);
 const POLL_MS = 5000;
-let current = null, busy = false;
+let current = null, busy = false, changes = 0;
 
 const say = (text, wrong = false) => {
   at("said").textContent = text;
@@ -135,9 +135,20 @@ const show = (state) => {
   if (state.after) new Image().src = state.after;
 };
 
-const ask = async (path, body) => {
+// One answer at a time: nobody answers for an image that is not shown yet.
+const tell = async (path, body) => {
   if (busy) return null;
   busy = true;
+  changes += 1;
+  try {
+    return await ask(path, body);
+  } finally {
+    busy = false;
+  }
+};
+
+const ask = async (path, body) => {
+  const before = changes;
   try {
     const options = body === undefined ? {} : {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)};
@@ -146,27 +157,26 @@ const ask = async (path, body) => {
     const content = type.startsWith("application/json") ? await reply.json()
       : {error: await reply.text()};
     if (!reply.ok) { say(content.error, true); return null; }
-    show(content);
+    // What a look said is out of date if something was told meanwhile.
+    if (before === changes) show(content);
     return content;
   } catch {
     say("The page's program does not answer. Is `ahfal label` still running? " +
       "What was confirmed is kept.", true);
     return null;
-  } finally {
-    busy = false;
   }
 };
 
 const answer = async (label) => {
   if (!current || busy) return;
   const {request, sample, name, classes} = current;
-  const done = await ask("/answers", {request, sample, label});
+  const done = await tell("/answers", {request, sample, label});
   if (done) say(`${name}: ${label === null ? "skipped" : classes[label].name}`);
 };
 
 const undo = async () => {
   if (at("undo").disabled) return;
-  if (await ask("/undo", {})) say("The last answer is taken back.");
+  if (await tell("/undo", {})) say("The last answer is taken back.");
 };
 
 at("skip").addEventListener("click", () => answer(null));
