@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,10 @@ class FakeServer:
         ]
         self._fail("imported")
 
-    def tasks(self, project: int, request_id: str) -> list[dict[str, Any]]:
+    def samples(self, project: int, request_id: str) -> set[int]:
+        return {task["meta"]["sample"] for task in self.annotated(project, request_id)}
+
+    def annotated(self, project: int, request_id: str) -> list[dict[str, Any]]:
         return [task for task in self.stored if task["meta"]["request"] == request_id]
 
     def _fail(self, where: str) -> None:
@@ -319,10 +323,12 @@ def real(folder: Path, url: str, token: str = TOKEN) -> Oracle:
     return make_oracle("label-studio", site(folder, **options(folder, url, token)))
 
 
-def api(url: str) -> Any:
+@contextmanager
+def api(url: str) -> Iterator[Any]:
     import label_studio_sdk
 
-    return label_studio_sdk.LabelStudio(base_url=url, api_key=TOKEN)
+    with httpx.Client(timeout=60) as http:
+        yield label_studio_sdk.LabelStudio(base_url=url, api_key=TOKEN, httpx_client=http)
 
 
 def project_of(oracle: Oracle) -> int:
@@ -332,13 +338,14 @@ def project_of(oracle: Oracle) -> int:
 
 def tasks_of(oracle: Oracle, request_id: str) -> list[dict[str, Any]]:
     assert isinstance(oracle, LabelStudioOracle)
-    return oracle._tasks(project_of(oracle), request_id)
+    return oracle._connection._tasks(project_of(oracle), request_id, include="id,meta")
 
 
 def annotate(url: str, task: int, *choices: str, skipped: bool = False) -> None:
     value = {"choices": list(choices)}
     result = [{"from_name": "class", "to_name": "image", "type": "choices", "value": value}]
-    api(url).annotations.create(task, result=result if choices else [], was_cancelled=skipped)
+    with api(url) as client:
+        client.annotations.create(task, result=result if choices else [], was_cancelled=skipped)
 
 
 @pytest.mark.slow
@@ -348,7 +355,8 @@ def test_real_tasks_are_imported_once_and_collected(studio: str, tmp_path: Path)
     oracle.submit(request(7, 3, 9))
     oracle.submit(request(1, cycle=2))
     tasks = tasks_of(oracle, "request1")
-    api(studio).tasks.delete(tasks[1]["id"])  # As if the import had been killed half-way.
+    with api(studio) as client:
+        client.tasks.delete(tasks[1]["id"])  # As if the import had been killed half-way.
     again = real(tmp_path, studio)
     again.submit(request(7, 3, 9))
     again.submit(request(7, 3, 9))
@@ -391,12 +399,15 @@ def test_what_goes_wrong_with_a_real_server_is_named(studio: str, tmp_path: Path
         real(tmp_path, f"http://127.0.0.1:{_free_port()}").collect("request1")
     project = project_of(oracle)
     changed = labelling_interface(("healthy", "benign", "cancer"))
-    api(studio).projects.update(project, label_config=changed)
+    with api(studio) as client:
+        client.projects.update(project, label_config=changed)
     with pytest.raises(OracleError, match="missing: malignant; unknown: cancer"):
         oracle.collect("request1")
-    api(studio).projects.update(project, label_config=labelling_interface(CLASSES))
+    with api(studio) as client:
+        client.projects.update(project, label_config=labelling_interface(CLASSES))
     assert oracle.collect("request1") == []
-    api(studio).projects.delete(project)
+    with api(studio) as client:
+        client.projects.delete(project)
     with pytest.raises(OracleError, match="is gone from"):
         oracle.submit(request(7))
 
@@ -426,7 +437,7 @@ def test_a_person_labels_in_label_studio(studio: str, tmp_path: Path):
         checked = "document.querySelector('.lsf-choices input:checked')?.name"
         # The model's guess is chosen already: the first is accepted, the second is corrected.
         tab.wait(f"{checked} === 'malignant'")
-        tab.wait("[...document.images].some((i) => i.src.startsWith('data:') && i.naturalWidth)")
+        tab.wait("[...document.images].some((i) => i.naturalWidth === 48)")
         tab.click("button[aria-label='Submit current annotation']")
         wait_for(lambda: len(answers()) == 1, "the first answer")
         tab.wait(f"{checked} === 'malignant'")

@@ -13,7 +13,6 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -69,7 +68,7 @@ class LabelStudioOracle:
         # Looking for what is missing and importing it must not mix with another process.
         with self._locked():
             project = self._project()
-            known = {task["meta"]["sample"] for task in self._tasks(project, request.request_id)}
+            known = self._connection.samples(project, request.request_id)
             missing = [
                 position for position, sample in enumerate(request.samples) if sample not in known
             ]
@@ -92,7 +91,7 @@ class LabelStudioOracle:
         with self._locked():
             project = self._project()
         receipts: list[LabelReceipt] = []
-        for task in self._tasks(project, request_id):
+        for task in self._connection.annotated(project, request_id):
             answers, problems = task_answers(task, self._site.class_names)
             receipts += [
                 LabelReceipt(request_id, task["meta"]["sample"], label, annotator)
@@ -164,9 +163,6 @@ class LabelStudioOracle:
             part.replace(path)
         except OSError as error:
             raise OracleError(f"{path}: cannot be written: {error}") from error
-
-    def _tasks(self, project: int, request_id: str) -> list[dict[str, Any]]:
-        return self._connection.tasks(project, request_id)
 
     def _batches(
         self, request: LabelRequest, positions: Sequence[int]

@@ -59,7 +59,6 @@ class Connection:
                     f"with `pip install 'ahfal-app[label-studio]'` ({error})"
                 ]
             ) from error
-        self._made: Any = None
 
     def project_address(self, project: int) -> str:
         """Return where people find a project."""
@@ -68,12 +67,12 @@ class Connection:
     def find_project(self, title: str, mark: str) -> tuple[int, str] | None:
         """Return the id and the labelling interface of the project with a mark, or None."""
 
-        def find() -> tuple[int, str] | None:
+        def find(client: Any) -> tuple[int, str] | None:
             # People may rename a project, so the title only says where to look first.
             for query in ({"title": title}, {}):
-                for project in self._client.projects.list(**query):
+                for project in client.projects.list(**query):
                     if mark in (project.description or ""):
-                        return project.id, self._client.projects.get(project.id).label_config
+                        return project.id, client.projects.get(project.id).label_config
             return None
 
         return self._ask("projects", find)
@@ -81,8 +80,8 @@ class Connection:
     def make_project(self, title: str, mark: str, interface: str) -> int:
         """Make a project and return its id."""
 
-        def make() -> int:
-            project = self._client.projects.create(
+        def make(client: Any) -> int:
+            project = client.projects.create(
                 title=title,
                 description=f"Made by AHFAL; keep this line: {mark}",
                 label_config=interface,
@@ -98,11 +97,18 @@ class Connection:
         """Import tasks; they are there when this returns."""
         self._ask(
             f"project {project}",
-            lambda: self._client.projects.import_tasks(project, request=tasks),
+            lambda client: client.projects.import_tasks(project, request=tasks),
         )
 
-    def tasks(self, project: int, request_id: str) -> list[dict[str, Any]]:
-        """Return a request's tasks with `id`, `meta` and `annotations`, without their images."""
+    def samples(self, project: int, request_id: str) -> set[int]:
+        """Return the samples that a request has tasks of."""
+        return {t["meta"]["sample"] for t in self._tasks(project, request_id, include="id,meta")}
+
+    def annotated(self, project: int, request_id: str) -> list[dict[str, Any]]:
+        """Return a request's tasks that somebody has labelled or skipped, with annotations."""
+        return self._tasks(project, request_id, only_annotated=True)
+
+    def _tasks(self, project: int, request_id: str, **what: object) -> list[dict[str, Any]]:
         query = {
             "filters": {
                 "conjunction": "and",
@@ -117,33 +123,29 @@ class Connection:
             }
         }
 
-        def tasks() -> list[dict[str, Any]]:
-            found = self._client.tasks.list(
+        def tasks(client: Any) -> list[dict[str, Any]]:
+            found = client.tasks.list(
                 project=project,
                 query=json.dumps(query),
                 fields="all",
-                include="id,meta,annotations",
+                **what,
                 page_size=_PAGE_SIZE,
             )
             return [
-                {"id": task.id, "meta": task.meta, "annotations": task.annotations}
+                {"id": task.id, "meta": task.meta, "annotations": getattr(task, "annotations", [])}
                 for task in found
                 if (task.meta or {}).get("request") == request_id
             ]
 
         return self._ask(f"project {project}", tasks)
 
-    @property
-    def _client(self) -> Any:
-        if self._made is None:
-            self._made = self._sdk.LabelStudio(
-                base_url=self.url, api_key=self._token, timeout=_TIMEOUT_S
-            )
-        return self._made
-
-    def _ask(self, what: str, question: Callable[[], T]) -> T:
+    def _ask(self, what: str, question: Callable[[Any], T]) -> T:
         try:
-            return question()
+            with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as http:
+                client = self._sdk.LabelStudio(
+                    base_url=self.url, api_key=self._token, httpx_client=http
+                )
+                return question(client)
         except httpx.HTTPError as error:
             raise OracleError(
                 f"Label Studio at {self.url}: cannot be reached: {type(error).__name__}; it is "
