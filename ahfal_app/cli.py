@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Sequence
 from pathlib import Path
@@ -271,6 +272,52 @@ def verify_labels(store: _Store) -> None:
     for c in found.conflicts:
         table.add_row(found.files[c.sample], names[c.standing_label], names[c.label], c.annotator)
     console.print(table)
+
+
+@app.command()
+def label(
+    state_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STATE_DIR", help="The folder of a client's state, or its oracle's folder."
+        ),
+    ],
+    only_list: Annotated[
+        bool, typer.Option("--list", help="List what is open, and serve no page.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any that is free.")
+    ] = 0,
+    annotator: Annotated[str, typer.Option(help="Who labels; kept with each answer.")] = "page",
+    show_guess: Annotated[
+        bool,
+        typer.Option("--show-guess", help="Show the model's guess, which may sway who labels."),
+    ] = False,
+) -> None:
+    """List what is to be labelled at a site, and label it in a page of the browser."""
+    from ahfal_app.labelling.open_requests import desk_folder, open_requests
+    from ahfal_app.labelling.serve import serve
+
+    console = Console()
+    if only_list:
+        table = Table("request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "ready")
+        for r in open_requests(state_dir):
+            numbers = (str(r.samples), str(r.missing - r.waiting), str(r.waiting))
+            table.add_row(r.request[:12], str(r.cycle), r.strategy, r.created[:16], *numbers)
+        console.print(table if table.rows else "nothing is open")
+        return
+    if not state_dir.is_dir():
+        raise typer.BadParameter(f"{state_dir}: no such folder")
+    if not annotator.strip():
+        raise typer.BadParameter("--annotator: a name is needed")
+
+    def tell(address: str) -> None:
+        console.print(f"open in a browser on this machine: {address}", soft_wrap=True, markup=False)
+        console.print("Ctrl-C ends it; what was answered is kept.")
+
+    # Ctrl-C is how it is meant to end.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(desk_folder(state_dir), annotator.strip(), port, show_guess, tell)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
