@@ -320,6 +320,23 @@ def label(
         serve(desk_folder(state_dir), annotator.strip(), port, show_guess, tell)
 
 
+@app.command()
+def certs(
+    out: Annotated[Path, typer.Option(help="The folder to write; it gets one folder a machine.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A DNS name or address by which sites reach the server; repeatable."),
+    ] = None,
+    site: Annotated[list[str] | None, typer.Option(help="A site's name; repeatable.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long they are valid.")] = 365,
+) -> None:
+    """Write certificates and keys for a deployment: TLS and SuperNode authentication."""
+    from ahfal_app.certificates import write_certificates
+
+    for path in write_certificates(out, host or [], site or [], days):
+        print(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a named error is told in its own words, with exit code 1."""
     try:

@@ -124,6 +124,10 @@ class EngineError(AhfalError):
     """An engine (Flower's simulation) could not be started or ended in failure."""
 
 
+class CertificateError(AhfalError):
+    """Certificates and keys cannot be written as asked."""
+
+
 class ReportError(AhfalError):
     """A run's folder lacks what its report needs."""
 
