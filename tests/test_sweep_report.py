@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import html.parser
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -215,9 +216,10 @@ def test_tables_as_markdown_and_latex(results: ExperimentResults) -> None:
     assert text.count(r"\\") == 4
 
 
-@pytest.fixture
-def swept(tmp_path: Path, simulation: Callable) -> Path:  # type: ignore[type-arg]
-    file = tmp_path / "tiny.yaml"
+@pytest.fixture(scope="module")
+def swept_once(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    file = folder / "tiny.yaml"
     file.write_text(
         f"""
         num-clients: 3
@@ -225,15 +227,20 @@ def swept(tmp_path: Path, simulation: Callable) -> Path:  # type: ignore[type-ar
         local-epochs: 1
         cycles: 2
         max-train-samples: 300
-        data-dir: {simulation.base["data-dir"]}
+        data-dir: {data_dir}
         sweep: {{strategy: [random, entropy], seed: [0, 1]}}
         """
     )
-    out = tmp_path / "out"
+    out = folder / "out"
     result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--jobs", "1"])
     assert result.exit_code == 0, result.output
     assert str(out / "report.html") in result.output.replace("\n", "")
     return out
+
+
+@pytest.fixture
+def swept(swept_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(swept_once, tmp_path / "out"))
 
 
 def test_a_sweep_ends_in_a_report_and_files(swept: Path) -> None:
