@@ -600,7 +600,10 @@ _BUYER = """
     parent = os.getpid()
     draw = random.Random(0)
     has_opened, opened = os.pipe()
-    for kill in range(kills):
+    kill = 0
+    # A slow machine buys less between two kills: more of them, then.
+    while kill < kills or len(read(journal)) < 500:
+        kill += 1
         child = os.fork()
         if not child:
             buy()
@@ -623,7 +626,7 @@ def test_of_200_kills_none_loses_a_label_or_buys_one_twice(tmp_path):
     paid = [int(line) for line in (tmp_path / "paid.txt").read_text().splitlines()]
     acknowledged = (tmp_path / "acknowledged.txt").read_text().splitlines()
     labelled = store.labelled()
-    assert len(paid) > 500
+    assert len(paid) >= 500
     assert len(set(paid)) == len(paid), "bought twice"
     assert {int(line) for line in acknowledged} <= set(labelled.samples_N.tolist()), "lost"
     assert store.ledger().spent == len(labelled.samples_N)
