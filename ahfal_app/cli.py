@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+labels_app = typer.Typer(
+    help="A site's label store: to a file, from a file, or checked.", no_args_is_help=True
+)
+app.add_typer(labels_app, name="labels")
+
+_Store = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A labels.sqlite, or a folder with one below it.")
+]
 
 
 class Engine(enum.StrEnum):
@@ -203,6 +214,110 @@ def settings(
         for row in config_sources.settings_rows():
             table.add_row(*row)
         Console().print(table)
+
+
+@labels_app.command("export")
+def export_labels(
+    store: _Store,
+    target: Annotated[Path, typer.Argument(metavar="LABELS.csv", help="The file to write.")],
+) -> None:
+    """Write all that a store holds into a CSV file; a site's next run reads it as labels.csv."""
+    from ahfal_app.label_files import export_labels as export
+
+    count = export(store, target)
+    Console().print(f"{count} labels: {target.absolute()}", soft_wrap=True, markup=False)
+
+
+@labels_app.command("import")
+def import_labels(
+    store: _Store,
+    source: Annotated[
+        Path, typer.Argument(metavar="LABELS.csv", help="A file with columns `file` and `label`.")
+    ],
+    annotator: Annotated[
+        str, typer.Option(help="Who has labelled, where the file does not say.")
+    ] = "import",
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Replace other labels, from the next cycle on.")
+    ] = False,
+) -> None:
+    """Take in answers to what was asked for: the whole file, or nothing of it."""
+    from ahfal_app.label_files import import_labels as take_in
+
+    done = take_in(store, source, annotator, correct)
+    Console().print(
+        f"{done.labelled} labelled, {done.skipped} skipped, {done.corrected} corrected, "
+        f"{done.conflicts} new contradictions"
+    )
+
+
+@labels_app.command("verify")
+def verify_labels(store: _Store) -> None:
+    """Check a store, and list the answers that contradict each other."""
+    from ahfal_app.label_files import verify_store
+
+    found = verify_store(store)
+    ledger, console = found.ledger, Console()
+    console.print(f"{found.path}: sound", soft_wrap=True, markup=False)
+    console.print(
+        f"{ledger.allotted} labels allotted = {ledger.spent} spent + {ledger.reserved} reserved + "
+        f"{ledger.free} free"
+    )
+    states = ", ".join(f"{count} {state}" for state, count in sorted(found.states.items()))
+    console.print(f"images: {states or 'none'}")
+    if not found.conflicts:
+        return
+    names = found.class_names
+    table = Table("image", "stands", "other answer", "by", title="contradictions")
+    for c in found.conflicts:
+        table.add_row(found.files[c.sample], names[c.standing_label], names[c.label], c.annotator)
+    console.print(table)
+
+
+@app.command()
+def label(
+    state_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STATE_DIR", help="The folder of a client's state, or its oracle's folder."
+        ),
+    ],
+    only_list: Annotated[
+        bool, typer.Option("--list", help="List what is open, and serve no page.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any that is free.")
+    ] = 0,
+    annotator: Annotated[str, typer.Option(help="Who labels; kept with each answer.")] = "page",
+    show_guess: Annotated[
+        bool,
+        typer.Option("--show-guess", help="Show the model's guess, which may sway who labels."),
+    ] = False,
+) -> None:
+    """List what is to be labelled at a site, and label it in a page of the browser."""
+    from ahfal_app.labelling.open_requests import desk_folder, open_requests
+    from ahfal_app.labelling.serve import serve
+
+    console = Console()
+    if only_list:
+        table = Table("request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "ready")
+        for r in open_requests(state_dir):
+            numbers = (str(r.samples), str(r.missing - r.waiting), str(r.waiting))
+            table.add_row(r.request[:12], str(r.cycle), r.strategy, r.created[:16], *numbers)
+        console.print(table if table.rows else "nothing is open")
+        return
+    if not state_dir.is_dir():
+        raise typer.BadParameter(f"{state_dir}: no such folder")
+    if not annotator.strip():
+        raise typer.BadParameter("--annotator: a name is needed")
+
+    def tell(address: str) -> None:
+        console.print(f"open in a browser on this machine: {address}", soft_wrap=True, markup=False)
+        console.print("Ctrl-C ends it; what was answered is kept.")
+
+    # Ctrl-C is how it is meant to end.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(desk_folder(state_dir), annotator.strip(), port, show_guess, tell)
 
 
 @app.command()

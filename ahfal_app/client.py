@@ -7,8 +7,11 @@ same answer and buys nothing twice.
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ahfal_app.client_state import ClientState
 from ahfal_app.config import Settings
-from ahfal_app.labels import Labelled, LabelRequest, LabelStore, Ledger, request_id
+from ahfal_app.errors import DatasetError, OracleError
+from ahfal_app.labels import Labelled, LabelReceipt, LabelRequest, LabelStore, Ledger, request_id
 from ahfal_app.local_update import LocalUpdate, carry_out
 from ahfal_app.models import Classifier
 from ahfal_app.objectives import LocalSituation, make_objective
-from ahfal_app.oracle import make_oracle
+from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.pool_models import PoolSituation, make_pool
 from ahfal_app.privacy.disclosure import Disclosure, HistogramAnswer
 from ahfal_app.privacy.participant import Participant
@@ -39,11 +44,22 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
 )
-from ahfal_app.resources import Resources, resources
+from ahfal_app.resources import Resources
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.seeds import torch_generator
 from ahfal_app.statistics import ClassStatistics
 from ahfal_app.training import TrainingResult, TrainingState
+
+#: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
+OWN = "own"
+
+#: The option of every oracle that keeps files: where.
+ORACLE_FOLDER = "oracle-dir"
+
+# Who skips a sample whose image is no longer there.
+_GONE = "gone"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,25 @@ class QueryAnswer:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What was chosen, and what the query strategy and the client's model make of it.
+
+    Attributes
+    ----------
+    chosen_B : NDArray[np.int64]
+        Sample ids. Shape (B,).
+    scores_B : NDArray[np.floating] | None
+        Acquisition scores, where the strategy gives any. Shape (B,).
+    guesses_B : NDArray[np.int64] | None
+        Class indices that the local model f^L says, where the strategy has it. Shape (B,).
+    """
+
+    chosen_B: NDArray[np.int64]
+    scores_B: NDArray[np.floating] | None = None
+    guesses_B: NDArray[np.int64] | None = None
+
+
 class Client:
     """One client of a run.
 
@@ -93,28 +128,40 @@ class Client:
         What the client keeps between messages.
     run_folder : Path | None
         The run's folder, for the record of selections; only where the run is simulated.
+    loaded : Resources
+        The client's data and its model.
+    oracle_options : Mapping[str, str]
+        What the site has set for its oracle.
     """
 
     def __init__(
-        self, settings: Settings, client: int, run: str, state: ClientState, run_folder: Path | None
+        self,
+        settings: Settings,
+        client: int,
+        run: str,
+        state: ClientState,
+        run_folder: Path | None,
+        loaded: Resources,
+        oracle_options: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._client = client
         self._run = run
         self._state = state
         self._run_folder = run_folder
-        self._resources: Resources = resources(settings)
-        self._rows_N: NDArray[np.int64] = self._resources.partition.indices[client]
+        self._oracle_options = oracle_options
+        self._resources = loaded
+        self._rows_N = loaded.client_rows(client)
 
     @property
     def data_fingerprint(self) -> str:
-        """Fingerprint of the data set."""
-        return self._resources.dataset.fingerprint
+        """Fingerprint of the data set that all share; `own` where it has its own."""
+        return OWN if self._resources.site else self._resources.dataset.fingerprint
 
     @property
     def partition_fingerprint(self) -> str:
-        """Fingerprint of the partition."""
-        return self._resources.partition.fingerprint
+        """Fingerprint of the partition; `own` where there is none."""
+        return OWN if self._resources.site else self._resources.partition.fingerprint
 
     @property
     def device(self) -> str:
@@ -133,12 +180,13 @@ class Client:
         with self._disclosure():
             pass  # From now on the server is held to these terms of privacy.
         with self._labels() as store:
+            self._describe(store)
             if store.request(self._request_id(0)) is None:
                 budget = self._allotted(store, 0)
                 strategy = make_strategy("random", {})
                 context = self._context(budget, 0, _no_statistics(self._resources), store)
                 chosen = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
-                self._reserve(store, 0, strategy.name, chosen)
+                self._reserve(store, 0, strategy.name, Judgement(chosen))
             self._ask_oracle(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
@@ -153,6 +201,7 @@ class Client:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
         with self._labels() as store:
+            store.freeze(cycle)
             labelled = store.labelled(through_cycle=cycle)
             initially_labelled = store.labelled(through_cycle=0)
         model = self._model(tensors)
@@ -202,6 +251,7 @@ class Client:
         start = time.perf_counter()
         fine_tuned = False
         with self._labels() as store:
+            self._describe(store)
             if store.request(self._request_id(cycle + 1)) is None:
                 local = self._state.load_local_model(cycle)
                 if local is None:
@@ -220,8 +270,16 @@ class Client:
 
     @contextmanager
     def _labels(self) -> Iterator[LabelStore]:
-        with self._state.labels(self._rows_N, self._resources.num_classes) as store:
+        grows = self._resources.site is not None
+        with self._state.labels(self._rows_N, self._resources.num_classes, grows) as store:
             yield store
+
+    def _describe(self, store: LabelStore) -> None:
+        """Tell the store what things are called, and which labels are there already."""
+        site = self._resources.site
+        store.describe(self._resources.dataset.class_names, site.names if site else None)
+        for annotator, labels in (site.given if site else {}).items():
+            store.give(labels, annotator)
 
     @contextmanager
     def _disclosure(self) -> Iterator[Disclosure]:
@@ -230,6 +288,7 @@ class Client:
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:
+            store.freeze(cycle)
             return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
 
     def _request_id(self, cycle: int) -> str:
@@ -249,8 +308,9 @@ class Client:
         pool = make_pool(self._settings, self._resources, strategy, situation)
         context = self._context(budget, cycle + 1, statistics, store)
         chosen = checked_select(strategy, pool, context)
-        self._record(strategy, pool, context, chosen, cycle)
-        self._reserve(store, cycle + 1, strategy.name, chosen)
+        judgement = self._judgement(strategy, pool, context, chosen)
+        self._record(judgement, cycle)
+        self._reserve(store, cycle + 1, strategy.name, judgement)
 
     def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
         """Return the query strategy, aligned to a target where there is one."""
@@ -266,23 +326,89 @@ class Client:
         store.allot(self._settings.labels_due(cycle, len(self._rows_N)))
         return store.ledger().free
 
-    def _reserve(
-        self, store: LabelStore, cycle: int, strategy: str, chosen: NDArray[np.int64]
-    ) -> None:
-        samples = tuple(chosen.tolist())
-        store.reserve(LabelRequest(self._request_id(cycle), cycle, strategy, samples))
+    def _reserve(self, store: LabelStore, cycle: int, strategy: str, judgement: Judgement) -> None:
+        scores_B, guesses_B = judgement.scores_B, judgement.guesses_B
+        request = LabelRequest(
+            self._request_id(cycle),
+            cycle,
+            strategy,
+            tuple(judgement.chosen_B.tolist()),
+            scores=tuple(scores_B.tolist()) if scores_B is not None else (),
+            guesses=tuple(guesses_B.tolist()) if guesses_B is not None else (),
+        )
+        store.reserve(request)
 
     def _ask_oracle(self, store: LabelStore) -> None:
-        """Submit every open request, again if need be, and store what has been answered."""
-        requests = store.open_requests()
+        """Submit every open request, again if need be, and store what has been answered.
+
+        An oracle that fails is asked again the next time: the request is in the store, and the
+        server waits for its labels as for those of slow people.
+        """
+        requests = store.unfinished_requests()
         if not requests:
             return
-        labels_N = self._resources.dataset.train.labels_N[self._rows_N]
-        truth = dict(zip(self._rows_N.tolist(), labels_N.tolist(), strict=True))
-        oracle = make_oracle(self._settings.oracle, truth)
+        conflicts = len(store.conflicts())
+        try:
+            oracle = make_oracle(self._settings.oracle, self._site())
+        except OracleError as error:
+            _log.warning("oracle %s: %s", self._settings.oracle, error)
+            return
         for request in requests:
-            oracle.submit(request)
-            store.commit(oracle.collect(request.request_id))
+            present = self._present(store, request)
+            try:
+                if present.samples:
+                    oracle.submit(present)
+                receipts = oracle.collect(request.request_id)
+            except OracleError as error:
+                _log.warning("oracle %s: %s", self._settings.oracle, error)
+            else:
+                store.commit(receipts)
+        if new := len(store.conflicts()) - conflicts:
+            _log.warning("%d answers contradict labels that stand; the first ones do", new)
+
+    def _present(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
+        """Return what of a request is still there; give back what nobody can label any more."""
+        is_here_B = np.isin(request.samples, self._rows_N)
+        if is_here_B.all():
+            return request
+        receipts = [
+            LabelReceipt(request.request_id, sample, None, _GONE)
+            for sample, is_here in zip(request.samples, is_here_B, strict=True)
+            if not is_here
+        ]
+        store.commit(receipts)
+        return dataclasses.replace(
+            request,
+            samples=tuple(itertools.compress(request.samples, is_here_B)),
+            scores=tuple(itertools.compress(request.scores, is_here_B)),
+            guesses=tuple(itertools.compress(request.guesses, is_here_B)),
+        )
+
+    def _site(self) -> Site:
+        labels_N = self._resources.dataset.train.labels_N[self._rows_N]
+        labels = zip(self._rows_N.tolist(), labels_N.tolist(), strict=True)
+        folder = self._oracle_options.get(ORACLE_FOLDER)
+        return Site(
+            self._client,
+            self._resources.dataset.class_names,
+            {sample: label for sample, label in labels if label >= 0},
+            self._image,
+            Path(folder).expanduser() if folder else self._state.oracle_folder,
+            self._oracle_options,
+        )
+
+    def _image(self, sample: int) -> EncodedImage:
+        if self._resources.site is not None:
+            site = self._resources.site
+            try:
+                return EncodedImage(site.names[sample], site.content(sample))
+            except DatasetError as error:
+                # It went while this process was at work; the next one finds it gone.
+                raise OracleError(f"image {site.names[sample]}: {error}") from error
+        content = io.BytesIO()
+        pixels_HWC = self._resources.dataset.train.images_NHWC[sample]
+        Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
+        return EncodedImage(f"{sample}.png", content.getvalue())
 
     def _query_answer(
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
@@ -332,32 +458,37 @@ class Client:
             global_tensors=tensors,
         )
 
-    def _record(
+    def _judgement(
         self,
         strategy: QueryStrategy,
         pool: PoolView,
         context: QueryContext,
-        chosen: NDArray[np.int64],
-        cycle: int,
-    ) -> None:
+        chosen_B: NDArray[np.int64],
+    ) -> Judgement:
+        """Return scores and guesses, where figures are drawn of them or people see them."""
+        if self._run_folder is None and self._settings.oracle == "simulated":
+            return Judgement(chosen_B)
+        positions_B = np.searchsorted(pool.ids_N, chosen_B)
+        scores_B = guesses_B = None
+        if isinstance(strategy, ScoringStrategy) and len(pool.ids_N):
+            scores_B = strategy.scores(pool, context).cpu().numpy()[positions_B]
+        if Signal.LOCAL_LOGITS in strategy.signals and len(pool.ids_N):
+            logits_NC = pool.signal(Signal.LOCAL_LOGITS)
+            guesses_B = logits_NC.argmax(dim=1).cpu().numpy()[positions_B]
+        return Judgement(chosen_B, scores_B, guesses_B)
+
+    def _record(self, judgement: Judgement, cycle: int) -> None:
         """Write down what was chosen, for figures; only where the run's folder is at hand."""
         if self._run_folder is None:
             return
-        positions = np.searchsorted(pool.ids_N, chosen)
-        scores = pseudo_classes = None
-        if isinstance(strategy, ScoringStrategy) and len(pool.ids_N):
-            scores = strategy.scores(pool, context).cpu().numpy()[positions]
-        if Signal.LOCAL_LOGITS in strategy.signals and len(pool.ids_N):
-            logits_NC = pool.signal(Signal.LOCAL_LOGITS)
-            pseudo_classes = logits_NC.argmax(dim=1).cpu().numpy()[positions]
         write_client_selection(
             self._run_folder,
             cycle=cycle,
             client=self._client,
-            sample_ids=chosen,
-            classes=self._resources.dataset.train.labels_N[chosen],
-            pseudo_classes=pseudo_classes,
-            scores=scores,
+            sample_ids=judgement.chosen_B,
+            classes=self._resources.dataset.train.labels_N[judgement.chosen_B],
+            pseudo_classes=judgement.guesses_B,
+            scores=judgement.scores_B,
         )
 
     def _model(self, tensors: dict[str, Tensor]) -> Classifier:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,8 @@ from ahfal_app.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
 from ahfal_app.client import Client, QueryAnswer
 from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
-from ahfal_app.config import Settings
 from ahfal_app.errors import ConfigError
+from ahfal_app.node_config import at_site, oracle_options, partition_of, site_folders
 from ahfal_app.privacy import messages as secure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.protocol import (
@@ -37,6 +36,7 @@ from ahfal_app.protocol import (
     query_answer_to_metrics,
     statistics_from_record,
 )
+from ahfal_app.resources import computing_threads, resources, site_resources
 
 app = ClientApp()
 
@@ -47,7 +47,7 @@ _STATE_KEY = "ahfal"
 def join(message: Message, context: Context) -> Message:
     """Tell which client this is, and ask for its initial labels."""
     order = _order(message)
-    partition, partitions = _partition(context)
+    partition, partitions = partition_of(order.settings, context.node_config)
     about: dict[str, ConfigRecordValues] = {
         "client": partition,
         "num-clients": partitions,
@@ -159,36 +159,30 @@ def _order(message: Message) -> Order:
     return Order.from_record(message.content.config_records[CONFIG_KEY])
 
 
-def _partition(context: Context) -> tuple[int, int]:
-    config = context.node_config
-    return int(config["partition-id"]), int(config["num-partitions"])
-
-
 def _client(order: Order, context: Context) -> Client:
-    partition, partitions = _partition(context)
-    settings = _at_site(order.settings, context)
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    partition, partitions = partition_of(order.settings, context.node_config)
+    settings = at_site(order.settings, context.node_config)
+    torch.set_num_threads(computing_threads(settings))
     if settings.num_clients == 0:
         settings = settings.model_copy(update={"num_clients": partitions})
+    folders = site_folders(settings, context.node_config)
+    if folders is None:
+        loaded = resources(settings)
+    else:
+        if order.data is None:
+            raise ConfigError(["data: the server has not said what format data must have"])
+        loaded = site_resources(settings, folders, order.data)
     folder = Path(order.run_folder)
-    is_simulated = settings.oracle == "simulated" and folder.is_dir()
+    is_simulated = settings.oracle == "simulated" and folder.is_dir() and folders is None
     return Client(
         settings,
         partition,
         order.run,
         _state(order, context, partition),
         folder if is_simulated else None,
+        loaded,
+        oracle_options(context.node_config),
     )
-
-
-def _at_site(settings: Settings, context: Context) -> Settings:
-    """Return the settings with what a site says of its own machine in --node-config."""
-    own = {
-        name: str(context.node_config[key])
-        for name, key in (("dataset", "dataset"), ("data_dir", "data-dir"), ("device", "device"))
-        if key in context.node_config
-    }
-    return settings.model_copy(update=own) if own else settings
 
 
 def _state(order: Order, context: Context, partition: int) -> ClientState:

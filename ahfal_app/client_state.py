@@ -27,6 +27,7 @@ from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training import TrainingState
 
 _LABELS = "labels.sqlite"
+_ORACLE = "oracle"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
@@ -134,14 +135,21 @@ class ClientState:
         """Return a state that lives as long as a mapping does."""
         return cls(RecordBlobs(record), None)
 
+    @property
+    def oracle_folder(self) -> Path | None:
+        """Where this client's oracle may keep files of its own, or None."""
+        return self._folder / _ORACLE if self._folder is not None else None
+
     @contextmanager
-    def labels(self, samples_N: NDArray[np.int64], num_classes: int) -> Iterator[LabelStore]:
-        """Open the label store of a client with these samples."""
+    def labels(
+        self, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
+    ) -> Iterator[LabelStore]:
+        """Open the label store of a client with these samples, which may come and go or not."""
         if self._folder is not None:
-            store = LabelStore.open_file(self._folder / _LABELS, samples_N, num_classes)
+            store = LabelStore.open_file(self._folder / _LABELS, samples_N, num_classes, grows)
         else:
             content = self._blobs.read(_LABELS) or b""
-            store = LabelStore.from_bytes(content, samples_N, num_classes)
+            store = LabelStore.from_bytes(content, samples_N, num_classes, grows)
         try:
             yield store
         finally:

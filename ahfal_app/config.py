@@ -32,6 +32,9 @@ FEWEST_SUMMED = 3
 #: Below this the noise would outgrow any data set.
 SMALLEST_EPSILON = 1e-6
 
+#: The partition of a run whose clients have data of their own.
+SITES = "sites"
+
 Scalar = bool | int | float | str
 
 #: Settings that mean something in one mode of privacy alone.
@@ -99,6 +102,19 @@ class Settings(BaseModel):
     data_dir: str = _setting("", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`.")
     image_column: str = _setting("", "Data", "Column with the images; empty: found by its type.")
     label_column: str = _setting("", "Data", "Column with the labels; empty: found by its type.")
+    classes: str = _setting(
+        "",
+        "Data",
+        "Names of the classes in their order, with commas between; empty: the data set's own.",
+        pattern=r"^[^,]*(,[^,]+)*$",
+    )
+    image_size: int = _setting(
+        0,
+        "Data",
+        "Height and width that images are scaled to, whole and centred on black; 0: as they are.",
+        ge=0,
+        le=4096,
+    )
     test_fraction: float = _setting(
         0.2, "Data", "Share held out for testing where a data set has no test split.", gt=0, lt=1
     )
@@ -115,7 +131,8 @@ class Settings(BaseModel):
         "dirichlet-balanced",
         "Data",
         "How samples are split over clients: `dirichlet`, `dirichlet-capped`, "
-        "`dirichlet-balanced` or `iid`.",
+        "`dirichlet-balanced` or `iid`; or `sites`: clients have data of their own, and `dataset` "
+        "is what the server tests with.",
     )
     alpha: float = _setting(
         0.3, "Data", "Concentration of the Dirichlet split; small is skewed.", gt=0, le=1e6
@@ -382,6 +399,16 @@ class Settings(BaseModel):
         return min(needed, self.cycles) if self.cycles else needed
 
     @property
+    def has_sites(self) -> bool:
+        """Whether the clients have data of their own, and the server's is for testing alone."""
+        return self.partition == SITES
+
+    @property
+    def class_list(self) -> tuple[str, ...]:
+        """Names of the classes, in order; empty where the data set's own are meant."""
+        return tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
+
+    @property
     def uses_local_dp(self) -> bool:
         """Whether histograms are noised before they leave a client."""
         return "local-dp" in self.privacy
@@ -558,6 +585,17 @@ def _refusal(key: str, value: object, field: FieldInfo) -> str:
 
 def _contradictions(settings: Settings) -> list[str]:
     problems = _privacy_contradictions(settings)
+    classes = [name.casefold() for name in settings.class_list]
+    if len(set(classes)) < len(classes) or len(classes) == 1 or "" in classes:
+        problems.append(
+            f"classes={settings.classes!r}: allowed are at least two different names, with commas "
+            "between"
+        )
+    if settings.has_sites and settings.client_state != "disk":
+        problems.append(
+            f"client-state={settings.client_state!r}: allowed is 'disk' with partition='sites', "
+            "since labels that people are paid for must outlive the process"
+        )
     if settings.target_fraction < settings.initial_fraction:
         problems.append(
             f"target-fraction={settings.target_fraction!r}: allowed is at least "

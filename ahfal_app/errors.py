@@ -72,6 +72,14 @@ class StoreError(AhfalError):
     """A label store is missing, damaged or of another version."""
 
 
+class LabelFileError(AhfalError):
+    """A file of labels cannot be used: nothing of it is."""
+
+
+class OracleError(AhfalError):
+    """Whoever labels cannot be reached, or answers what cannot be used."""
+
+
 class CheckpointError(AhfalError):
     """No usable checkpoint: missing, damaged or of another version."""
 

@@ -6,15 +6,17 @@ travel in Flower's `context.state`. Every change is one transaction that moves t
 and the ledger together, so `allotted = spent + reserved + free` holds at every instant;
 the database itself refuses anything else.
 
-Conflicting labels are all kept in `receipts`; the first answer for a sample stands.
+What a cycle is trained on is fixed once it has been asked for: each label counts from a
+cycle on that had not been frozen when the label came. The first answer for a sample stands.
+Later ones that differ are kept, and change nothing until a person says so with a correction,
+which counts from the next cycle on, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,127 +24,47 @@ from numpy.typing import NDArray
 
 from ahfal_app.database import connect, transaction
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
+from ahfal_app.label_records import (
+    Conflict,
+    Entry,
+    Labelled,
+    LabelReceipt,
+    LabelRequest,
+    Ledger,
+    request_id,
+)
+from ahfal_app.label_schema import prepare_schema
+from ahfal_app.label_views import LabelViews
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE ledger (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    allotted INTEGER NOT NULL CHECK (allotted >= 0),
-    spent INTEGER NOT NULL CHECK (spent >= 0),
-    reserved INTEGER NOT NULL CHECK (reserved >= 0),
-    free INTEGER NOT NULL CHECK (free >= 0),
-    CHECK (allotted = spent + reserved + free)
-) STRICT;
-CREATE TABLE requests (
-    request_id TEXT PRIMARY KEY,
-    cycle INTEGER NOT NULL,
-    strategy TEXT NOT NULL,
-    created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-) STRICT;
-CREATE TABLE samples (
-    sample INTEGER PRIMARY KEY,
-    request_id TEXT NOT NULL REFERENCES requests,
-    position INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('reserved', 'labelled')),
-    label INTEGER,
-    annotator TEXT,
-    answered TEXT,
-    CHECK ((state = 'labelled') = (label IS NOT NULL))
-) STRICT;
-CREATE INDEX samples_by_request ON samples (request_id);
-CREATE TABLE receipts (
-    sample INTEGER NOT NULL,
-    annotator TEXT NOT NULL,
-    label INTEGER NOT NULL,
-    request_id TEXT NOT NULL,
-    received TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    PRIMARY KEY (sample, annotator, label)
-) STRICT;
-INSERT INTO ledger VALUES (1, 0, 0, 0, 0);
-"""
+__all__ = [
+    "Conflict",
+    "Entry",
+    "LabelReceipt",
+    "LabelRequest",
+    "LabelStore",
+    "Labelled",
+    "Ledger",
+    "request_id",
+]
 
 
-def request_id(run: str, client: int, cycle: int) -> str:
-    """Return the id of what `client` asks for before `cycle`: equal on every retry."""
-    return hashlib.sha256(f"{run}/{client}/{cycle}".encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class LabelRequest:
-    """Samples to be labelled, in the order in which they were chosen."""
-
-    request_id: str
-    cycle: int
-    strategy: str
-    samples: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class LabelReceipt:
-    """One answer of an oracle: the class index of one sample."""
-
-    request_id: str
-    sample: int
-    label: int
-    annotator: str
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Labels in integers: `allotted = spent + reserved + free`."""
-
-    allotted: int
-    spent: int
-    reserved: int
-    free: int
-
-    def __add__(self, other: Ledger) -> Ledger:
-        """Return the ledger of two clients together."""
-        return Ledger(
-            self.allotted + other.allotted,
-            self.spent + other.spent,
-            self.reserved + other.reserved,
-            self.free + other.free,
-        )
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The labelled set L_i, by increasing sample id."""
-
-    samples_N: NDArray[np.int64]
-    labels_N: NDArray[np.int64]
-
-    def class_counts(self, num_classes: int) -> NDArray[np.int64]:
-        """Return the number of labelled samples of each class, int64, shape (C,)."""
-        return np.bincount(self.labels_N, minlength=num_classes).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A later answer that contradicts the label that stands."""
-
-    sample: int
-    label: int
-    annotator: str
-    standing_label: int
-
-
-class LabelStore:
+class LabelStore(LabelViews):
     """The one owner of a client's labels and of its ledger.
 
-    Make one with `open_file` or `from_bytes`: the two backends.
+    Make one with `open_file`, `from_bytes` or `open_existing`.
 
     Parameters
     ----------
     connection : sqlite3.Connection
         An open database, in autocommit mode.
-    samples_N : NDArray[np.int64]
-        Ids of all samples of the client, strictly increasing.
-    num_classes : int
-        Labels must lie in `0 .. num_classes - 1`.
+    samples_N : NDArray[np.int64] | None
+        Ids of all samples of the client, strictly increasing; None where only what the store
+        holds is of interest, and there is no pool.
+    num_classes : int | None
+        Labels must lie in `0 .. num_classes - 1`; None: what `describe` was told.
+    grows : bool
+        Whether samples may come and go, as in a site's folder. What is labelled of samples that
+        are gone stays in the store, and is no part of the labelled set.
 
     Raises
     ------
@@ -151,32 +73,60 @@ class LabelStore:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, samples_N: NDArray[np.int64], num_classes: int
+        self,
+        connection: sqlite3.Connection,
+        samples_N: NDArray[np.int64] | None,
+        num_classes: int | None,
+        grows: bool = False,
     ) -> None:
-        self._connection = connection
-        self._samples_N = samples_N
-        self._num_classes = num_classes
+        super().__init__(connection, samples_N)
         self._connection.execute("PRAGMA foreign_keys = ON")
-        self._prepare()
+        prepare_schema(connection)
+        if samples_N is not None:
+            self._check_samples(samples_N, grows)
+        self._num_classes = len(self.class_names()) if num_classes is None else num_classes
 
     @classmethod
-    def open_file(cls, path: Path, samples_N: NDArray[np.int64], num_classes: int) -> LabelStore:
+    def open_file(
+        cls, path: Path, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
+    ) -> LabelStore:
         """Open or create the store in a file; what it acknowledges survives a power cut."""
         try:
-            return cls(connect(path), samples_N, num_classes)
+            return cls(connect(path), samples_N, num_classes, grows)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"label store {path}: {error}") from error
+
+    @classmethod
+    def open_existing(cls, path: Path) -> LabelStore:
+        """Open the store in a file for what it holds, without knowing the pool.
+
+        Raises
+        ------
+        StoreError
+            There is no such file, or it is no label store.
+        """
+        if not path.is_file():
+            raise StoreError(f"label store {path}: no such file")
+        try:
+            connection = connect(path)
+            if not connection.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'ledger'"
+            ).fetchone():
+                raise StoreError(f"label store {path}: this is no label store")
+            return cls(connection, None, None)
         except sqlite3.DatabaseError as error:
             raise StoreError(f"label store {path}: {error}") from error
 
     @classmethod
     def from_bytes(
-        cls, content: bytes, samples_N: NDArray[np.int64], num_classes: int
+        cls, content: bytes, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
     ) -> LabelStore:
         """Open the store from `to_bytes`; empty content makes a new one."""
         connection = sqlite3.connect(":memory:", isolation_level=None)
         try:
             if content:
                 connection.deserialize(content)
-            return cls(connection, samples_N, num_classes)
+            return cls(connection, samples_N, num_classes, grows)
         except sqlite3.DatabaseError as error:
             raise StoreError(f"label store in memory: {error}") from error
 
@@ -190,6 +140,73 @@ class LabelStore:
 
     # --- changes, one transaction each ------------------------------------------------
 
+    def describe(self, class_names: Sequence[str], files: Mapping[int, str] | None = None) -> None:
+        """Keep the names of classes and files, so that people can read what the store holds.
+
+        Raises
+        ------
+        StoreError
+            The store was made for other classes, or knows a sample by another file.
+        """
+        with transaction(self._connection):
+            known = self.class_names()
+            if known and known != tuple(class_names):
+                raise StoreError(
+                    f"label store: it belongs to the classes {', '.join(known)}, and not to "
+                    f"{', '.join(class_names)}"
+                )
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO classes VALUES (?, ?)", list(enumerate(class_names))
+            )
+            self._connection.executemany(
+                "INSERT INTO files VALUES (?, ?) ON CONFLICT (sample) DO UPDATE "
+                "SET name = excluded.name WHERE name != excluded.name",
+                list((files or {}).items()),
+            )
+
+    def freeze(self, cycle: int) -> None:
+        """Fix what cycles up to this one are trained on: later labels count from the next on."""
+        if cycle > self._frozen():
+            with transaction(self._connection):
+                self._connection.execute(
+                    "UPDATE meta SET value = max(CAST(value AS INTEGER), ?1) WHERE key = 'frozen'",
+                    (cycle,),
+                )
+
+    def give(self, labels: Mapping[int, int], annotator: str) -> None:
+        """Take in labels that are there already, by sample: nothing is spent on them.
+
+        A repeated label changes nothing. One for a sample that has been asked for answers the
+        request, and is spent; a different one for a labelled sample is kept as a conflict.
+
+        Raises
+        ------
+        LabelConflict
+            A label is out of range, or a sample is not the client's.
+        """
+        if foreign := self._foreign(labels):
+            raise LabelConflict(f"sample {foreign[0]}: not one of this client's samples")
+        known = set(
+            self._connection.execute(
+                "SELECT sample, label FROM receipts WHERE annotator = ?", (annotator,)
+            ).fetchall()
+        )
+        new = {sample: label for sample, label in labels.items() if (sample, label) not in known}
+        if not new:
+            return
+        with transaction(self._connection):
+            moved = 0
+            for sample, label in new.items():
+                self._check_label(sample, label)
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO samples (sample, state, label, annotator, answered, "
+                    "from_cycle) VALUES (?, 'given', ?, ?, "
+                    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?)",
+                    (sample, label, annotator, self._frozen() + 1),
+                )
+                moved += self._answer(LabelReceipt("", sample, label, annotator))
+            self._settle(moved)
+
     def allot(self, total: int) -> None:
         """Grant labels so that `total` have been allotted in all; never takes any back.
 
@@ -198,6 +215,7 @@ class LabelStore:
         with transaction(self._connection):
             more = max(0, total - self.ledger().allotted)
             self._move(allotted=more, free=more)
+            self._use_late_answers()
 
     def reserve(self, request: LabelRequest) -> LabelRequest:
         """Reserve a request's samples and return it; a known id returns the first request.
@@ -224,13 +242,14 @@ class LabelStore:
                 "INSERT INTO requests (request_id, cycle, strategy) VALUES (?, ?, ?)",
                 (request.request_id, request.cycle, request.strategy),
             )
+            nothing = [None] * len(request.samples)
+            rows = zip(
+                request.samples, request.scores or nothing, request.guesses or nothing, strict=True
+            )
             self._connection.executemany(
-                "INSERT INTO samples (sample, request_id, position, state) "
-                "VALUES (?, ?, ?, 'reserved')",
-                [
-                    (sample, request.request_id, position)
-                    for position, sample in enumerate(request.samples)
-                ],
+                "INSERT INTO samples (request_id, position, sample, score, guess, state) "
+                "VALUES (?, ?, ?, ?, ?, 'reserved')",
+                [(request.request_id, position, *row) for position, row in enumerate(rows)],
             )
             self._move(reserved=len(request.samples), free=-len(request.samples))
         return request
@@ -239,7 +258,9 @@ class LabelStore:
         """Store answers; they are durable when this returns. Either all are stored or none.
 
         A repeated answer changes nothing. A different answer for a labelled sample is kept
-        and listed by `conflicts`; the first one stands.
+        and listed by `conflicts`; the first one stands. A skipped sample is given back to the
+        ledger and never asked for again. A label that comes for it later is kept, and used as
+        soon as a label is free to be spent on it.
 
         Returns
         -------
@@ -251,12 +272,43 @@ class LabelStore:
         LabelConflict
             A label is out of range, or a sample was never asked for.
         """
-        labelled = 0
         with transaction(self._connection):
+            before = self.ledger().spent
+            labelled = 0
             for receipt in receipts:
-                labelled += self._commit_one(receipt)
-            self._move(spent=labelled, reserved=-labelled)
-        return labelled
+                self._check_receipt(receipt)
+                labelled += self._skip(receipt) if receipt.label is None else self._answer(receipt)
+            self._settle(labelled)
+            return self.ledger().spent - before
+
+    def correct(self, labels: Mapping[int, int], annotator: str) -> int:
+        """Let other labels stand than the first ones, from the next cycle on.
+
+        What earlier cycles were trained on stays as it was; nothing is spent.
+
+        Returns
+        -------
+        int
+            Number of samples whose label is now another.
+
+        Raises
+        ------
+        LabelConflict
+            A label is out of range, or a sample has none to be corrected.
+        """
+        with transaction(self._connection):
+            standing = self._standing()
+            for sample, label in labels.items():
+                self._check_label(sample, label)
+                if sample not in standing:
+                    raise LabelConflict(f"sample {sample}: has no label that could be corrected")
+            changed = [(s, label) for s, label in labels.items() if standing[s] != label]
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO corrections (sample, from_cycle, label, annotator) "
+                "VALUES (?, max(?, (SELECT from_cycle FROM samples WHERE sample = ?)), ?, ?)",
+                [(s, self._frozen() + 1, s, label, annotator) for s, label in changed],
+            )
+        return len(changed)
 
     def release(self, request_id: str) -> int:
         """Give back what a request never had answered; return the number of samples."""
@@ -267,116 +319,26 @@ class LabelStore:
             self._move(reserved=-released, free=released)
         return released
 
-    # --- views ------------------------------------------------------------------------
-
-    def request(self, request_id: str) -> LabelRequest | None:
-        """Return a request as it was first made, or None."""
-        row = self._connection.execute(
-            "SELECT cycle, strategy FROM requests WHERE request_id = ?", (request_id,)
-        ).fetchone()
-        if row is None:
-            return None
-        samples = self._connection.execute(
-            "SELECT sample FROM samples WHERE request_id = ? ORDER BY position", (request_id,)
-        )
-        return LabelRequest(request_id, row[0], row[1], tuple(sample for (sample,) in samples))
-
-    def open_requests(self) -> tuple[LabelRequest, ...]:
-        """Return the requests with unanswered samples, oldest first."""
-        rows = self._connection.execute(
-            "SELECT request_id FROM requests AS r WHERE EXISTS (SELECT 1 FROM samples AS s "
-            "WHERE s.request_id = r.request_id AND s.state = 'reserved') ORDER BY cycle"
-        ).fetchall()
-        requests = (self.request(identity) for (identity,) in rows)
-        return tuple(request for request in requests if request is not None)
-
-    def pending(self, request_id: str) -> int:
-        """Return how many samples of a request are unanswered."""
-        return self._count("reserved", request_id)
-
-    def labelled(self, through_cycle: int | None = None) -> Labelled:
-        """Return the labelled set, or what of it was asked for up to a cycle.
-
-        A resumed run may ask for the statistics of a cycle after whose purchase a client
-        was interrupted; the labels of that purchase must not count yet.
-        """
-        rows = self._connection.execute(
-            "SELECT sample, label FROM samples JOIN requests USING (request_id) "
-            "WHERE state = 'labelled' AND (?1 IS NULL OR cycle <= ?1) ORDER BY sample",
-            (through_cycle,),
-        ).fetchall()
-        table_N2 = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        return Labelled(table_N2[:, 0].copy(), table_N2[:, 1].copy())
-
-    def last_cycle(self) -> int:
-        """Return the newest cycle that labels were asked for, or -1."""
-        row = self._connection.execute("SELECT coalesce(max(cycle), -1) FROM requests").fetchone()
-        return int(row[0])
-
-    def unlabelled(self) -> NDArray[np.int64]:
-        """Return the pool U_i: ids neither labelled nor reserved, increasing, int64 (N,)."""
-        taken = [s for (s,) in self._connection.execute("SELECT sample FROM samples")]
-        return np.setdiff1d(self._samples_N, np.array(taken, dtype=np.int64), assume_unique=True)
-
-    def ledger(self) -> Ledger:
-        """Return the ledger."""
-        row = self._connection.execute(
-            "SELECT allotted, spent, reserved, free FROM ledger"
-        ).fetchone()
-        return Ledger(*row)
-
-    def conflicts(self) -> tuple[Conflict, ...]:
-        """Return every answer that contradicts the label that stands."""
-        rows = self._connection.execute(
-            "SELECT r.sample, r.label, r.annotator, s.label FROM receipts AS r "
-            "JOIN samples AS s USING (sample) WHERE r.label != s.label "
-            "ORDER BY r.sample, r.received"
-        )
-        return tuple(Conflict(*row) for row in rows)
-
-    def verify(self) -> None:
-        """Check the database and that the ledger agrees with the samples.
-
-        Raises
-        ------
-        StoreError
-            Anything disagrees.
-        """
-        (integrity,) = self._connection.execute("PRAGMA integrity_check").fetchone()
-        ledger = self.ledger()
-        spent = self._count("labelled")
-        reserved = self._count("reserved")
-        if integrity != "ok" or (spent, reserved) != (ledger.spent, ledger.reserved):
-            raise StoreError(
-                f"label store: integrity {integrity}; {ledger} but the rows say "
-                f"spent={spent}, reserved={reserved}"
-            )
-
     # --- inside -----------------------------------------------------------------------
 
-    def _prepare(self) -> None:
-        samples = hashlib.sha256(np.ascontiguousarray(self._samples_N).tobytes()).hexdigest()
-        expected = {"schema": str(SCHEMA_VERSION), "samples": samples}
+    def _check_samples(self, samples_N: NDArray[np.int64], grows: bool) -> None:
+        digest = hashlib.sha256(np.ascontiguousarray(samples_N).tobytes()).hexdigest()
+        expected = "grows" if grows else digest
         with transaction(self._connection):
-            exists = self._connection.execute(
-                "SELECT 1 FROM sqlite_master WHERE name = 'meta'"
-            ).fetchone()
-            if not exists:
-                # executescript() would commit the transaction, so one statement at a time.
-                for statement in _SCHEMA.split(";"):
-                    self._connection.execute(statement)
-                self._connection.executemany(
-                    "INSERT INTO meta VALUES (?, ?)", list(expected.items())
-                )
-        found = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
-        if found["schema"] != expected["schema"]:
-            raise StoreError(
-                f"label store: schema {found['schema']}; this version reads {SCHEMA_VERSION}"
+            self._connection.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('samples', ?)", (expected,)
             )
-        if found != expected:
+        if self._meta("samples") != expected:
             raise StoreError(
                 "label store: it belongs to another set of samples (data set or partition changed)"
             )
+
+    def _foreign(self, samples: Iterable[int]) -> list[int]:
+        """Return which of these are not samples of the client, as far as these are known."""
+        if self._samples_N is None:
+            return []
+        named = np.array(list(samples), dtype=np.int64)
+        return [int(sample) for sample in np.setdiff1d(named, self._samples_N)]
 
     def _check_pool(self, samples: Sequence[int]) -> None:
         asked = np.array(samples, dtype=np.int64)
@@ -387,30 +349,69 @@ class LabelStore:
                 f"{len(foreign)} not in the pool"
             )
 
-    def _commit_one(self, receipt: LabelReceipt) -> int:
-        if not 0 <= receipt.label < self._num_classes:
+    def _check_label(self, sample: int, label: int) -> None:
+        if not 0 <= label < self._num_classes:
             raise LabelConflict(
-                f"sample {receipt.sample}: label {receipt.label}; "
-                f"allowed is 0 to {self._num_classes - 1}"
+                f"sample {sample}: label {label}; allowed is 0 to {self._num_classes - 1}"
             )
+
+    def _check_receipt(self, receipt: LabelReceipt) -> None:
+        if receipt.label is not None:
+            self._check_label(receipt.sample, receipt.label)
         row = self._connection.execute(
-            "SELECT request_id, state FROM samples WHERE sample = ?", (receipt.sample,)
+            "SELECT request_id FROM samples WHERE sample = ?", (receipt.sample,)
         ).fetchone()
         if row is None or row[0] != receipt.request_id:
             raise LabelConflict(
                 f"sample {receipt.sample}: not part of request {receipt.request_id}"
             )
+
+    def _answer(self, receipt: LabelReceipt) -> int:
+        """Keep an answer; return 1 if a reserved sample is labelled by it, else 0."""
         self._connection.execute(
             "INSERT OR IGNORE INTO receipts (sample, annotator, label, request_id) "
             "VALUES (?, ?, ?, ?)",
-            (receipt.sample, receipt.annotator, receipt.label, receipt.request_id),
+            (receipt.sample, receipt.annotator, receipt.label, receipt.request_id or None),
         )
-        return self._connection.execute(
+        return self._label(receipt.sample, receipt.label, receipt.annotator, "reserved")
+
+    def _label(self, sample: int, label: int | None, annotator: str, state: str) -> int:
+        changed: int = self._connection.execute(
             "UPDATE samples SET state = 'labelled', label = ?, annotator = ?, "
+            "answered = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), "
+            "from_cycle = max(?, (SELECT cycle FROM requests AS r "
+            "WHERE r.request_id = samples.request_id)) WHERE sample = ? AND state = ?",
+            (label, annotator, self._frozen() + 1, sample, state),
+        ).rowcount
+        return changed
+
+    def _skip(self, receipt: LabelReceipt) -> int:
+        skipped = self._connection.execute(
+            "UPDATE samples SET state = 'skipped', annotator = ?, "
             "answered = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') "
             "WHERE sample = ? AND state = 'reserved'",
-            (receipt.label, receipt.annotator, receipt.sample),
+            (receipt.annotator, receipt.sample),
         ).rowcount
+        self._move(reserved=-skipped, free=skipped)
+        return 0
+
+    def _settle(self, labelled: int) -> None:
+        """Spend what was reserved for samples that are now labelled."""
+        self._move(spent=labelled, reserved=-labelled)
+        self._use_late_answers()
+
+    def _use_late_answers(self) -> None:
+        """Spend free labels on skipped samples that somebody has labelled after all."""
+        late = self._connection.execute(
+            "SELECT r.sample, r.label, r.annotator FROM receipts AS r JOIN samples AS s "
+            "USING (sample) WHERE s.state = 'skipped' AND r.rowid = (SELECT min(f.rowid) "
+            "FROM receipts AS f WHERE f.sample = r.sample) ORDER BY r.rowid LIMIT ?",
+            (self.ledger().free,),
+        ).fetchall()
+        used = sum(
+            self._label(sample, label, annotator, "skipped") for sample, label, annotator in late
+        )
+        self._move(spent=used, free=-used)
 
     def _move(self, allotted: int = 0, spent: int = 0, reserved: int = 0, free: int = 0) -> None:
         self._connection.execute(
@@ -418,10 +419,3 @@ class LabelStore:
             "reserved = reserved + ?, free = free + ?",
             (allotted, spent, reserved, free),
         )
-
-    def _count(self, state: str, request_id: str | None = None) -> int:
-        row = self._connection.execute(
-            "SELECT count(*) FROM samples WHERE state = ?1 AND (?2 IS NULL OR request_id = ?2)",
-            (state, request_id),
-        ).fetchone()
-        return int(row[0])

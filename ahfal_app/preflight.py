@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ahfal_app.aggregation import clients_in_a_round, shortage
 from ahfal_app.batching import resolve_client_batching
-from ahfal_app.config import Settings, read_settings, setting_fields, suggestion
+from ahfal_app.config import SITES, Settings, read_settings, setting_fields, suggestion
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.models import model_problem
@@ -80,7 +80,7 @@ def check_data(settings: Settings) -> Resources:
         raise ConfigError([f"dataset={settings.dataset!r}: {error}"]) from error
     num_samples = len(loaded.dataset.train.labels_N)
     problems = []
-    if settings.num_clients * settings.min_partition_size > num_samples:
+    if settings.num_clients * settings.min_partition_size > num_samples and not settings.has_sites:
         problems.append(
             f"num-clients={settings.num_clients}: allowed is at most "
             f"{num_samples // settings.min_partition_size}, since the data set has {num_samples} "
@@ -98,7 +98,8 @@ def check_data(settings: Settings) -> Resources:
     if problems:
         raise ConfigError(problems)
     # With an unknown number of clients this is a first check; it is made again when they join.
-    check_budget(settings, -(-num_samples // (settings.num_clients or 1)))
+    if not settings.has_sites:
+        check_budget(settings, -(-num_samples // (settings.num_clients or 1)))
     return loaded
 
 
@@ -186,7 +187,7 @@ def _tracker_problem(settings: Settings) -> list[str]:
 def _alignment_problem(settings: Settings) -> list[str]:
     """Refuse alignment of a strategy that does not score samples, or to what nobody knows."""
     problems = []
-    known = settings.oracle == "simulated"
+    known = settings.oracle == "simulated" and not settings.has_sites
     if settings.align != "none" and not issubclass(
         strategy_class(settings.strategy), ScoringStrategy
     ):
@@ -197,13 +198,13 @@ def _alignment_problem(settings: Settings) -> list[str]:
         )
     if settings.align == "true-global" and not known:
         problems.append(
-            "align='true-global': allowed only with oracle='simulated', since nobody else knows "
-            "the true classes of all samples"
+            f"align='true-global': allowed only with oracle='simulated' and without "
+            f"partition={SITES!r}, since nobody else knows the true classes of all samples"
         )
     if settings.align_membership == "true" and not known:
         problems.append(
-            "align-membership='true': allowed only with oracle='simulated', since nobody else "
-            "knows the true classes before they are bought"
+            f"align-membership='true': allowed only with oracle='simulated' and without "
+            f"partition={SITES!r}, since nobody else knows the true classes before they are bought"
         )
     return problems
 

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from ahfal_app.aggregation import METRICS_KEY
 from ahfal_app.client import QueryAnswer
 from ahfal_app.config import Settings, parse_settings
+from ahfal_app.data.images import DataFormat
 from ahfal_app.labels import Ledger
 from ahfal_app.privacy.disclosure import HistogramAnswer
 from ahfal_app.statistics import ClassStatistics
@@ -46,6 +47,8 @@ class Order:
         Hash of the server's code.
     cycle, round : int
         From 0 and from 1; round 0 outside of training.
+    data : DataFormat | None
+        What the data of clients that have their own must have in common.
     """
 
     settings: Settings
@@ -54,10 +57,11 @@ class Order:
     code: str
     cycle: int = 0
     round: int = 0
+    data: DataFormat | None = None
 
     def to_record(self) -> ConfigRecord:
         """Return the order as it travels."""
-        return ConfigRecord(
+        record = ConfigRecord(
             {
                 "settings": json.dumps(self.settings.to_flat()),
                 "run": self.run,
@@ -67,6 +71,9 @@ class Order:
                 "server-round": self.round,
             }
         )
+        if self.data is not None:
+            record["data"] = self.data.to_json()
+        return record
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Order:
@@ -78,6 +85,7 @@ class Order:
             code=str(record["code"]),
             cycle=count(record, "cycle"),
             round=count(record, "server-round"),
+            data=DataFormat.from_json(str(record["data"])) if "data" in record else None,
         )
 
 

@@ -7,6 +7,7 @@ them; loading anything anew for each message would cost more than training.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from functools import cached_property
 from typing import cast
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 from ahfal_app.allocator import keep_freed_memory
 from ahfal_app.compilation import resolve_compile
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, setting_fields
+from ahfal_app.data.cache import data_dir
 from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.images import DataFormat
 from ahfal_app.data.partition import Partition, make_partition
+from ahfal_app.data.sites import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.errors import ConfigError
 from ahfal_app.models import Classifier, build_model, resolve_model_name
@@ -34,6 +38,8 @@ class Resources:
     ----------
     settings : Settings
         Only the settings of the groups Data and Training are read.
+    site : SiteData | None
+        A client's own data, where it does not hold a part of a data set that all share.
 
     Raises
     ------
@@ -41,12 +47,13 @@ class Resources:
         The data set, the partition, the model or the device cannot be had.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, site: SiteData | None = None) -> None:
         keep_freed_memory()
         self._settings = settings
         self._local = threading.local()
         self.device = resolve_device(settings.device)
-        self.dataset: ImageDataset = load_dataset(settings)
+        self.site = site
+        self.dataset: ImageDataset = site.dataset if site else load_dataset(settings)
         self.model_name = resolve_model_name(settings.model, self.dataset.name)
 
     @property
@@ -66,6 +73,10 @@ class Resources:
         num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
         labels_N = self.dataset.train.labels_N
         return make_partition(settings, labels_N, self.num_classes, num_clients)
+
+    def client_rows(self, client: int) -> NDArray[np.int64]:
+        """Return a client's rows of the training set: its sample ids, strictly increasing."""
+        return self.site.ids_N if self.site else self.partition.indices[client]
 
     @cached_property
     def train_images(self) -> DeviceImages:
@@ -137,6 +148,16 @@ class Resources:
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
 
 
+def computing_threads(settings: Settings) -> int:
+    """Return the number of processor threads that one client's, or one batch's, work takes."""
+    return settings.threads or os.cpu_count() or 1
+
+
+def fitting_at_once(settings: Settings) -> int:
+    """Return how many clients the processor's cores can serve at the same time."""
+    return max(1, (os.cpu_count() or 1) // computing_threads(settings))
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device that a setting names; `auto` is the GPU where there is one.
 
@@ -155,23 +176,49 @@ def resolve_device(device: str) -> torch.device:
     return wanted
 
 
-_memo: dict[tuple[object, ...], Resources] = {}
+_Key = tuple[object, ...]
+
+_memo: dict[_Key, Resources] = {}
+_sites: dict[SiteFolders, tuple[_Key, Resources]] = {}
 _lock = threading.Lock()
 
 
 def resources(settings: Settings) -> Resources:
     """Return the process's resources for these settings, loading them at the first call."""
-    flat = settings.to_flat()
-    key = tuple(
-        (name, flat[name])
-        for name, field in setting_fields().items()
-        if name == "seed" or _group(field) in ("Data", "Training")
-    )
+    key = _key(settings)
     with _lock:
         if key not in _memo:
             _memo.clear()  # One run at a time: another data set replaces the last one.
             _memo[key] = Resources(settings)
         return _memo[key]
+
+
+def site_resources(settings: Settings, folders: SiteFolders, data_format: DataFormat) -> Resources:
+    """Return the process's resources for a site's own data, loading them at the first call.
+
+    What comes into the folder later is noticed by the next process; a SuperNode starts one for
+    each message.
+
+    Raises
+    ------
+    DatasetError, LabelFileError
+        The site's data cannot be used.
+    """
+    key = (*_key(settings), data_format)
+    with _lock:
+        if folders not in _sites or _sites[folders][0] != key:
+            site = load_site(folders, data_format, data_dir(settings), settings.image_column)
+            _sites[folders] = (key, Resources(settings, site))
+        return _sites[folders][1]
+
+
+def _key(settings: Settings) -> _Key:
+    flat = settings.to_flat()
+    return tuple(
+        (name, flat[name])
+        for name, field in setting_fields().items()
+        if name == "seed" or _group(field) in ("Data", "Training")
+    )
 
 
 def _group(field: object) -> object:

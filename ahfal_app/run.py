@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from flwr.app import Array, ArrayRecord
@@ -18,6 +19,7 @@ from ahfal_app.aggregation import Aggregation
 from ahfal_app.checkpoint import Arrays, Checkpoint, Position, read_checkpoint, write_checkpoint
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
+from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.joining import Membership
 from ahfal_app.preflight import (
@@ -27,7 +29,7 @@ from ahfal_app.preflight import (
     with_absolute_paths,
 )
 from ahfal_app.protocol import Order
-from ahfal_app.resources import Resources, resources
+from ahfal_app.resources import Resources, computing_threads, resources
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, RoundRecord
@@ -51,13 +53,17 @@ _FREE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: settings, folder, position and model; and what runs its clients."""
+    """Where a run begins: settings, folder, position and model; and what runs its clients.
+
+    `at_once` clients, or batches of the evaluation, are computed at the same time.
+    """
 
     settings: Settings
     loaded: Resources
     folder: Path
     checkpoint: Checkpoint
     engine: Mapping[str, object] = field(default_factory=dict)
+    at_once: int = 1
 
 
 def prepare(values: Mapping[str, object]) -> Start:
@@ -116,7 +122,13 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     tracked = TrackedRun(position.run, start.folder, start.settings.rounds, dataset.class_names)
     tracking = open_tracking(start.settings.tracker, tracked, history, progress.warn)
     strategy = FederatedActiveLearning(
-        Order(start.settings, position.run, str(start.folder), code_hash()),
+        Order(
+            start.settings,
+            position.run,
+            str(start.folder),
+            code_hash(),
+            data=dataset.format if start.settings.has_sites else None,
+        ),
         _hooks(start, recorder, progress, aggregation, tracking),
         progress,
         start.loaded.num_classes,
@@ -124,7 +136,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         position.cycle,
         position.round,
         start.checkpoint.bought,
-        start.loaded.global_counts_C,
+        None if start.settings.has_sites else start.loaded.global_counts_C,
     )
     arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
     with tracking:
@@ -208,7 +220,7 @@ def _hooks(
 
     return Hooks(
         new_arrays=lambda cycle: _fresh_arrays(start.loaded, cycle),
-        evaluate=lambda arrays: _evaluate(start.loaded, arrays),
+        evaluate=lambda arrays: _evaluate(start, arrays),
         record=record,
         checkpoint=checkpoint,
         joined=joined,
@@ -216,7 +228,7 @@ def _hooks(
 
 
 def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Membership) -> None:
-    """Check that clients and server have the same data, and write down what is now known.
+    """Check that clients and server have the same data, if any, and write down what is known.
 
     Raises
     ------
@@ -228,18 +240,6 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     if problems := too_few_for_secure_aggregation(settings):
         raise ConfigError(problems)
     check_clients(settings, max(m.num_samples for m in membership.members.values()))
-    partition = resources(settings).partition
-    expected = (loaded.dataset.fingerprint, partition.fingerprint)
-    others = [m for m in membership.members.values() if (m.data, m.partition) != expected]
-    if others:
-        raise ConfigError(
-            [
-                f"dataset={settings.dataset!r}: client {m.client} has data and partition with "
-                f"the fingerprints {m.data[:12]} and {m.partition[:12]}, the server "
-                f"{expected[0][:12]} and {expected[1][:12]}"
-                for m in others
-            ]
-        )
     devices = {member.device for member in membership.members.values()}
     if devices != {loaded.device.type}:
         progress.warn(
@@ -247,16 +247,43 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
             f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
             "client-resources-num-gpus"
         )
+    if settings.has_sites:
+        _record_start(start, recorder, settings)
+        return
+    partition = resources(settings).partition
+    _check_same_data(loaded, partition, membership)
     labels_N = loaded.dataset.train.labels_N
     counts = [
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
-    recorder.start(
-        settings,
-        _environment(loaded, settings, partition.fingerprint) | {"engine": dict(start.engine)},
-        describe_partition(counts, partition.fingerprint),
-    )
+    _record_start(start, recorder, settings, describe_partition(counts, partition.fingerprint))
+
+
+def _check_same_data(loaded: Resources, partition: Partition, membership: Membership) -> None:
+    """Refuse clients that hold another data set than the one that is split over all."""
+    expected = (loaded.dataset.fingerprint, partition.fingerprint)
+    others = [m for m in membership.members.values() if (m.data, m.partition) != expected]
+    if others:
+        raise ConfigError(
+            [
+                f"dataset={membership.settings.dataset!r}: client {m.client} has data and "
+                f"partition with the fingerprints {m.data[:12]} and {m.partition[:12]}, the "
+                f"server {expected[0][:12]} and {expected[1][:12]}"
+                for m in others
+            ]
+        )
+
+
+def _record_start(
+    start: Start,
+    recorder: Recorder,
+    settings: Settings,
+    partition: Mapping[str, object] | None = None,
+) -> None:
+    fingerprint = str(partition["fingerprint"]) if partition else None
+    environment = _environment(start.loaded, settings, fingerprint)
+    recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
 
 
 def _environment(
@@ -268,6 +295,11 @@ def _environment(
         data_fingerprint=loaded.dataset.fingerprint,
         partition_fingerprint=partition_fingerprint,
     )
+    environment["data"] |= {
+        "name": loaded.dataset.name,
+        "train": len(loaded.dataset.train),
+        "test": len(loaded.dataset.test),
+    }
     environment["resolved"] = {
         "model": loaded.model_name,
         "device": str(loaded.device),
@@ -282,10 +314,13 @@ def _fresh_arrays(loaded: Resources, cycle: int) -> ArrayRecord:
     return ArrayRecord(loaded.new_model(cycle).state_dict())
 
 
-def _evaluate(loaded: Resources, arrays: ArrayRecord) -> Evaluation:
+def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
+    loaded = start.loaded
+    torch.set_num_threads(computing_threads(start.settings))
     model = loaded.model()
     model.load_state_dict(arrays.to_torch_state_dict())
-    return evaluate(model, loaded.test_images, loaded.num_classes)
+    at_once = start.at_once if loaded.device.type == "cpu" else 1
+    return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
 
 
 def _to_numpy(arrays: ArrayRecord) -> Arrays:

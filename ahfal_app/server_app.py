@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from ahfal_app.errors import AhfalError
+from ahfal_app.resources import fitting_at_once
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
 from ahfal_app.run import execute, prepare
@@ -22,7 +23,8 @@ def main(grid: Grid, context: Context) -> None:
     console = Console()
     try:
         start = prepare(context.run_config)
-        start = replace(start, engine={"name": "flower"})
+        at_once = fitting_at_once(start.settings)
+        start = replace(start, engine={"name": "flower"}, at_once=at_once)
         folder = execute(start, grid, Progress(console))
     except AhfalError as error:
         # Flower shows the traceback; people need the message, and before it.

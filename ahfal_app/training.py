@@ -11,6 +11,7 @@ W width, F = 9 c numbers of an averaged map.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -30,9 +31,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 #: Maps the model to a scalar that is added to the loss of a batch.
 Penalty = Callable[[Classifier], Tensor]
 
-#: Most images in a batch of prediction, and most pixels: what 1000 of 32x32 have.
+#: Most images in a batch of prediction, and most pixels: what 1000 of 32x32 have. On a CPU 64 of
+#: them, whose activations stay in its caches: twice as fast with ResNet-8.
 _PREDICTION_BATCH = 1000
 _PREDICTION_PIXELS = 1000 * 32 * 32
+_PREDICTION_PIXELS_ON_CPU = 64 * 32 * 32
 
 # Feature maps are averaged to this many rows and columns.
 _MAP_SIDE = 3
@@ -236,9 +239,15 @@ def train_locally(
 
 
 def predict(
-    model: Classifier, images: DeviceImages, rows_N: Tensor, feature_maps: bool = False
+    model: Classifier,
+    images: DeviceImages,
+    rows_N: Tensor,
+    feature_maps: bool = False,
+    at_once: int = 1,
 ) -> Predictions:
     """Return what a model gives for rows of a split, not augmented, in evaluation mode.
+
+    The batches, and so the results, are the same whatever `at_once` is.
 
     Parameters
     ----------
@@ -250,23 +259,42 @@ def predict(
         Rows of the split, int64.
     feature_maps : bool
         Whether feature maps are wanted, too; they come from the same forward pass.
+    at_once : int
+        Batches that are computed at the same time, each on the caller's number of threads.
     """
-    logits, embeddings, maps = [], [], []
-    with _evaluation(model):
-        for rows_B in torch.split(rows_N, _prediction_batch(images)):
+    threads = torch.get_num_threads()
+
+    def forward(rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        # The mode is a thread's own.
+        with torch.inference_mode():
             map_BcHW = model.feature_map(images.batch(rows_B))
-            embeddings.append(model.features_of_map(map_BcHW))
-            logits.append(model.head(embeddings[-1]))
-            if feature_maps:
-                maps.append(adaptive_avg_pool2d(map_BcHW, _MAP_SIDE).flatten(1))
+            embeddings_BD = model.features_of_map(map_BcHW)
+            maps_BF = adaptive_avg_pool2d(map_BcHW, _MAP_SIDE).flatten(1) if feature_maps else None
+            return model.head(embeddings_BD), embeddings_BD, maps_BF
+
+    batches = torch.split(rows_N, _prediction_batch(images))
+    with (
+        _evaluation(model),
+        ThreadPoolExecutor(
+            at_once, initializer=torch.set_num_threads, initargs=(threads,)
+        ) as workers,
+    ):
+        parts = list((workers.map if at_once > 1 else map)(forward, batches))
+    logits, embeddings, maps = zip(*parts, strict=True)
     return Predictions(
         torch.cat(logits), torch.cat(embeddings), torch.cat(maps) if feature_maps else None
     )
 
 
-def evaluate(model: Classifier, images: DeviceImages, num_classes: int) -> Evaluation:
-    """Return accuracy, accuracy of each class and mean cross-entropy on a whole split."""
-    logits_NC = predict(model, images, torch.arange(len(images))).logits_NC
+def evaluate(
+    model: Classifier, images: DeviceImages, num_classes: int, at_once: int = 1
+) -> Evaluation:
+    """Return accuracy, accuracy of each class and mean cross-entropy on a whole split.
+
+    `at_once` batches are computed at the same time.
+    """
+    rows_N = torch.arange(len(images))
+    logits_NC = predict(model, images, rows_N, at_once=at_once).logits_NC
     labels_N = images.labels_N
     correct_N = logits_NC.argmax(dim=1) == labels_N
     counts_C = torch.bincount(labels_N, minlength=num_classes).tolist()
@@ -331,7 +359,9 @@ def _batch_loss(
 
 def _prediction_batch(images: DeviceImages) -> int:
     pixels = images.images_NHWC[0, ..., 0].numel()
-    return max(1, min(_PREDICTION_BATCH, _PREDICTION_PIXELS // pixels))
+    on_cpu = images.device.type == "cpu"
+    most = _PREDICTION_PIXELS_ON_CPU if on_cpu else _PREDICTION_PIXELS
+    return max(1, min(_PREDICTION_BATCH, most // pixels))
 
 
 @contextmanager
@@ -339,7 +369,6 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         model.train(was_training)

@@ -53,7 +53,7 @@ def problems(values: dict[str, object]) -> str:
         ({"alhpa": 0.1}, "alhpa: unknown setting; did you mean 'alpha'?"),
         ({"partition": "dirichlet-ballanced"}, "did you mean 'dirichlet-balanced'?"),
         ({"model": "resnet9"}, "did you mean 'resnet8'?"),
-        ({"oracle": "people"}, "oracle='people': allowed is simulated"),
+        ({"oracle": "people"}, "oracle='people': allowed is "),
         ({"head-kernel": 2}, "head-kernel=2: allowed is `3` | `1`"),
         ({"head-kernel": True}, "head-kernel=True: allowed is `3` | `1`"),
         ({"head-kernel": "1"}, "head-kernel='1': allowed is `3` | `1`"),

@@ -289,8 +289,13 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(
     whole, out = tmp_path / "whole", tmp_path / "out"
     sweep(tiny, whole)
     command = [sys.executable, "-m", "ahfal_app", "sweep", str(tiny), "--out", str(out)]
-    # In a session of its own, so that the interrupt reaches it and not the test.
-    process = subprocess.Popen([*command, "--jobs", "2"], start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "--jobs", "2"],
+        # So that the interrupt reaches it and not the test.
+        start_new_session=True,
+        # A shell that started the tests in the background would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list((out / RUNS).glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -379,8 +379,8 @@ def _people(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gradual:
         """Simulated people: each time they are asked, one more half of the request is done."""
 
-        def __init__(self, truth) -> None:
-            self._inner = real("simulated", truth)
+        def __init__(self, site) -> None:
+            self._inner = real("simulated", site)
 
         def submit(self, request: LabelRequest) -> None:
             self._inner.submit(request)
@@ -391,7 +391,7 @@ def _people(monkeypatch: pytest.MonkeyPatch) -> None:
             done = math.ceil(len(receipts) * min(1.0, rounds[request_id] / 2))
             return receipts[:done] * 2
 
-    monkeypatch.setattr("ahfal_app.client.make_oracle", lambda name, truth: Gradual(truth))
+    monkeypatch.setattr("ahfal_app.client.make_oracle", lambda name, site: Gradual(site))
     monkeypatch.setattr("ahfal_app.purchase._FIRST_PAUSE_S", 0.01)
 
 

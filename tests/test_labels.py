@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import subprocess
 import sys
@@ -201,6 +202,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.allotted = 0
         self.labels: dict[int, int] = {}
         self.reserved: dict[int, str] = {}
+        self.skipped: set[int] = set()
         self.cycle = 0
 
     @rule(amount=st.integers(0, 10))
@@ -213,8 +215,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def reserve(self, samples: list[int]) -> None:
         request = LabelRequest(request_id("run", 0, self.cycle), self.cycle, "x", tuple(samples))
         self.cycle += 1
-        taken = self.labels.keys() | self.reserved.keys()
-        free = self.allotted - len(taken)
+        free = self.allotted - len(self.labels) - len(self.reserved)
+        taken = self.labels.keys() | self.reserved.keys() | self.skipped
         if len(set(samples)) < len(samples) or taken & set(samples):
             with pytest.raises(PoolExhausted):
                 self.store.reserve(request)
@@ -233,6 +235,15 @@ class LedgerMachine(RuleBasedStateMachine):
         receipt = LabelReceipt(self.reserved.pop(sample), sample, label, "anna")
         assert self.store.commit([receipt] * (2 if again else 1)) == 1
         self.labels[sample] = label
+
+    @rule(data=st.data())
+    def skip(self, data: st.DataObject) -> None:
+        if not self.reserved:
+            return
+        sample = data.draw(st.sampled_from(sorted(self.reserved)))
+        receipt = LabelReceipt(self.reserved.pop(sample), sample, None, "anna")
+        assert self.store.commit([receipt, receipt]) == 0
+        self.skipped.add(sample)
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -266,6 +277,238 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+def test_scores_and_guesses_stay_with_the_request(reopen):
+    store = reopen()
+    store.allot(2)
+    request = LabelRequest("r", 1, "margin", (8, 0), scores=(0.25, -1.5), guesses=(2, 0))
+    assert store.reserve(request) == request
+    assert reopen(store).request("r") == request
+
+
+def test_a_skipped_sample_is_free_and_never_asked_for_again(reopen):
+    store = reopen()
+    store.allot(2)
+    request = store.reserve(_request(4, 6))
+    skip = LabelReceipt(request.request_id, 4, None, "anna")
+    assert store.commit([skip, skip]) == 0
+    store = reopen(store)
+    assert store.ledger() == Ledger(2, 0, 1, 1)
+    assert store.pending(request.request_id) == 1
+    assert store.answered(request.request_id) == {4}
+    assert store.request(request.request_id).samples == (4, 6)
+    with pytest.raises(PoolExhausted):
+        store.reserve(_request(4, cycle=1))
+    store.verify()
+
+
+def test_a_label_for_a_skipped_sample_is_used_once_one_is_free(reopen):
+    store = reopen()
+    store.allot(1)
+    request = store.reserve(_request(4))
+    store.commit([LabelReceipt(request.request_id, 4, None, "anna")])
+    other = store.reserve(_request(6, cycle=1))
+    late = LabelReceipt(request.request_id, 4, 2, "bert")
+    assert store.commit([late, late]) == 0
+    assert store.ledger() == Ledger(1, 0, 1, 0)
+    store.freeze(1)
+    store.allot(2)
+    store = reopen(store)
+    assert store.ledger() == Ledger(2, 1, 1, 0)
+    assert store.labelled(1).samples_N.tolist() == []
+    assert store.labelled(2).labels_N.tolist() == [2]
+    store.commit(_answers(other))
+    store.verify()
+
+
+def test_a_skip_does_not_take_a_label_away(reopen):
+    store = reopen()
+    store.allot(1)
+    request = store.reserve(_request(4))
+    store.commit(_answers(request))
+    store.commit([LabelReceipt(request.request_id, 4, None, "bert")])
+    assert store.ledger() == Ledger(1, 1, 0, 0)
+    assert store.labelled().samples_N.tolist() == [4]
+
+
+def test_what_a_frozen_cycle_is_trained_on_changes_no_more(reopen):
+    store = reopen()
+    store.allot(3)
+    request = store.reserve(_request(2, 4, 6))
+    early, late, last = _answers(request)
+    store.commit([early])
+    store.freeze(0)
+    store.commit([late])
+    store.freeze(0)
+    store = reopen(store)
+    store.freeze(2)
+    store.commit([last])
+    by_cycle = [store.labelled(cycle).samples_N.tolist() for cycle in range(4)]
+    assert by_cycle == [[2], [2, 4], [2, 4], [2, 4, 6]]
+    assert store.labelled().samples_N.tolist() == [2, 4, 6]
+
+
+def test_a_label_does_not_count_before_the_cycle_it_was_asked_for(reopen):
+    store = reopen()
+    store.allot(1)
+    store.commit(_answers(store.reserve(_request(2, cycle=3))))
+    assert [len(store.labelled(cycle).samples_N) for cycle in (2, 3)] == [0, 1]
+
+
+def test_given_labels_cost_nothing_and_are_not_asked_for(reopen):
+    store = reopen()
+    store.allot(1)
+    for _ in range(2):
+        store.give({0: 1, 2: 0}, "labels.csv")
+    store = reopen(store)
+    assert store.ledger() == Ledger(1, 0, 0, 1)
+    assert store.labelled(0).samples_N.tolist() == [0, 2]
+    assert not {0, 2} & set(store.unlabelled())
+    store.freeze(0)
+    store.give({4: 1}, "labels.csv")
+    assert store.labelled(0).samples_N.tolist() == [0, 2]
+    assert store.labelled(1).samples_N.tolist() == [0, 2, 4]
+    store.verify()
+    for labels, message in (({6: 3}, "allowed is 0 to 2"), ({7: 0}, "not one of this client")):
+        with pytest.raises(LabelConflict, match=message):
+            store.give(labels, "labels.csv")
+
+
+def test_a_given_label_answers_a_request_and_contradicts_no_answer(reopen):
+    store = reopen()
+    store.allot(2)
+    request = store.reserve(_request(0, 2))
+    store.commit(_answers(request)[:1])
+    store.give({0: 2, 2: 0}, "labels.csv")
+    assert store.ledger() == Ledger(2, 2, 0, 0)
+    assert store.labelled().labels_N.tolist() == [1, 0]
+    assert [(c.sample, c.label) for c in store.conflicts()] == [(0, 2)]
+
+
+def test_a_correction_counts_from_the_next_cycle_and_settles_a_conflict(reopen):
+    store = reopen()
+    store.allot(2)
+    request = store.reserve(_request(0, 2))
+    store.commit(_answers(request))
+    store.commit([LabelReceipt(request.request_id, 0, 2, "bert")])
+    store.freeze(0)
+    assert store.correct({0: 2, 2: 1}, "clara") == 1
+    store = reopen(store)
+    assert store.labelled(0).labels_N.tolist() == [1, 1]
+    assert store.labelled(1).labels_N.tolist() == [2, 1]
+    assert store.conflicts() == ()
+    assert [(e.label, e.annotator) for e in store.entries()] == [(2, "clara"), (1, "anna")]
+    assert store.ledger() == Ledger(2, 2, 0, 0)
+    store.freeze(1)
+    store.correct({0: 0}, "clara")
+    assert [store.labelled(k).labels_N[0] for k in (0, 1, 2)] == [1, 2, 0]
+    with pytest.raises(LabelConflict, match="no label that could be corrected"):
+        store.correct({0: 1, 8: 1}, "clara")
+    assert store.labelled().labels_N[0] == 0
+    store.verify()
+
+
+def test_names_are_kept_and_other_classes_refused(reopen):
+    store = reopen()
+    for _ in range(2):
+        store.describe(("a", "b", "c"), {0: "x/1.png", 2: "x/2.png"})
+    store = reopen(store)
+    assert store.class_names() == ("a", "b", "c")
+    assert store.files() == {0: "x/1.png", 2: "x/2.png"}
+    with pytest.raises(StoreError, match="classes a, b, c, and not to a, c, b"):
+        store.describe(("a", "c", "b"))
+
+
+def test_a_store_of_samples_that_come_and_go(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    store = LabelStore.open_file(path, SAMPLES_N, 3, grows=True)
+    store.allot(2)
+    store.commit(_answers(store.reserve(_request(0, 58))))
+    store.close()
+    changed_N = np.array([0, 3, 200], dtype=np.int64)
+    store = LabelStore.open_file(path, changed_N, 3, grows=True)
+    assert store.unlabelled().tolist() == [3, 200]
+    assert store.labelled().samples_N.tolist() == [0]
+    store.close()
+    with pytest.raises(StoreError, match="another set of samples"):
+        LabelStore.open_file(path, changed_N, 3)
+    store = LabelStore.open_existing(path)
+    assert store.labelled().samples_N.tolist() == [0, 58]
+    with pytest.raises(StoreError, match="knows no pool"):
+        store.unlabelled()
+    store.close()
+
+
+def test_only_label_stores_are_opened_as_such(tmp_path):
+    with pytest.raises(StoreError, match="no such file"):
+        LabelStore.open_existing(tmp_path / "missing.sqlite")
+    assert not (tmp_path / "missing.sqlite").exists()
+    with sqlite3.connect(tmp_path / "other.sqlite") as connection:
+        connection.execute("CREATE TABLE t (x)")
+    with pytest.raises(StoreError, match="no label store"):
+        LabelStore.open_existing(tmp_path / "other.sqlite")
+
+
+_VERSION_1 = """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE ledger (
+        id INTEGER PRIMARY KEY CHECK (id = 1), allotted INTEGER NOT NULL, spent INTEGER NOT NULL,
+        reserved INTEGER NOT NULL, free INTEGER NOT NULL,
+        CHECK (allotted = spent + reserved + free)
+    ) STRICT;
+    CREATE TABLE requests (
+        request_id TEXT PRIMARY KEY, cycle INTEGER NOT NULL, strategy TEXT NOT NULL,
+        created TEXT NOT NULL DEFAULT 'then'
+    ) STRICT;
+    CREATE TABLE samples (
+        sample INTEGER PRIMARY KEY, request_id TEXT NOT NULL REFERENCES requests,
+        position INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('reserved', 'labelled')),
+        label INTEGER, annotator TEXT, answered TEXT,
+        CHECK ((state = 'labelled') = (label IS NOT NULL))
+    ) STRICT;
+    CREATE INDEX samples_by_request ON samples (request_id);
+    CREATE TABLE receipts (
+        sample INTEGER NOT NULL, annotator TEXT NOT NULL, label INTEGER NOT NULL,
+        request_id TEXT NOT NULL, received TEXT NOT NULL DEFAULT 'then',
+        PRIMARY KEY (sample, annotator, label)
+    ) STRICT;
+    INSERT INTO ledger VALUES (1, 5, 2, 2, 1);
+    INSERT INTO requests (request_id, cycle, strategy) VALUES ('a', 0, 'x'), ('b', 1, 'y');
+    INSERT INTO samples VALUES
+        (4, 'a', 0, 'labelled', 2, 'anna', 'then'), (0, 'a', 1, 'labelled', 1, 'anna', 'then'),
+        (8, 'b', 1, 'reserved', NULL, NULL, NULL), (6, 'b', 0, 'reserved', NULL, NULL, NULL);
+    INSERT INTO receipts (sample, annotator, label, request_id)
+        VALUES (4, 'anna', 2, 'a'), (0, 'anna', 1, 'a'), (0, 'bert', 0, 'a');
+    INSERT INTO meta VALUES ('schema', '1');
+"""
+
+
+def test_a_store_of_version_1_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(_VERSION_1)
+        digest = hashlib.sha256(SAMPLES_N.tobytes()).hexdigest()
+        connection.execute("INSERT INTO meta VALUES ('samples', ?)", (digest,))
+    connection.close()
+    for _ in range(2):
+        store = LabelStore.open_file(path, SAMPLES_N, 3)
+        store.verify()
+        assert store.ledger() == Ledger(5, 2, 2, 1)
+        assert store.labelled(0).samples_N.tolist() == [0, 4]
+        assert store.labelled().labels_N.tolist() == [1, 2]
+        assert [(r.request_id, r.samples) for r in store.open_requests()] == [("b", (6, 8))]
+        assert [(c.sample, c.label, c.annotator) for c in store.conflicts()] == [(0, 0, "bert")]
+        store.close()
+    store = LabelStore.open_file(path, SAMPLES_N, 3)
+    # Cycle 0 was trained before labels were asked for cycle 1: it must not change any more.
+    store.correct({0: 0}, "clara")
+    assert store.labelled(0).labels_N.tolist() == [1, 2]
+    assert store.labelled(1).labels_N.tolist() == [0, 2]
+    store.commit([LabelReceipt("b", 6, None, "anna")])
+    store.verify()
+    store.close()
 
 
 _WRITER = """
@@ -309,3 +552,83 @@ def test_no_acknowledged_label_is_lost_to_sigkill(tmp_path):
     assert set(acknowledged) <= set(labelled.samples_N.tolist())
     assert (labelled.labels_N == labelled.samples_N % 10).all()
     assert store.ledger().spent == len(labelled.samples_N)
+
+
+# Whoever labels writes down what has been paid for before it answers, and answers a repeated
+# request with what it has written down.
+_BUYER = """
+    import json, os, random, signal, sys, time
+    from pathlib import Path
+    import numpy as np
+    from ahfal_app.labels import LabelReceipt, LabelRequest, LabelStore, request_id
+
+    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+    journal, acknowledged = folder / "paid.txt", folder / "acknowledged.txt"
+
+    def append(path, samples):
+        with path.open("a") as file:
+            file.write("".join(f"{sample}\\n" for sample in samples))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(path):
+        text = path.read_text() if path.exists() else ""
+        return [int(line) for line in text.splitlines(keepends=True) if line.endswith("\\n")]
+
+    def answer(store, request):
+        paid = set(read(journal))
+        append(journal, [s for s in request.samples if s not in paid])
+        receipts = [
+            LabelReceipt(request.request_id, s, None if s % 7 == 0 else s % 10, "anna")
+            for s in request.samples
+        ]
+        store.commit(receipts)
+        append(acknowledged, [r.sample for r in receipts if r.label is not None])
+
+    def buy():
+        store = LabelStore.open_file(folder / "labels.sqlite", np.arange(20_000), 10)
+        os.write(opened, b".")
+        while os.getppid() == parent:
+            for request in store.open_requests():
+                answer(store, request)
+            cycle = store.last_cycle() + 1
+            store.allot(store.ledger().allotted - store.ledger().free + 3)
+            chosen = tuple(store.unlabelled()[:3].tolist())
+            request = LabelRequest(request_id("run", 0, cycle), cycle, "x", chosen)
+            answer(store, store.reserve(request))
+
+    parent = os.getpid()
+    draw = random.Random(0)
+    has_opened, opened = os.pipe()
+    kill = 0
+    # A slow machine buys less between two kills: more of them, then.
+    while kill < kills or len(read(journal)) < 500:
+        kill += 1
+        child = os.fork()
+        if not child:
+            buy()
+        if kill % 5:
+            os.read(has_opened, 1)
+        time.sleep(draw.uniform(0.0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_of_200_kills_none_loses_a_label_or_buys_one_twice(tmp_path):
+    script = [sys.executable, "-c", textwrap.dedent(_BUYER), str(tmp_path), "200"]
+    subprocess.run(script, check=True, timeout=600)
+    store = LabelStore.open_file(tmp_path / "labels.sqlite", np.arange(20_000), 10)
+    for request in store.open_requests():
+        store.release(request.request_id)
+    store.verify()
+    paid = [int(line) for line in (tmp_path / "paid.txt").read_text().splitlines()]
+    acknowledged = (tmp_path / "acknowledged.txt").read_text().splitlines()
+    labelled = store.labelled()
+    assert len(paid) >= 500
+    assert len(set(paid)) == len(paid), "bought twice"
+    assert {int(line) for line in acknowledged} <= set(labelled.samples_N.tolist()), "lost"
+    assert store.ledger().spent == len(labelled.samples_N)
+    assert (labelled.labels_N == labelled.samples_N % 10).all()
+    assert (labelled.samples_N % 7 != 0).all()

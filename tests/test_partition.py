@@ -85,7 +85,7 @@ def test_any_request_ends_with_a_partition_or_the_named_error(
         assert sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize("name", partition_names())
+@pytest.mark.parametrize("name", [name for name in partition_names() if name != "sites"])
 @pytest.mark.parametrize("num_clients", [1, 2, 7, 100])
 def test_rows_are_dealt_once_and_equal_for_equal_seeds(
     name: str, num_clients: int, tmp_path: Path

@@ -117,10 +117,12 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", [3, 4, 5, 6])
 def test_killed_at_every_event(
-    straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+    first: int, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    for event in range(3, _number_of_events(simulation, monkeypatch) + 1):
+    """In four parts, which can be tested at the same time."""
+    for event in range(first, _number_of_events(simulation, monkeypatch) + 1, 4):
         folder = _killed_at(event, simulation, monkeypatch)
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
         shutil.rmtree(folder)

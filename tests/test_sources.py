@@ -337,8 +337,32 @@ def test_images_of_16_bits_are_refused(load: Load, tmp_path: Path) -> None:
 def test_different_sizes_are_refused(load: Load, tmp_path: Path) -> None:
     images = [*pixels(6), *pixels(3, shape=(7, 5, 3))]
     folder = saved(tmp_path / "toy", table(images, alternating(9)))
-    with pytest.raises(DatasetError, match=r"6x5 \(6 images\), 7x5 \(3 images\).*nothing is resi"):
+    with pytest.raises(DatasetError, match=r"6x5 \(6 images\), 7x5 \(3 images\).*set image-size"):
         load(folder)
+    dataset = load(folder, image_size=4, test_fraction=0.3)
+    assert dataset.image_shape == (4, 4, 3)
+
+
+def test_classes_can_be_more_and_in_another_order(load: Load, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "toy", table(pixels(8), alternating(8)))
+    own = load(folder, test_fraction=0.25)
+    wanted = ("cat", "extra", *reversed(own.class_names[:-1]))
+    assert own.class_names == tuple(CLASSES)
+    other = load(folder, test_fraction=0.25, classes=" , ".join(wanted))
+    assert other.class_names == wanted
+    assert [wanted[i] for i in other.train.labels_N] == [CLASSES[i] for i in own.train.labels_N]
+    assert other.fingerprint != own.fingerprint
+    with pytest.raises(DatasetError, match="classes: the data set has a class 'cat'"):
+        load(folder, test_fraction=0.25, classes="ant,bee")
+
+
+def test_without_a_test_split_all_is_for_testing_where_sites_have_the_rest(
+    load: Load, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "toy", table(pixels(8), alternating(8)))
+    dataset = load(folder, partition="sites")
+    assert len(dataset.test) == 8
+    assert len(load(folder, test_fraction=0.25).test) == 2
 
 
 def test_turned_photos_are_set_upright(load: Load, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import html.parser
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app
+from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments import tables
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.files import PaperNumber
+from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import ExperimentResults, RunResult
 from ahfal_app.experiments.scales import Scale
@@ -174,11 +177,32 @@ def test_the_page_says_first_what_it_is_not(results: ExperimentResults) -> None:
     banner = text.index("Not at the paper's scale (small)")
     assert banner < text.index("Learning curves")
     assert "1 runs are missing, 1 of them failed" in text
+    assert text.index("Not the paper's protocol on digits: the paper has no results") < banner + 800
+    assert text.index("1,438 images, 359 to test with") < text.index("Learning curves")
     assert "dataset=elsewhere" in text
     assert "a-run: SomeError: why" in text
     assert page.tags.count("svg") >= 8
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags
+
+
+def test_departures_from_the_paper_s_protocol() -> None:
+    protocol = {
+        **Settings().to_flat(),
+        **{"num-clients": 10, "rounds": 100, "target-fraction": 0.35},
+    }
+    assert departures("cifar10", [protocol], ()) == []
+    shorter = {**protocol, "rounds": 10, "max-train-samples": 10000, "alpha": 0.5}
+    longer = {**protocol, "rounds": 20}
+    assert departures("cifar10", [protocol, shorter, longer], ()) == [
+        "max-train-samples (paper: all): 10000",
+        "rounds (paper: 100): 10, 20",
+    ]
+    assert departures("cifar10", [shorter], {"rounds", "max-train-samples"}) == []
+    assert departures("mnist", [protocol], {"rounds", "target-fraction"}) == [
+        "local-epochs (paper: 10): 5"
+    ]
+    assert departures("digits", [protocol], ()) == ["the paper has no results on digits"]
 
 
 def test_tables_as_markdown_and_latex(results: ExperimentResults) -> None:
@@ -192,9 +216,10 @@ def test_tables_as_markdown_and_latex(results: ExperimentResults) -> None:
     assert text.count(r"\\") == 4
 
 
-@pytest.fixture
-def swept(tmp_path: Path, simulation: Callable) -> Path:  # type: ignore[type-arg]
-    file = tmp_path / "tiny.yaml"
+@pytest.fixture(scope="module")
+def swept_once(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    file = folder / "tiny.yaml"
     file.write_text(
         f"""
         num-clients: 3
@@ -202,15 +227,20 @@ def swept(tmp_path: Path, simulation: Callable) -> Path:  # type: ignore[type-ar
         local-epochs: 1
         cycles: 2
         max-train-samples: 300
-        data-dir: {simulation.base["data-dir"]}
+        data-dir: {data_dir}
         sweep: {{strategy: [random, entropy], seed: [0, 1]}}
         """
     )
-    out = tmp_path / "out"
+    out = folder / "out"
     result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--jobs", "1"])
     assert result.exit_code == 0, result.output
     assert str(out / "report.html") in result.output.replace("\n", "")
     return out
+
+
+@pytest.fixture
+def swept(swept_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(swept_once, tmp_path / "out"))
 
 
 def test_a_sweep_ends_in_a_report_and_files(swept: Path) -> None:

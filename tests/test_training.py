@@ -353,6 +353,20 @@ def test_predictions_follow_the_rows_over_several_batches() -> None:
     assert not predictions.logits_NC.requires_grad
 
 
+def test_batches_at_the_same_time_give_the_same_bits() -> None:
+    model = make_model()
+    images = make_images(num_images=5000)
+    rows = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    in_turns = predict(model, images, rows, feature_maps=True)
+    at_once = predict(model, images, rows, feature_maps=True, at_once=3)
+    assert torch.equal(in_turns.logits_NC, at_once.logits_NC)
+    assert torch.equal(in_turns.embeddings_ND, at_once.embeddings_ND)
+    assert torch.equal(in_turns.feature_maps_NF, at_once.feature_maps_NF)  # type: ignore[arg-type]
+    assert evaluate(model, images, 3) == evaluate(model, images, 3, at_once=3)
+    assert torch.get_num_threads() == threads
+
+
 def test_large_images_are_predicted_in_smaller_batches() -> None:
     sizes = []
 
@@ -361,7 +375,7 @@ def test_large_images_are_predicted_in_smaller_batches() -> None:
             sizes.append(len(images_BcHW))
             return super().features(images_BcHW)
 
-    pixels = np.zeros((5, 512, 1000, 1), np.uint8)
+    pixels = np.zeros((5, 128, 256, 1), np.uint8)
     images = DeviceImages(Images(pixels, np.zeros(5, np.int64)), (0.0,), (1.0,), CPU)
     predict(Watching(), images, torch.arange(5))
     assert sizes == [2, 2, 1]

@@ -5,12 +5,13 @@ This module and those it imports are loaded only when a data set is not in the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import Images
@@ -25,23 +26,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The settings `image-column`, `label-column` and `test-fraction`."""
+    """How a data set is read.
+
+    Attributes
+    ----------
+    image_column, label_column, test_fraction, image_size
+        The settings of these names.
+    only_tests : bool
+        Whether all of a data set without a test split is for testing.
+    """
 
     image_column: str
     label_column: str
     test_fraction: float
+    image_size: int = 0
+    only_tests: bool = False
+
+    def key(self) -> dict[str, object]:
+        """Return what tells two ways of reading apart, for the cache."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("image_size", "only_tests") or value
+        }
 
 
 def build_digits(options: Options, target: Path) -> Description:
     """Write scikit-learn's handwritten digits: 8x8 pixels from 0 to 16, scaled to 255."""
+    from PIL import Image
     from sklearn.datasets import load_digits
+
+    from ahfal_app.data.pixels import pixels
 
     raw = load_digits()
     images_NHWC = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    if size := options.image_size:
+        shape = (size, size, 1)
+        images_NHWC = np.stack(
+            [pixels(Image.fromarray(image_HW), shape) for image_HW in images_NHWC[..., 0]]
+        )
     labels_N = raw.target.astype(np.int64)
     train, test = (
-        Images(images_NHWC[rows], labels_N[rows])
-        for rows in hold_out(labels_N, options.test_fraction)
+        Images(images_NHWC[rows], labels_N[rows]) for rows in _held_out(labels_N, options)
     )
     for split, images in (("train", train), ("test", test)):
         np.save(target / f"{split}-images.npy", images.images_NHWC, allow_pickle=False)
@@ -86,11 +112,11 @@ def _build(raw: RawSplits, name: str, options: Options, target: Path) -> Descrip
     _check_splits(splits, (image, label), name)
     labels, class_names = encode_labels(splits, label)
     if raw.test is None:
-        train_rows, test_rows = hold_out(labels["train"], options.test_fraction)
+        train_rows, test_rows = _held_out(labels["train"], options)
         splits = {"train": raw.train.select(train_rows), "test": raw.train.select(test_rows)}
         labels = {"train": labels["train"][train_rows], "test": labels["train"][test_rows]}
         _check_splits(splits, (image, label), f"{name}, test-fraction={options.test_fraction:g}")
-    shape = image_shape(splits, image)
+    shape = image_shape(splits, image, options.image_size)
     train, test = (
         Images(
             decode(splits[split], split, image, shape, target / f"{split}-images.npy"),
@@ -99,6 +125,16 @@ def _build(raw: RawSplits, name: str, options: Options, target: Path) -> Descrip
         for split in ("train", "test")
     )
     return _finish(target, train, test, class_names)
+
+
+def _held_out(
+    labels_N: NDArray[np.int64], options: Options
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows for training and for testing."""
+    if options.only_tests:
+        # For measuring the mean and the deviation, they are all there twice.
+        return np.arange(len(labels_N)), np.arange(len(labels_N))
+    return hold_out(labels_N, options.test_fraction)
 
 
 def _finish(target: Path, train: Images, test: Images, class_names: tuple[str, ...]) -> Description:

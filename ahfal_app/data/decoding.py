@@ -18,15 +18,13 @@ import datasets
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
+from ahfal_app.data.pixels import COLOUR_MODES, GRAY_MODES, pixels
 from ahfal_app.errors import DatasetError
 
 #: Images that one thread takes at a time; a batch is one such part for each thread.
 _PART = 128
-
-_GRAY_MODES = frozenset({"1", "L", "LA", "La"})
-_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 #: EXIF orientations from this one on swap width and height.
 _FIRST_TURNED = 5
@@ -35,7 +33,9 @@ _Encoded = dict[str, object]
 _Result = TypeVar("_Result")
 
 
-def image_shape(splits: dict[str, Dataset], column: str) -> tuple[int, int, int]:
+def image_shape(
+    splits: dict[str, Dataset], column: str, image_size: int = 0
+) -> tuple[int, int, int]:
     """Return height, width and channels of all images, reading only their headers.
 
     Grey images of any mode have 1 channel. All others have 3, and so has a mixture.
@@ -46,6 +46,8 @@ def image_shape(splits: dict[str, Dataset], column: str) -> tuple[int, int, int]
         The splits by name.
     column : str
         The column with the images.
+    image_size : int
+        Height and width that images are brought to; 0: they must have one size.
 
     Raises
     ------
@@ -57,11 +59,14 @@ def image_shape(splits: dict[str, Dataset], column: str) -> tuple[int, int, int]
         for part in _in_threads(_read_headers, dataset, split, column):
             headers.update(part)
     modes = {mode for _, _, mode in headers}
-    if unusable := modes - _GRAY_MODES - _COLOUR_MODES:
+    if unusable := modes - GRAY_MODES - COLOUR_MODES:
         raise DatasetError(
             f"image-column={column!r}: images of mode {', '.join(sorted(unusable))} cannot be "
             "used; convert them to 8 bits for each channel"
         )
+    channels = 1 if modes <= GRAY_MODES else 3
+    if image_size:
+        return image_size, image_size, channels
     sizes: Counter[tuple[int, int]] = Counter()
     for (height, width, _), count in headers.items():
         sizes[height, width] += count
@@ -69,10 +74,10 @@ def image_shape(splits: dict[str, Dataset], column: str) -> tuple[int, int, int]
         shown = ", ".join(f"{h}x{w} ({count} images)" for (h, w), count in sizes.most_common(5))
         raise DatasetError(
             f"image-column={column!r}: images have {len(sizes)} different sizes (height x "
-            f"width): {shown}; bring all of them to one size first, nothing is resized here"
+            f"width): {shown}; set image-size to bring all of them to one"
         )
     ((height, width),) = sizes
-    return height, width, 1 if modes <= _GRAY_MODES else 3
+    return height, width, channels
 
 
 def decode(
@@ -99,9 +104,8 @@ def decode(
         An image is damaged.
     """
     images_NHWC = np.lib.format.open_memmap(path, "w+", np.uint8, (len(dataset), *shape))
-    mode = "L" if shape[2] == 1 else "RGB"
     start = 0
-    for part_NHWC in _in_threads(partial(_read_pixels, mode, shape), dataset, split, column):
+    for part_NHWC in _in_threads(partial(_read_pixels, shape), dataset, split, column):
         images_NHWC[start : start + len(part_NHWC)] = part_NHWC
         start += len(part_NHWC)
     images_NHWC.flush()
@@ -133,12 +137,11 @@ def _read_headers(images: list[_Encoded], split: str, row: int) -> Counter[tuple
 
 
 def _read_pixels(
-    mode: str, shape: tuple[int, int, int], images: list[_Encoded], split: str, row: int
+    shape: tuple[int, int, int], images: list[_Encoded], split: str, row: int
 ) -> NDArray[np.uint8]:
     part_NHWC = np.empty((len(images), *shape), np.uint8)
     for offset, encoded in enumerate(images):
-        pixels = _read(encoded, split, row + offset, partial(_pixels, mode))
-        part_NHWC[offset] = pixels.reshape(shape)
+        part_NHWC[offset] = _read(encoded, split, row + offset, partial(pixels, shape=shape))
     return part_NHWC
 
 
@@ -162,8 +165,3 @@ def _header(image: Image.Image) -> tuple[int, int, str]:
     if image.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED:
         width, height = height, width
     return height, width, image.mode
-
-
-def _pixels(mode: str, image: Image.Image) -> NDArray[np.uint8]:
-    ImageOps.exif_transpose(image, in_place=True)
-    return np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)

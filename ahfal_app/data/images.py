@@ -5,7 +5,8 @@ Shapes: N images, H height, W width, C channels (1 or 3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,46 @@ class Images:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels_N)
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """What all data of a run has in common, wherever it lies.
+
+    Attributes
+    ----------
+    class_names : tuple[str, ...]
+        Names of the classes, by label.
+    image_shape : tuple[int, int, int]
+        Height, width and channels of every image.
+    mean_C, std_C : tuple[float, ...]
+        What pixels scaled to [0, 1] are normalised with, for each channel.
+    augmentation : Augmentation
+        What is done at random to the images in training.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+    augmentation: Augmentation
+
+    def to_json(self) -> str:
+        """Return the format as text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DataFormat:
+        """Return the format that `to_json` wrote."""
+        found = json.loads(text)
+        height, width, channels = found["image_shape"]
+        return cls(
+            class_names=tuple(found["class_names"]),
+            image_shape=(height, width, channels),
+            mean_C=tuple(found["mean_C"]),
+            std_C=tuple(found["std_C"]),
+            augmentation=Augmentation(**found["augmentation"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +108,13 @@ class ImageDataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def format(self) -> DataFormat:
+        """What other data must have in common with this."""
+        return DataFormat(
+            self.class_names, self.image_shape, self.mean_C, self.std_C, self.augmentation
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

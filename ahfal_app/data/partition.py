@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.config import Settings, suggestion
+from ahfal_app.config import SITES, Settings, suggestion
 from ahfal_app.data import splits
 from ahfal_app.data.cache import data_dir, load_arrays, save_arrays
 from ahfal_app.errors import PartitionError
@@ -65,7 +65,7 @@ class _Request:
 
 def partition_names() -> tuple[str, ...]:
     """Return the values that the setting `partition` takes."""
-    return _NAMES
+    return (*_NAMES, SITES)
 
 
 def make_partition(
@@ -117,6 +117,8 @@ def make_partition(
 def _check(
     settings: Settings, labels_N: NDArray[np.int64], num_classes: int, num_clients: int
 ) -> None:
+    if settings.has_sites:
+        raise PartitionError(f"partition={SITES!r}: clients have data of their own, none to split")
     if settings.partition not in _NAMES:
         raise PartitionError(
             f"partition={settings.partition!r}: must be one of {', '.join(_NAMES)}"

@@ -5,6 +5,7 @@ Shapes: N images, H height, W width, C channels, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.config import suggestion
 from ahfal_app.data.cache import Description
-from ahfal_app.data.images import Images
+from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.errors import DatasetError
 from ahfal_app.seeds import numpy_generator
 
 #: The test split is drawn with this seed and not the run's: all runs share it.
@@ -68,6 +71,34 @@ def limited(images: Images, most: int) -> Images:
         return images
     _, rows_N = hold_out(images.labels_N, most / len(images))
     return Images(images.images_NHWC[rows_N], images.labels_N[rows_N])
+
+
+def with_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+    """Return a data set whose labels count in another list of classes.
+
+    Raises
+    ------
+    DatasetError
+        The data set has a class that is not in the list.
+    """
+    if unknown := [name for name in dataset.class_names if name not in classes]:
+        raise DatasetError(
+            f"classes: the data set has a class {unknown[0]!r}{suggestion(unknown[0], classes)}; "
+            f"allowed is a list that has all of {', '.join(dataset.class_names)}"
+        )
+    index_K = np.array([classes.index(name) for name in dataset.class_names], np.int64)
+    train, test = (
+        Images(split.images_NHWC, index_K[split.labels_N])
+        for split in (dataset.train, dataset.test)
+    )
+    content = f"{dataset.fingerprint} {json.dumps(classes)}".encode()
+    return dataclasses.replace(
+        dataset,
+        train=train,
+        test=test,
+        class_names=classes,
+        fingerprint=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def limited_fingerprint(fingerprint: str, sizes: tuple[int, int]) -> str:

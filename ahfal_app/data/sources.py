@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ahfal_app.data import catalog
 from ahfal_app.data.builders import Options, build_digits, build_folder, build_hub
 from ahfal_app.data.cache import Description, Entry, cache_key, data_dir, open_or_build
 from ahfal_app.data.images import ImageDataset, Images
-from ahfal_app.data.preparation import limited, limited_fingerprint
+from ahfal_app.data.preparation import limited, limited_fingerprint, with_classes
 from ahfal_app.errors import DatasetError
 
 __all__ = ["ImageDataset", "Images", "load_dataset"]
@@ -51,16 +50,25 @@ def load_dataset(settings: Settings) -> ImageDataset:
     ----------
     settings : Settings
         Read are `dataset`, `data-dir`, `image-column`, `label-column`, `test-fraction`,
-        `max-train-samples`, `max-test-samples` and `augment`.
+        `max-train-samples`, `max-test-samples`, `augment`, `classes`, `image-size` and
+        `partition`: where the clients have data of their own, a data set without a test split
+        is all for testing.
 
     Raises
     ------
     DatasetError
         The data set cannot be found or read, or its images or labels cannot be used.
     """
-    options = Options(settings.image_column, settings.label_column, settings.test_fraction)
+    options = Options(
+        settings.image_column,
+        settings.label_column,
+        settings.test_fraction,
+        settings.image_size,
+        only_tests=settings.has_sites,
+    )
     most = (settings.max_train_samples, settings.max_test_samples)
-    return _load(settings.dataset, options, settings.augment, data_dir(settings), most)
+    loaded = _load(settings.dataset, options, settings.augment, data_dir(settings), most)
+    return with_classes(loaded, settings.class_list) if settings.class_list else loaded
 
 
 @lru_cache(maxsize=4)
@@ -68,7 +76,7 @@ def _load(
     dataset: str, options: Options, augment: str, root: Path, most: tuple[int, int]
 ) -> ImageDataset:
     name, source, build = _locate(dataset, options)
-    key = cache_key(name, **asdict(options), **source)
+    key = cache_key(name, **options.key(), **source)
     entry = open_or_build(root, key, build)
     train, test = (_images(entry, split) for split in ("train", "test"))
     found = entry.description

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from ahfal_app.client_app import app as client_app
 from ahfal_app.client_batching.trainer import TogetherTrainer
 from ahfal_app.config import DEFAULT_NUM_CLIENTS
 from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.resources import fitting_at_once
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
 from ahfal_app.run import execute, prepare
@@ -44,8 +44,7 @@ def simulate(
         values = {**values, "num-clients": DEFAULT_NUM_CLIENTS}
     start = prepare(values)
     settings = start.settings
-    threads = settings.threads or os.cpu_count() or 1
-    workers = clients_at_once or max(1, (os.cpu_count() or 1) // threads)
+    workers = clients_at_once or fitting_at_once(settings)
     # A run that Flower started may have been stopped before it knew its clients.
     num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
     choice = resolve_client_batching(
@@ -58,4 +57,4 @@ def simulate(
     with InProcessGrid(
         client_app, num_clients, workers, trainer if choice.together else None
     ) as grid:
-        return execute(replace(start, engine=engine), grid, progress)
+        return execute(replace(start, engine=engine, at_once=workers), grid, progress)

@@ -10,8 +10,10 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from ahfal_app.config import Scalar
 from ahfal_app.experiments import charts, tables
 from ahfal_app.experiments.files import NOT_IDENTITY
+from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
 from ahfal_app.results.files import write_text
@@ -113,12 +115,35 @@ def _banner(results: ExperimentResults) -> str:
         lines.append(f"Settings that are not the file's: {changed}.")
     if results.other_code:
         lines.append("Run by another version of the code than the one that made this report.")
+    lines += [f"Not the paper's protocol on {name}: {what}." for name, what in _departures(results)]
     return " ".join(lines)
+
+
+def _departures(results: ExperimentResults) -> list[tuple[str, str]]:
+    """Return, for each data set whose runs depart from the paper's protocol, how."""
+    by_dataset: dict[str, list[dict[str, Scalar]]] = {}
+    for result in results.runs:
+        by_dataset.setdefault(result.dataset, []).append(result.run.settings.to_flat())
+    found = {
+        name: departures(name, settings, results.axes) for name, settings in by_dataset.items()
+    }
+    return [(name, "; ".join(phrases)) for name, phrases in found.items() if phrases]
+
+
+def _data_facts(results: ExperimentResults) -> list[Fact]:
+    """Say what was trained and tested on."""
+    counts: dict[str, str] = {}
+    for result in results.runs:
+        data = result.run.environment["data"]
+        # Runs of older versions have not written it down.
+        sizes = f"{data['train']:,} images, {data['test']:,} to test with" if "name" in data else ""
+        counts[result.dataset] = sizes
+    return [Fact("Data", name, images) for name, images in counts.items()]
 
 
 def _facts(results: ExperimentResults) -> list[Fact]:
     total = len(results.runs) + len(results.missing)
-    facts = [Fact("Runs", f"{len(results.runs)} of {total}", "done")]
+    facts = [Fact("Runs", f"{len(results.runs)} of {total}", "done"), *_data_facts(results)]
     for axis, labels in results.axes.items():
         facts.append(Fact(axis, f"{len(labels)}", ", ".join(str(label) for label in labels)))
     return facts

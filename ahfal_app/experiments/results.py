@@ -44,6 +44,12 @@ class RunResult:
         return self.run.settings.seed
 
     @property
+    def dataset(self) -> str:
+        """Short name of its data set."""
+        named = str(self.run.environment["data"].get("name", self.run.settings.dataset))
+        return named.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def point(self) -> Point:
         """Its place in the grid without the seed."""
         return tuple((axis, label) for axis, label in self.labels.items() if axis != SEED)

@@ -97,6 +97,9 @@ class Worker:
     def stop(self) -> None:
         """End the process, in the middle of a run if need be; the run can be resumed."""
         self.connection.close()
+        if self.task is None:
+            # It ends by itself, and cleans up after its libraries.
+            self._process.join(_STOP_AFTER_S)
         self._process.terminate()
         self._process.join(_STOP_AFTER_S)
         if self._process.is_alive():

@@ -8,11 +8,58 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from ahfal_app.errors import ConfigError
 from ahfal_app.labels import LabelReceipt, LabelRequest
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as a file: what people who label get to see.
+
+    Attributes
+    ----------
+    name : str
+        What the site calls it: the path inside its folder, or a name made of the sample's id.
+    content : bytes
+        A PNG or JPEG file, or whatever the site has.
+    """
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an oracle may know of the client that it labels for.
+
+    Attributes
+    ----------
+    client : int
+        The client's place in the partition.
+    class_names : tuple[str, ...]
+        Names of the classes, by class index.
+    truth : Mapping[int, int]
+        Class index by sample id, as far as the data set has labels; only the simulated
+        oracle reads it.
+    image : Callable[[int], EncodedImage]
+        A sample's image, by sample id.
+    folder : Path | None
+        Where the oracle may keep files of its own; None where nothing is written to disk.
+    options : Mapping[str, str]
+        What the site has set for its oracle, by kebab-case key.
+    """
+
+    client: int
+    class_names: tuple[str, ...]
+    truth: Mapping[int, int]
+    image: Callable[[int], EncodedImage]
+    folder: Path | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Oracle(Protocol):
@@ -32,16 +79,15 @@ def oracle_names() -> tuple[str, ...]:
     return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
-def make_oracle(name: str, truth: Mapping[int, int]) -> Oracle:
+def make_oracle(name: str, site: Site) -> Oracle:
     """Return an oracle by name.
 
     Parameters
     ----------
     name : str
         One of `oracle_names()`.
-    truth : Mapping[int, int]
-        Class index by sample id, as far as the data set has labels; only the simulated
-        oracle reads it.
+    site : Site
+        Whom it labels for.
 
     Raises
     ------
@@ -51,5 +97,5 @@ def make_oracle(name: str, truth: Mapping[int, int]) -> Oracle:
     if name not in oracle_names():
         raise ConfigError([f"oracle={name!r}: allowed is {' | '.join(oracle_names())}"])
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    oracle: Oracle = module.make(truth)
+    oracle: Oracle = module.make(site)
     return oracle

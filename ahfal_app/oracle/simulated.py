@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.oracle import Site
 
 ANNOTATOR = "simulated"
 
 
 class SimulatedOracle:
-    """Answers every request at once and correctly."""
+    """Answers every request at once and correctly; skips what it has no truth of."""
 
     def __init__(self, truth: Mapping[int, int]) -> None:
         self._truth = truth
@@ -25,10 +26,11 @@ class SimulatedOracle:
         request = self._requests.get(request_id)
         samples = request.samples if request is not None else ()
         return [
-            LabelReceipt(request_id, sample, self._truth[sample], ANNOTATOR) for sample in samples
+            LabelReceipt(request_id, sample, self._truth.get(sample), ANNOTATOR)
+            for sample in samples
         ]
 
 
-def make(truth: Mapping[int, int]) -> SimulatedOracle:
+def make(site: Site) -> SimulatedOracle:
     """Return a simulated oracle."""
-    return SimulatedOracle(truth)
+    return SimulatedOracle(site.truth)

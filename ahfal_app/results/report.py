@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.config import Settings
+from ahfal_app.config import SITES, Settings
 from ahfal_app.errors import ReportError
 from ahfal_app.results import figures, heat_maps, tables
 from ahfal_app.results.files import write_text
@@ -123,7 +123,7 @@ def _ledger_note(cycle: CycleRecord) -> str:
 
 def _partition_note(run: Run) -> str:
     settings = run.settings
-    skew = "" if settings.partition == "iid" else f", alpha {settings.alpha:g}"
+    skew = "" if settings.partition in ("iid", SITES) else f", alpha {settings.alpha:g}"
     return f"{settings.partition}{skew}"
 
 

@@ -1,0 +1,41 @@
+"""One opened image to pixels of a given shape: the rules that all data sets share.
+
+Shapes: H height, W width, C channels (1 or 3).
+
+An image is turned as its EXIF orientation says, converted to 8 bits grey or RGB (palettes are
+looked up, CMYK is converted, transparency is dropped), and, where it has another size than is
+wanted, scaled so that the whole of it fits, in its own proportions, and centred on black.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+GRAY_MODES = frozenset({"1", "L", "LA", "La"})
+COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+
+
+def pixels(image: Image.Image, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return an image's pixels, uint8 of shape (H, W, C).
+
+    Parameters
+    ----------
+    image : Image.Image
+        An opened image of one of the modes above.
+    shape : tuple[int, int, int]
+        Height, width and channels.
+
+    Raises
+    ------
+    OSError, SyntaxError, ValueError
+        The image is damaged.
+    """
+    height, width, channels = shape
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = "L" if channels == 1 else "RGB"
+    converted = image if image.mode == mode else image.convert(mode)
+    if converted.size != (width, height):
+        converted = ImageOps.pad(converted, (width, height), Image.Resampling.BICUBIC)
+    return np.asarray(converted, np.uint8).reshape(shape)

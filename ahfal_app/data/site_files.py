@@ -1,0 +1,195 @@
+"""Which images a site's folder holds, and their bytes: image files and rows of parquet files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ahfal_app.errors import DatasetError
+
+#: What Pillow is let to read: no format that starts another program or is a container.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
+
+_SUFFIXES = frozenset(
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
+    )
+)
+_PARQUET = ".parquet"
+
+#: Where an image's bytes are: a file, these bytes, or nowhere, for this reason.
+Source = Path | bytes | str
+
+#: A file that is larger is set aside, and not read into memory.
+LARGEST_FILE = 256 << 20
+
+
+@dataclass(frozen=True, order=True)
+class SiteImage:
+    """An image of a site.
+
+    Attributes
+    ----------
+    name : str
+        Its path in the site's folder, with `/`; for a row of a parquet file followed by
+        `#` and the row's number.
+    path : str
+        The file. Not a `Path`, which would take most of the time of listing a large folder.
+    row : int | None
+        Row of a parquet file, from 0.
+    size, modified_ns : int
+        Of the file, in bytes, and in nanoseconds since 1970.
+    """
+
+    name: str
+    path: str
+    row: int | None
+    size: int
+    modified_ns: int
+
+
+def list_images(
+    folder: Path, image_column: str, others: Collection[Path]
+) -> tuple[list[SiteImage], dict[str, str]]:
+    """Return a site's images by name, and why other files are none.
+
+    Parameters
+    ----------
+    folder : Path
+        The site's folder.
+    image_column : str
+        The setting of this name; empty: the only column that may hold images.
+    others : Collection[Path]
+        Files that are known to be none; hidden files and folders are passed over, too.
+
+    Raises
+    ------
+    DatasetError
+        The folder cannot be read.
+    """
+    images: list[SiteImage] = []
+    problems: dict[str, str] = {}
+    left_out = {str(path) for path in others}
+    for path in _files(folder):
+        if path in left_out:
+            continue
+        name = _text(path[len(str(folder)) :].replace(os.sep, "/").lstrip("/"))
+        try:
+            images += _images(path, name, image_column)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            problems[name] = str(error)
+    return sorted(images), problems
+
+
+def contents(
+    images: Sequence[SiteImage], image_column: str, most: int
+) -> Iterator[list[tuple[SiteImage, Source]]]:
+    """Yield images with their file, or with their bytes where these are part of a file.
+
+    In lists of at most so many; a parquet file is read once from its start to its end, and of
+    what cannot be read the reason is given.
+    """
+    for path, group in groupby(images, key=lambda image: image.path):
+        same = list(group)
+        if same[0].row is None:
+            yield [(image, Path(path)) for image in same]
+            continue
+        left = {image.row: image for image in same}
+        problem = "the file has fewer rows"
+        try:
+            with parquet.ParquetFile(path) as file:
+                column, start = _column(file.schema_arrow, image_column), 0
+                for batch in file.iter_batches(most, columns=[column]):
+                    values = [_bytes(value) for value in batch.column(0).to_pylist()]
+                    rows = [row for row in range(start, start + len(values)) if row in left]
+                    yield [(left.pop(row), values[row - start]) for row in rows]
+                    start += len(values)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            problem = str(error)
+        yield [(image, problem) for image in left.values()]
+
+
+def content(image: SiteImage, image_column: str) -> bytes:
+    """Return the bytes of one image.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be read any more.
+    """
+    try:
+        if image.row is None:
+            return Path(image.path).read_bytes()
+        with parquet.ParquetFile(image.path) as file:
+            column, left = _column(file.schema_arrow, image_column), image.row
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if left < rows:
+                    table = file.read_row_group(group, columns=[column])
+                    return _bytes(table.column(0)[left].as_py())
+                left -= rows
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DatasetError(f"{image.name}: cannot be read any more: {error}") from error
+    raise DatasetError(f"{image.name}: cannot be read any more: the file has fewer rows")
+
+
+def _files(folder: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"data={str(folder)!r}: cannot be read: {error}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")
+
+
+def _images(path: str, name: str, image_column: str) -> list[SiteImage]:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix != _PARQUET and suffix not in _SUFFIXES:
+        raise ValueError("no image, by its name")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")
+    if suffix != _PARQUET:
+        if status.st_size > LARGEST_FILE:
+            raise ValueError(f"{status.st_size} bytes; at most {LARGEST_FILE} are read")
+        return [SiteImage(name, path, None, status.st_size, status.st_mtime_ns)]
+    with parquet.ParquetFile(path) as file:
+        _column(file.schema_arrow, image_column)
+        return [
+            SiteImage(f"{name}#{row}", path, row, status.st_size, status.st_mtime_ns)
+            for row in range(file.metadata.num_rows)
+        ]
+
+
+def _column(schema: pa.Schema, image_column: str) -> str:
+    found = [field.name for field in schema if _holds_images(field.type)]
+    if image_column:
+        found = [name for name in found if name == image_column]
+    if len(found) != 1:
+        names = ", ".join(schema.names)
+        raise ValueError(f"no column that alone holds images (set image-column); it has {names}")
+    return str(found[0])
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _bytes(value: object) -> bytes:
+    inner = value.get("bytes") if isinstance(value, dict) else value
+    return inner if isinstance(inner, bytes) else b""
+
+
+def _text(name: str) -> str:
+    """Return a file's name as text that can be written down, whatever its bytes are."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,1 @@
+"""Labelling at a site without other software: requests in folders, a page, and its answers."""

@@ -1,0 +1,82 @@
+"""What is open at a site, read beside the client that is at work on it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ahfal_app.errors import StoreError
+from ahfal_app.labelling.desk import Desk
+
+_STORE = "labels.sqlite"
+_ORACLE = "oracle"
+
+_QUERY = """
+SELECT r.request_id, r.cycle, r.strategy, r.created, count(*), sum(s.state = 'reserved')
+FROM requests AS r JOIN samples AS s USING (request_id)
+GROUP BY r.request_id HAVING sum(s.state = 'reserved') > 0
+ORDER BY r.cycle, r.request_id
+"""
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A request with samples that the client has no label of.
+
+    Attributes
+    ----------
+    request : str
+        Its id.
+    cycle : int
+        The cycle that waits for it.
+    strategy : str
+        Who chose the samples.
+    created : str
+        When, in UTC.
+    samples : int
+        Number of samples.
+    missing : int
+        How many the client has no answer for.
+    waiting : int
+        How many of these have been answered in the page, and wait to be collected.
+    """
+
+    request: str
+    cycle: int
+    strategy: str
+    created: str
+    samples: int
+    missing: int
+    waiting: int
+
+
+def desk_folder(state: Path) -> Path:
+    """Return the folder of the desk: of a client's state, or this folder itself."""
+    return state / _ORACLE if (state / _STORE).is_file() else state
+
+
+def open_requests(state: Path) -> tuple[OpenRequest, ...]:
+    """Return the open requests of a client, oldest first; nothing is changed by looking.
+
+    Parameters
+    ----------
+    state : Path
+        The folder of the client's state, with its label store.
+
+    Raises
+    ------
+    StoreError
+        There is no label store in it, or it cannot be read.
+    """
+    path = state / _STORE
+    if not path.is_file():
+        raise StoreError(f"label store {path}: no such file; give the folder of a client's state")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
+            rows = store.execute(_QUERY).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"label store {path}: {error}") from error
+    waiting = Desk(desk_folder(state)).waiting()
+    return tuple(OpenRequest(*(*row, waiting.get(row[0], 0))) for row in rows)

@@ -1,0 +1,223 @@
+"""The oracle of files: a folder for each request, answered by CSV files that people put there.
+
+An answer file is applied whole or not at all. Names of classes and files are checked line by
+line, and what cannot be used is told in `errors.csv`, in the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+from ahfal_app.errors import ConfigError, OracleError
+from ahfal_app.label_csv import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
+from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.oracle import Site
+
+#: Who labels, where an answer file does not say.
+ANNOTATOR = "files"
+
+_IMAGES = "images"
+_REQUEST = "request.csv"
+_INDEX = "request.json"
+_ERRORS = "errors.csv"
+_ANSWERS = re.compile(r"labels(?:-(?P<annotator>.+))?\.csv", re.IGNORECASE)
+
+_ID_LETTERS = 12
+_LONGEST_STEM = 80
+
+# A spreadsheet may still be writing a file that is younger than this.
+_SETTLED_S = 2.0
+
+_README = """\
+{count} images are to be labelled, for cycle {cycle}.
+
+1. Open {request} in a spreadsheet. Each line is one image in the folder {images}.
+2. Write the class into the column `label`. The classes are:
+
+{classes}
+
+   Write `{skip}` where nobody can tell: that image is not asked for again.
+   Leave `label` empty for what you have not looked at yet.
+3. Save it in this folder as labels.csv (CSV, UTF-8; commas, semicolons or tabs).
+
+Save again whenever you have done more; nothing needs to be in order, and lines may be repeated.
+If several people label, each saves a file of their own: labels-NAME.csv. The first answer for an
+image stands; others are kept.
+
+A file with a mistake in any line is not used at all until it is corrected: look at errors.csv,
+which appears in this folder and goes away again. `guess` is what the model takes the image for,
+and may well be wrong; `score` is how much the model wants this image to be labelled.
+"""
+
+_log = logging.getLogger(__name__)
+
+
+class FilesOracle:
+    """Writes requests as folders and reads answers from CSV files.
+
+    Parameters
+    ----------
+    site : Site
+        Whom it labels for.
+    folder : Path
+        The folder for the requests' folders.
+
+    Raises
+    ------
+    ConfigError
+        A class has a name that means something else here.
+    """
+
+    def __init__(self, site: Site, folder: Path) -> None:
+        reserved = [name for name in site.class_names if name.strip().casefold() in (SKIP, "")]
+        if reserved:
+            raise ConfigError(
+                [
+                    f"classes={reserved[0]!r}: allowed with oracle='files' is any name but "
+                    f"{SKIP!r} and the empty one"
+                ]
+            )
+        self._site = site
+        self._folder = folder
+        self._classes = ClassNames(site.class_names)
+
+    def submit(self, request: LabelRequest) -> None:
+        """Write the request's folder, unless it is there.
+
+        Raises
+        ------
+        OracleError
+            It cannot be written.
+        """
+        if self._find(request.request_id) is not None:
+            return
+        name = f"cycle-{request.cycle:03d}-{request.request_id[:_ID_LETTERS]}"
+        part = self._folder / f".{name}.{uuid.uuid4().hex}.part"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.glob(f".{name}.*.part"):
+                shutil.rmtree(leftover)
+            part.mkdir()
+            self._write(request, part)
+            part.rename(self._folder / name)
+        except OSError as error:
+            raise OracleError(
+                f"request {name}: cannot be written to {self._folder}: {error}"
+            ) from error
+        finally:
+            # Once it is renamed, there is nothing to remove.
+            shutil.rmtree(part, ignore_errors=True)
+
+    def collect(self, request_id: str) -> list[LabelReceipt]:
+        """Return the answers of all files that are free of mistakes, and tell of the others.
+
+        Raises
+        ------
+        OracleError
+            The request's folder cannot be read.
+        """
+        folder = self._find(request_id)
+        if folder is None:
+            return []
+        try:
+            samples = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["samples"]
+            receipts, problems = self._answers(folder, samples, request_id)
+            self._tell(folder, problems)
+        except (OSError, ValueError, KeyError) as error:
+            raise OracleError(f"{folder}: cannot be read: {error!r}") from error
+        return receipts
+
+    def _find(self, request_id: str) -> Path | None:
+        return next(self._folder.glob(f"cycle-*-{request_id[:_ID_LETTERS]}"), None)
+
+    def _write(self, request: LabelRequest, folder: Path) -> None:
+        (folder / _IMAGES).mkdir()
+        digits = len(str(len(request.samples)))
+        samples: dict[str, int] = {}
+        rows: list[tuple[object, ...]] = []
+        for position, sample in enumerate(request.samples, start=1):
+            image = self._site.image(sample)
+            name = f"{position:0{digits}d}-{_file_name(image.name)}"
+            (folder / _IMAGES / name).write_bytes(image.content)
+            # People also write what the site calls it, or the path in the folder.
+            samples |= {name: sample, f"{_IMAGES}/{name}": sample, image.name: sample}
+            guess = self._site.class_names[request.guesses[position - 1]] if request.guesses else ""
+            score = f"{request.scores[position - 1]:.6g}" if request.scores else ""
+            rows.append((name, "", guess, score, position, image.name))
+        header = ("file", "label", "guess", "score", "position", "original")
+        write_csv(folder / _REQUEST, header, rows)
+        index = {"request": request.request_id, "cycle": request.cycle, "samples": samples}
+        (folder / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        text = _README.format(
+            count=len(request.samples),
+            cycle=request.cycle,
+            request=_REQUEST,
+            images=_IMAGES,
+            classes="\n".join(f"   - {name}" for name in self._site.class_names),
+            skip=SKIP,
+        )
+        (folder / "README.txt").write_text(text, encoding="utf-8")
+
+    def _answers(
+        self, folder: Path, samples: dict[str, int], request_id: str
+    ) -> tuple[list[LabelReceipt], dict[str, list[LineProblem]]]:
+        receipts: list[LabelReceipt] = []
+        problems: dict[str, list[LineProblem]] = {}
+        for path in sorted(folder.iterdir()):
+            match = _ANSWERS.fullmatch(path.name)
+            if match is None or 0 <= time.time() - path.stat().st_mtime < _SETTLED_S:
+                continue
+            lines, wrong = read_label_lines(
+                path.read_bytes(), self._classes, samples, match["annotator"] or ANNOTATOR
+            )
+            if wrong:
+                problems[path.name] = wrong
+            else:
+                receipts += [
+                    LabelReceipt(request_id, line.sample, line.label, line.annotator)
+                    for line in lines
+                ]
+        return receipts, problems
+
+    def _tell(self, folder: Path, problems: dict[str, list[LineProblem]]) -> None:
+        if not problems:
+            (folder / _ERRORS).unlink(missing_ok=True)
+            return
+        rows = [(name, p.line, p.text, p.reason) for name in problems for p in problems[name]]
+        write_csv(folder / _ERRORS, ("answers", "line", "text", "reason"), rows)
+        _log.warning(
+            "%s: %s not used, since lines have mistakes; see %s",
+            folder,
+            ", ".join(problems),
+            _ERRORS,
+        )
+
+
+def _file_name(name: str) -> str:
+    """Return a file name that every system takes, for what a site calls an image."""
+    path = Path(re.sub(r"[^\w.-]+", "_", name.replace("/", "__")))
+    return path.stem[-_LONGEST_STEM:].lstrip(".") + path.suffix
+
+
+def make(site: Site) -> FilesOracle:
+    """Return an oracle of files.
+
+    Raises
+    ------
+    ConfigError
+        There is no folder for it.
+    """
+    if site.folder is None:
+        raise ConfigError(
+            [
+                "oracle='files': allowed only with a folder: client-state='disk', or oracle-dir "
+                "in --node-config"
+            ]
+        )
+    return FilesOracle(site, site.folder)
