@@ -6,8 +6,9 @@ in each round but the last, two cycles of five rounds of five local epochs.
 
     python benchmarks/scale.py
 
-Reported are the seconds of training over the samples trained on, and the most memory that the
-process took, beside the size of the images.
+The few clients are measured before and after the many, since a shared machine's speed drifts.
+Reported are the seconds of training over the samples trained on, the processor's seconds of the
+whole run over the same, and the most memory that the process took, beside the size of the images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import io
 import json
 import multiprocessing
 import resource
+import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +50,31 @@ def main() -> None:
         "images_per_client": arguments.images,
         "runs": [],
     }
-    for clients in arguments.clients:
+    few, many = arguments.clients
+    for clients in (few, few, many, few, few):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             measured = pool.apply(_measure, (clients, arguments.images, arguments.fraction))
         result["runs"].append(measured)
         print(json.dumps(measured), flush=True)
-    first, last = result["runs"][0], result["runs"][-1]
-    result["time_per_sample_ratio"] = last["seconds_per_sample"] / first["seconds_per_sample"]
+    for measure in ("seconds_per_sample", "processor_seconds_per_sample"):
+        ratio = _ratio(result["runs"], many, measure)
+        result[f"{measure}_ratio"] = ratio
+        print(f"{measure}: {ratio:.2f} times")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"time per trained sample: {result['time_per_sample_ratio']:.2f} times")
+
+
+def _ratio(runs: list[dict[str, Any]], many: int, measure: str) -> float:
+    """Return what many clients take, over the median of what few do."""
+    of_many = next(run[measure] for run in runs if run["clients"] == many)
+    return float(of_many / statistics.median(r[measure] for r in runs if r["clients"] != many))
 
 
 def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images"
         _write_images(data, clients * images)
-        before = _most_memory()
+        before, start = _most_memory(), time.process_time()
         run = simulate(
             {
                 "dataset": str(data),
@@ -81,6 +92,7 @@ def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
             },
             Progress(Console(quiet=True)),
         )
+        processor_seconds = time.process_time() - start
         rounds = read_run(run).metrics.rounds
     samples = sum(record.num_examples for record in rounds) * 5
     seconds = sum(record.seconds["train"] + record.seconds["aggregate"] for record in rounds)
@@ -93,6 +105,7 @@ def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
         "trained_samples": samples,
         "train_seconds": seconds,
         "seconds_per_sample": seconds / samples,
+        "processor_seconds_per_sample": processor_seconds / samples,
     }
 
 
@@ -133,7 +146,7 @@ def _most_memory() -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, nargs="+", default=[10, 1000])
+    parser.add_argument("--clients", type=int, nargs=2, default=[10, 1000], metavar=("FEW", "MANY"))
     parser.add_argument("--images", type=int, default=500, help="of each client")
     parser.add_argument("--fraction", type=float, default=0.1, help="of clients in a round")
     parser.add_argument(
