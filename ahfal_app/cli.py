@@ -1,4 +1,4 @@
-"""The command line: `ahfal run`, `report`, `strategies`, `settings`, `certs`, `doctor`.
+"""The command line: one short function for each command of `ahfal`.
 
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
@@ -351,11 +351,14 @@ def doctor(
         ),
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="As for flower-supernode.")] = False,
+    classes: Annotated[
+        str, typer.Option(help="The classes, as the run says them: `nevus,melanoma`.")
+    ] = "",
 ) -> None:
-    """Check a site before it joins: versions, device, data, folders, key, link, clock."""
+    """Check a site before it joins: versions, device, data, labels, folders, key, link, clock."""
     from ahfal_app.doctor import Site, Verdict, examine
 
-    site = Site(node_config, superlink, root_certificates, private_key, insecure)
+    site = Site(node_config, superlink, root_certificates, private_key, insecure, classes)
     failed = False
     for finding in examine(site):
         failed |= finding.verdict is Verdict.FAILURE

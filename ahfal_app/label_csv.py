@@ -155,6 +155,13 @@ def read_label_file(
     return lines
 
 
+def label_texts(content: bytes) -> set[str]:
+    """Return all that a file says in its column `label`; lines that are wrong are passed over."""
+    texts = content.decode(_ENCODING, errors="replace").splitlines(keepends=True)
+    found = {row.get("label", "") for _, row in _rows(texts) if isinstance(row, dict)}
+    return found - {""}
+
+
 def refusal(path: Path, problems: Sequence[LineProblem]) -> str:
     """Return the message that refuses a file, with the first few problems."""
     shown = [f"  - line {p.line}: {p.reason}" for p in problems[:10]]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from site_images import CLASSES, write_images, write_labels
 from typer.testing import CliRunner
 
 from ahfal_app.certificates import write_certificates
@@ -147,6 +148,62 @@ def test_data_that_cannot_be_read(tmp_path: Path, site: Site):
     (tmp_path / "empty").mkdir()
     own = f'{site.node_config} dataset="{tmp_path / "empty"}"'
     assert "empty" in _failures(replace(site, node_config=own))["data"]
+
+
+@pytest.fixture
+def own_images(tmp_path: Path, site: Site) -> Site:
+    """A site with images of its own, one of which is damaged, and with some labels."""
+    truth = write_images(tmp_path / "images", range(20))
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    write_labels(tmp_path / "images" / "labels.csv", dict(list(truth.items())[:12]))
+    own = f'{site.node_config} data="{tmp_path / "images"}"'
+    return replace(site, node_config=own, classes=",".join(CLASSES))
+
+
+def test_a_site_with_images_of_its_own(own_images: Site, tmp_path: Path):
+    findings = list(examine(own_images))
+    assert _of(findings, "data").text.endswith("images: 20 images can be used")
+    aside = _of(findings, "set aside")
+    assert aside.verdict is Verdict.WARNING
+    assert "broken.png" in aside.text
+    # The first twelve digits are zero to nine, zero, one.
+    twice, once = ("zero 2", "one 2"), [f"{name} 1" for name in CLASSES[2:]]
+    assert _of(findings, "labels") == Finding("labels", Verdict.GOOD, ", ".join((*twice, *once)))
+    assert _of(findings, "oracle").text == "files, unless the run says another"
+    # Ids are given by the first run, not by a look.
+    assert not list((tmp_path / "state").rglob("images.sqlite"))
+
+
+def test_classes_that_nobody_has_said_are_those_of_the_labels(own_images: Site):
+    found = _of(list(examine(replace(own_images, classes=""))), "labels")
+    assert found.verdict is Verdict.WARNING
+    assert found.text.startswith("eight 1, five 1, four 1, nine 1, one 2, seven 1,")
+
+
+def test_labels_that_are_no_classes(own_images: Site):
+    found = _failures(replace(own_images, classes="zero,one"))
+    assert "line 4: no class 'two'" in found["labels"]
+
+
+@pytest.mark.parametrize(
+    ("more", "check", "told"),
+    [
+        ('oracle="simulated"', "node-config", "truth in --node-config"),
+        ('oracle="files" truth="/nowhere.csv"', "labels", "/nowhere.csv: cannot be read"),
+        ('oracle="label-studio"', "oracle", "oracle-url=''"),
+        ('oracle="nobody"', "oracle", "oracle='nobody'"),
+    ],
+)
+def test_what_a_site_says_wrongly(own_images: Site, more: str, check: str, told: str):
+    own = replace(own_images, node_config=f"{own_images.node_config} {more}")
+    assert told in _failures(own)[check]
+
+
+def test_a_folder_without_images(own_images: Site, tmp_path: Path):
+    shutil.rmtree(tmp_path / "images")
+    assert "no such folder" in _failures(own_images)["data"]
+    (tmp_path / "images").mkdir()
+    assert "there is no image in it" in _failures(own_images)["data"]
 
 
 def test_a_device_that_is_not_there(site: Site):

@@ -15,6 +15,7 @@ from ahfal_app.doctor.finding import Finding, failure
 from ahfal_app.doctor.key import check_key
 from ahfal_app.doctor.link import Link, check_link
 from ahfal_app.doctor.machine import check_device, check_versions
+from ahfal_app.doctor.site import check_site
 from ahfal_app.doctor.state import check_state
 
 # What Flower takes for a pair; it says nothing about the rest.
@@ -37,6 +38,8 @@ class Site:
         Its `--auth-supernode-private-key`.
     insecure : bool
         Whether it is started with `--insecure`.
+    classes : str
+        The run's setting `classes`, where it is known; empty otherwise.
     """
 
     node_config: str
@@ -44,6 +47,7 @@ class Site:
     root_certificates: Path | None = None
     private_key: Path | None = None
     insecure: bool = False
+    classes: str = ""
 
 
 def examine(site: Site) -> Iterator[Finding]:
@@ -60,7 +64,10 @@ def examine(site: Site) -> Iterator[Finding]:
     else:
         yield from _check_place(node_config)
         yield check_device(node_config)
-        yield from check_data(node_config)
+        if "data" in node_config:
+            yield from check_site(node_config, site.classes)
+        else:
+            yield from check_data(node_config)
         yield from check_state(node_config)
     if site.private_key or not site.insecure:
         yield check_key(site.private_key)
