@@ -1,14 +1,16 @@
 """Many clients in one process: memory and time per trained sample, with 10 and with 1,000.
 
-Synthetic images of CIFAR-10's shape. Each number of clients runs in a process of its own, all
-of them alike: 500 images a client, 10 % of them labelled at the start, a tenth of the clients
-in each round but the last, two cycles of five rounds of five local epochs.
+Synthetic images of CIFAR-10's shape. Each number of clients runs in a process of its own, with
+as many images a client, 10 % of them labelled at the start; two cycles of five rounds of five
+local epochs. All of the few clients train in each round, and a tenth of the many.
 
     python benchmarks/scale.py
 
 The few clients are measured before and after the many, since a shared machine's speed drifts.
-Reported are the seconds of training over the samples trained on, the processor's seconds of the
-whole run over the same, and the most memory that the process took, beside the size of the images.
+Reported are the seconds of a round's training and aggregation over the samples trained on (the
+median over the rounds after the first, which pays for what is set up once), the processor's
+seconds of the whole run over all samples, and the most memory that the process took, beside the
+size of the images.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from ahfal_app.results.reading import read_run
 
 _SIDE, _CHANNELS, _CLASSES = 32, 3, 10
 _TEST_IMAGES = 1000
+_EPOCHS = 5
 
 
 def main() -> None:
@@ -52,8 +55,9 @@ def main() -> None:
     }
     few, many = arguments.clients
     for clients in (few, few, many, few, few):
+        fraction = arguments.fraction if clients == many else 1.0
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured = pool.apply(_measure, (clients, arguments.images, arguments.fraction))
+            measured = pool.apply(_measure, (clients, arguments.images, fraction))
         result["runs"].append(measured)
         print(json.dumps(measured), flush=True)
     for measure in ("seconds_per_sample", "processor_seconds_per_sample"):
@@ -86,7 +90,7 @@ def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
                 "alpha": 1.0,
                 "model": "resnet8",
                 "rounds": 5,
-                "local-epochs": 5,
+                "local-epochs": _EPOCHS,
                 "cycles": 2,
                 "compile": "never",
             },
@@ -94,8 +98,11 @@ def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
         )
         processor_seconds = time.process_time() - start
         rounds = read_run(run).metrics.rounds
-    samples = sum(record.num_examples for record in rounds) * 5
-    seconds = sum(record.seconds["train"] + record.seconds["aggregate"] for record in rounds)
+    samples = sum(record.num_examples for record in rounds) * _EPOCHS
+    of_rounds = [
+        (record.seconds["train"] + record.seconds["aggregate"]) / (record.num_examples * _EPOCHS)
+        for record in rounds
+    ]
     return {
         "clients": clients,
         "clients_in_each_round": [record.clients for record in rounds],
@@ -103,8 +110,8 @@ def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
         "most_memory_mib": _most_memory(),
         "memory_before_mib": before,
         "trained_samples": samples,
-        "train_seconds": seconds,
-        "seconds_per_sample": seconds / samples,
+        "seconds_per_sample_of_rounds": of_rounds,
+        "seconds_per_sample": statistics.median(of_rounds[1:]),
         "processor_seconds_per_sample": processor_seconds / samples,
     }
 
@@ -148,7 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, nargs=2, default=[10, 1000], metavar=("FEW", "MANY"))
     parser.add_argument("--images", type=int, default=500, help="of each client")
-    parser.add_argument("--fraction", type=float, default=0.1, help="of clients in a round")
+    parser.add_argument("--fraction", type=float, default=0.1, help="of the many in a round")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "scale.json"
     )
