@@ -160,7 +160,9 @@ def own_images(tmp_path: Path, site: Site) -> Site:
     return replace(site, node_config=own, classes=",".join(CLASSES))
 
 
-def test_a_site_with_images_of_its_own(own_images: Site, tmp_path: Path):
+def test_a_site_with_images_of_its_own(
+    own_images: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     findings = list(examine(own_images))
     assert _of(findings, "data").text.endswith("images: 20 images can be used")
     aside = _of(findings, "set aside")
@@ -170,6 +172,7 @@ def test_a_site_with_images_of_its_own(own_images: Site, tmp_path: Path):
     twice, once = ("zero 2", "one 2"), [f"{name} 1" for name in CLASSES[2:]]
     assert _of(findings, "labels") == Finding("labels", Verdict.GOOD, ", ".join((*twice, *once)))
     assert _of(findings, "oracle").text == "files, unless the run says another"
+    assert caplog.text == ""
     # Ids are given by the first run, not by a look.
     assert not list((tmp_path / "state").rglob("images.sqlite"))
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ahfal_app.config import parse_settings
 from ahfal_app.config_sources import read_yaml
@@ -18,8 +19,17 @@ FILES = sorted([*ROOT.glob("conf/paper/*.yaml"), *ROOT.glob("conf/experiments/*.
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("smoke")
+def out(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return the folder of a sweep over all files, which one process runs for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "smoke"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _sweep(folder)
+    return folder
+
+
+def _sweep(out: Path) -> None:
     command = [sys.executable, "-m", "ahfal_app", "sweep", *map(str, FILES), "--scale", "smoke"]
     done = subprocess.run(
         [*command, "--out", str(out)],
@@ -31,7 +41,6 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     problems = [line for line in done.stdout.splitlines() if line.startswith("failed:")]
     assert not problems, "\n".join(problems)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr}"
-    return out
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -45,7 +47,8 @@ def check_site(node_config: Mapping[str, object], classes: str) -> Iterator[Find
         # A state of its own: that of the site begins with its first run.
         elsewhere = SiteFolders(folders.data, Path(scratch), folders.truth)
         try:
-            site = load_site(elsewhere, _format(known), Path(scratch), settings.image_column)
+            with _unlogged():
+                site = load_site(elsewhere, _format(known), Path(scratch), settings.image_column)
         except LabelFileError as error:
             yield failure("labels", str(error))
             return
@@ -55,6 +58,18 @@ def check_site(node_config: Mapping[str, object], classes: str) -> Iterator[Find
         yield from _check_images(site, folders, read_csv(Path(scratch) / SET_ASIDE)[1:])
         yield from _check_labels(site, known, given=bool(classes))
         yield _check_oracle(settings, site, known, node_config, Path(scratch))
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep the log of loading back: it names files that are not there any more when it is read."""
+    log = logging.getLogger(load_site.__module__)
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _settings(node_config: Mapping[str, object], classes: str) -> tuple[Settings, SiteFolders]:
