@@ -28,6 +28,8 @@ from ahfal_app.results.reading import read_run
 _FILE = """
 title: throughput
 base: {base}
+max-train-samples: 10000
+rounds: 10
 cycles: 1
 sweep: {{strategy: [ahfal], seed: {seeds}}}
 """
@@ -48,7 +50,7 @@ def main() -> None:
         "benchmark": "sweep_jobs",
         "environment": environment,
         "data": arguments.data_note or arguments.data,
-        "scale": "small, one cycle",
+        "settings": "as scale small, one cycle",
         "runs": arguments.runs,
         "seconds": {name: [] for name, _, _ in _WAYS},
     }
@@ -75,7 +77,7 @@ def _sweep(data: str, runs: int, jobs: int, one_core: bool) -> tuple[float, str]
         file, out = Path(folder) / "throughput.yaml", Path(folder) / "out"
         file.write_text(_FILE.format(base=_CONFIG.resolve(), seeds=list(range(runs))))
         command = [sys.executable, "-m", "ahfal_app", "sweep", str(file), "--out", str(out)]
-        command += ["--scale", "small", "--jobs", str(jobs), f"dataset={data}", "compile=never"]
+        command += ["--jobs", str(jobs), f"dataset={data}", "compile=never"]
         start = time.perf_counter()
         subprocess.run(
             command,
