@@ -15,8 +15,9 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _ENTRY_POINTS = {
 }
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 20
+_RESTART_PAUSE_S = 2.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -46,16 +48,52 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def processes_of(marker: str) -> dict[int, str]:
-    """Return the processes that inherited a test's mark, with their command lines."""
+def processes_of(marker: str, part: str = "") -> dict[int, str]:
+    """Return the processes that inherited a test's mark, with their command lines.
+
+    With `part`, only those that one of the deployment's processes has started, and it itself.
+    """
+    marks = [f"AHFAL_TEST={marker}\0".encode()]
+    marks += [f"AHFAL_TEST_PART={part}\0".encode()] if part else []
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"AHFAL_TEST={marker}\0".encode() in (folder / "environ").read_bytes():
+            environment = (folder / "environ").read_bytes()
+            if all(mark in environment for mark in marks):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if int(folder.name) != os.getpid() and command:
                     found[int(folder.name)] = command
     return found
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 600.0) -> None:
+    """Wait for something to become true; it is asked often, so that a short moment is met."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s")
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a process is started."""
+
+    command: list[str]
+    folder: str
+    environment: dict[str, str]
+
+    def start(self, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
 
 @dataclass
@@ -77,6 +115,10 @@ class Deployment:
     superlink: int
     proxy: int
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _recipes: dict[str, _Recipe] = field(default_factory=dict)
+    _kept_down: set[str] = field(default_factory=set)
+    _supervisor: threading.Thread | None = None
+    _ending: threading.Event = field(default_factory=threading.Event)
 
     @property
     def door(self) -> str:
@@ -153,6 +195,10 @@ class Deployment:
         """Return how a run ended, or its status at the deadline."""
         self._wait_for_server_app(running=True, timeout_s=_START_TIMEOUT_S)
         self._wait_for_server_app(running=False, timeout_s=timeout_s)
+        return self.status(run)
+
+    def status(self, run: str) -> str:
+        """Return a run's status."""
         listing = self.flwr("list", "deployment", "--run-id", run, "--format", "json")
         (found,) = json.loads(listing)["runs"]
         return str(found["status"])
@@ -161,10 +207,49 @@ class Deployment:
         """Look at the process: asking Flower each second would take what training needs."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            commands = processes_of(os.environ["AHFAL_TEST"]).values()
+            commands = processes_of(self._marker).values()
             if any("flwr-serverapp" in command for command in commands) == running:
                 return
             time.sleep(0.2)
+
+    def within(self, name: str) -> list[str]:
+        """Return what goes before the command of a process; a test may put hosts apart by it."""
+        return []
+
+    def supervise(self) -> None:
+        """Start each process again that ends, as `restart: unless-stopped` does."""
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+        self._supervisor.start()
+
+    def _supervise(self) -> None:
+        while not self._ending.wait(_RESTART_PAUSE_S):
+            for name, process in list(self.started.items()):
+                if process.poll() is not None and name not in self._kept_down:
+                    self.started[name] = self._recipes[name].start(self.folder / f"{name}.log")
+
+    def kill(self, *names: str) -> None:
+        """Kill processes with all that they have started, at once."""
+        for name in names:
+            for process_id in [self.started[name].pid, *processes_of(self._marker, name)]:
+                self.signal(process_id, signal.SIGKILL)
+
+    def signal(self, process_id: int, number: signal.Signals) -> None:
+        """Send a signal to a process, which may have ended by itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process_id, number)
+
+    @contextlib.contextmanager
+    def down(self, *names: str) -> Iterator[None]:
+        """Keep processes from being started again for as long as the block."""
+        self._kept_down |= set(names)
+        try:
+            yield
+        finally:
+            self._kept_down -= set(names)
+
+    @property
+    def _marker(self) -> str:
+        return os.environ["AHFAL_TEST"]
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""
@@ -176,13 +261,16 @@ class Deployment:
 
     def end(self) -> None:
         """Stop all processes, newest first."""
+        self._ending.set()
+        if self._supervisor is not None:
+            self._supervisor.join()
         for process in reversed(self.started.values()):
             process.terminate()
         for process in self.started.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_TIMEOUT_S)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while (left := processes_of(os.environ["AHFAL_TEST"])) and time.monotonic() < deadline:
+        while (left := processes_of(self._marker)) and time.monotonic() < deadline:
             for process_id in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process_id, signal.SIGKILL)
@@ -216,16 +304,12 @@ class Deployment:
             command = self._nginx_command(environment)
         else:
             command = _command(service_name, service)
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.started[name] = subprocess.Popen(
-                command,
-                cwd=service.get("working_dir", "/"),
-                env=self._environment(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = self._environment({**environment, "AHFAL_TEST_PART": name})
+        recipe = _Recipe(
+            [*self.within(name), *command], service.get("working_dir", "/"), environment
+        )
+        self._recipes[name] = recipe
+        self.started[name] = recipe.start(self.folder / f"{name}.log")
         self._wait_until_healthy(name, service)
 
     def _nginx_command(self, environment: Mapping[str, str]) -> list[str]:
@@ -253,10 +337,12 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployment(folder: Path, certificates: Path) -> Iterator[Deployment]:
+def deployment(
+    folder: Path, certificates: Path, kind: type[Deployment] | None = None
+) -> Iterator[Deployment]:
     """Run a deployment for as long as the block."""
     superlink, proxy = free_ports(2)
-    running = Deployment(folder, certificates, superlink, proxy)
+    running = (kind or Deployment)(folder, certificates, superlink, proxy)
     try:
         yield running
     finally:

@@ -1,0 +1,261 @@
+"""A run at sites where people label, on real processes; what they answer is counted apart.
+
+The sites' images are handwritten digits. A labeller answers each request at once with the true
+labels, and keeps a journal of its own: by it, and by the request folders, a test tells what was
+paid for, whatever the label stores say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deployment import Deployment, deployment, processes_of
+from site_images import write_images, write_labels
+
+from ahfal_app.certificates import write_certificates
+from ahfal_app.label_csv import write_csv
+from ahfal_app.label_files import verify_store
+from ahfal_app.labels import LabelStore
+
+DIGITS = tuple("0123456789")
+SITES = ("site-0", "site-1")
+
+#: Two cycles of two rounds.
+SETTINGS: dict[str, object] = {
+    "partition": "sites",
+    "num-clients": len(SITES),
+    "rounds": 2,
+    "local-epochs": 1,
+    "initial-fraction": 0.1,
+    "query-fraction": 0.05,
+    "target-fraction": 0.15,
+    "quorum": 0.5,
+    "start-timeout": 240.0,
+    "round-timeout": 120.0,
+    "label-deadline": 600.0,
+}
+_END_TIMEOUT_S = 900.0
+_ROWS = {"site-0": range(0, 200), "site-1": range(200, 320)}
+
+
+@dataclass
+class Labeller:
+    """Answers all requests of all sites, in a thread.
+
+    Attributes
+    ----------
+    folders : dict[str, Path]
+        The oracle's folder, by site.
+    truth : dict[str, str]
+        The true class, by file.
+    answers : dict[str, list[tuple[str, str]]]
+        File and class of each answer that was given, by site: what was paid for.
+    answered : Callable[[str, Path], None]
+        Called with the site and the request's folder right after an answer was given.
+    """
+
+    folders: dict[str, Path]
+    truth: dict[str, str]
+    answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    answered: Callable[[str, Path], None] = lambda site, request: None
+    working: threading.Event = field(default_factory=threading.Event)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        self.working.set()
+        thread = threading.Thread(target=self._work)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(0.05):
+            if not self.working.is_set():
+                continue
+            for site, folder in self.folders.items():
+                for request in sorted(folder.glob("cycle-*")):
+                    if not (request / "labels.csv").exists():
+                        self._answer(site, request)
+
+    def _answer(self, site: str, request: Path) -> None:
+        lines = [(row["original"], self.truth[row["original"]]) for row in requested(request)]
+        write_csv(request / "labels.csv", ("file", "label"), lines)
+        self.answers.setdefault(site, []).extend(lines)
+        self.answered(site, request)
+
+
+def requested(request: Path) -> list[dict[str, str]]:
+    """Return the lines of a request."""
+    with (request / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the answers of all sites.
+
+    Attributes
+    ----------
+    answered : int
+        Answers that were given.
+    lost : int
+        Of these, those that no store has.
+    bought_twice : int
+        Images that were asked for again.
+    """
+
+    answered: int
+    lost: int
+    bought_twice: int
+
+
+@dataclass
+class Trial:
+    """A server and two sites, and one run after the other."""
+
+    folder: Path
+    deployment: Deployment
+    labeller: Labeller
+    data_dir: Path
+    run_id: str = ""
+
+    def state(self, site: str) -> Path:
+        """Return where a site keeps labels."""
+        return self.folder / "sites" / site / "state"
+
+    def node_config(self, site: str) -> str:
+        """Return what a site says of itself."""
+        root = self.folder / "sites" / site
+        values = {
+            "data": root / "images",
+            "state-dir": self.state(site),
+            "oracle-dir": self.labeller.folders[site],
+            "data-dir": self.data_dir,
+        }
+        own = " ".join(f'{key}="{value}"' for key, value in values.items())
+        place = f"partition-id={SITES.index(site)} num-partitions={len(SITES)}"
+        return f'{place} oracle="files" {own}'
+
+    def start(self) -> None:
+        """Start the server and the sites, whose keys are registered."""
+        self.deployment.start_server()
+        for site in SITES:
+            key = self.deployment.certificates / "server" / "sites" / f"{site}.pub"
+            printed = self.deployment.flwr("supernode", "register", str(key), "deployment")
+            assert "registered" in printed, printed
+            self.deployment.start_site(site, self.node_config(site))
+        self.deployment.supervise()
+
+    def run(self, **settings: object) -> None:
+        """Start a run."""
+        values = {
+            **SETTINGS,
+            "output-dir": str(self.folder / "runs"),
+            "data-dir": str(self.data_dir),
+            **settings,
+        }
+        config = self.folder / "run.toml"
+        config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items()))
+        printed = self.deployment.flwr(
+            "run", ".", "deployment", "--run-config", str(config), "--format", "json"
+        )
+        self.run_id = str(json.loads(printed[printed.index("{") :])["run-id"])
+
+    def end(self, *, must_complete: bool = True) -> str:
+        """Return how the run ended, as Flower says."""
+        status = ""
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while not status.startswith("finished") and time.monotonic() < deadline:
+            status = self.deployment.wait_for_end(self.run_id, _END_TIMEOUT_S)
+        if must_complete:
+            assert status == "finished:completed", f"{status}\n{self.deployment.logs()}"
+            assert json.loads((self.run_folder / "summary.json").read_text())["complete"]
+        return status
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the only run."""
+        (found,) = (self.folder / "runs").iterdir()
+        return found
+
+    def records(self, kind: str) -> list[dict[str, object]]:
+        """Return what the run has written of rounds, or of cycles."""
+        lines = [
+            json.loads(line)
+            for path in (self.folder / "runs").glob("*/metrics.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        return [line for line in lines if line["kind"] == kind]
+
+    def at_work(self, site: str) -> bool:
+        """Return whether a message is being dealt with at a site."""
+        marker = str(self.folder)
+        commands = processes_of(marker, f"{site}-superexec").values()
+        return any("flwr-clientapp" in command for command in commands)
+
+    def account(self) -> Account:
+        """Count what was answered against what the stores have; they must be sound, too."""
+        answered, lost, twice = 0, 0, 0
+        for site in SITES:
+            answers = self.labeller.answers.get(site, [])
+            folders = sorted(self.labeller.folders[site].glob("cycle-*"))
+            asked = Counter(row["original"] for folder in folders for row in requested(folder))
+            given = Counter(file for file, _ in answers)
+            twice += sum((asked - Counter(set(asked))).values())
+            twice += sum((given - Counter(set(given))).values())
+            answered += len(answers)
+            lost += len(set(answers) - set(self.labels(site).items()))
+        return Account(answered, lost, twice)
+
+    def labels(self, site: str) -> dict[str, str]:
+        """Return the classes that a site's store has, by file; its ledger must be exact."""
+        if not list(self.state(site).rglob("labels.sqlite")):
+            return {}
+        found = verify_store(self.state(site))
+        ledger = found.ledger
+        assert ledger.allotted == ledger.spent + ledger.reserved + ledger.free
+        assert ledger.spent == found.states.get("labelled", 0)
+        assert ledger.reserved == found.states.get("reserved", 0)
+        assert not found.conflicts
+        store = LabelStore.open_existing(found.path)
+        try:
+            labelled = store.labelled()
+        finally:
+            store.close()
+        pairs = zip(labelled.samples_N.tolist(), labelled.labels_N.tolist(), strict=True)
+        return {found.files[sample]: DIGITS[label] for sample, label in pairs}
+
+
+@contextlib.contextmanager
+def trial(folder: Path, data_dir: Path, kind: type[Deployment] = Deployment) -> Iterator[Trial]:
+    """Make sites and their certificates; no process is left when the block ends.
+
+    `AHFAL_TEST` in this process's environment must be `folder`.
+    """
+    truth: dict[str, str] = {}
+    for site, rows in _ROWS.items():
+        root = folder / "sites" / site
+        own = write_images(root / "images", rows, DIGITS)
+        write_labels(root / "truth.csv", own)
+        truth |= own
+    write_certificates(folder / "certificates", [], [*SITES, "stranger"])
+    labeller = Labeller({site: folder / "sites" / site / "to-label" for site in SITES}, truth)
+    with (
+        deployment(folder, folder / "certificates", kind) as running,
+        labeller.at_work(),
+    ):
+        yield Trial(folder, running, labeller, data_dir)
+    left: Mapping[int, str] = processes_of(str(folder))
+    assert not left, left
