@@ -108,12 +108,21 @@ class Deployment:
         What `ahfal certs` has written.
     superlink, proxy : int
         Ports; sites call the proxy where there is one.
+    address : str
+        Where sites find the server.
+    within : dict[str, list[str]]
+        What goes before the command of a process, by its name: a host of its own.
+    environments : dict[str, dict[str, str]]
+        What a process, by its name, finds in its environment besides.
     """
 
     folder: Path
     certificates: Path
     superlink: int
     proxy: int
+    address: str = "127.0.0.1"
+    within: dict[str, list[str]] = field(default_factory=dict)
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _recipes: dict[str, _Recipe] = field(default_factory=dict)
     _kept_down: set[str] = field(default_factory=set)
@@ -123,7 +132,7 @@ class Deployment:
     @property
     def door(self) -> str:
         """The address that sites call."""
-        return f"127.0.0.1:{self.proxy if NGINX else self.superlink}"
+        return f"{self.address}:{self.proxy if NGINX else self.superlink}"
 
     def start_server(self) -> None:
         """Start SuperLink, SuperExec and, where nginx is installed, the proxy."""
@@ -182,7 +191,7 @@ class Deployment:
         text = text.replace("/run/secrets", str(self.certificates / "server"))
         (home / "config.toml").write_text(text)
         done = subprocess.run(
-            [str(_PROGRAMS / "flwr"), *arguments],
+            [*self.within.get("flwr", []), str(_PROGRAMS / "flwr"), *arguments],
             cwd=ROOT,
             env={**self._environment({}), "FLWR_HOME": str(home)},
             capture_output=True,
@@ -211,10 +220,6 @@ class Deployment:
             if any("flwr-serverapp" in command for command in commands) == running:
                 return
             time.sleep(0.2)
-
-    def within(self, name: str) -> list[str]:
-        """Return what goes before the command of a process; a test may put hosts apart by it."""
-        return []
 
     def supervise(self) -> None:
         """Start each process again that ends, as `restart: unless-stopped` does."""
@@ -305,9 +310,9 @@ class Deployment:
         else:
             command = _command(service_name, service)
         environment = self._environment({**environment, "AHFAL_TEST_PART": name})
-        recipe = _Recipe(
-            [*self.within(name), *command], service.get("working_dir", "/"), environment
-        )
+        environment |= self.environments.get(name, {})
+        command = [*self.within.get(name, []), *command]
+        recipe = _Recipe(command, service.get("working_dir", "/"), environment)
         self._recipes[name] = recipe
         self.started[name] = recipe.start(self.folder / f"{name}.log")
         self._wait_until_healthy(name, service)
@@ -326,7 +331,7 @@ class Deployment:
         return [str(NGINX), "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "stderr"]
 
     def _wait_until_healthy(self, name: str, service: Mapping[str, Any]) -> None:
-        check = _health_command(service)
+        check = [*self.within.get(name, []), *_health_command(service)]
         process = self.started[name]
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
@@ -337,12 +342,10 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployment(
-    folder: Path, certificates: Path, kind: type[Deployment] | None = None
-) -> Iterator[Deployment]:
+def deployment(folder: Path, certificates: Path) -> Iterator[Deployment]:
     """Run a deployment for as long as the block."""
     superlink, proxy = free_ports(2)
-    running = (kind or Deployment)(folder, certificates, superlink, proxy)
+    running = Deployment(folder, certificates, superlink, proxy)
     try:
         yield running
     finally:

@@ -15,49 +15,50 @@ Fault = Callable[[Trial, random.Random], str]
 
 _ROUNDS = int(str(SETTINGS["rounds"]))
 # A message takes some seconds at a site: most of it is the start of a process.
-_MESSAGE_S = 5.0
+MESSAGE_S = 5.0
 
 
-def _site(name: str) -> tuple[str, str]:
+def site_processes(name: str) -> tuple[str, str]:
     """Return the processes of a site: all of them die when its machine does."""
     return name, f"{name}-superexec"
 
 
-def _begin(trial: Trial, **settings: object) -> None:
+def begin(trial: Trial, **settings: object) -> None:
+    """Start the server, the sites and a run."""
     trial.start()
     trial.run(**settings)
 
 
 def no_fault(trial: Trial, draw: random.Random) -> str:
     """Nothing happens: what the others are compared with."""
-    _begin(trial)
+    begin(trial)
     return trial.end()
 
 
 def site_killed_while_training(trial: Trial, draw: random.Random) -> str:
     """A site's machine dies at a random moment of a round's message."""
-    _begin(trial)
+    begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
-    time.sleep(draw.uniform(0.0, _MESSAGE_S))
-    trial.deployment.kill(*_site("site-0"))
+    time.sleep(draw.uniform(0.0, MESSAGE_S))
+    trial.deployment.kill(*site_processes("site-0"))
     return trial.end()
 
 
 def supernode_killed_while_training(trial: Trial, draw: random.Random) -> str:
     """The SuperNode alone dies; its ClientApp finds nobody to tell."""
-    _begin(trial)
+    begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
-    time.sleep(draw.uniform(0.0, _MESSAGE_S))
+    time.sleep(draw.uniform(0.0, MESSAGE_S))
     trial.deployment.kill("site-0")
     return trial.end()
 
 
 def site_killed_while_selecting(trial: Trial, draw: random.Random) -> str:
     """A site's machine dies between the last round of a cycle and the request that follows."""
-    _begin(trial)
+    begin(trial)
     wait_until(lambda: len(trial.records("round")) >= _ROUNDS and trial.at_work("site-0"))
-    time.sleep(draw.uniform(0.0, 2 * _MESSAGE_S))
-    trial.deployment.kill(*_site("site-0"))
+    time.sleep(draw.uniform(0.0, 2 * MESSAGE_S))
+    trial.deployment.kill(*site_processes("site-0"))
     return trial.end()
 
 
@@ -67,13 +68,13 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
 
     def strike(site: str, request: Path) -> None:
         if site == "site-0" and not struck:
-            time.sleep(draw.uniform(0.0, _MESSAGE_S))
+            time.sleep(draw.uniform(0.0, MESSAGE_S))
             assert set(dict(trial.labeller.answers[site])) - set(trial.labels(site))
-            trial.deployment.kill(*_site(site))
+            trial.deployment.kill(*site_processes(site))
             struck.append(request.name)
 
     trial.labeller.answered = strike
-    _begin(trial)
+    begin(trial)
     ended = trial.end()
     assert struck
     return ended
@@ -81,18 +82,18 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
 
 def superlink_killed(trial: Trial, draw: random.Random) -> str:
     """The SuperLink dies while sites train, and comes back on its database."""
-    _begin(trial)
+    begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
-    time.sleep(draw.uniform(0.0, _MESSAGE_S))
+    time.sleep(draw.uniform(0.0, MESSAGE_S))
     trial.deployment.kill("superlink")
     return trial.end()
 
 
 def serverapp_killed(trial: Trial, draw: random.Random) -> str:
     """The ServerApp dies at a random moment; the run is resumed by hand."""
-    _begin(trial)
+    begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1)
-    time.sleep(draw.uniform(0.0, 4 * _MESSAGE_S))
+    time.sleep(draw.uniform(0.0, 4 * MESSAGE_S))
     for process, command in processes_of(str(trial.folder), "server-superexec").items():
         if "flwr-serverapp" in command:
             trial.deployment.signal(process, signal.SIGKILL)
@@ -104,7 +105,7 @@ def serverapp_killed(trial: Trial, draw: random.Random) -> str:
 
 def site_answers_late(trial: Trial, draw: random.Random) -> str:
     """A site's ClientApp hangs for longer than a round may take, and then answers."""
-    _begin(trial, **{"round-timeout": 30.0})
+    begin(trial, **{"round-timeout": 30.0})
     wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
     hanging = [
         process

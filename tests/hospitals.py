@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deployment import Deployment, deployment, processes_of
 from site_images import write_images, write_labels
@@ -23,15 +25,17 @@ from site_images import write_images, write_labels
 from ahfal_app.certificates import write_certificates
 from ahfal_app.label_csv import write_csv
 from ahfal_app.label_files import verify_store
-from ahfal_app.labels import LabelStore
+from ahfal_app.labels import Entry, LabelStore
 
 DIGITS = tuple("0123456789")
-SITES = ("site-0", "site-1")
+SITES = ("site-0", "site-1", "site-2")
+
+#: Where sites find a server that is a host of its own.
+SERVER_ADDRESS = "10.77.0.1"
 
 #: Two cycles of two rounds.
 SETTINGS: dict[str, object] = {
     "partition": "sites",
-    "num-clients": len(SITES),
     "rounds": 2,
     "local-epochs": 1,
     "initial-fraction": 0.1,
@@ -43,7 +47,7 @@ SETTINGS: dict[str, object] = {
     "label-deadline": 600.0,
 }
 _END_TIMEOUT_S = 900.0
-_ROWS = {"site-0": range(0, 200), "site-1": range(200, 320)}
+_ROWS = {"site-0": range(0, 200), "site-1": range(200, 320), "site-2": range(320, 440)}
 
 
 @dataclass
@@ -91,7 +95,12 @@ class Labeller:
 
     def _answer(self, site: str, request: Path) -> None:
         lines = [(row["original"], self.truth[row["original"]]) for row in requested(request)]
-        write_csv(request / "labels.csv", ("file", "label"), lines)
+        try:
+            write_csv(request / "labels.csv", ("file", "label"), lines)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return  # As people would: the program says so, and they save again later.
         self.answers.setdefault(site, []).extend(lines)
         self.answered(site, request)
 
@@ -111,24 +120,36 @@ class Account:
     answered : int
         Answers that were given.
     lost : int
-        Of these, those that no store has.
+        Of these, those that no store has, and that none waits for.
+    waiting : int
+        Of these, those that lie in a request's folder, which the store still waits for: the next
+        look takes them in.
     bought_twice : int
         Images that were asked for again.
     """
 
     answered: int
     lost: int
+    waiting: int
     bought_twice: int
 
 
 @dataclass
 class Trial:
-    """A server and two sites, and one run after the other."""
+    """A server and its sites, and one run after the other.
+
+    Attributes
+    ----------
+    hosts : contextlib.ExitStack
+        Left when no process is there any more.
+    """
 
     folder: Path
     deployment: Deployment
     labeller: Labeller
     data_dir: Path
+    sites: tuple[str, ...]
+    hosts: contextlib.ExitStack
     run_id: str = ""
 
     def state(self, site: str) -> Path:
@@ -145,13 +166,13 @@ class Trial:
             "data-dir": self.data_dir,
         }
         own = " ".join(f'{key}="{value}"' for key, value in values.items())
-        place = f"partition-id={SITES.index(site)} num-partitions={len(SITES)}"
+        place = f"partition-id={self.sites.index(site)} num-partitions={len(self.sites)}"
         return f'{place} oracle="files" {own}'
 
     def start(self) -> None:
         """Start the server and the sites, whose keys are registered."""
         self.deployment.start_server()
-        for site in SITES:
+        for site in self.sites:
             key = self.deployment.certificates / "server" / "sites" / f"{site}.pub"
             printed = self.deployment.flwr("supernode", "register", str(key), "deployment")
             assert "registered" in printed, printed
@@ -162,6 +183,7 @@ class Trial:
         """Start a run."""
         values = {
             **SETTINGS,
+            "num-clients": len(self.sites),
             "output-dir": str(self.folder / "runs"),
             "data-dir": str(self.data_dir),
             **settings,
@@ -190,7 +212,7 @@ class Trial:
         (found,) = (self.folder / "runs").iterdir()
         return found
 
-    def records(self, kind: str) -> list[dict[str, object]]:
+    def records(self, kind: str) -> list[dict[str, Any]]:
         """Return what the run has written of rounds, or of cycles."""
         lines = [
             json.loads(line)
@@ -198,6 +220,11 @@ class Trial:
             for line in path.read_text().splitlines()
         ]
         return [line for line in lines if line["kind"] == kind]
+
+    def reasons(self) -> list[str]:
+        """Return why sites have failed, each as often as the run has written it."""
+        records = [*self.records("round"), *self.records("cycle")]
+        return [str(failure["reason"]) for record in records for failure in record["failed"]]
 
     def at_work(self, site: str) -> bool:
         """Return whether a message is being dealt with at a site."""
@@ -207,22 +234,38 @@ class Trial:
 
     def account(self) -> Account:
         """Count what was answered against what the stores have; they must be sound, too."""
-        answered, lost, twice = 0, 0, 0
-        for site in SITES:
+        answered, lost, waiting, twice = 0, 0, 0, 0
+        for site in self.sites:
             answers = self.labeller.answers.get(site, [])
             folders = sorted(self.labeller.folders[site].glob("cycle-*"))
             asked = Counter(row["original"] for folder in folders for row in requested(folder))
-            given = Counter(file for file, _ in answers)
             twice += sum((asked - Counter(set(asked))).values())
-            twice += sum((given - Counter(set(given))).values())
+            twice += sum(count - 1 for count in Counter(file for file, _ in answers).values())
             answered += len(answers)
-            lost += len(set(answers) - set(self.labels(site).items()))
-        return Account(answered, lost, twice)
+            missing = set(answers) - set(self.labels(site).items())
+            awaited = {file for file, _ in missing} & self._awaited(site)
+            waiting += len(awaited)
+            lost += len(missing) - len(awaited)
+        return Account(answered, lost, waiting, twice)
 
     def labels(self, site: str) -> dict[str, str]:
         """Return the classes that a site's store has, by file; its ledger must be exact."""
+        entries = self._entries(site)
+        return {str(e.file): DIGITS[e.label] for e in entries if e.label is not None}
+
+    def _awaited(self, site: str) -> set[str]:
+        """Return the files that the store waits for and whose answers are still on the disk."""
+        answered = {
+            row["original"]
+            for folder in self.labeller.folders[site].glob("cycle-*")
+            if (folder / "labels.csv").exists()
+            for row in requested(folder)
+        }
+        return answered & {str(e.file) for e in self._entries(site) if e.state == "reserved"}
+
+    def _entries(self, site: str) -> tuple[Entry, ...]:
         if not list(self.state(site).rglob("labels.sqlite")):
-            return {}
+            return ()
         found = verify_store(self.state(site))
         ledger = found.ledger
         assert ledger.allotted == ledger.spent + ledger.reserved + ledger.free
@@ -231,31 +274,31 @@ class Trial:
         assert not found.conflicts
         store = LabelStore.open_existing(found.path)
         try:
-            labelled = store.labelled()
+            return store.entries()
         finally:
             store.close()
-        pairs = zip(labelled.samples_N.tolist(), labelled.labels_N.tolist(), strict=True)
-        return {found.files[sample]: DIGITS[label] for sample, label in pairs}
 
 
 @contextlib.contextmanager
-def trial(folder: Path, data_dir: Path, kind: type[Deployment] = Deployment) -> Iterator[Trial]:
+def trial(folder: Path, data_dir: Path, num_sites: int = 2) -> Iterator[Trial]:
     """Make sites and their certificates; no process is left when the block ends.
 
     `AHFAL_TEST` in this process's environment must be `folder`.
     """
+    sites = SITES[:num_sites]
     truth: dict[str, str] = {}
-    for site, rows in _ROWS.items():
+    for site in sites:
         root = folder / "sites" / site
-        own = write_images(root / "images", rows, DIGITS)
+        own = write_images(root / "images", _ROWS[site], DIGITS)
         write_labels(root / "truth.csv", own)
         truth |= own
-    write_certificates(folder / "certificates", [], [*SITES, "stranger"])
-    labeller = Labeller({site: folder / "sites" / site / "to-label" for site in SITES}, truth)
+    write_certificates(folder / "certificates", [SERVER_ADDRESS], [*sites, "stranger"])
+    labeller = Labeller({site: folder / "sites" / site / "to-label" for site in sites}, truth)
     with (
-        deployment(folder, folder / "certificates", kind) as running,
+        contextlib.ExitStack() as hosts,
+        deployment(folder, folder / "certificates") as running,
         labeller.at_work(),
     ):
-        yield Trial(folder, running, labeller, data_dir)
+        yield Trial(folder, running, labeller, data_dir, sites, hosts)
     left: Mapping[int, str] = processes_of(str(folder))
     assert not left, left

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from killed_buyer import kill_buyer
 
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
 from ahfal_app.labels import (
@@ -554,81 +555,9 @@ def test_no_acknowledged_label_is_lost_to_sigkill(tmp_path):
     assert store.ledger().spent == len(labelled.samples_N)
 
 
-# Whoever labels writes down what has been paid for before it answers, and answers a repeated
-# request with what it has written down.
-_BUYER = """
-    import json, os, random, signal, sys, time
-    from pathlib import Path
-    import numpy as np
-    from ahfal_app.labels import LabelReceipt, LabelRequest, LabelStore, request_id
-
-    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-    journal, acknowledged = folder / "paid.txt", folder / "acknowledged.txt"
-
-    def append(path, samples):
-        with path.open("a") as file:
-            file.write("".join(f"{sample}\\n" for sample in samples))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(path):
-        text = path.read_text() if path.exists() else ""
-        return [int(line) for line in text.splitlines(keepends=True) if line.endswith("\\n")]
-
-    def answer(store, request):
-        paid = set(read(journal))
-        append(journal, [s for s in request.samples if s not in paid])
-        receipts = [
-            LabelReceipt(request.request_id, s, None if s % 7 == 0 else s % 10, "anna")
-            for s in request.samples
-        ]
-        store.commit(receipts)
-        append(acknowledged, [r.sample for r in receipts if r.label is not None])
-
-    def buy():
-        store = LabelStore.open_file(folder / "labels.sqlite", np.arange(20_000), 10)
-        os.write(opened, b".")
-        while os.getppid() == parent:
-            for request in store.open_requests():
-                answer(store, request)
-            cycle = store.last_cycle() + 1
-            store.allot(store.ledger().allotted - store.ledger().free + 3)
-            chosen = tuple(store.unlabelled()[:3].tolist())
-            request = LabelRequest(request_id("run", 0, cycle), cycle, "x", chosen)
-            answer(store, store.reserve(request))
-
-    parent = os.getpid()
-    draw = random.Random(0)
-    has_opened, opened = os.pipe()
-    kill = 0
-    # A slow machine buys less between two kills: more of them, then.
-    while kill < kills or len(read(journal)) < 500:
-        kill += 1
-        child = os.fork()
-        if not child:
-            buy()
-        if kill % 5:
-            os.read(has_opened, 1)
-        time.sleep(draw.uniform(0.0, 0.1))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-"""
-
-
 @pytest.mark.slow
 def test_of_200_kills_none_loses_a_label_or_buys_one_twice(tmp_path):
-    script = [sys.executable, "-c", textwrap.dedent(_BUYER), str(tmp_path), "200"]
-    subprocess.run(script, check=True, timeout=600)
-    store = LabelStore.open_file(tmp_path / "labels.sqlite", np.arange(20_000), 10)
-    for request in store.open_requests():
-        store.release(request.request_id)
-    store.verify()
-    paid = [int(line) for line in (tmp_path / "paid.txt").read_text().splitlines()]
-    acknowledged = (tmp_path / "acknowledged.txt").read_text().splitlines()
-    labelled = store.labelled()
-    assert len(paid) >= 500
-    assert len(set(paid)) == len(paid), "bought twice"
-    assert {int(line) for line in acknowledged} <= set(labelled.samples_N.tolist()), "lost"
-    assert store.ledger().spent == len(labelled.samples_N)
-    assert (labelled.labels_N == labelled.samples_N % 10).all()
-    assert (labelled.samples_N % 7 != 0).all()
+    counts = kill_buyer(tmp_path, 200)
+    assert counts.injected >= 200
+    assert counts.answered >= 500
+    assert (counts.lost, counts.bought_twice) == (0, 0)

@@ -1,0 +1,153 @@
+"""Faults on real processes, again and again: are labels lost, or bought twice?
+
+Each run starts a server and its sites as the compose files do, on this machine, lets one of the
+faults of `tests/fault_registry.py` happen at a random moment, and counts what people have answered
+against what the sites' label stores hold.
+
+    python benchmarks/faults.py --times 5
+
+Each run is a line in the file of lines as soon as it is over; runs that are there already are not
+repeated. The last step makes `results/faults.json` of them, and prints the table of
+docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ahfal_app.results.environment import describe_environment
+
+_ROOT = Path(__file__).parent.parent
+_RESULTS = Path(__file__).parent / "results"
+_KILLS = 200
+_COUNTS = ("answered", "lost", "waiting", "bought_twice")
+
+sys.path.insert(0, str(_ROOT / "tests"))
+
+from fault_registry import FAULTS  # noqa: E402
+from hospitals import SETTINGS, trial  # noqa: E402
+from killed_buyer import kill_buyer  # noqa: E402
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    arguments = _arguments()
+    arguments.lines.parent.mkdir(parents=True, exist_ok=True)
+    done = {(run["fault"], run["draw"]) for run in _read(arguments.lines)}
+    wanted = [(name, draw) for draw in range(arguments.times) for name in arguments.faults]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
+        runs = [pool.submit(_run, *each) for each in wanted if each not in done]
+        for run in as_completed(runs):
+            line = json.dumps(run.result())
+            print(line, flush=True)
+            with arguments.lines.open("a") as file:
+                file.write(line + "\n")
+    if arguments.kills and ("store_writer_killed", 0) not in done:
+        with arguments.lines.open("a") as file:
+            file.write(json.dumps(_kill_writer(arguments.kills)) + "\n")
+    _write(_read(arguments.lines), arguments.output)
+    print(_table(_read(arguments.lines)))
+
+
+def _run(name: str, draw: int) -> dict[str, Any]:
+    """Let one fault happen; what fails is a result, too, and not the end of the others."""
+    fault = FAULTS[name]
+    start = time.monotonic()
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="ahfal-fault-") as made:
+        folder = Path(made)
+        os.environ["AHFAL_TEST"] = made
+        try:
+            with trial(folder, folder / "cache", fault.sites) as running:
+                outcome = fault.strike(running, random.Random(f"{name} {draw}"))
+                counts = asdict(running.account())
+                reasons = running.reasons()
+        # Whatever it is belongs into the line: the other runs go on.
+        except Exception as error:  # noqa: BLE001
+            outcome, reasons = f"{type(error).__name__}: {str(error)[:2000]}", []
+    return {
+        "fault": name,
+        "draw": draw,
+        "sites": fault.sites,
+        "injected": 1,
+        **dict.fromkeys(_COUNTS),
+        **counts,
+        "outcome": outcome,
+        "failures_on_the_way": reasons,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _kill_writer(kills: int) -> dict[str, Any]:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ahfal-fault-") as folder:
+        counts = kill_buyer(Path(folder), kills)
+    return {
+        "fault": "store_writer_killed",
+        "draw": 0,
+        **asdict(counts),
+        "outcome": "sound",
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _read(lines: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+
+def _write(runs: list[dict[str, Any]], output: Path) -> None:
+    environment = describe_environment(
+        class_names=[], data_fingerprint="", partition_fingerprint=None
+    )
+    result = {"benchmark": "faults", "environment": environment, "settings": SETTINGS, "runs": runs}
+    output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _table(runs: list[dict[str, Any]]) -> str:
+    """Return the runs as Markdown, a row a fault."""
+    rows = [
+        "| fault | injected | answers | lost | bought twice | runs that completed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(run["fault"] for run in runs):
+        own = [run for run in runs if run["fault"] == name]
+        completed = sum(run["outcome"] in ("finished:completed", "sound") for run in own)
+        cells = [_sum(own, key) for key in ("injected", "answered", "lost", "bought_twice")]
+        rows.append(f"| {name} | {' | '.join(cells)} | {completed} of {len(own)} |")
+    return "\n".join(rows)
+
+
+def _sum(runs: Iterable[dict[str, Any]], key: str) -> str:
+    values = [run[key] for run in runs]
+    # A run that could not be counted must not look like one without a loss.
+    return "not known" if None in values else f"{sum(values):,}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=5, help="how often each fault happens")
+    parser.add_argument(
+        "--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="FAULT"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="deployments beside each other")
+    parser.add_argument("--kills", type=int, default=_KILLS, help="of the store's writer")
+    parser.add_argument("--lines", type=Path, default=_RESULTS / "faults.jsonl")
+    parser.add_argument("--output", type=Path, default=_RESULTS / "faults.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Faults that sites and their hosts have: wrong answers, strangers, network, disk, clock."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deployment import wait_until
+from faults import MESSAGE_S, begin, site_processes
+from hospitals import SERVER_ADDRESS, Trial
+from hosts import Clock, full, network, small_disk
+
+from ahfal_app.certificates import write_certificates
+
+_MISBEHAVIOUR = Path(__file__).parent / "misbehaviour"
+_REFUSAL_TIMEOUT_S = 120.0
+_DISK_MIB = 16
+
+
+def site_answers_nan(trial: Trial, draw: random.Random) -> str:
+    """A site's weights are not numbers, in each round."""
+    ended = _misbehaving(trial, "nan")
+    _failed_in_each_round(trial, "has values")
+    return ended
+
+
+def site_answers_another_schema(trial: Trial, draw: random.Random) -> str:
+    """A site's arrays are of another type, its purchases are answered without metrics."""
+    ended = _misbehaving(trial, "schema")
+    _failed_in_each_round(trial, "float64")
+    return ended
+
+
+def site_answers_twice(trial: Trial, draw: random.Random) -> str:
+    """A site deals with each message twice and sends each answer twice."""
+    ended = _misbehaving(trial, "twice")
+    assert "sent twice" in trial.deployment.log("site-0")
+    return ended
+
+
+def unregistered_site(trial: Trial, draw: random.Random) -> str:
+    """A SuperNode with a key that nobody has registered calls while a run goes on."""
+    begin(trial)
+    _wait_for_a_round(trial, draw)
+    _refused(trial.deployment.supernode_command("stranger"), "Failed to activate SuperNode")
+    return _without_failures(trial)
+
+
+def wrong_certificate(trial: Trial, draw: random.Random) -> str:
+    """A site does not know the authority of the server's certificate."""
+    foreign = trial.folder / "foreign"
+    write_certificates(foreign, [], ["site-0"])
+    begin(trial)
+    _wait_for_a_round(trial, draw)
+    command = trial.deployment.supernode_command("site-0", foreign)
+    _refused(command, "certificate verify failed")
+    return _without_failures(trial)
+
+
+def site_cut_off(trial: Trial, draw: random.Random) -> str:
+    """Server and sites are hosts of their own; one's cable is out for one to two minutes."""
+    hosts = trial.hosts.enter_context(network(SERVER_ADDRESS, trial.sites))
+    trial.deployment.address = SERVER_ADDRESS
+    for process in ("superlink", "server-superexec", "proxy", "flwr"):
+        trial.deployment.within[process] = hosts.within("server")
+    for site in trial.sites:
+        for process in site_processes(site):
+            trial.deployment.within[process] = hosts.within(site)
+    begin(trial)
+    _wait_for_a_round(trial, draw)
+    with hosts.cut("site-0"):
+        time.sleep(draw.uniform(60.0, 120.0))
+    return trial.end()
+
+
+def disk_full(trial: Trial, draw: random.Random) -> str:
+    """The disk of a site fills up at a random moment; people make room after a failure."""
+    disk = trial.folder / "sites" / "site-0"
+    trial.hosts.enter_context(small_disk(disk, _DISK_MIB))
+    begin(trial)
+    _wait_for_a_round(trial, draw)
+    with full(disk):
+        wait_until(trial.reasons)
+    assert any("full" in reason or "No space left" in reason for reason in trial.reasons())
+    return trial.end()
+
+
+def wrong_clock(trial: Trial, draw: random.Random) -> str:
+    """The clock of a site jumps by a quarter of an hour or an hour, and back a minute later."""
+    clock = Clock(trial.folder)
+    for process in site_processes("site-0"):
+        trial.deployment.environments[process] = clock.environment
+    begin(trial)
+    _wait_for_a_round(trial, draw)
+    clock.set(draw.choice((-3600, -900, 900, 3600)))
+    time.sleep(draw.uniform(45.0, 75.0))
+    clock.set(0)
+    return trial.end()
+
+
+def _misbehaving(trial: Trial, how: str) -> str:
+    path = os.pathsep.join([str(_MISBEHAVIOUR), str(Path(__file__).parent.parent)])
+    for process in site_processes("site-0"):
+        own = {"PYTHONPATH": path, "AHFAL_TEST_MISBEHAVIOUR": how}
+        trial.deployment.environments[process] = own
+    begin(trial)
+    return trial.end()
+
+
+def _failed_in_each_round(trial: Trial, why: str) -> None:
+    for record in trial.records("round"):
+        (failure,) = record["failed"]
+        assert failure["client"] == 0
+        assert why in failure["reason"], failure
+
+
+def _without_failures(trial: Trial) -> str:
+    ended = trial.end()
+    assert not trial.reasons()
+    return ended
+
+
+def _wait_for_a_round(trial: Trial, draw: random.Random) -> None:
+    """Wait for a random moment of the rest of the first cycle, or of the next one's start."""
+    wait_until(lambda: trial.records("round"))
+    time.sleep(draw.uniform(0.0, 4 * MESSAGE_S))
+
+
+def _refused(command: list[str], why: str) -> None:
+    """Start a SuperNode, which must be told why it may not join."""
+    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=_REFUSAL_TIMEOUT_S)
+        assert process.returncode != 0, printed
+    except subprocess.TimeoutExpired:
+        process.kill()
+        printed, _ = process.communicate()
+    assert "SuperNode ID" not in printed
+    assert why.lower() in printed.lower(), printed
+
+
+#: All of them, by name.
+FAULTS = {
+    function.__name__: function
+    for function in (
+        site_answers_nan,
+        site_answers_another_schema,
+        site_answers_twice,
+        unregistered_site,
+        wrong_certificate,
+        site_cut_off,
+        disk_full,
+        wrong_clock,
+    )
+}
