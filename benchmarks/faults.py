@@ -1,4 +1,4 @@
-"""Faults on real processes, again and again: are labels lost, or bought twice?
+"""Faults on real processes, again and again: whether labels are lost or bought twice.
 
 Each run starts a server and its sites as the compose files do, on this machine, lets one of the
 faults of `tests/fault_registry.py` happen at a random moment, and counts what people have answered
@@ -6,9 +6,9 @@ against what the sites' label stores hold.
 
     python benchmarks/faults.py --times 5
 
-Each run is a line in the file of lines as soon as it is over; runs that are there already are not
-repeated. The last step makes `results/faults.json` of them, and prints the table of
-docs/reliability.md.
+The runs of one fault follow each other at the same server and sites. Each is a line in the file of
+lines as soon as it is over; runs that are there already are not repeated. The last step makes
+`results/faults.json` of them, and prints the table of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -45,50 +45,65 @@ def main() -> None:
     """Run the benchmark from the command line."""
     arguments = _arguments()
     arguments.lines.parent.mkdir(parents=True, exist_ok=True)
-    done = {(run["fault"], run["draw"]) for run in _read(arguments.lines)}
-    wanted = [(name, draw) for draw in range(arguments.times) for name in arguments.faults]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
-        runs = [pool.submit(_run, *each) for each in wanted if each not in done]
-        for run in as_completed(runs):
-            line = json.dumps(run.result())
-            print(line, flush=True)
-            with arguments.lines.open("a") as file:
-                file.write(line + "\n")
-    if arguments.kills and ("store_writer_killed", 0) not in done:
-        with arguments.lines.open("a") as file:
-            file.write(json.dumps(_kill_writer(arguments.kills)) + "\n")
-    _write(_read(arguments.lines), arguments.output)
-    print(_table(_read(arguments.lines)))
+        repeated = [
+            pool.submit(_repeat, name, arguments.times, arguments.lines)
+            for name in arguments.faults
+            if not FAULTS[name].missing
+        ]
+        for each in as_completed(repeated):
+            each.result()
+    if arguments.kills and not _drawn(arguments.lines, "store_writer_killed"):
+        _append(arguments.lines, _kill_writer(arguments.kills))
+    runs = _read(arguments.lines)
+    _write(runs, arguments.output)
+    print(_table(runs))
 
 
-def _run(name: str, draw: int) -> dict[str, Any]:
-    """Let one fault happen; what fails is a result, too, and not the end of the others."""
+def _repeat(name: str, times: int, lines: Path) -> None:
+    """Let one fault happen until it has happened so often."""
+    while left := sorted(set(range(times)) - _drawn(lines, name)):
+        with tempfile.TemporaryDirectory(prefix="ahfal-fault-") as folder:
+            os.environ["AHFAL_TEST"] = folder
+            _strike(name, left, Path(folder), lines)
+
+
+def _strike(name: str, draws: list[int], folder: Path, lines: Path) -> None:
+    """Let one fault happen in one run after the other, at the same server and sites.
+
+    The first run that goes wrong is the last one; what went wrong is a result, too.
+    """
     fault = FAULTS[name]
-    start = time.monotonic()
-    counts: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(prefix="ahfal-fault-") as made:
-        folder = Path(made)
-        os.environ["AHFAL_TEST"] = made
-        try:
-            with trial(folder, folder / "cache", fault.sites) as running:
-                outcome = fault.strike(running, random.Random(f"{name} {draw}"))
-                counts = asdict(running.account())
-                reasons = running.reasons()
-        # Whatever it is belongs into the line: the other runs go on.
-        except Exception as error:  # noqa: BLE001
-            outcome, reasons = f"{type(error).__name__}: {str(error)[:2000]}", []
-    return {
-        "fault": name,
-        "draw": draw,
-        "sites": fault.sites,
-        "injected": 1,
-        **dict.fromkeys(_COUNTS),
-        **counts,
-        "outcome": outcome,
-        "failures_on_the_way": reasons,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    with trial(folder, folder / "cache", fault.sites) as running:
+        fault.prepare(running)
+        for draw in draws:
+            start = time.monotonic()
+            line: dict[str, Any] = {"fault": name, "draw": draw, "sites": fault.sites}
+            line |= {"injected": 1, **dict.fromkeys(_COUNTS)}
+            try:
+                line["outcome"] = fault.strike(running, random.Random(f"{name} {draw}"))
+                line |= asdict(running.account())
+            # Whatever it is belongs into the line: the others go on with processes of their own.
+            except Exception as error:  # noqa: BLE001
+                line["outcome"] = f"{type(error).__name__}: {str(error)[:6000]}"
+            line["failures_on_the_way"] = running.reasons()
+            line["seconds"] = round(time.monotonic() - start, 1)
+            _append(lines, line)
+            if line["answered"] is None:
+                break
+            running.forget()
+
+
+def _append(lines: Path, line: dict[str, Any]) -> None:
+    text = json.dumps(line) + "\n"
+    with lines.open("ab", buffering=0) as file:
+        file.write(text.encode())
+    print(text, end="", flush=True)
+
+
+def _drawn(lines: Path, name: str) -> set[int]:
+    return {run["draw"] for run in _read(lines) if run["fault"] == name}
 
 
 def _kill_writer(kills: int) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Fault:
 
     Attributes
     ----------
+    prepare : Callable[[Trial], None]
+        Called before the server and the sites are started.
     strike : Callable[[Trial, random.Random], str]
         Starts a run, injects the fault at a moment that the generator draws, and returns how the
         run ended.
@@ -28,9 +30,14 @@ class Fault:
         What this machine lacks for it; empty where it can be injected.
     """
 
+    prepare: Callable[[Trial], None]
     strike: Callable[[Trial, random.Random], str]
     sites: int = 2
     missing: str = ""
+
+
+def _nothing(trial: Trial) -> None:
+    """Prepare nothing."""
 
 
 def _missing(name: str) -> str:
@@ -43,8 +50,13 @@ def _missing(name: str) -> str:
     return ""
 
 
+def _fault(name: str, strike: Callable[[Trial, random.Random], str]) -> Fault:
+    prepare = faults_of_sites.PREPARATIONS.get(name, _nothing)
+    return Fault(prepare, strike, 3 if name == "site_cut_off" else 2, _missing(name))
+
+
 #: By name.
 FAULTS = {
-    name: Fault(strike, 3 if name == "site_cut_off" else 2, _missing(name))
+    name: _fault(name, strike)
     for name, strike in {**faults.FAULTS, **faults_of_sites.FAULTS}.items()
 }

@@ -24,8 +24,9 @@ def site_processes(name: str) -> tuple[str, str]:
 
 
 def begin(trial: Trial, **settings: object) -> None:
-    """Start the server, the sites and a run."""
-    trial.start()
+    """Start a run, and the server and the sites before the first."""
+    if not trial.deployment.started:
+        trial.start()
     trial.run(**settings)
 
 
@@ -104,8 +105,8 @@ def serverapp_killed(trial: Trial, draw: random.Random) -> str:
 
 
 def site_answers_late(trial: Trial, draw: random.Random) -> str:
-    """A site's ClientApp hangs for longer than a round may take, and then answers."""
-    begin(trial, **{"round-timeout": 30.0})
+    """A site's ClientApp hangs until the server no longer waits for it, and then answers."""
+    begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
     hanging = [
         process
@@ -114,7 +115,7 @@ def site_answers_late(trial: Trial, draw: random.Random) -> str:
     ]
     for process in hanging:
         trial.deployment.signal(process, signal.SIGSTOP)
-    time.sleep(45)
+    wait_until(lambda: any("no answer within" in reason for reason in trial.reasons()))
     for process in hanging:
         trial.deployment.signal(process, signal.SIGCONT)
     return trial.end()

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from deployment import wait_until
@@ -23,22 +24,26 @@ _DISK_MIB = 16
 
 def site_answers_nan(trial: Trial, draw: random.Random) -> str:
     """A site's weights are not numbers, in each round."""
-    ended = _misbehaving(trial, "nan")
+    begin(trial)
+    ended = trial.end()
     _failed_in_each_round(trial, "has values")
     return ended
 
 
 def site_answers_another_schema(trial: Trial, draw: random.Random) -> str:
     """A site's arrays are of another type, its purchases are answered without metrics."""
-    ended = _misbehaving(trial, "schema")
+    begin(trial)
+    ended = trial.end()
     _failed_in_each_round(trial, "float64")
     return ended
 
 
 def site_answers_twice(trial: Trial, draw: random.Random) -> str:
     """A site deals with each message twice and sends each answer twice."""
-    ended = _misbehaving(trial, "twice")
+    begin(trial)
+    ended = trial.end()
     assert "sent twice" in trial.deployment.log("site-0")
+    assert not trial.reasons()
     return ended
 
 
@@ -52,38 +57,28 @@ def unregistered_site(trial: Trial, draw: random.Random) -> str:
 
 def wrong_certificate(trial: Trial, draw: random.Random) -> str:
     """A site does not know the authority of the server's certificate."""
-    foreign = trial.folder / "foreign"
-    write_certificates(foreign, [], ["site-0"])
     begin(trial)
     _wait_for_a_round(trial, draw)
-    command = trial.deployment.supernode_command("site-0", foreign)
+    command = trial.deployment.supernode_command("site-0", _foreign(trial))
     _refused(command, "certificate verify failed")
     return _without_failures(trial)
 
 
 def site_cut_off(trial: Trial, draw: random.Random) -> str:
     """Server and sites are hosts of their own; one's cable is out for one to two minutes."""
-    hosts = trial.hosts.enter_context(network(SERVER_ADDRESS, trial.sites))
-    trial.deployment.address = SERVER_ADDRESS
-    for process in ("superlink", "server-superexec", "proxy", "flwr"):
-        trial.deployment.within[process] = hosts.within("server")
-    for site in trial.sites:
-        for process in site_processes(site):
-            trial.deployment.within[process] = hosts.within(site)
+    assert trial.network is not None
     begin(trial)
     _wait_for_a_round(trial, draw)
-    with hosts.cut("site-0"):
+    with trial.network.cut("site-0"):
         time.sleep(draw.uniform(60.0, 120.0))
     return trial.end()
 
 
 def disk_full(trial: Trial, draw: random.Random) -> str:
     """The disk of a site fills up at a random moment; people make room after a failure."""
-    disk = trial.folder / "sites" / "site-0"
-    trial.hosts.enter_context(small_disk(disk, _DISK_MIB))
     begin(trial)
     _wait_for_a_round(trial, draw)
-    with full(disk):
+    with full(_disk(trial)):
         wait_until(trial.reasons)
     assert any("full" in reason or "No space left" in reason for reason in trial.reasons())
     return trial.end()
@@ -91,24 +86,57 @@ def disk_full(trial: Trial, draw: random.Random) -> str:
 
 def wrong_clock(trial: Trial, draw: random.Random) -> str:
     """The clock of a site jumps by a quarter of an hour or an hour, and back a minute later."""
-    clock = Clock(trial.folder)
-    for process in site_processes("site-0"):
-        trial.deployment.environments[process] = clock.environment
+    assert trial.clock is not None
     begin(trial)
     _wait_for_a_round(trial, draw)
-    clock.set(draw.choice((-3600, -900, 900, 3600)))
+    trial.clock.set(draw.choice((-3600, -900, 900, 3600)))
     time.sleep(draw.uniform(45.0, 75.0))
-    clock.set(0)
+    trial.clock.set(0)
     return trial.end()
 
 
-def _misbehaving(trial: Trial, how: str) -> str:
-    path = os.pathsep.join([str(_MISBEHAVIOUR), str(Path(__file__).parent.parent)])
+def _misbehaving(how: str) -> Callable[[Trial], None]:
+    """Return what makes a site misbehave in one way."""
+
+    def prepare(trial: Trial) -> None:
+        path = os.pathsep.join([str(_MISBEHAVIOUR), str(Path(__file__).parent.parent)])
+        for process in site_processes("site-0"):
+            own = {"PYTHONPATH": path, "AHFAL_TEST_MISBEHAVIOUR": how}
+            trial.deployment.environments[process] = own
+
+    return prepare
+
+
+def _hosts_of_their_own(trial: Trial) -> None:
+    trial.network = trial.stack.enter_context(network(SERVER_ADDRESS, trial.sites))
+    trial.deployment.address = SERVER_ADDRESS
+    for process in ("superlink", "server-superexec", "proxy", "flwr"):
+        trial.deployment.within[process] = trial.network.within("server")
+    for site in trial.sites:
+        for process in site_processes(site):
+            trial.deployment.within[process] = trial.network.within(site)
+
+
+def _small_disk(trial: Trial) -> None:
+    trial.stack.enter_context(small_disk(_disk(trial), _DISK_MIB))
+
+
+def _disk(trial: Trial) -> Path:
+    return trial.folder / "sites" / "site-0"
+
+
+def _clock_of_its_own(trial: Trial) -> None:
+    trial.clock = Clock(trial.folder)
     for process in site_processes("site-0"):
-        own = {"PYTHONPATH": path, "AHFAL_TEST_MISBEHAVIOUR": how}
-        trial.deployment.environments[process] = own
-    begin(trial)
-    return trial.end()
+        trial.deployment.environments[process] = trial.clock.environment
+
+
+def _foreign_authority(trial: Trial) -> None:
+    write_certificates(_foreign(trial), [], ["site-0"])
+
+
+def _foreign(trial: Trial) -> Path:
+    return trial.folder / "foreign"
 
 
 def _failed_in_each_round(trial: Trial, why: str) -> None:
@@ -160,4 +188,15 @@ FAULTS = {
         disk_full,
         wrong_clock,
     )
+}
+
+#: What has to be done before the server and the sites are started, by the fault's name.
+PREPARATIONS = {
+    "site_answers_nan": _misbehaving("nan"),
+    "site_answers_another_schema": _misbehaving("schema"),
+    "site_answers_twice": _misbehaving("twice"),
+    "wrong_certificate": _foreign_authority,
+    "site_cut_off": _hosts_of_their_own,
+    "disk_full": _small_disk,
+    "wrong_clock": _clock_of_its_own,
 }

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import errno
 import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from deployment import Deployment, deployment, processes_of
+from hosts import Clock, Network
 from site_images import write_images, write_labels
 
 from ahfal_app.certificates import write_certificates
@@ -50,6 +52,10 @@ _END_TIMEOUT_S = 900.0
 _ROWS = {"site-0": range(0, 200), "site-1": range(200, 320), "site-2": range(320, 440)}
 
 
+def _nothing(site: str, request: Path) -> None:
+    """Do nothing after an answer."""
+
+
 @dataclass
 class Labeller:
     """Answers all requests of all sites, in a thread.
@@ -64,18 +70,19 @@ class Labeller:
         File and class of each answer that was given, by site: what was paid for.
     answered : Callable[[str, Path], None]
         Called with the site and the request's folder right after an answer was given.
+    pause : threading.Lock
+        Nobody labels while it is held.
     """
 
     folders: dict[str, Path]
     truth: dict[str, str]
     answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    answered: Callable[[str, Path], None] = lambda site, request: None
-    working: threading.Event = field(default_factory=threading.Event)
+    answered: Callable[[str, Path], None] = field(default=_nothing)
+    pause: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        self.working.set()
         thread = threading.Thread(target=self._work)
         thread.start()
         try:
@@ -86,12 +93,11 @@ class Labeller:
 
     def _work(self) -> None:
         while not self._stop.wait(0.05):
-            if not self.working.is_set():
-                continue
-            for site, folder in self.folders.items():
-                for request in sorted(folder.glob("cycle-*")):
-                    if not (request / "labels.csv").exists():
-                        self._answer(site, request)
+            with self.pause:
+                for site, folder in self.folders.items():
+                    for request in sorted(folder.glob("cycle-*")):
+                        if not (request / "labels.csv").exists():
+                            self._answer(site, request)
 
     def _answer(self, site: str, request: Path) -> None:
         lines = [(row["original"], self.truth[row["original"]]) for row in requested(request)]
@@ -140,8 +146,12 @@ class Trial:
 
     Attributes
     ----------
-    hosts : contextlib.ExitStack
+    stack : contextlib.ExitStack
         Left when no process is there any more.
+    network : Network | None
+        Set where server and sites are hosts of their own.
+    clock : Clock | None
+        Set where a site has a clock of its own.
     """
 
     folder: Path
@@ -149,7 +159,9 @@ class Trial:
     labeller: Labeller
     data_dir: Path
     sites: tuple[str, ...]
-    hosts: contextlib.ExitStack
+    stack: contextlib.ExitStack
+    network: Network | None = None
+    clock: Clock | None = None
     run_id: str = ""
 
     def state(self, site: str) -> Path:
@@ -178,6 +190,16 @@ class Trial:
             assert "registered" in printed, printed
             self.deployment.start_site(site, self.node_config(site))
         self.deployment.supervise()
+
+    def forget(self) -> None:
+        """Remove what earlier runs have left, as if there had been none."""
+        shutil.rmtree(self.folder / "runs", ignore_errors=True)
+        for site in self.sites:
+            shutil.rmtree(self.state(site), ignore_errors=True)
+            with self.labeller.pause:
+                shutil.rmtree(self.labeller.folders[site], ignore_errors=True)
+                self.labeller.answers.pop(site, None)
+        self.labeller.answered = _nothing
 
     def run(self, **settings: object) -> None:
         """Start a run."""
@@ -217,7 +239,8 @@ class Trial:
         lines = [
             json.loads(line)
             for path in (self.folder / "runs").glob("*/metrics.jsonl")
-            for line in path.read_text().splitlines()
+            for line in path.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
         ]
         return [line for line in lines if line["kind"] == kind]
 
@@ -295,10 +318,10 @@ def trial(folder: Path, data_dir: Path, num_sites: int = 2) -> Iterator[Trial]:
     write_certificates(folder / "certificates", [SERVER_ADDRESS], [*sites, "stranger"])
     labeller = Labeller({site: folder / "sites" / site / "to-label" for site in sites}, truth)
     with (
-        contextlib.ExitStack() as hosts,
+        contextlib.ExitStack() as stack,
         deployment(folder, folder / "certificates") as running,
         labeller.at_work(),
     ):
-        yield Trial(folder, running, labeller, data_dir, sites, hosts)
+        yield Trial(folder, running, labeller, data_dir, sites, stack)
     left: Mapping[int, str] = processes_of(str(folder))
     assert not left, left
