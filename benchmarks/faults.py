@@ -21,6 +21,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from ahfal_app.results.environment import describe_environment
 _ROOT = Path(__file__).parent.parent
 _RESULTS = Path(__file__).parent / "results"
 _KILLS = 200
+_MOST_CHARACTERS = 8000
 _COUNTS = ("answered", "lost", "waiting", "bought_twice")
 
 sys.path.insert(0, str(_ROOT / "tests"))
@@ -85,8 +87,8 @@ def _strike(name: str, draws: list[int], folder: Path, lines: Path) -> None:
                 line["outcome"] = fault.strike(running, random.Random(f"{name} {draw}"))
                 line |= asdict(running.account())
             # Whatever it is belongs into the line: the others go on with processes of their own.
-            except Exception as error:  # noqa: BLE001
-                line["outcome"] = f"{type(error).__name__}: {str(error)[:6000]}"
+            except Exception:  # noqa: BLE001
+                line["outcome"] = traceback.format_exc(chain=False)[-_MOST_CHARACTERS:]
             line["failures_on_the_way"] = running.reasons()
             line["seconds"] = round(time.monotonic() - start, 1)
             _append(lines, line)

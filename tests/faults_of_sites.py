@@ -80,7 +80,8 @@ def disk_full(trial: Trial, draw: random.Random) -> str:
     _wait_for_a_round(trial, draw)
     with full(_disk(trial)):
         wait_until(trial.reasons)
-    assert any("full" in reason or "No space left" in reason for reason in trial.reasons())
+    told = [reason for reason in trial.reasons() if "full" in reason or "No space left" in reason]
+    assert told, trial.reasons()
     return trial.end()
 
 
