@@ -34,8 +34,8 @@ _ENTRY_POINTS = {
     "superexec": "flower-superexec",
     "supernode": "flower-supernode",
 }
-_START_TIMEOUT_S = 60
-_STOP_TIMEOUT_S = 20
+_START_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 60
 _RESTART_PAUSE_S = 2.0
 
 
@@ -114,6 +114,8 @@ class Deployment:
         What goes before the command of a process, by its name: a host of its own.
     environments : dict[str, dict[str, str]]
         What a process, by its name, finds in its environment besides.
+    left_behind : dict[int, str]
+        Processes that did not end with those that had started them, once all is over.
     """
 
     folder: Path
@@ -123,6 +125,7 @@ class Deployment:
     address: str = "127.0.0.1"
     within: dict[str, list[str]] = field(default_factory=dict)
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    left_behind: dict[int, str] = field(default_factory=dict)
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _recipes: dict[str, _Recipe] = field(default_factory=dict)
     _kept_down: set[str] = field(default_factory=set)
@@ -265,7 +268,7 @@ class Deployment:
         return "\n".join(f"== {name}\n{self.log(name)[-3000:]}" for name in self.started)
 
     def end(self) -> None:
-        """Stop all processes, newest first."""
+        """Stop all processes, newest first; note those that what has started them leaves behind."""
         self._ending.set()
         if self._supervisor is not None:
             self._supervisor.join()
@@ -274,11 +277,12 @@ class Deployment:
         for process in self.started.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_TIMEOUT_S)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while (left := processes_of(self._marker)) and time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not processes_of(self._marker), _STOP_TIMEOUT_S)
+        self.left_behind = processes_of(self._marker)
+        while left := processes_of(self._marker):
             for process_id in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process_id, signal.SIGKILL)
+                self.signal(process_id, signal.SIGKILL)
             time.sleep(0.1)
         for process in self.started.values():
             process.wait()

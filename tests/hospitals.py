@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -323,5 +323,4 @@ def trial(folder: Path, data_dir: Path, num_sites: int = 2) -> Iterator[Trial]:
         labeller.at_work(),
     ):
         yield Trial(folder, running, labeller, data_dir, sites, stack)
-    left: Mapping[int, str] = processes_of(str(folder))
-    assert not left, left
+    assert not running.left_behind, running.left_behind
