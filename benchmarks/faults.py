@@ -33,12 +33,14 @@ from ahfal_app.results.environment import describe_environment
 _ROOT = Path(__file__).parent.parent
 _RESULTS = Path(__file__).parent / "results"
 _KILLS = 200
-_MOST_CHARACTERS = 8000
+_MOST_CHARACTERS = 24_000
+_SOUND = "sound"
 _COUNTS = ("answered", "lost", "waiting", "bought_twice")
 
 sys.path.insert(0, str(_ROOT / "tests"))
 
 from fault_registry import FAULTS  # noqa: E402
+from faults import COMPLETED  # noqa: E402
 from hospitals import SETTINGS, trial  # noqa: E402
 from killed_buyer import kill_buyer  # noqa: E402
 
@@ -116,7 +118,7 @@ def _kill_writer(kills: int) -> dict[str, Any]:
         "fault": "store_writer_killed",
         "draw": 0,
         **asdict(counts),
-        "outcome": "sound",
+        "outcome": _SOUND,
         "seconds": round(time.monotonic() - start, 1),
     }
 
@@ -136,14 +138,15 @@ def _write(runs: list[dict[str, Any]], output: Path) -> None:
 def _table(runs: list[dict[str, Any]]) -> str:
     """Return the runs as Markdown, a row a fault."""
     rows = [
-        "| fault | injected | answers | lost | bought twice | runs that completed |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| fault | injected | answers | lost | bought twice | completed | of these, resumed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(run["fault"] for run in runs):
         own = [run for run in runs if run["fault"] == name]
-        completed = sum(run["outcome"] in ("finished:completed", "sound") for run in own)
+        completed = sum(run["outcome"].endswith((COMPLETED, _SOUND)) for run in own)
+        resumed = sum(run["outcome"].startswith("resumed") for run in own)
         cells = [_sum(own, key) for key in ("injected", "answered", "lost", "bought_twice")]
-        rows.append(f"| {name} | {' | '.join(cells)} | {completed} of {len(own)} |")
+        rows.append(f"| {name} | {' | '.join(cells)} | {completed} of {len(own)} | {resumed} |")
     return "\n".join(rows)
 
 

@@ -211,8 +211,13 @@ class Deployment:
 
     def status(self, run: str) -> str:
         """Return a run's status."""
-        listing = self.flwr("list", "deployment", "--run-id", run, "--format", "json")
-        (found,) = json.loads(listing)["runs"]
+        arguments = ("list", "deployment", "--run-id", run, "--format", "json")
+        # A SuperLink that was killed may not be back yet.
+        listing = ""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while '"runs"' not in listing and time.monotonic() < deadline:
+            listing = self.flwr(*arguments)
+        (found,) = json.loads(listing[listing.index("{") :])["runs"]
         return str(found["status"])
 
     def _wait_for_server_app(self, *, running: bool, timeout_s: float) -> None:
@@ -341,7 +346,7 @@ class Deployment:
         while time.monotonic() < deadline and process.poll() is None:
             if subprocess.run(check, capture_output=True, check=False).returncode == 0:
                 return
-            time.sleep(0.2)
+            time.sleep(1.0)
         raise AssertionError(f"{name} is not healthy ({check}):\n{self.log(name)[-3000:]}")
 
 

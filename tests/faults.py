@@ -17,6 +17,9 @@ _ROUNDS = int(str(SETTINGS["rounds"]))
 # A message takes some seconds at a site: most of it is the start of a process.
 MESSAGE_S = 5.0
 
+#: How a run ends that went as far as it should.
+COMPLETED = "finished:completed"
+
 
 def site_processes(name: str) -> tuple[str, str]:
     """Return the processes of a site: all of them die when its machine does."""
@@ -87,12 +90,16 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
 
 
 def superlink_killed(trial: Trial, draw: random.Random) -> str:
-    """The SuperLink dies while sites train, and comes back on its database."""
+    """The SuperLink dies while sites train, and comes back on its database.
+
+    Where the ServerApp has given up meanwhile, the run is resumed by hand.
+    """
     begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
     time.sleep(draw.uniform(0.0, MESSAGE_S))
     trial.deployment.kill("superlink")
-    return trial.end()
+    ended = trial.end(must_complete=False)
+    return ended if ended == COMPLETED else resume(trial)
 
 
 def serverapp_killed(trial: Trial, draw: random.Random) -> str:
@@ -104,9 +111,14 @@ def serverapp_killed(trial: Trial, draw: random.Random) -> str:
         if "flwr-serverapp" in command:
             trial.deployment.signal(process, signal.SIGKILL)
     ended = trial.end(must_complete=False)
-    assert ended != "finished:completed"
+    assert ended != COMPLETED
+    return resume(trial)
+
+
+def resume(trial: Trial) -> str:
+    """Resume the run, as people would; return how it ended."""
     trial.run(resume=str(trial.run_folder))
-    return trial.end()
+    return f"resumed, {trial.end()}"
 
 
 def site_answers_late(trial: Trial, draw: random.Random) -> str:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -449,6 +451,32 @@ def test_only_label_stores_are_opened_as_such(tmp_path):
         connection.execute("CREATE TABLE t (x)")
     with pytest.raises(StoreError, match="no label store"):
         LabelStore.open_existing(tmp_path / "other.sqlite")
+
+
+def test_full_disk_is_named_where_a_store_cannot_be_opened(tmp_path, monkeypatch):
+    path = tmp_path / "labels.sqlite"
+    path.write_text("no database at all")
+    with pytest.raises(StoreError, match=r"file is not a database$"):
+        LabelStore.open_file(path, SAMPLES_N, 3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(StoreError, match=r"labels\.sqlite: .*; its disk is full$"):
+        LabelStore.open_file(path, SAMPLES_N, 3)
+
+
+def test_what_does_not_fit_into_the_file_changes_nothing(tmp_path):
+    store = LabelStore.open_file(tmp_path / "labels.sqlite", SAMPLES_N, 3)
+    store.allot(9)
+    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    many = LabelRequest(request_id("run", 0, 0), 0, "x" * 9000, (0, 2))
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        store.reserve(many)
+    assert store.ledger() == Ledger(9, 0, 0, 9)
+    assert store.open_requests() == ()
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 100}")
+    assert store.reserve(many) == many
+    assert store.ledger() == Ledger(9, 0, 2, 7)
+    store.close()
 
 
 _VERSION_1 = """
