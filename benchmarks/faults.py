@@ -146,7 +146,7 @@ def _table(runs: list[dict[str, Any]]) -> str:
         completed = sum(run["outcome"].endswith((COMPLETED, _SOUND)) for run in own)
         resumed = sum(run["outcome"].startswith("resumed") for run in own)
         cells = [_sum(own, key) for key in ("injected", "answered", "lost", "bought_twice")]
-        rows.append(f"| {name} | {' | '.join(cells)} | {completed} of {len(own)} | {resumed} |")
+        rows.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {completed} of {len(own)} | {resumed} |")
     return "\n".join(rows)
 
 
