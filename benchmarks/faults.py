@@ -145,8 +145,10 @@ def _table(runs: list[dict[str, Any]]) -> str:
         own = [run for run in runs if run["fault"] == name]
         completed = sum(run["outcome"].endswith((COMPLETED, _SOUND)) for run in own)
         resumed = sum(run["outcome"].startswith("resumed") for run in own)
-        cells = [_sum(own, key) for key in ("injected", "answered", "lost", "bought_twice")]
-        rows.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {completed} of {len(own)} | {resumed} |")
+        cells = [name.replace("_", " ")]
+        cells += [_sum(own, key) for key in ("injected", "answered", "lost", "bought_twice")]
+        cells += [f"{completed} of {len(own)}", str(resumed)]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
