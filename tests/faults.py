@@ -124,7 +124,9 @@ def resume(trial: Trial) -> str:
 def site_answers_late(trial: Trial, draw: random.Random) -> str:
     """A site's ClientApp hangs until the server no longer waits for it, and then answers."""
     begin(trial)
-    wait_until(lambda: len(trial.records("round")) >= 1 and trial.at_work("site-0"))
+    # At the start of a message: one that ends may have answered already.
+    wait_until(lambda: trial.records("round") and not trial.at_work("site-0"))
+    wait_until(lambda: trial.at_work("site-0"))
     hanging = [
         process
         for process, command in processes_of(str(trial.folder), "site-0-superexec").items()
