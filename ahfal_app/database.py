@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What SQLite needs to open a database, rounded up: an index of 32 KiB beside it.
+_LEAST_BYTES = 65_536
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -29,7 +33,16 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        # Where the disk is full, SQLite may have rolled back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Return why a database cannot be used; what SQLite calls an I/O error may be a full disk."""
+    folder = path.parent
+    is_full = folder.is_dir() and shutil.disk_usage(folder).free < _LEAST_BYTES
+    return f"{error}; its disk is full" if is_full else str(error)

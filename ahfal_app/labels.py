@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.database import connect, transaction
+from ahfal_app.database import connect, reason, transaction
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
 from ahfal_app.label_records import (
     Conflict,
@@ -94,7 +94,7 @@ class LabelStore(LabelViews):
         try:
             return cls(connect(path), samples_N, num_classes, grows)
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"label store {path}: {error}") from error
+            raise StoreError(f"label store {path}: {reason(path, error)}") from error
 
     @classmethod
     def open_existing(cls, path: Path) -> LabelStore:
@@ -115,7 +115,7 @@ class LabelStore(LabelViews):
                 raise StoreError(f"label store {path}: this is no label store")
             return cls(connection, None, None)
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"label store {path}: {error}") from error
+            raise StoreError(f"label store {path}: {reason(path, error)}") from error
 
     @classmethod
     def from_bytes(

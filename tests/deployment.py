@@ -15,8 +15,9 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ _ENTRY_POINTS = {
     "superexec": "flower-superexec",
     "supernode": "flower-supernode",
 }
-_START_TIMEOUT_S = 60
-_STOP_TIMEOUT_S = 20
+_START_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 60
+_RESTART_PAUSE_S = 2.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -46,16 +48,52 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def processes_of(marker: str) -> dict[int, str]:
-    """Return the processes that inherited a test's mark, with their command lines."""
+def processes_of(marker: str, part: str = "") -> dict[int, str]:
+    """Return the processes that inherited a test's mark, with their command lines.
+
+    With `part`, only those that one of the deployment's processes has started, and it itself.
+    """
+    marks = [f"AHFAL_TEST={marker}\0".encode()]
+    marks += [f"AHFAL_TEST_PART={part}\0".encode()] if part else []
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"AHFAL_TEST={marker}\0".encode() in (folder / "environ").read_bytes():
+            environment = (folder / "environ").read_bytes()
+            if all(mark in environment for mark in marks):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if int(folder.name) != os.getpid() and command:
                     found[int(folder.name)] = command
     return found
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 600.0) -> None:
+    """Wait for something to become true; it is asked often, so that a short moment is met."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s")
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a process is started."""
+
+    command: list[str]
+    folder: str
+    environment: dict[str, str]
+
+    def start(self, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
 
 @dataclass
@@ -70,18 +108,34 @@ class Deployment:
         What `ahfal certs` has written.
     superlink, proxy : int
         Ports; sites call the proxy where there is one.
+    address : str
+        Where sites find the server.
+    within : dict[str, list[str]]
+        What goes before the command of a process, by its name: a host of its own.
+    environments : dict[str, dict[str, str]]
+        What a process, by its name, finds in its environment besides.
+    left_behind : dict[int, str]
+        Processes that did not end with those that had started them, once all is over.
     """
 
     folder: Path
     certificates: Path
     superlink: int
     proxy: int
+    address: str = "127.0.0.1"
+    within: dict[str, list[str]] = field(default_factory=dict)
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    left_behind: dict[int, str] = field(default_factory=dict)
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _recipes: dict[str, _Recipe] = field(default_factory=dict)
+    _kept_down: set[str] = field(default_factory=set)
+    _supervisor: threading.Thread | None = None
+    _ending: threading.Event = field(default_factory=threading.Event)
 
     @property
     def door(self) -> str:
         """The address that sites call."""
-        return f"127.0.0.1:{self.proxy if NGINX else self.superlink}"
+        return f"{self.address}:{self.proxy if NGINX else self.superlink}"
 
     def start_server(self) -> None:
         """Start SuperLink, SuperExec and, where nginx is installed, the proxy."""
@@ -140,7 +194,7 @@ class Deployment:
         text = text.replace("/run/secrets", str(self.certificates / "server"))
         (home / "config.toml").write_text(text)
         done = subprocess.run(
-            [str(_PROGRAMS / "flwr"), *arguments],
+            [*self.within.get("flwr", []), str(_PROGRAMS / "flwr"), *arguments],
             cwd=ROOT,
             env={**self._environment({}), "FLWR_HOME": str(home)},
             capture_output=True,
@@ -153,18 +207,62 @@ class Deployment:
         """Return how a run ended, or its status at the deadline."""
         self._wait_for_server_app(running=True, timeout_s=_START_TIMEOUT_S)
         self._wait_for_server_app(running=False, timeout_s=timeout_s)
-        listing = self.flwr("list", "deployment", "--run-id", run, "--format", "json")
-        (found,) = json.loads(listing)["runs"]
+        return self.status(run)
+
+    def status(self, run: str) -> str:
+        """Return a run's status."""
+        arguments = ("list", "deployment", "--run-id", run, "--format", "json")
+        # A SuperLink that was killed may not be back yet.
+        listing = ""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while '"runs"' not in listing and time.monotonic() < deadline:
+            listing = self.flwr(*arguments)
+        (found,) = json.loads(listing[listing.index("{") :])["runs"]
         return str(found["status"])
 
     def _wait_for_server_app(self, *, running: bool, timeout_s: float) -> None:
         """Look at the process: asking Flower each second would take what training needs."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            commands = processes_of(os.environ["AHFAL_TEST"]).values()
+            commands = processes_of(self._marker).values()
             if any("flwr-serverapp" in command for command in commands) == running:
                 return
             time.sleep(0.2)
+
+    def supervise(self) -> None:
+        """Start each process again that ends, as `restart: unless-stopped` does."""
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+        self._supervisor.start()
+
+    def _supervise(self) -> None:
+        while not self._ending.wait(_RESTART_PAUSE_S):
+            for name, process in list(self.started.items()):
+                if process.poll() is not None and name not in self._kept_down:
+                    self.started[name] = self._recipes[name].start(self.folder / f"{name}.log")
+
+    def kill(self, *names: str) -> None:
+        """Kill processes with all that they have started, at once."""
+        for name in names:
+            for process_id in [self.started[name].pid, *processes_of(self._marker, name)]:
+                self.signal(process_id, signal.SIGKILL)
+
+    def signal(self, process_id: int, number: signal.Signals) -> None:
+        """Send a signal to a process, which may have ended by itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process_id, number)
+
+    @contextlib.contextmanager
+    def down(self, *names: str) -> Iterator[None]:
+        """Keep processes from being started again for as long as the block."""
+        self._kept_down |= set(names)
+        try:
+            yield
+        finally:
+            self._kept_down -= set(names)
+
+    @property
+    def _marker(self) -> str:
+        return os.environ["AHFAL_TEST"]
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""
@@ -175,17 +273,21 @@ class Deployment:
         return "\n".join(f"== {name}\n{self.log(name)[-3000:]}" for name in self.started)
 
     def end(self) -> None:
-        """Stop all processes, newest first."""
+        """Stop all processes, newest first; note those that what has started them leaves behind."""
+        self._ending.set()
+        if self._supervisor is not None:
+            self._supervisor.join()
         for process in reversed(self.started.values()):
             process.terminate()
         for process in self.started.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_TIMEOUT_S)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while (left := processes_of(os.environ["AHFAL_TEST"])) and time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not processes_of(self._marker), _STOP_TIMEOUT_S)
+        self.left_behind = processes_of(self._marker)
+        while left := processes_of(self._marker):
             for process_id in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process_id, signal.SIGKILL)
+                self.signal(process_id, signal.SIGKILL)
             time.sleep(0.1)
         for process in self.started.values():
             process.wait()
@@ -216,16 +318,12 @@ class Deployment:
             command = self._nginx_command(environment)
         else:
             command = _command(service_name, service)
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.started[name] = subprocess.Popen(
-                command,
-                cwd=service.get("working_dir", "/"),
-                env=self._environment(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = self._environment({**environment, "AHFAL_TEST_PART": name})
+        environment |= self.environments.get(name, {})
+        command = [*self.within.get(name, []), *command]
+        recipe = _Recipe(command, service.get("working_dir", "/"), environment)
+        self._recipes[name] = recipe
+        self.started[name] = recipe.start(self.folder / f"{name}.log")
         self._wait_until_healthy(name, service)
 
     def _nginx_command(self, environment: Mapping[str, str]) -> list[str]:
@@ -242,13 +340,13 @@ class Deployment:
         return [str(NGINX), "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "stderr"]
 
     def _wait_until_healthy(self, name: str, service: Mapping[str, Any]) -> None:
-        check = _health_command(service)
+        check = [*self.within.get(name, []), *_health_command(service)]
         process = self.started[name]
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
             if subprocess.run(check, capture_output=True, check=False).returncode == 0:
                 return
-            time.sleep(0.2)
+            time.sleep(1.0)
         raise AssertionError(f"{name} is not healthy ({check}):\n{self.log(name)[-3000:]}")
 
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from killed_buyer import kill_buyer
 
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
 from ahfal_app.labels import (
@@ -450,6 +453,32 @@ def test_only_label_stores_are_opened_as_such(tmp_path):
         LabelStore.open_existing(tmp_path / "other.sqlite")
 
 
+def test_full_disk_is_named_where_a_store_cannot_be_opened(tmp_path, monkeypatch):
+    path = tmp_path / "labels.sqlite"
+    path.write_text("no database at all")
+    with pytest.raises(StoreError, match=r"file is not a database$"):
+        LabelStore.open_file(path, SAMPLES_N, 3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(StoreError, match=r"labels\.sqlite: .*; its disk is full$"):
+        LabelStore.open_file(path, SAMPLES_N, 3)
+
+
+def test_what_does_not_fit_into_the_file_changes_nothing(tmp_path):
+    store = LabelStore.open_file(tmp_path / "labels.sqlite", SAMPLES_N, 3)
+    store.allot(9)
+    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    many = LabelRequest(request_id("run", 0, 0), 0, "x" * 9000, (0, 2))
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        store.reserve(many)
+    assert store.ledger() == Ledger(9, 0, 0, 9)
+    assert store.open_requests() == ()
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 100}")
+    assert store.reserve(many) == many
+    assert store.ledger() == Ledger(9, 0, 2, 7)
+    store.close()
+
+
 _VERSION_1 = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE ledger (
@@ -554,81 +583,9 @@ def test_no_acknowledged_label_is_lost_to_sigkill(tmp_path):
     assert store.ledger().spent == len(labelled.samples_N)
 
 
-# Whoever labels writes down what has been paid for before it answers, and answers a repeated
-# request with what it has written down.
-_BUYER = """
-    import json, os, random, signal, sys, time
-    from pathlib import Path
-    import numpy as np
-    from ahfal_app.labels import LabelReceipt, LabelRequest, LabelStore, request_id
-
-    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-    journal, acknowledged = folder / "paid.txt", folder / "acknowledged.txt"
-
-    def append(path, samples):
-        with path.open("a") as file:
-            file.write("".join(f"{sample}\\n" for sample in samples))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(path):
-        text = path.read_text() if path.exists() else ""
-        return [int(line) for line in text.splitlines(keepends=True) if line.endswith("\\n")]
-
-    def answer(store, request):
-        paid = set(read(journal))
-        append(journal, [s for s in request.samples if s not in paid])
-        receipts = [
-            LabelReceipt(request.request_id, s, None if s % 7 == 0 else s % 10, "anna")
-            for s in request.samples
-        ]
-        store.commit(receipts)
-        append(acknowledged, [r.sample for r in receipts if r.label is not None])
-
-    def buy():
-        store = LabelStore.open_file(folder / "labels.sqlite", np.arange(20_000), 10)
-        os.write(opened, b".")
-        while os.getppid() == parent:
-            for request in store.open_requests():
-                answer(store, request)
-            cycle = store.last_cycle() + 1
-            store.allot(store.ledger().allotted - store.ledger().free + 3)
-            chosen = tuple(store.unlabelled()[:3].tolist())
-            request = LabelRequest(request_id("run", 0, cycle), cycle, "x", chosen)
-            answer(store, store.reserve(request))
-
-    parent = os.getpid()
-    draw = random.Random(0)
-    has_opened, opened = os.pipe()
-    kill = 0
-    # A slow machine buys less between two kills: more of them, then.
-    while kill < kills or len(read(journal)) < 500:
-        kill += 1
-        child = os.fork()
-        if not child:
-            buy()
-        if kill % 5:
-            os.read(has_opened, 1)
-        time.sleep(draw.uniform(0.0, 0.1))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-"""
-
-
 @pytest.mark.slow
 def test_of_200_kills_none_loses_a_label_or_buys_one_twice(tmp_path):
-    script = [sys.executable, "-c", textwrap.dedent(_BUYER), str(tmp_path), "200"]
-    subprocess.run(script, check=True, timeout=600)
-    store = LabelStore.open_file(tmp_path / "labels.sqlite", np.arange(20_000), 10)
-    for request in store.open_requests():
-        store.release(request.request_id)
-    store.verify()
-    paid = [int(line) for line in (tmp_path / "paid.txt").read_text().splitlines()]
-    acknowledged = (tmp_path / "acknowledged.txt").read_text().splitlines()
-    labelled = store.labelled()
-    assert len(paid) >= 500
-    assert len(set(paid)) == len(paid), "bought twice"
-    assert {int(line) for line in acknowledged} <= set(labelled.samples_N.tolist()), "lost"
-    assert store.ledger().spent == len(labelled.samples_N)
-    assert (labelled.labels_N == labelled.samples_N % 10).all()
-    assert (labelled.samples_N % 7 != 0).all()
+    counts = kill_buyer(tmp_path, 200)
+    assert counts.injected >= 200
+    assert counts.answered >= 500
+    assert (counts.lost, counts.bought_twice) == (0, 0)

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahfal_app.database import connect, transaction
+from ahfal_app.database import connect, reason, transaction
 from ahfal_app.errors import StoreError
 
 _SCHEMA = """
@@ -73,7 +73,9 @@ class SiteIndex:
             connection = connect(self._path)
             connection.execute(_SCHEMA)
         except (sqlite3.DatabaseError, OSError) as error:
-            raise StoreError(f"table of images {self._path}: {error}") from error
+            raise StoreError(
+                f"table of images {self._path}: {reason(self._path, error)}"
+            ) from error
         return closing(connection)
 
     def _read(self, connection: sqlite3.Connection) -> dict[str, Known]:

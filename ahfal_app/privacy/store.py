@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.database import connect, transaction
+from ahfal_app.database import connect, reason, transaction
 from ahfal_app.errors import PrivacyBudgetExceeded, PrivacyRefused, StoreError
 
 _SCHEMA = (
@@ -57,7 +57,7 @@ class PrivacyStore:
                 for statement in _SCHEMA:
                     self._connection.execute(statement)
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"privacy store {path}: {error}") from error
+            raise StoreError(f"privacy store {path}: {reason(path, error)}") from error
 
     def close(self) -> None:
         """Close the database."""

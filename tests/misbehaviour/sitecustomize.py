@@ -1,0 +1,63 @@
+"""Makes a site's processes misbehave; Python loads this where the folder is on `PYTHONPATH`.
+
+The app's code stays as it is, since the server compares its hash: what is changed is what
+Flower hands on. `AHFAL_TEST_MISBEHAVIOUR` says how:
+
+- `nan`: weights that are not numbers.
+- `schema`: training answers with an array of another type, purchases answered without metrics.
+- `twice`: each message is dealt with twice, and each answer sent twice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_MISBEHAVIOUR = os.environ["AHFAL_TEST_MISBEHAVIOUR"]
+
+
+def _client_app() -> None:
+    import numpy as np
+    from flwr.app import Array, Context, Message
+    from flwr.clientapp import ClientApp
+
+    honest: Callable[[ClientApp, Message, Context], Message] = ClientApp.__call__
+
+    def call(self: ClientApp, message: Message, context: Context) -> Message:
+        reply = honest(self, message, context)
+        kind = message.metadata.message_type
+        if _MISBEHAVIOUR == "twice":
+            return honest(self, message, context)
+        if kind == "train":
+            arrays = reply.content.array_records["arrays"]
+            name = next(iter(arrays))
+            spoilt = arrays[name].numpy() * np.float32(np.nan)
+            arrays[name] = Array(spoilt if _MISBEHAVIOUR == "nan" else spoilt.astype(np.float64))
+        elif kind == "query.select" and _MISBEHAVIOUR == "schema":
+            del reply.content["metrics"]
+        return reply
+
+    ClientApp.__call__ = call  # type: ignore[method-assign]
+
+
+def _supernode() -> None:
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    honest = FleetHttpClient.PushMessages
+
+    def push(self: FleetHttpClient, request: Any) -> Any:
+        response = honest(self, request)
+        again = honest(self, request)
+        print(f"sent twice: {response.results} {again.results}", flush=True)
+        return response
+
+    FleetHttpClient.PushMessages = push  # type: ignore[method-assign]
+
+
+_program = os.path.basename(next((word for word in sys.orig_argv[1:2]), ""))
+if _program == "flwr-clientapp":
+    _client_app()
+elif _program == "flower-supernode" and _MISBEHAVIOUR == "twice":
+    _supernode()
