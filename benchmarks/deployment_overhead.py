@@ -1,14 +1,15 @@
 """Seconds that a round takes on each engine, and in a plain Flower app.
 
 The same small run, handwritten digits at two sites, whose training is over in no time: what is
-left is what the engine costs. On this machine, in turns, `--times` times:
+left is what the engine costs. On this machine, one after the other, `--times` times:
 
 - in this process,
 - in Flower's simulation,
 - in a deployment of SuperLink, proxy and two SuperNodes with TLS and registered keys, started as
   the compose files start it,
-- at the same sites, the plain Flower app of `benchmarks/plain-flower`: FedAvg in Flower's own loop,
-  with evaluation at the sites, as Flower's quickstarts have it, and without.
+- in another one, whose SuperExecs look for work as seldom as Flower's default is; there also the
+  plain Flower app of `benchmarks/plain-flower`: FedAvg in Flower's own loop, with evaluation at the
+  sites, as Flower's quickstarts have it, and without.
 
     uv run python benchmarks/deployment_overhead.py
 
@@ -53,6 +54,9 @@ _SITES = ("site-1", "site-2")
 _PLAIN = "benchmarks/plain-flower"
 _LOOK_S = 0.01
 _END_TIMEOUT_S = 3600.0
+
+_POLL_VARIABLE = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+_POLL_DEFAULT_S = "1.0"
 
 #: One cycle, of as many rounds as the command line says; each site has 72 labels.
 _SETTINGS: dict[str, object] = {
@@ -102,7 +106,7 @@ class Bench:
         """Run the plain app at the sites."""
         return self._plain(folder, 1.0)
 
-    def plain_without_evaluation(self, folder: Path) -> list[float]:
+    def plain_training(self, folder: Path) -> list[float]:
         """Run the plain app at the sites, with a single exchange a round."""
         return self._plain(folder, 0.0)
 
@@ -175,29 +179,36 @@ def main() -> None:
         "settings": {**_SETTINGS, "rounds": arguments.rounds},
         "runs": [],
     }
-    with tempfile.TemporaryDirectory(prefix="ahfal-overhead-") as name:
-        work = Path(name)
-        os.environ["AHFAL_TEST"] = name
-        write_certificates(work / "certificates", [], _SITES)
-        with deployment(work, work / "certificates") as running:
-            _start(running)
-            bench = Bench(running, arguments.rounds, work / "cache")
-            for turn in range(arguments.times):
-                for way in _ways(bench):
-                    result["runs"].append(_measure(way, work / f"{turn}-{way.__name__}"))
+    for _ in range(arguments.times):
+        for polls_as_flower in (False, True):
+            with tempfile.TemporaryDirectory(prefix="ahfal-overhead-") as name:
+                os.environ["AHFAL_TEST"] = name
+                for measured in _measured(Path(name), arguments.rounds, polls_as_flower):
+                    result["runs"].append(measured)
                     _write(result, arguments.output)
-                    print(json.dumps(result["runs"][-1]), flush=True)
+                    print(json.dumps(measured), flush=True)
     print(json.dumps(result["seconds_per_round"], indent=2))
 
 
-def _ways(bench: Bench) -> tuple[Way, ...]:
-    return (
-        bench.in_process,
-        bench.simulation,
-        bench.deployed,
-        bench.plain_without_evaluation,
-        bench.plain,
-    )
+def _measured(work: Path, rounds: int, polls_as_flower: bool) -> Iterator[dict[str, Any]]:
+    """Yield what each way takes."""
+    write_certificates(work / "certificates", [], _SITES)
+    with deployment(work, work / "certificates") as running:
+        bench = Bench(running, rounds, work / "cache")
+        if polls_as_flower:
+            default = {_POLL_VARIABLE: _POLL_DEFAULT_S}
+            running.environments = {f"{site}-superexec": default for site in _SITES}
+        else:
+            # Before there are processes of the deployment, which poll.
+            yield _measure("in-process", bench.in_process, work)
+            yield _measure("simulation", bench.simulation, work)
+        _start(running)
+        if polls_as_flower:
+            yield _measure("deployment, Flower's polling", bench.deployed, work)
+            yield _measure("plain Flower app, training only", bench.plain_training, work)
+            yield _measure("plain Flower app", bench.plain, work)
+        else:
+            yield _measure("deployment", bench.deployed, work)
 
 
 def _start(running: Deployment) -> None:
@@ -211,34 +222,34 @@ def _start(running: Deployment) -> None:
         running.start_site(site, f'{place} state-dir="{state}"')
 
 
-def _measure(way: Way, folder: Path) -> dict[str, Any]:
-    folder.mkdir()
+def _measure(name: str, way: Way, work: Path) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(dir=work))
+    load_before = os.getloadavg()[0]
     times = way(folder)
-    seconds = [after - before for before, after in pairwise(times)]
     return {
-        "way": way.__name__,
-        "seconds": [round(value, 3) for value in seconds],
-        "load_average": os.getloadavg()[0],
+        "way": name,
+        "seconds": [round(after - before, 3) for before, after in pairwise(times)],
+        "load_average": [load_before, os.getloadavg()[0]],
     }
 
 
 def _write(result: dict[str, Any], output: Path) -> None:
-    ways = dict.fromkeys(run["way"] for run in result["runs"])
+    names = dict.fromkeys(run["way"] for run in result["runs"])
     medians = {
-        way: median(s for run in result["runs"] if run["way"] == way for s in run["seconds"])
-        for way in ways
+        name: median(s for run in result["runs"] if run["way"] == name for s in run["seconds"])
+        for name in names
     }
     result["seconds_per_round"] = medians
-    if ours := medians.get("deployed"):
-        result["ratio_to_deployed"] = {way: value / ours for way, value in medians.items()}
+    if ours := medians.get("deployment"):
+        result["ratio_to_deployment"] = {name: value / ours for name, value in medians.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8, help="of each run")
-    parser.add_argument("--times", type=int, default=2, help="how often each way is measured")
+    parser.add_argument("--rounds", type=int, default=6, help="of each run")
+    parser.add_argument("--times", type=int, default=1, help="how often each way is measured")
     parser.add_argument("--output", type=Path, default=_RESULTS / "deployment_overhead.json")
     return parser.parse_args()
 
