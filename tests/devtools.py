@@ -15,7 +15,7 @@ from typing import Any
 import browser
 from websockets.sync.client import ClientConnection, connect
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 240.0
 
 #: Names and codes of keys that are no letters.
 _KEYS = {"Backspace": ("Backspace", 8), "Tab": ("Tab", 9), "Enter": ("Enter", 13)}
