@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Dataset, Image, disable_progress_bars
 from site_images import write_labels
 
 from ahfal_app.config import parse_settings
@@ -76,6 +76,7 @@ def write_data(data: Path, work: Path, plan: Plan) -> dict[str, SiteImages]:
     plan : Plan
         How much goes where.
     """
+    disable_progress_bars()
     raw = read_folder(data, work / "datasets")
     assert raw.test is not None, f"{data}: no test split"
     image, label = find_columns(raw.train.features, "", "")
