@@ -34,7 +34,7 @@ _ENTRY_POINTS = {
     "superexec": "flower-superexec",
     "supernode": "flower-supernode",
 }
-_START_TIMEOUT_S = 120
+_START_TIMEOUT_S = 600
 _STOP_TIMEOUT_S = 60
 _RESTART_PAUSE_S = 2.0
 

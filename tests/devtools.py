@@ -15,7 +15,7 @@ from typing import Any
 import browser
 from websockets.sync.client import ClientConnection, connect
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 240.0
 
 #: Names and codes of keys that are no letters.
 _KEYS = {"Backspace": ("Backspace", 8), "Tab": ("Tab", 9), "Enter": ("Enter", 13)}
@@ -80,11 +80,15 @@ class Tab:
         self._call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
+        """Click on the middle of an element, once nothing lies over it, as messages do."""
         place = self.wait(
             f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
             if (!e) return null; e.scrollIntoView({{block: "center"}});
             const r = e.getBoundingClientRect();
-            return r.width ? {{x: r.x + r.width / 2, y: r.y + r.height / 2}} : null; }})()"""
+            const place = {{x: r.x + r.width / 2, y: r.y + r.height / 2}};
+            const hit = document.elementFromPoint(place.x, place.y);
+            const own = [e, ...(e.labels ?? [])];
+            return r.width && hit && own.some((o) => o.contains(hit)) ? place : null; }})()"""
         )
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)

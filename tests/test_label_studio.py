@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import browser
-import httpx
 import pytest
+from deployment import free_ports
+from studio import EMAIL, PASSWORD, TOKEN, annotate, api, installed_program, label_studio
 from test_label_page import CLASSES, encoded, request
 
 from ahfal_app.errors import ConfigError, OracleError
@@ -30,11 +26,6 @@ from ahfal_app.oracle.label_studio.interface import (
     make_task,
     task_answers,
 )
-
-VERSION = "1.23.2"
-TOKEN = "0123456789abcdef0123456789abcdef01234567"
-EMAIL = "anna@example.invalid"
-PASSWORD = "several-words-and-1"
 
 
 def site(folder: Path | None, **options: str) -> Site:
@@ -260,75 +251,19 @@ def options(folder: Path, url: str, token: str = TOKEN) -> dict[str, str]:
 # --- against a real server ------------------------------------------------------------------
 
 
-def _program() -> list[str] | None:
-    if program := os.environ.get("AHFAL_LABEL_STUDIO"):
-        return [program]
-    if os.environ.get("CI") and (uv := shutil.which("uv")):
-        return [uv, "tool", "run", "--from", f"label-studio=={VERSION}", "label-studio"]
-    return None
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start a server with a database of its own, and give its address."""
+    """Start a server, and give its address."""
     pytest.importorskip("label_studio_sdk", reason="the extra label-studio is not installed")
-    program = _program()
+    program = installed_program()
     if program is None:
         pytest.skip("AHFAL_LABEL_STUDIO names no label-studio program")
-    from devtools import wait_for
-
-    folder, port = tmp_path_factory.mktemp("studio"), _free_port()
-    environment = {
-        **os.environ,
-        "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
-        "SECRET_KEY": "only for this test",
-        "COLLECT_ANALYTICS": "false",
-        "LATEST_VERSION_CHECK": "false",
-        "SENTRY_DSN": "",
-        "FRONTEND_SENTRY_DSN": "",
-    }
-    environment.pop("PYTHONPATH", None)  # It has a Python environment of its own.
-    command = [*program, "start", "--no-browser", "--internal-host", "127.0.0.1"]
-    command += ["--port", str(port), "--username", EMAIL, "--password", PASSWORD]
-    command += ["--user-token", TOKEN, "--enable-legacy-api-token"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-
-    def healthy() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            return httpx.get(f"{url}/health", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_for(healthy, "Label Studio", patience_s=900)
+    with label_studio(tmp_path_factory.mktemp("studio"), program) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def real(folder: Path, url: str, token: str = TOKEN) -> Oracle:
     return make_oracle("label-studio", site(folder, **options(folder, url, token)))
-
-
-@contextmanager
-def api(url: str) -> Iterator[Any]:
-    import label_studio_sdk
-
-    with httpx.Client(timeout=60) as http:
-        yield label_studio_sdk.LabelStudio(base_url=url, api_key=TOKEN, httpx_client=http)
 
 
 def project_of(oracle: Oracle) -> int:
@@ -339,13 +274,6 @@ def project_of(oracle: Oracle) -> int:
 def tasks_of(oracle: Oracle, request_id: str) -> list[dict[str, Any]]:
     assert isinstance(oracle, LabelStudioOracle)
     return oracle._connection._tasks(project_of(oracle), request_id, include="id,meta")
-
-
-def annotate(url: str, task: int, *choices: str, skipped: bool = False) -> None:
-    value = {"choices": list(choices)}
-    result = [{"from_name": "class", "to_name": "image", "type": "choices", "value": value}]
-    with api(url) as client:
-        client.annotations.create(task, result=result if choices else [], was_cancelled=skipped)
 
 
 @pytest.mark.slow
@@ -363,10 +291,11 @@ def test_real_tasks_are_imported_once_and_collected(studio: str, tmp_path: Path)
     tasks = tasks_of(again, "request1")
     assert sorted(task["meta"]["sample"] for task in tasks) == [3, 7, 9]
     ids = {task["meta"]["sample"]: task["id"] for task in tasks}
-    annotate(studio, ids[7], "benign")
-    annotate(studio, ids[7], "healthy")
-    annotate(studio, ids[3], skipped=True)
-    annotate(studio, ids[9], "unheard-of")
+    with api(studio) as client:
+        annotate(client, ids[7], "benign")
+        annotate(client, ids[7], "healthy")
+        annotate(client, ids[3], skipped=True)
+        annotate(client, ids[9], "unheard-of")
     found = [(r.sample, r.label) for r in again.collect("request1")]
     assert sorted(found, key=lambda pair: pair[0]) == [(3, None), (7, 1), (7, 0)]
     assert {r.annotator for r in again.collect("request1")} == {EMAIL}
@@ -396,7 +325,7 @@ def test_what_goes_wrong_with_a_real_server_is_named(studio: str, tmp_path: Path
         real(tmp_path, studio, wrong).submit(request(7))
     assert wrong not in str(caught.value)
     with pytest.raises(OracleError, match="cannot be reached"):
-        real(tmp_path, f"http://127.0.0.1:{_free_port()}").collect("request1")
+        real(tmp_path, f"http://127.0.0.1:{free_ports(1)[0]}").collect("request1")
     project = project_of(oracle)
     changed = labelling_interface(("healthy", "benign", "cancer"))
     with api(studio) as client:
