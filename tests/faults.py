@@ -121,25 +121,6 @@ def resume(trial: Trial) -> str:
     return f"resumed, {trial.end()}"
 
 
-def site_answers_late(trial: Trial, draw: random.Random) -> str:
-    """A site's ClientApp hangs until the server no longer waits for it, and then answers."""
-    begin(trial)
-    # At the start of a message: one that ends may have answered already.
-    wait_until(lambda: trial.records("round") and not trial.at_work("site-0"))
-    wait_until(lambda: trial.at_work("site-0"))
-    hanging = [
-        process
-        for process, command in processes_of(str(trial.folder), "site-0-superexec").items()
-        if "flwr-clientapp" in command
-    ]
-    for process in hanging:
-        trial.deployment.signal(process, signal.SIGSTOP)
-    wait_until(lambda: any("no answer within" in reason for reason in trial.reasons()))
-    for process in hanging:
-        trial.deployment.signal(process, signal.SIGCONT)
-    return trial.end()
-
-
 #: All faults, by name.
 FAULTS: dict[str, Fault] = {
     function.__name__: function
@@ -151,6 +132,5 @@ FAULTS: dict[str, Fault] = {
         site_killed_after_the_answer,
         superlink_killed,
         serverapp_killed,
-        site_answers_late,
     )
 }

@@ -38,6 +38,14 @@ def site_answers_another_schema(trial: Trial, draw: random.Random) -> str:
     return ended
 
 
+def site_answers_late(trial: Trial, draw: random.Random) -> str:
+    """A site's first weights come when the server no longer waits for them."""
+    begin(trial)
+    ended = trial.end()
+    assert any("no answer within" in reason for reason in trial.reasons()), trial.reasons()
+    return ended
+
+
 def site_answers_twice(trial: Trial, draw: random.Random) -> str:
     """A site deals with each message twice and sends each answer twice."""
     begin(trial)
@@ -182,6 +190,7 @@ FAULTS = {
     for function in (
         site_answers_nan,
         site_answers_another_schema,
+        site_answers_late,
         site_answers_twice,
         unregistered_site,
         wrong_certificate,
@@ -195,6 +204,7 @@ FAULTS = {
 PREPARATIONS = {
     "site_answers_nan": _misbehaving("nan"),
     "site_answers_another_schema": _misbehaving("schema"),
+    "site_answers_late": _misbehaving("late"),
     "site_answers_twice": _misbehaving("twice"),
     "wrong_certificate": _foreign_authority,
     "site_cut_off": _hosts_of_their_own,

@@ -6,16 +6,21 @@ Flower hands on. `AHFAL_TEST_MISBEHAVIOUR` says how:
 - `nan`: weights that are not numbers.
 - `schema`: training answers with an array of another type, purchases answered without metrics.
 - `twice`: each message is dealt with twice, and each answer sent twice.
+- `late`: the first training answer of a run comes long after the server has given up on it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _MISBEHAVIOUR = os.environ["AHFAL_TEST_MISBEHAVIOUR"]
+# The sites' runs wait for 120 seconds.
+_LATE_S = 150.0
 
 
 def _client_app() -> None:
@@ -30,6 +35,10 @@ def _client_app() -> None:
         kind = message.metadata.message_type
         if _MISBEHAVIOUR == "twice":
             return honest(self, message, context)
+        if _MISBEHAVIOUR == "late":
+            if kind == "train" and _is_first(message.metadata.run_id):
+                time.sleep(_LATE_S)
+            return reply
         if kind == "train":
             arrays = reply.content.array_records["arrays"]
             name = next(iter(arrays))
@@ -40,6 +49,15 @@ def _client_app() -> None:
         return reply
 
     ClientApp.__call__ = call  # type: ignore[method-assign]
+
+
+def _is_first(run_id: int) -> bool:
+    """Return whether nobody has asked for a run before; each message is a process of its own."""
+    try:
+        Path(os.environ["AHFAL_TEST"], f"late-{run_id}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _supernode() -> None:
