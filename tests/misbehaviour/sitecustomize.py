@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,29 @@ def _is_first(run_id: int) -> bool:
 
 
 def _supernode() -> None:
+    from flwr.supernode import start_client_internal
     from flwr.supernode.fleet_http_client import FleetHttpClient
 
-    honest = FleetHttpClient.PushMessages
+    announce = FleetHttpClient.PushMessages
+    deliver = start_client_internal.push_object_contents_from_iterable
+    announced: list[Any] = []
 
-    def push(self: FleetHttpClient, request: Any) -> Any:
-        first = honest(self, request)
-        # The server expects what follows in the newest session.
-        again = honest(self, request)
-        print(f"sent twice: {first.results} {again.results}", flush=True)
-        return again
+    def announce_and_remember(self: FleetHttpClient, request: Any) -> Any:
+        announced[:] = self, request
+        return announce(self, request)
 
-    FleetHttpClient.PushMessages = push  # type: ignore[method-assign]
+    def deliver_twice(contents: Iterable[tuple[str, bytes]], push_object_fn: Any) -> None:
+        kept = dict(contents)
+        deliver(kept.items(), push_object_fn=push_object_fn)
+        response = announce(*announced)
+        run_id, _ = push_object_fn.args
+        push_again = partial(push_object_fn.func, run_id, response.session_id)
+        wanted = ((name, kept[name]) for name in response.objects_to_push if name in kept)
+        deliver(wanted, push_object_fn=push_again)
+        print(f"sent twice: {response.results}", flush=True)
+
+    FleetHttpClient.PushMessages = announce_and_remember  # type: ignore[method-assign]
+    start_client_internal.push_object_contents_from_iterable = deliver_twice
 
 
 _program = os.path.basename(next((word for word in sys.orig_argv[1:2]), ""))
