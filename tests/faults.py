@@ -110,8 +110,8 @@ def serverapp_killed(trial: Trial, draw: random.Random) -> str:
     for process, command in processes_of(str(trial.folder), "server-superexec").items():
         if "flwr-serverapp" in command:
             trial.deployment.signal(process, signal.SIGKILL)
-    ended = trial.end(must_complete=False)
-    assert ended != COMPLETED
+    wait_until(lambda: trial.status().startswith("finished"))
+    assert trial.status() != COMPLETED
     return resume(trial)
 
 

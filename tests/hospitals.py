@@ -217,6 +217,10 @@ class Trial:
         )
         self.run_id = str(json.loads(printed[printed.index("{") :])["run-id"])
 
+    def status(self) -> str:
+        """Return the run's status, as Flower says."""
+        return self.deployment.status(self.run_id)
+
     def end(self, *, must_complete: bool = True) -> str:
         """Return how the run ended, as Flower says."""
         status = ""
