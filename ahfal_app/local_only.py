@@ -74,6 +74,7 @@ def train_alone(
             inputs_BcHW = _augmented(images, rows_N[batch_B], augmentation, generator)
             logits_BC = network_logits(model, inputs_BcHW, precision)
             optimizer.zero_grad(set_to_none=True)
+            # torch has no types for `backward`.
             cross_entropy(logits_BC, labels_N[batch_B.to(images.device)]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if training.decay_counts_steps:

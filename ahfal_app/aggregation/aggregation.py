@@ -124,6 +124,7 @@ class Aggregation:
             if value is None:
                 value = np.max([record[name].numpy() for record in records], axis=0)
             merged[name] = Array(np.asarray(value, dtype=records[0][name].dtype))
+        # A record may hold lists, too; these two are numbers, and were checked to be.
         weights = np.array([float(record[WEIGHT_KEY]) for record in metrics])  # type: ignore[arg-type]
         losses = np.array([float(record["loss"]) for record in metrics])  # type: ignore[arg-type]
         about: dict[str, int | float] = {

@@ -108,6 +108,7 @@ def record_cuda_graph(
     RuntimeError
         It holds something that a graph cannot.
     """
+    # torch has no types for its streams.
     current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(current)
     with torch.cuda.stream(aside):

@@ -73,7 +73,7 @@ class Gathering:
                 results = self._train_together([self._updates[client] for client in clients])
                 self._results = dict(zip(clients, results, strict=True))
         except BaseException as error:  # noqa: BLE001
-            # The others would wait for ever.
+            # Whatever it is: the others would wait for ever, and each of them raises it.
             self._error = error
         finally:
             self._done.set()

@@ -150,6 +150,7 @@ class Workers:
             return []
         told: list[tuple[Worker, Report]] = []
         for ready in multiprocessing.connection.wait(list(by_connection), timeout):
+            # What `wait` returns may also be a socket or a number; only these were given to it.
             worker = by_connection[ready]  # type: ignore[index]
             try:
                 report: Report = worker.connection.recv()

@@ -27,7 +27,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-#: The part of the address that carries the token, once.
+#: The part of the address that carries the token, once: a name, and no secret.
 TOKEN = "token"  # noqa: S105
 
 

@@ -134,7 +134,7 @@ def _with_head(network: nn.Module, name: str) -> Classifier:
         raise ConfigError(
             [f"model={name!r}: allowed is a network that ends in an nn.Linear; it has none"]
         )
-    head = network.get_submodule(linear[-1])
+    head = network.get_submodule(linear[-1])  # An nn.Linear, which its path does not tell mypy.
     network.set_submodule(linear[-1], nn.Identity())
     return Adapted(network, head)  # type: ignore[arg-type]
 

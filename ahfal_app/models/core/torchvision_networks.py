@@ -58,6 +58,7 @@ def torchvision_network(
 
 def _for_grey(convolution: nn.Conv2d) -> nn.Conv2d:
     """Return a convolution that sees one channel as the given one sees it three times."""
+    # torch types these three as tuples of any length; those of a Conv2d are pairs.
     grey = nn.Conv2d(
         1,
         convolution.out_channels,
