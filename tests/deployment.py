@@ -128,7 +128,6 @@ class Deployment:
     left_behind: dict[int, str] = field(default_factory=dict)
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _recipes: dict[str, _Recipe] = field(default_factory=dict)
-    _kept_down: set[str] = field(default_factory=set)
     _supervisor: threading.Thread | None = None
     _ending: threading.Event = field(default_factory=threading.Event)
 
@@ -237,7 +236,7 @@ class Deployment:
     def _supervise(self) -> None:
         while not self._ending.wait(_RESTART_PAUSE_S):
             for name, process in list(self.started.items()):
-                if process.poll() is not None and name not in self._kept_down:
+                if process.poll() is not None:
                     self.started[name] = self._recipes[name].start(self.folder / f"{name}.log")
 
     def kill(self, *names: str) -> None:
@@ -250,15 +249,6 @@ class Deployment:
         """Send a signal to a process, which may have ended by itself."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(process_id, number)
-
-    @contextlib.contextmanager
-    def down(self, *names: str) -> Iterator[None]:
-        """Keep processes from being started again for as long as the block."""
-        self._kept_down |= set(names)
-        try:
-            yield
-        finally:
-            self._kept_down -= set(names)
 
     @property
     def _marker(self) -> str:
