@@ -109,6 +109,36 @@ def test_what_runs_code_or_can_start_it_has_no_way_out(file: str, services: list
             assert document["networks"][network]["internal"] is True
 
 
+def test_what_people_run_at_a_site_sees_what_its_superexec_sees():
+    services = compose_files.load("compose.site.yaml")["services"]
+    people, superexec = services["ahfal"], services["superexec"]
+    assert people["volumes"] == superexec["volumes"]
+    assert people["image"] == superexec["image"]
+    assert people["entrypoint"] == ["ahfal"]
+    assert people["profiles"] == ["people"]
+    # The page listens on loopback, which is another one in a network of its own.
+    assert people["network_mode"] == "host"
+    assert [name for name, each in services.items() if "network_mode" in each] == ["ahfal"]
+
+
+def test_label_studio_adds_an_extra_and_one_network_and_changes_nothing_else():
+    added = compose_files.load("compose.label-studio.yaml", {"AHFAL_LABELLING_NETWORK": "desk"})
+    site = compose_files.load("compose.site.yaml")
+    superexec = site["services"]["superexec"]
+    (own,) = added["services"].values()
+    assert list(added["services"]) == ["superexec"]
+    assert own["image"] == superexec["image"].replace("ahfal:", "ahfal-label-studio:")
+    assert own["networks"] == [*superexec["networks"], "labelling"]
+    assert own.keys() == {"image", "build", "networks"}
+    assert added["networks"] == {"labelling": {"external": True, "name": "desk"}}
+    (extra,) = own["build"]["args"].values()
+    assert extra.strip("[]") in _PROJECT["project"]["optional-dependencies"]
+    (argument,) = own["build"]["args"]
+    dockerfile = (DOCKER / "Dockerfile").read_text()
+    assert f'ARG {argument}=""' in dockerfile
+    assert f'".${{{argument}}}"' in dockerfile
+
+
 def test_the_demo_runs_what_server_and_sites_run():
     """Its commands differ in nothing but what a site says of itself."""
     server, site, demo = (compose_files.load(file)["services"] for file in _FILES)

@@ -391,7 +391,7 @@ def _people(monkeypatch: pytest.MonkeyPatch) -> None:
             done = math.ceil(len(receipts) * min(1.0, rounds[request_id] / 2))
             return receipts[:done] * 2
 
-    monkeypatch.setattr("ahfal_app.client.make_oracle", lambda name, site: Gradual(site))
+    monkeypatch.setattr("ahfal_app.annotation.make_oracle", lambda name, site: Gradual(site))
     monkeypatch.setattr("ahfal_app.purchase._FIRST_PAUSE_S", 0.01)
 
 
