@@ -40,7 +40,7 @@ _COUNTS = ("answered", "lost", "waiting", "bought_twice")
 sys.path.insert(0, str(_ROOT / "tests"))
 
 from fault_registry import FAULTS  # noqa: E402
-from faults import COMPLETED  # noqa: E402
+from faults import COMPLETED, no_fault  # noqa: E402
 from hospitals import SETTINGS, trial  # noqa: E402
 from killed_buyer import kill_buyer  # noqa: E402
 
@@ -84,14 +84,17 @@ def _strike(name: str, draws: list[int], folder: Path, lines: Path) -> None:
         for draw in draws:
             start = time.monotonic()
             line: dict[str, Any] = {"fault": name, "draw": draw, "sites": fault.sites}
-            line |= {"injected": 1, **dict.fromkeys(_COUNTS)}
+            line |= {"injected": int(name != no_fault.__name__), **dict.fromkeys(_COUNTS)}
             try:
                 line["outcome"] = fault.strike(running, random.Random(f"{name} {draw}"))
                 line |= asdict(running.account())
             # Whatever it is belongs into the line: the others go on with processes of their own.
             except Exception:  # noqa: BLE001
                 line["outcome"] = traceback.format_exc(chain=False)[-_MOST_CHARACTERS:]
-            line["failures_on_the_way"] = running.reasons()
+            # Where this run's files were is different each time.
+            line["failures_on_the_way"] = [
+                reason.replace(f"{folder}/", "") for reason in running.reasons()
+            ]
             line["seconds"] = round(time.monotonic() - start, 1)
             _append(lines, line)
             if line["answered"] is None:
