@@ -69,12 +69,14 @@ def site_killed_while_selecting(trial: Trial, draw: random.Random) -> str:
 def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
     """A site's machine dies when people have answered, and before the server knows of it.
 
-    Mostly before the store knows of it, too; at the latest when it just does.
+    Mostly before the store knows of it, too; at the latest when it just does. Which answer it is
+    is drawn: that to the initial request, or to a purchase.
     """
     struck: list[str] = []
+    cycle = draw.choice(("cycle-000", "cycle-001"))
 
     def strike(site: str, request: Path) -> None:
-        if site == "site-0" and not struck:
+        if site == "site-0" and request.name.startswith(cycle) and not struck:
             deadline = time.monotonic() + draw.uniform(0.0, 3 * MESSAGE_S)
             answered = set(dict(trial.labeller.answers[site]))
             while time.monotonic() < deadline and answered - set(trial.labels(site)):
@@ -85,7 +87,7 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
     trial.labeller.answered = strike
     begin(trial)
     ended = trial.end()
-    assert struck
+    assert struck, f"nothing was answered for {cycle}"
     return ended
 
 

@@ -79,7 +79,7 @@ def site_cut_off(trial: Trial, draw: random.Random) -> str:
     _wait_for_a_round(trial, draw)
     with trial.network.cut("site-0"):
         time.sleep(draw.uniform(60.0, 120.0))
-    return trial.end()
+    return _with_failures(trial)
 
 
 def disk_full(trial: Trial, draw: random.Random) -> str:
@@ -101,7 +101,7 @@ def wrong_clock(trial: Trial, draw: random.Random) -> str:
     trial.clock.set(draw.choice((-3600, -900, 900, 3600)))
     time.sleep(draw.uniform(45.0, 75.0))
     trial.clock.set(0)
-    return trial.end()
+    return _with_failures(trial)
 
 
 def _misbehaving(how: str) -> Callable[[Trial], None]:
@@ -153,6 +153,13 @@ def _failed_in_each_round(trial: Trial, why: str) -> None:
         (failure,) = record["failed"]
         assert failure["client"] == 0
         assert why in failure["reason"], failure
+
+
+def _with_failures(trial: Trial) -> str:
+    """Return how the run ended, in which the fault must have been felt."""
+    ended = trial.end()
+    assert trial.reasons(), "the run did not notice the fault"
+    return ended
 
 
 def _without_failures(trial: Trial) -> str:
