@@ -81,7 +81,10 @@ class Annotation:
         store.reserve(request)
 
     def ask(self, store: LabelStore) -> None:
-        """Submit every open request, again if need be, and store what has been answered.
+        """Submit what is unanswered, again if need be, and store what has been answered.
+
+        Of samples that were labelled or skipped the oracle is not told again: where its own copy
+        of a request is gone, people must not be asked for what they have said already.
 
         An oracle that fails is asked again the next time: the request is in the store, and the
         server waits for its labels as for those of slow people.
@@ -96,10 +99,10 @@ class Annotation:
             _log.warning("oracle %s: %s", self.oracle, error)
             return
         for request in requests:
-            present = self._present(store, request)
+            unanswered = self._unanswered(store, request)
             try:
-                if present.samples:
-                    oracle.submit(present)
+                if unanswered.samples:
+                    oracle.submit(unanswered)
                 receipts = oracle.collect(request.request_id)
             except OracleError as error:
                 _log.warning("oracle %s: %s", self.oracle, error)
@@ -108,22 +111,20 @@ class Annotation:
         if new := len(store.conflicts()) - conflicts:
             _log.warning("%d answers contradict labels that stand; the first ones do", new)
 
-    def _present(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
-        """Return what of a request is still there; give back what nobody can label any more."""
+    def _unanswered(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
+        """Return what of a request is to be labelled; give back what nobody can label any more."""
+        answered = store.answered(request.request_id)
+        is_open_B = ~np.isin(request.samples, list(answered))
         is_here_B = np.isin(request.samples, self.loaded.client_rows(self.client))
-        if is_here_B.all():
-            return request
-        receipts = [
-            LabelReceipt(request.request_id, sample, None, _GONE)
-            for sample, is_here in zip(request.samples, is_here_B, strict=True)
-            if not is_here
-        ]
-        store.commit(receipts)
+        gone = list(itertools.compress(request.samples, is_open_B & ~is_here_B))
+        if gone:
+            store.commit([LabelReceipt(request.request_id, sample, None, _GONE) for sample in gone])
+        is_asked_B = is_open_B & is_here_B
         return dataclasses.replace(
             request,
-            samples=tuple(itertools.compress(request.samples, is_here_B)),
-            scores=tuple(itertools.compress(request.scores, is_here_B)),
-            guesses=tuple(itertools.compress(request.guesses, is_here_B)),
+            samples=tuple(itertools.compress(request.samples, is_asked_B)),
+            scores=tuple(itertools.compress(request.scores, is_asked_B)),
+            guesses=tuple(itertools.compress(request.guesses, is_asked_B)),
         )
 
     def _site(self) -> Site:

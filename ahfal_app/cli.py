@@ -278,9 +278,7 @@ def verify_labels(store: _Store) -> None:
 def label(
     state_dir: Annotated[
         Path,
-        typer.Argument(
-            metavar="STATE_DIR", help="The folder of a client's state, or its oracle's folder."
-        ),
+        typer.Argument(metavar="STATE_DIR", help="The site's state-dir, or its oracle's folder."),
     ],
     only_list: Annotated[
         bool, typer.Option("--list", help="List what is open, and serve no page.")
@@ -313,11 +311,13 @@ def label(
 
     def tell(address: str) -> None:
         console.print(f"open in a browser on this machine: {address}", soft_wrap=True, markup=False)
+        console.print(f"requests are taken from {folder}", soft_wrap=True, markup=False)
         console.print("Ctrl-C ends it; what was answered is kept.")
 
+    folder = desk_folder(state_dir)
     # Ctrl-C is how it is meant to end.
     with contextlib.suppress(KeyboardInterrupt):
-        serve(desk_folder(state_dir), annotator.strip(), port, show_guess, tell)
+        serve(folder, annotator.strip(), port, show_guess, tell)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from ahfal_app.client import Client, QueryAnswer
 from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
 from ahfal_app.errors import ConfigError
-from ahfal_app.node_config import at_site, oracle_options, partition_of, site_folders
+from ahfal_app.node_config import at_site, oracle_options, partition_of, path_of, site_folders
 from ahfal_app.privacy import messages as secure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.protocol import (
@@ -192,7 +192,7 @@ def _state(order: Order, context: Context, partition: int) -> ClientState:
     # A real site names a folder of its own; a simulated client shares the run's folder.
     configured = context.node_config.get("state-dir")
     if configured:
-        return ClientState.on_disk(Path(str(configured)) / order.run / str(partition))
+        return ClientState.on_disk(path_of(configured) / order.run / str(partition))
     if not Path(order.run_folder).is_dir():
         raise ConfigError(
             ["state-dir: a SuperNode on another machine than the server needs it in --node-config"]

@@ -22,11 +22,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ahfal_app.errors import ResumeError
+from ahfal_app.label_location import STORE
 from ahfal_app.labels import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training import TrainingState
 
-_LABELS = "labels.sqlite"
 _ORACLE = "oracle"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
 _EPOCHS = "epochs"
@@ -146,16 +146,16 @@ class ClientState:
     ) -> Iterator[LabelStore]:
         """Open the label store of a client with these samples, which may come and go or not."""
         if self._folder is not None:
-            store = LabelStore.open_file(self._folder / _LABELS, samples_N, num_classes, grows)
+            store = LabelStore.open_file(self._folder / STORE, samples_N, num_classes, grows)
         else:
-            content = self._blobs.read(_LABELS) or b""
+            content = self._blobs.read(STORE) or b""
             store = LabelStore.from_bytes(content, samples_N, num_classes, grows)
         try:
             yield store
         finally:
             # Also after an error: what was committed before it stays committed.
             if self._folder is None:
-                self._blobs.write(_LABELS, store.to_bytes())
+                self._blobs.write(STORE, store.to_bytes())
             store.close()
 
     @contextmanager
@@ -164,7 +164,7 @@ class ClientState:
 
         Without a folder it is empty each time: settings refuse every privacy but `none` there.
         """
-        path = self._folder / _LABELS if self._folder is not None else Path(":memory:")
+        path = self._folder / STORE if self._folder is not None else Path(":memory:")
         store = PrivacyStore(path)
         try:
             yield store

@@ -6,6 +6,7 @@ failed before: a site that was away, or came back under another node id, takes p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ from ahfal_app.protocol import (
     ledger_from_metrics,
     metrics_of,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,18 +120,32 @@ def join(federation: Federation, order: Order) -> Membership:
 def join_again(federation: Federation, order: Order, membership: Membership) -> list[int]:
     """Let nodes that are not part of the run join; return the clients that did.
 
+    A node whose client another connected node serves is left out, with a warning: the labels and
+    the budget of one site must not become those of another.
+
     Raises
     ------
     CodeMismatch
         A client runs other code than the server.
     """
     known = {member.node for member in membership.members.values()} | membership.spare
-    new = [node for node in federation.wait_for_nodes(0, 0.0) if node not in known]
+    connected = federation.wait_for_nodes(0, 0.0)
+    new = [node for node in connected if node not in known]
     if not new:
         return []
     answers: dict[int, _Answer] = {}
     failures: dict[int, str] = {}
     _ask(federation, order, new, answers, failures)
+    for node, answer in list(answers.items()):
+        member = membership.members.get(answer.client)
+        if member is not None and member.node in connected:
+            _log.warning(
+                "partition-id=%d: node %d has it and is connected; node %d is left out",
+                answer.client,
+                member.node,
+                node,
+            )
+            del answers[node]
     return _admit(federation, membership, answers, failures)
 
 

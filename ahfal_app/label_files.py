@@ -18,9 +18,9 @@ from ahfal_app.label_csv import (
     refusal,
     write_csv,
 )
+from ahfal_app.label_location import find_store
 from ahfal_app.labels import Conflict, Entry, LabelReceipt, LabelStore, Ledger
 
-_STORE = "labels.sqlite"
 _EXPORTED = (
     "file",
     "label",
@@ -193,23 +193,6 @@ def verify_store(store: Path) -> Verified:
             labels.class_names(),
             _names(labels),
         )
-
-
-def find_store(path: Path) -> Path:
-    """Return the label store that a path means: itself, or the only one below a folder.
-
-    Raises
-    ------
-    StoreError
-        There is none, or there are several.
-    """
-    if not path.is_dir():
-        return path
-    found = sorted(path.rglob(_STORE))
-    if len(found) != 1:
-        which = "; name one of " + ", ".join(map(str, found)) if found else ""
-        raise StoreError(f"{path}: {len(found)} label stores in this folder{which}")
-    return found[0]
 
 
 @contextmanager

@@ -92,10 +92,11 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
         )
     if problems:
         raise ConfigError(problems)
-    return SiteFolders(_path(data), _path(state), _path(truth) if truth else None)
+    return SiteFolders(path_of(data), path_of(state), path_of(truth) if truth else None)
 
 
-def _path(value: object) -> Path:
+def path_of(value: object) -> Path:
+    """Return the folder that a site names; `~` is its home, since no shell sees it."""
     return Path(str(value)).expanduser().absolute()
 
 

@@ -24,10 +24,11 @@ from starlette.applications import Starlette
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app as command_line
-from ahfal_app.errors import ConfigError, OracleError
+from ahfal_app.errors import ConfigError, OracleError, StoreError
 from ahfal_app.labelling.app import make_app
 from ahfal_app.labelling.desk import AlreadyAnswered, Answer, Desk
 from ahfal_app.labelling.images import for_browser
+from ahfal_app.labelling.open_requests import desk_folder
 from ahfal_app.labelling.shortcuts import shortcuts
 from ahfal_app.labels import LabelReceipt, LabelRequest, LabelStore
 from ahfal_app.oracle import EncodedImage, Oracle, Site, make_oracle
@@ -357,7 +358,29 @@ def test_a_folder_without_labels_is_told(tmp_path: Path):
         text=True,
     )
     assert done.returncode == 1
-    assert "labels.sqlite: no such file" in done.stderr + done.stdout
+    assert "0 label stores in this folder" in done.stderr + done.stdout
+
+
+def test_a_sites_own_folder_leads_to_the_desk_below_it(tmp_path: Path):
+    """A client's state lies two folders below what --node-config names."""
+    client = tmp_path / "state" / "run" / "0"
+    LabelStore.open_file(client / "labels.sqlite", np.arange(10), len(CLASSES)).close()
+    assert desk_folder(tmp_path / "state") == client / "oracle"
+    assert desk_folder(client) == client / "oracle"
+
+
+def test_the_oracles_folder_is_the_desk_itself(tmp_path: Path, oracle: Oracle):
+    oracle.submit(request(7))
+    assert desk_folder(tmp_path / "oracle") == tmp_path / "oracle"
+
+
+def test_two_stores_or_none_are_refused_by_name(tmp_path: Path):
+    with pytest.raises(StoreError, match="0 label stores"):
+        desk_folder(tmp_path)
+    for run in ("first", "second"):
+        LabelStore.open_file(tmp_path / run / "labels.sqlite", np.arange(10), len(CLASSES)).close()
+    with pytest.raises(StoreError, match=r"2 label stores.*first.*second"):
+        desk_folder(tmp_path)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from ahfal_app.database import connect, transaction
 from ahfal_app.errors import OracleError
 from ahfal_app.labels import LabelReceipt
 
-_REQUESTS = "requests"
+#: The folder of the requests, in that of the desk.
+REQUESTS = "requests"
 _INDEX = "request.json"
 _IMAGES = "images"
 _ANSWERS = "answers.sqlite"
@@ -159,7 +160,7 @@ class Desk:
 
     def sheets(self) -> tuple[Sheet, ...]:
         """Return all requests, by cycle."""
-        folder = self._folder / _REQUESTS
+        folder = self._folder / REQUESTS
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         # What begins with a dot is being written.
         names = [name for name in found if not name.startswith(".") and self.has(name)]
@@ -259,7 +260,7 @@ class Desk:
     # --- inside -------------------------------------------------------------------------
 
     def _request_folder(self, request: str) -> Path:
-        return self._folder / _REQUESTS / request
+        return self._folder / REQUESTS / request
 
     @contextmanager
     def _answers(self) -> Iterator[sqlite3.Connection]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahfal_app.errors import StoreError
-from ahfal_app.labelling.desk import Desk
+from ahfal_app.label_location import find_store
+from ahfal_app.labelling.desk import REQUESTS, Desk
 
-_STORE = "labels.sqlite"
 _ORACLE = "oracle"
 
 _QUERY = """
@@ -52,9 +52,23 @@ class OpenRequest:
     waiting: int
 
 
-def desk_folder(state: Path) -> Path:
-    """Return the folder of the desk: of a client's state, or this folder itself."""
-    return state / _ORACLE if (state / _STORE).is_file() else state
+def desk_folder(folder: Path) -> Path:
+    """Return where requests and answers lie.
+
+    Parameters
+    ----------
+    folder : Path
+        A site's `state-dir` or a client's state below it, with one label store; or the folder of
+        the oracle itself.
+
+    Raises
+    ------
+    StoreError
+        There are several label stores below it, or neither one nor requests.
+    """
+    if (folder / REQUESTS).is_dir():
+        return folder
+    return find_store(folder).parent / _ORACLE
 
 
 def open_requests(state: Path) -> tuple[OpenRequest, ...]:
@@ -63,20 +77,18 @@ def open_requests(state: Path) -> tuple[OpenRequest, ...]:
     Parameters
     ----------
     state : Path
-        The folder of the client's state, with its label store.
+        The site's `state-dir`, or a client's state below it, with one label store.
 
     Raises
     ------
     StoreError
-        There is no label store in it, or it cannot be read.
+        There is no label store below it, or several, or it cannot be read.
     """
-    path = state / _STORE
-    if not path.is_file():
-        raise StoreError(f"label store {path}: no such file; give the folder of a client's state")
+    path = find_store(state)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
             rows = store.execute(_QUERY).fetchall()
     except sqlite3.DatabaseError as error:
         raise StoreError(f"label store {path}: {error}") from error
-    waiting = Desk(desk_folder(state)).waiting()
+    waiting = Desk(path.parent / _ORACLE).waiting()
     return tuple(OpenRequest(*(*row, waiting.get(row[0], 0))) for row in rows)

@@ -140,18 +140,21 @@ class FilesOracle:
         (folder / _IMAGES).mkdir()
         digits = len(str(len(request.samples)))
         samples: dict[str, int] = {}
+        originals: dict[str, int] = {}
         rows: list[tuple[object, ...]] = []
         for position, sample in enumerate(request.samples, start=1):
             image = self._site.image(sample)
             name = f"{position:0{digits}d}-{_file_name(image.name)}"
             (folder / _IMAGES / name).write_bytes(image.content)
-            # People also write what the site calls it, or the path in the folder.
-            samples |= {name: sample, f"{_IMAGES}/{name}": sample, image.name: sample}
+            samples |= {name: sample, f"{_IMAGES}/{name}": sample}
+            originals[image.name] = sample
             guess = self._site.class_names[request.guesses[position - 1]] if request.guesses else ""
             score = f"{request.scores[position - 1]:.6g}" if request.scores else ""
             rows.append((name, "", guess, score, position, image.name))
         header = ("file", "label", "guess", "score", "position", "original")
         write_csv(folder / _REQUEST, header, rows)
+        # People also write what the site calls an image, unless another one has that name here.
+        samples = originals | samples
         index = {"request": request.request_id, "cycle": request.cycle, "samples": samples}
         (folder / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         text = _README.format(
