@@ -6,6 +6,7 @@ that the label store in a folder is a database file of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, MutableMapping
@@ -21,11 +22,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ahfal_app.errors import ResumeError
 from ahfal_app.label_location import STORE
 from ahfal_app.labels import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training import TrainingState
+
+_log = logging.getLogger(__name__)
 
 _ORACLE = "oracle"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
@@ -182,14 +184,15 @@ class ClientState:
             self._blobs.delete("training-{}-{}.safetensors".format(*old))
 
     def load_training(self, cycle: int, before_round: int) -> TrainingState | None:
-        """Return the newest state of a cycle from before a round, or None."""
+        """Return the newest sound state of a cycle from before a round, or None."""
         rounds = [r for c, r in self._training_rounds() if c == cycle and r < before_round]
-        if not rounds:
-            return None
-        tensors = self._load(f"training-{cycle}-{rounds[-1]}.safetensors")
-        epochs = int(tensors.pop(_EPOCHS))
-        momentum = {name.removeprefix(_MOMENTUM): tensor for name, tensor in tensors.items()}
-        return TrainingState(momentum, epochs)
+        for round_ in reversed(rounds):
+            tensors = self._load(f"training-{cycle}-{round_}.safetensors")
+            if tensors is not None and _EPOCHS in tensors:
+                epochs = int(tensors.pop(_EPOCHS))
+                momentum = {name.removeprefix(_MOMENTUM): t for name, t in tensors.items()}
+                return TrainingState(momentum, epochs)
+        return None
 
     def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
@@ -205,16 +208,20 @@ class ClientState:
                 self._blobs.delete(other)
 
     def load_local_model(self, cycle: int) -> dict[str, Tensor] | None:
-        """Return the local model f^L of a cycle, or None."""
-        name = f"local-model-{cycle}.safetensors"
-        return self._load(name) if self._blobs.read(name) is not None else None
+        """Return the local model f^L of a cycle, or None where it is missing or damaged."""
+        return self._load(f"local-model-{cycle}.safetensors")
 
     def _training_rounds(self) -> list[tuple[int, int]]:
         matches = (_TRAINING.fullmatch(name) for name in self._blobs.names())
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
-    def _load(self, name: str) -> dict[str, Tensor]:
+    def _load(self, name: str) -> dict[str, Tensor] | None:
+        """Return tensors, or None: a power cut may damage what is not synced to the disk."""
+        content = self._blobs.read(name)
+        if content is None:
+            return None
         try:
-            return load_tensors(self._blobs.read(name) or b"")
+            return load_tensors(content)
         except SafetensorError as error:
-            raise ResumeError(f"client state {name} is damaged: {error}") from error
+            _log.warning("%s is damaged (%s): the client goes on without it", name, error)
+            return None

@@ -29,7 +29,13 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Make what is done inside one change: all of it is durable afterwards, or none of it."""
+    """Make what is done inside one change: all of it is durable afterwards, or none of it.
+
+    Inside another one it is a part of that.
+    """
+    if connection.in_transaction:
+        yield
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

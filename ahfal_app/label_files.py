@@ -152,23 +152,18 @@ def import_labels(store: Path, source: Path, annotator: str, correct: bool = Fal
         lines = read_label_file(source, ClassNames(labels.class_names()), samples, annotator)
         entries = {entry.sample: entry for entry in labels.entries()}
         _check_asked_for(source, lines, entries, correct)
+        if correct:
+            _check_agreement(source, lines)
         receipts = [
             LabelReceipt(request, line.sample, line.label, line.annotator)
             for line in lines
             if (request := entries[line.sample].request_id) is not None
         ]
         conflicts, before = len(labels.conflicts()), _count(labels, "skipped")
-        labelled = labels.commit(receipts)
-        skipped = _count(labels, "skipped") - before
-        corrected = 0
-        if correct:
-            standing = {e.sample for e in labels.entries() if e.label is not None}
-            wanted = {
-                line.sample: line.label
-                for line in lines
-                if line.label is not None and line.sample in standing
-            }
-            corrected = labels.correct(wanted, annotator)
+        with labels.one_change():
+            labelled = labels.commit(receipts)
+            skipped = _count(labels, "skipped") - before
+            corrected = _correct(labels, lines) if correct else 0
         return Imported(labelled, skipped, corrected, len(labels.conflicts()) - conflicts)
 
 
@@ -231,6 +226,31 @@ def _check_asked_for(
     ]
     if problems:
         raise LabelFileError(refusal(source, problems))
+
+
+def _check_agreement(source: Path, lines: Sequence[LabelLine]) -> None:
+    """Refuse several labels for one image: as corrections, only one of them can stand."""
+    first: dict[int, LabelLine] = {}
+    problems = []
+    for line in lines:
+        if line.label is None:
+            continue
+        known = first.setdefault(line.sample, line)
+        if known.label != line.label:
+            reason = f"contradicts line {known.number}, which is about the same image"
+            problems.append(LineProblem(line.number, "", reason))
+    if problems:
+        raise LabelFileError(refusal(source, problems))
+
+
+def _correct(labels: LabelStore, lines: Sequence[LabelLine]) -> int:
+    """Let the lines' labels stand, each in the name of who says so."""
+    standing = {entry.sample for entry in labels.entries() if entry.label is not None}
+    wanted: dict[str, dict[int, int]] = {}
+    for line in lines:
+        if line.label is not None and line.sample in standing:
+            wanted.setdefault(line.annotator, {})[line.sample] = line.label
+    return sum(labels.correct(of_one, annotator) for annotator, of_one in wanted.items())
 
 
 def _reason_against(line: LabelLine, entry: Entry | None, correct: bool) -> str:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +147,10 @@ class LabelStore(LabelViews):
         Raises
         ------
         StoreError
-            The store was made for other classes, or knows a sample by another file.
+            The store was made for other classes, or knows a sample by another file: its label
+            would become that of another image.
         """
+        files = files or {}
         with transaction(self._connection):
             known = self.class_names()
             if known and known != tuple(class_names):
@@ -158,11 +161,22 @@ class LabelStore(LabelViews):
             self._connection.executemany(
                 "INSERT OR IGNORE INTO classes VALUES (?, ?)", list(enumerate(class_names))
             )
+            for sample, name in self.files().items():
+                if files.get(sample, name) != name:
+                    raise StoreError(
+                        f"label store: sample {sample} is the file {name!r}, and now it is to be "
+                        f"{files[sample]!r}; bring the site's images.sqlite back, or the label "
+                        "store that belongs to it: both are in its state-dir"
+                    )
             self._connection.executemany(
-                "INSERT INTO files VALUES (?, ?) ON CONFLICT (sample) DO UPDATE "
-                "SET name = excluded.name WHERE name != excluded.name",
-                list((files or {}).items()),
+                "INSERT OR IGNORE INTO files VALUES (?, ?)", list(files.items())
             )
+
+    @contextmanager
+    def one_change(self) -> Iterator[None]:
+        """Make several changes one: all of them are durable afterwards, or none is made."""
+        with transaction(self._connection):
+            yield
 
     def freeze(self, cycle: int) -> None:
         """Fix what cycles up to this one are trained on: later labels count from the next on."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ahfal_app.data.cache import (
+    SCHEMA,
     Description,
     Entry,
     cache_key,
@@ -94,7 +95,7 @@ def _empty_manifest(folder: Path) -> None:
 
 def _other_version(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA}', '"schema_version": 0'))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
+import venv
+from pathlib import Path
 from typing import Any
 
 import compose_files
@@ -25,13 +31,13 @@ def _services() -> list[Any]:
     ]
 
 
+def _pins() -> dict[str, str]:
+    pins = _PROJECT["tool"]["uv"]["constraint-dependencies"]
+    return dict(pin.split("==") for pin in pins)
+
+
 def _pinned(package: str) -> str:
-    (version,) = [
-        pin.partition("==")[2]
-        for pin in _PROJECT["tool"]["uv"]["constraint-dependencies"]
-        if pin.partition("==")[0] == package
-    ]
-    return str(version)
+    return _pins()[package]
 
 
 @pytest.mark.parametrize("service", _services())
@@ -123,17 +129,17 @@ def test_what_people_run_at_a_site_sees_what_its_superexec_sees():
 
 def test_label_studio_adds_an_extra_and_one_network_and_changes_nothing_else():
     added = compose_files.load("compose.label-studio.yaml", {"AHFAL_LABELLING_NETWORK": "desk"})
-    site = compose_files.load("compose.site.yaml")
-    superexec = site["services"]["superexec"]
-    (own,) = added["services"].values()
-    assert list(added["services"]) == ["superexec"]
-    assert own["image"] == superexec["image"].replace("ahfal:", "ahfal-label-studio:")
-    assert own["networks"] == [*superexec["networks"], "labelling"]
-    assert own.keys() == {"image", "build", "networks"}
+    site = compose_files.load("compose.site.yaml")["services"]
+    superexec, people = added["services"]["superexec"], added["services"]["ahfal"]
+    assert added["services"].keys() == {"superexec", "ahfal"}
+    assert superexec["image"] == site["superexec"]["image"].replace("ahfal:", "ahfal-label-studio:")
+    assert superexec["networks"] == [*site["superexec"]["networks"], "labelling"]
+    assert superexec.keys() == {"image", "build", "networks"}
+    assert people == {key: superexec[key] for key in ("image", "build")}
     assert added["networks"] == {"labelling": {"external": True, "name": "desk"}}
-    (extra,) = own["build"]["args"].values()
+    (extra,) = superexec["build"]["args"].values()
     assert extra.strip("[]") in _PROJECT["project"]["optional-dependencies"]
-    (argument,) = own["build"]["args"]
+    (argument,) = superexec["build"]["args"]
     dockerfile = (DOCKER / "Dockerfile").read_text()
     assert f'ARG {argument}=""' in dockerfile
     assert f'".${{{argument}}}"' in dockerfile
@@ -215,3 +221,39 @@ def test_what_the_image_copies_is_let_through_by_its_ignore_file():
     first, *allowed = (DOCKER / "Dockerfile.dockerignore").read_text().split()
     assert first == "*"
     assert {entry.removeprefix("!").partition("/")[0] for entry in allowed} == copied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extras", ["", "[label-studio]"])
+def test_the_image_gets_the_versions_that_the_tests_passed_with(tmp_path: Path, extras: str):
+    """The Dockerfile's own command, told to say what it would install; without pins it fails."""
+    dockerfile = (DOCKER / "Dockerfile").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^RUN (.+)$", dockerfile, re.MULTILINE)
+    project = tmp_path / "project"
+    project.mkdir()
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(DOCKER.parent / file, project)
+    shutil.copytree(DOCKER.parent / "ahfal_app", project / "ahfal_app")
+    venv.create(tmp_path / "image")
+    shell = {
+        **os.environ,
+        "AHFAL_EXTRAS": extras,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = command.replace("$(command -v python)", str(tmp_path / "image" / "bin" / "python"))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} --dry-run"],
+        cwd=project,
+        env=shell,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    chosen = dict(re.findall(r"^ \+ (\S+?)==(\S+)$", done.stderr, re.MULTILINE))
+    assert {"flwr", "torch", "datasets"} <= chosen.keys()
+    assert "ray" not in chosen
+    assert ("label-studio-sdk" in chosen) == bool(extras)
+    for name in chosen.keys() & _pins().keys():
+        assert chosen[name] == _pins()[name]

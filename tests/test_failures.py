@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from flwr.app import Array, Context, Message
+from flwr.app import Array, Context, Message, RecordDict
 from simulation import Simulation
 
 from ahfal_app import oracle as oracle_module
@@ -171,6 +172,35 @@ def test_node_that_restarts_under_another_id_takes_part_again(simulation: Simula
     outcome = simulation(grid=RestartingGrid, **{"round-timeout": 30.0})
     assert all(record.clients == 3 for record in outcome.metrics.rounds)
     assert outcome.metrics.cycles[-1].ledger == simulation().metrics.cycles[-1].ledger
+
+
+class ImpostorGrid(InProcessGrid):
+    """A second node comes after the first cycle and says that it is the site of node 2."""
+
+    called: ClassVar[list[str]] = []
+
+    def __init__(self, app, num_clients: int, workers: int = 1) -> None:
+        def watched(message: Message, context: Context) -> Message:
+            kind = message.metadata.message_type
+            if context.node_id == 77:
+                self.called.append(kind)
+            elif kind == "query.select" and 77 not in self._contexts:
+                config = dict(self._contexts[2].node_config)
+                self._contexts[77] = Context(1, 77, config, RecordDict(), {})
+            return app(message, context)
+
+        super().__init__(watched, num_clients, workers)
+
+
+def test_a_node_cannot_take_the_place_of_one_that_is_there(
+    simulation: Simulation, caplog: pytest.LogCaptureFixture
+):
+    """Its labels and its budget are those of another site."""
+    ImpostorGrid.called.clear()
+    outcome = simulation(grid=ImpostorGrid)
+    assert set(ImpostorGrid.called) == {"query.join"}
+    assert "partition-id=1: node 2 has it and is connected; node 77 is left out" in caplog.text
+    assert outcome.result == simulation().result
 
 
 def test_labels_are_counted_right_where_the_answer_to_a_purchase_got_lost(simulation: Simulation):

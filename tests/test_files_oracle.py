@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ahfal_app.errors import ConfigError, LabelFileError, OracleError
 from ahfal_app.label_csv import ClassNames, read_label_file, read_label_lines
@@ -76,6 +77,34 @@ def test_a_request_is_a_folder_that_people_can_read(folder: Path):
         assert (folder / "images" / row["file"]).read_text() == f"content {sample}"
     readme = (folder / "README.txt").read_text(encoding="utf-8")
     assert all(f"- {name}\n" in readme for name in CLASSES)
+
+
+def test_the_folders_names_come_before_what_the_site_calls_its_images(tmp_path: Path):
+    """Here the site's name of the second image is that of the first one in the folder."""
+    names = {5: "1.png", 9: "1-1.png"}
+    site = Site(0, CLASSES, {}, lambda s: EncodedImage(names[s], b""), tmp_path)
+    oracle = FilesOracle(site, tmp_path)
+    oracle.submit(LabelRequest(REQUEST.request_id, 3, "margin", (5, 9)))
+    (folder,) = tmp_path.iterdir()
+    _answer(folder, "file,label\n1-1.png,dog\n2-1-1.png,cat\n")
+    assert _collected(oracle) == [(5, 1, "files"), (9, 0, "files")]
+
+
+def test_images_without_a_name_of_their_own_get_one_that_viewers_open(tmp_path: Path):
+    contents = {}
+    for sample, kind in ((12, "PNG"), (13, "JPEG"), (14, "JPEG2000")):
+        contents[sample] = io.BytesIO()
+        Image.new("L", (2, 2)).save(contents[sample], kind)
+    site = Site(
+        *(0, CLASSES, {}),
+        lambda s: EncodedImage(f"scans.parquet#{s}", contents[s].getvalue()),
+        tmp_path,
+    )
+    FilesOracle(site, tmp_path).submit(LabelRequest(REQUEST.request_id, 3, "margin", (12, 13, 14)))
+    names = sorted(path.name for path in tmp_path.glob("*/images/*"))
+    assert names == [
+        *("1-scans.parquet_12.png", "2-scans.parquet_13.jpg", "3-scans.parquet_14.jp2")
+    ]
 
 
 def test_a_repeated_request_changes_nothing(oracle: FilesOracle, folder: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,40 @@ def test_another_answer_is_a_contradiction_until_it_is_a_correction(store: Path,
     entries = _entries(store)
     assert [entries[s][1] for s in (0, 1, 4)] == [0, 2, 1]
     assert verify_store(store).conflicts == ()
+
+
+def test_corrections_are_made_in_the_name_of_who_makes_them(store: Path, tmp_path: Path):
+    source = tmp_path / "in.csv"
+    source.write_text("file,label,annotator\nward/0.png,cat,dora\nward/4.png,dog,\n")
+    assert import_labels(store, source, "clara", correct=True).corrected == 2
+    entries = _entries(store)
+    assert (entries[0], entries[4]) == (("labelled", 0, "dora"), ("given", 1, "clara"))
+
+
+def test_corrections_that_contradict_each_other_change_nothing(store: Path, tmp_path: Path):
+    before = _entries(store)
+    source = tmp_path / "in.csv"
+    lines = ("ward/1.png,cat,anna", "ward/0.png,cat,anna", "ward/0.png,owl,dora")
+    source.write_text("\n".join(["file,label,annotator", *lines]))
+    with pytest.raises(LabelFileError, match="line 4: contradicts line 3"):
+        import_labels(store, source, "clara", correct=True)
+    assert _entries(store) == before
+
+
+def test_answers_and_corrections_are_one_change(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> int:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    before = _entries(store)
+    source = _write(tmp_path / "in.csv", "ward/1.png,cat", "ward/0.png,cat")
+    with monkeypatch.context() as patched:
+        patched.setattr(LabelStore, "correct", fail)
+        with pytest.raises(StoreError, match="disk I/O error"):
+            import_labels(store, source, "clara", correct=True)
+    assert _entries(store) == before
+    assert import_labels(store, source, "clara", correct=True) == Imported(1, 0, 1, 0)
 
 
 def test_the_command_line(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

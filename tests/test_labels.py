@@ -421,6 +421,10 @@ def test_names_are_kept_and_other_classes_refused(reopen):
     assert store.files() == {0: "x/1.png", 2: "x/2.png"}
     with pytest.raises(StoreError, match="classes a, b, c, and not to a, c, b"):
         store.describe(("a", "c", "b"))
+    # Its labels would become those of another image.
+    with pytest.raises(StoreError, match=r"sample 2 is the file 'x/2\.png'.*'x/3\.png'.*images"):
+        store.describe(("a", "b", "c"), {1: "x/9.png", 2: "x/3.png"})
+    assert store.files() == {0: "x/1.png", 2: "x/2.png"}
 
 
 def test_a_store_of_samples_that_come_and_go(tmp_path):

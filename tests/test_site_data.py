@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import random
@@ -15,7 +16,9 @@ from PIL import Image
 from pyarrow import parquet
 from site_images import FORMAT, digits, write_images, write_labels
 
+from ahfal_app.data.cache import Description
 from ahfal_app.data.images import DataFormat
+from ahfal_app.data.site_decoding import decode_site
 from ahfal_app.data.sites import SiteData, SiteFolders, load_site
 from ahfal_app.errors import DatasetError, LabelFileError, StoreError
 
@@ -171,6 +174,66 @@ def test_what_cannot_be_used_is_reported_by_name_and_the_rest_is_used(place: Pla
     caplog.clear()
     place.load()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_could_not_be_read_for_a_while_is_used_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    for number in range(3):
+        place.write(f"{number}.png", _encoded(_gray(number)))
+    place.write("3.png", b"damaged")
+    builds = []
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == "1.png":
+            raise error
+        return read_bytes(path)
+
+    def build(*arguments: object) -> Description:
+        builds.append(arguments)
+        return decode_site(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ahfal_app.data.sites.decode_site", build)
+    with monkeypatch.context() as away:
+        away.setattr(Path, "read_bytes", read)
+        for _ in range(2):
+            assert place.load().ids_N.tolist() == [0, 2]
+        assert "cannot be read" in place.set_aside()["1.png"]
+    assert len(builds) == 1
+    for _ in range(2):
+        site = place.load()
+        assert site.ids_N.tolist() == [0, 1, 2]
+    assert (site.dataset.train.images_NHWC[1] == 1).all()
+    assert place.set_aside().keys() == {"3.png"}
+    assert len(builds) == 2
+
+
+def test_a_parquet_file_that_was_away_is_used_again(place: Place, monkeypatch: pytest.MonkeyPatch):
+    column = pa.array([_encoded(_gray(value)) for value in range(5)])
+    parquet.write_table(pa.table({"image": column}), place.data / "scans.parquet")
+    place.write("a.png", _encoded(_gray(9)))
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parquet.ParquetFile, "iter_batches", away)
+        assert len(place.load().ids_N) == 1
+        assert "Stale file handle" in place.set_aside()["scans.parquet#4"]
+    assert len(place.load().ids_N) == 6
+    assert place.set_aside() == {}
+
+
+def test_what_a_spreadsheet_did_to_the_report_does_not_matter(place: Place):
+    place.write("a.png", _encoded(_gray(1)))
+    place.write("b.png", b"")
+    place.load()
+    for content in ("file;reason\nb.png;leer ü\n".encode("latin-1"), b"\xff\xfe\x00", b'"'):
+        (place.state / "set-aside.csv").write_bytes(content)
+        assert place.load().ids_N.tolist() == [0]
+        assert place.set_aside() == {"b.png": "empty"}
 
 
 def test_a_file_too_large_to_be_read_is_set_aside(place: Place, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -246,6 +247,50 @@ def test_an_image_that_goes_before_it_is_labelled_is_given_back(
     assert (gone.file, gone.annotator) == (removed[0], "gone")
     assert store.ledger().free == 1
     store.close()
+
+
+def test_a_deleted_request_is_written_again_with_what_is_still_open(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    asked: list[list[str]] = []
+
+    def handler(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        reply = hospitals.handler(message, context)
+        if partition == 1 and (folders := list(requests.glob("cycle-*"))):
+            (folder,) = folders
+            if (folder / "labels.csv").exists():
+                # What was said is taken in: nobody needs the folder any more, or so they think.
+                shutil.rmtree(folder)
+                return reply
+            with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+                asked.append([row["original"] for row in csv.DictReader(file)])
+            first, *others = asked[-1]
+            lines = [(first, "skip"), *((name, hospitals.truth[name]) for name in others[:-1])]
+            if len(asked) > 1:
+                lines = [(name, hospitals.truth[name]) for name in asked[-1]]
+            write_csv(folder / "labels.csv", ("file", "label"), lines)
+        return reply
+
+    outcome = simulation(SITES, handler=handler, cycles=1)
+    assert asked[1:] == [asked[0][-1:]]
+    assert outcome.metrics.cycles[0].labels_per_client[1] == len(asked[0]) - 1
+    # All is answered, and the folder is gone again: nobody is asked once more.
+    assert not list(requests.glob("cycle-*"))
+
+
+def test_the_home_of_a_site_is_found_for_its_state_as_well(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    hospitals.nodes[1] |= {"data": "~/data-1", "state-dir": "~/state-1"}
+    simulation(SITES, handler=hospitals.handler, cycles=1)
+    assert (tmp_path / "state-1" / "images.sqlite").is_file()
+    assert len(list((tmp_path / "state-1").glob("*/1/labels.sqlite"))) == 1
+    assert not (tmp_path / "~").exists()
 
 
 def test_labels_that_come_late_change_nothing_that_was_trained(

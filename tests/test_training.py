@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +128,27 @@ def stored(state: TrainingState) -> TrainingState:
     loaded = client.load_training(0, 2)
     assert loaded is not None
     return loaded
+
+
+def test_a_damaged_file_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut leaves such files: they are not synced, since they can be computed again."""
+    client = ClientState.on_disk(tmp_path)
+    client.save_training(0, 1, TrainingState({"weight": torch.ones(2)}, 3))
+    client.save_training(0, 2, TrainingState({"weight": torch.zeros(2)}, 6))
+    client.save_local_model(0, {"weight": torch.ones(2)})
+    (tmp_path / "training-0-2.safetensors").write_bytes(b"")
+    found = client.load_training(0, 3)
+    assert found is not None
+    assert found.epochs == 3
+    assert torch.equal(found.momentum["weight"], torch.ones(2))
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert client.load_training(0, 3) is None
+    assert client.load_local_model(0) is None
+    for name in ("training-0-2", "training-0-1", "local-model-0"):
+        assert f"{name}.safetensors is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [lambda state: state, stored], ids=["in memory", "stored"])

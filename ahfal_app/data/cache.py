@@ -27,7 +27,7 @@ from ahfal_app.config import Settings
 from ahfal_app.errors import DatasetError
 
 #: Version of the entries' layout and of the rules they were decoded with.
-SCHEMA = 1
+SCHEMA = 2
 
 _MANIFEST = "manifest.json"
 _HASH_BLOCK = 1 << 20
@@ -104,6 +104,26 @@ def open_or_build(root: Path, key: str, build: Callable[[Path], Description]) ->
     folder = root / "decoded" / key
     entry = _open(folder)
     return entry if entry is not None else _build(root, folder, build)
+
+
+def discard(root: Path, key: str) -> None:
+    """Remove an entry, so that it is built anew; who has it open keeps what he has.
+
+    Raises
+    ------
+    DatasetError
+        The folder cannot be written.
+    """
+    from filelock import FileLock
+
+    folder = root / "decoded" / key
+    try:
+        with FileLock(f"{folder}.lock"):
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise DatasetError(
+            f"data-dir={str(root)!r}: decoded data cannot be kept there: {error}"
+        ) from error
 
 
 def _build(root: Path, folder: Path, build: Callable[[Path], Description]) -> Entry:

@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +50,20 @@ _DAMAGED = (
 )
 
 _Shape = tuple[int, int, int]
-_Decoded = tuple[bytes, NDArray[np.uint8] | None, str]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    digest: bytes
+    pixels_HWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why an image cannot be used; whether it passes, as a disk that is away does."""
+
+    reason: str
+    passes: bool = False
 
 
 def decode_site(
@@ -62,7 +76,8 @@ def decode_site(
     """Write pixels, digests and problems of a site's images into an entry of the cache.
 
     `images.npy` (N, H, W, C) and `digests.npy` (N, 32) are uint8, by id, 0 where there is
-    nothing; `problem-ids.npy` and `problems.npy` say what cannot be used, and why.
+    nothing; `problem-ids.npy` and `problems.npy` say what cannot be used, and why, and
+    `passing.npy` (bool) whether the reason may be gone the next time.
 
     Parameters
     ----------
@@ -80,26 +95,35 @@ def decode_site(
     rows = 1 + max(ids[image.name] for image in images)
     images_NHWC = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, (rows, *shape))
     digests_N32 = np.zeros((rows, 32), np.uint8)
-    problems: dict[int, str] = {}
-    for image, (digest, pixels_HWC, problem) in _decoded(images, image_column, shape):
+    problems: dict[int, _Problem] = {}
+    for image, found in _decoded(images, image_column, shape):
         row = ids[image.name]
-        if pixels_HWC is None:
-            problems[row] = problem[:_LONGEST_REASON]
+        if isinstance(found, _Problem):
+            problems[row] = found
         else:
-            images_NHWC[row] = pixels_HWC
-            digests_N32[row] = np.frombuffer(digest, np.uint8)
+            images_NHWC[row] = found.pixels_HWC
+            digests_N32[row] = np.frombuffer(found.digest, np.uint8)
     images_NHWC.flush()
     np.save(target / "digests.npy", digests_N32, allow_pickle=False)
     np.save(target / "problem-ids.npy", np.array(list(problems), np.int64), allow_pickle=False)
-    texts = np.array(list(problems.values()), f"U{_LONGEST_REASON}")
+    texts = np.array([problem.reason for problem in problems.values()], f"U{_LONGEST_REASON}")
     np.save(target / "problems.npy", texts, allow_pickle=False)
+    passing = np.array([problem.passes for problem in problems.values()], np.bool_)
+    np.save(target / "passing.npy", passing, allow_pickle=False)
     fingerprint = hashlib.sha256(digests_N32.tobytes()).hexdigest()
     return Description(class_names=(), mean_C=(), std_C=(), fingerprint=fingerprint)
 
 
+def can_be_decoded(image: SiteImage, image_column: str, shape: tuple[int, int, int]) -> bool:
+    """Return whether an image can be decoded now, which could not be read before."""
+    return any(
+        not isinstance(found, _Problem) for _, found in _decoded([image], image_column, shape)
+    )
+
+
 def _decoded(
     images: Sequence[SiteImage], image_column: str, shape: _Shape
-) -> Iterator[tuple[SiteImage, _Decoded]]:
+) -> Iterator[tuple[SiteImage, _Decoded | _Problem]]:
     """Decode in threads, in order, with a bounded number of images in memory."""
     workers = os.cpu_count() or 1
     decode = partial(_decode, shape)
@@ -117,33 +141,53 @@ def _decoded(
 
 def _apply(
     pool: ThreadPoolExecutor,
-    decode: Callable[[Source], _Decoded],
+    decode: Callable[[Source], _Decoded | _Problem],
     batch: Sequence[tuple[SiteImage, Source]],
-) -> Iterator[tuple[SiteImage, _Decoded]]:
+) -> Iterator[tuple[SiteImage, _Decoded | _Problem]]:
     found = pool.map(decode, [source for _, source in batch])
     return zip([image for image, _ in batch], found, strict=True)
 
 
-def _decode(shape: _Shape, source: Source) -> _Decoded:
+def _decode(shape: _Shape, source: Source) -> _Decoded | _Problem:
     """Return digest and pixels of an image, or why it has none."""
-    if isinstance(source, str):
-        return b"", None, source
+    encoded = _read(source)
+    if isinstance(encoded, Exception):
+        return _problem(f"cannot be read: {_told(encoded)}", _passes(encoded))
+    if not encoded:
+        return _problem("empty")
     try:
-        encoded = source.read_bytes() if isinstance(source, Path) else source
-        if not encoded:
-            return b"", None, "empty"
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            problem = _problem(image)
-            if problem:
-                return b"", None, problem
-            return hashlib.sha256(encoded).digest(), pixels(image, shape), ""
+            reason = _reason_against(image)
+            if reason:
+                return _problem(reason)
+            return _Decoded(hashlib.sha256(encoded).digest(), pixels(image, shape))
     except UnidentifiedImageError:
-        return b"", None, f"no image of the formats {', '.join(FORMATS)}"
+        return _problem(f"no image of the formats {', '.join(FORMATS)}")
     except _DAMAGED as error:
-        return b"", None, f"cannot be decoded: {error or type(error).__name__}"
+        return _problem(f"cannot be decoded: {_told(error)}", _passes(error))
 
 
-def _problem(image: Image.Image) -> str:
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether it may be the machine's fault: no memory, no right, a disk that is away."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+
+
+def _read(source: Source) -> bytes | Exception:
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source
+    except (OSError, MemoryError) as error:
+        return error
+
+
+def _problem(reason: str, passes: bool = False) -> _Problem:
+    return _Problem(reason[:_LONGEST_REASON], passes)
+
+
+def _reason_against(image: Image.Image) -> str:
     """Return why an image that opens is not used, or nothing."""
     width, height = image.size
     if width * height > MOST_PIXELS:

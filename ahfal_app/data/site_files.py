@@ -26,7 +26,7 @@ _SUFFIXES = frozenset(
 _PARQUET = ".parquet"
 
 #: Where an image's bytes are: a file, these bytes, or nowhere, for this reason.
-Source = Path | bytes | str
+Source = Path | bytes | Exception
 
 #: A file that is larger is set aside, and not read into memory.
 LARGEST_FILE = 256 << 20
@@ -103,7 +103,7 @@ def contents(
             yield [(image, Path(path)) for image in same]
             continue
         left = {image.row: image for image in same}
-        problem = "the file has fewer rows"
+        problem: Exception = DatasetError("the file has fewer rows")
         try:
             with parquet.ParquetFile(path) as file:
                 column, start = _column(file.schema_arrow, image_column), 0
@@ -113,7 +113,7 @@ def contents(
                     yield [(left.pop(row), values[row - start]) for row in rows]
                     start += len(values)
         except (OSError, ValueError, pa.ArrowException) as error:
-            problem = str(error)
+            problem = error
         yield [(image, problem) for image in left.values()]
 
 

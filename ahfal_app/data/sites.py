@@ -5,6 +5,7 @@ Shapes: N rows, one for each id; H height, W width, C channels.
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.data.cache import Entry, cache_key, open_or_build
+from ahfal_app.data.cache import Entry, cache_key, discard, open_or_build
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
-from ahfal_app.data.site_decoding import decode_site
+from ahfal_app.data.site_decoding import can_be_decoded, decode_site
 from ahfal_app.data.site_files import SiteImage, content, list_images
 from ahfal_app.data.site_index import Known, SiteIndex
 from ahfal_app.errors import DatasetError, LabelFileError
@@ -229,8 +230,17 @@ def _decoded(
         shape=data_format.image_shape,
         image_column=image_column,
     )
-    build = partial(decode_site, listed, ids, image_column, data_format.image_shape)
-    return open_or_build(cache, key, build)
+    shape = data_format.image_shape
+    build = partial(decode_site, listed, ids, image_column, shape)
+    entry = open_or_build(cache, key, build)
+    problem_ids, passing = entry.arrays["problem-ids"], entry.arrays["passing"]
+    away = set(problem_ids[passing.astype(np.bool_)].tolist())
+    # One of each file: the rows of a parquet file come and go with it.
+    tried = {image.path: image for image in reversed(listed) if ids[image.name] in away}
+    if any(can_be_decoded(image, image_column, shape) for image in tried.values()):
+        discard(cache, key)
+        entry = open_or_build(cache, key, build)
+    return entry
 
 
 def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat) -> ImageDataset:
@@ -271,11 +281,19 @@ def _labels(
     return lines
 
 
+def _told_before(path: Path) -> list[list[str]] | None:
+    """Return what was set aside before; None where that file is missing, or a person saved it."""
+    try:
+        return read_csv(path)[1:]
+    except (OSError, ValueError, csv.Error):
+        return None
+
+
 def _report(folders: SiteFolders, set_aside: Mapping[str, str], usable: int) -> None:
     """Write what is set aside, and tell how much; once for each change."""
     path = folders.state / SET_ASIDE
     rows = sorted(set_aside.items())
-    if path.exists() and read_csv(path)[1:] == [list(row) for row in rows]:
+    if _told_before(path) == [list(row) for row in rows]:
         return
     write_csv(path, ("file", "reason"), rows)
     if rows:

@@ -6,18 +6,22 @@ line, and what cannot be used is told in `errors.csv`, in the same folder.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import mimetypes
 import re
 import shutil
 import time
 import uuid
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.label_csv import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
 from ahfal_app.labels import LabelReceipt, LabelRequest
-from ahfal_app.oracle import Site
+from ahfal_app.oracle import EncodedImage, Site
 
 #: Who labels, where an answer file does not say.
 ANNOTATOR = "files"
@@ -144,7 +148,7 @@ class FilesOracle:
         rows: list[tuple[object, ...]] = []
         for position, sample in enumerate(request.samples, start=1):
             image = self._site.image(sample)
-            name = f"{position:0{digits}d}-{_file_name(image.name)}"
+            name = f"{position:0{digits}d}-{_file_name(image)}"
             (folder / _IMAGES / name).write_bytes(image.content)
             samples |= {name: sample, f"{_IMAGES}/{name}": sample}
             originals[image.name] = sample
@@ -202,10 +206,22 @@ class FilesOracle:
         )
 
 
-def _file_name(name: str) -> str:
-    """Return a file name that every system takes, for what a site calls an image."""
-    path = Path(re.sub(r"[^\w.-]+", "_", name.replace("/", "__")))
-    return path.stem[-_LONGEST_STEM:].lstrip(".") + path.suffix
+def _file_name(image: EncodedImage) -> str:
+    """Return a file name that every system takes and opens, for what a site calls an image."""
+    path = Path(re.sub(r"[^\w.-]+", "_", image.name.replace("/", "__")))
+    if path.suffix.lower() in Image.registered_extensions():
+        return path.stem[-_LONGEST_STEM:].lstrip(".") + path.suffix
+    # Such as a row of a parquet file.
+    return path.name[-_LONGEST_STEM:].lstrip(".") + _suffix(image.content)
+
+
+def _suffix(content: bytes) -> str:
+    """Return the file extension of an image's format, or nothing where it has none."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return mimetypes.guess_extension(image.get_format_mimetype() or "") or ""
+    except (UnidentifiedImageError, OSError):
+        return ""
 
 
 def make(site: Site) -> FilesOracle:
