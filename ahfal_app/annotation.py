@@ -8,7 +8,6 @@ import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,12 +15,10 @@ from PIL import Image
 from ahfal_app.client_state import ClientState
 from ahfal_app.errors import DatasetError, OracleError
 from ahfal_app.labels import LabelReceipt, LabelRequest, LabelStore, request_id
+from ahfal_app.node_config import oracle_folder
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.resources import Resources
 from ahfal_app.selection import Selected
-
-#: The option of every oracle that keeps files: where.
-ORACLE_FOLDER = "oracle-dir"
 
 # Who skips a sample whose image is no longer there.
 _GONE = "gone"
@@ -131,13 +128,12 @@ class Annotation:
         rows_N = self.loaded.client_rows(self.client)
         labels_N = self.loaded.dataset.train.labels_N[rows_N]
         labels = zip(rows_N.tolist(), labels_N.tolist(), strict=True)
-        folder = self.options.get(ORACLE_FOLDER)
         return Site(
             self.client,
             self.loaded.dataset.class_names,
             {sample: label for sample, label in labels if label >= 0},
             self._image,
-            Path(folder).expanduser() if folder else self.state.oracle_folder,
+            oracle_folder(self.options) or self.state.oracle_folder,
             self.options,
         )
 

@@ -13,6 +13,7 @@ from ahfal_app.errors import ConfigError
 _OWN = ("dataset", "data-dir", "image-column", "device", "oracle")
 
 _ORACLE_PREFIX = "oracle-"
+_ORACLE_FOLDER = "oracle-dir"
 
 NodeConfig = Mapping[str, object]
 
@@ -50,6 +51,12 @@ def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
 def oracle_options(node_config: NodeConfig) -> dict[str, str]:
     """Return what a site has set for its oracle: all keys that start with `oracle-`."""
     return {key: str(value) for key, value in node_config.items() if key.startswith(_ORACLE_PREFIX)}
+
+
+def oracle_folder(options: Mapping[str, str]) -> Path | None:
+    """Return where a site's oracle is to keep its files, or None where the site does not say."""
+    folder = options.get(_ORACLE_FOLDER)
+    return path_of(folder) if folder else None
 
 
 def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | None:

@@ -26,6 +26,8 @@ from ahfal_app.doctor.key import check_key
 from ahfal_app.doctor.link import Link, check_link, is_loopback
 from ahfal_app.doctor.machine import unmet
 from ahfal_app.doctor.state import check_state
+from ahfal_app.errors import OracleError
+from ahfal_app.oracle.label_studio.connection import Connection
 
 
 @contextmanager
@@ -195,11 +197,46 @@ def test_labels_that_are_no_classes(own_images: Site):
         ('oracle="files" truth="/nowhere.csv"', "labels", "/nowhere.csv: cannot be read"),
         ('oracle="label-studio"', "oracle", "oracle-url=''"),
         ('oracle="nobody"', "oracle", "oracle='nobody'"),
+        ('oracle="files" oracle-dir="/proc/asked"', "oracle", "/proc/asked cannot be written"),
+        ('oracle="page" oracle-dir="/proc/asked"', "oracle", "/proc/asked cannot be written"),
     ],
 )
 def test_what_a_site_says_wrongly(own_images: Site, more: str, check: str, told: str):
     own = replace(own_images, node_config=f"{own_images.node_config} {more}")
     assert told in _failures(own)[check]
+
+
+def test_a_folder_for_people_is_looked_at_and_left_empty(own_images: Site, tmp_path: Path):
+    more = f'oracle="files" oracle-dir="{tmp_path / "asked"}"'
+    own = replace(own_images, node_config=f"{own_images.node_config} {more}")
+    assert _of(list(examine(own)), "oracle") == Finding("oracle", Verdict.GOOD, "files")
+    assert list((tmp_path / "asked").iterdir()) == []
+
+
+def test_label_studio_is_called(own_images: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without its SDK, the call ends where the connection would begin."""
+    calls: list[str] = []
+
+    def check(connection: Connection) -> None:
+        calls.append(connection.url)
+        if len(calls) > 1:
+            raise OracleError(f"Label Studio at {connection.url}: cannot be reached")
+
+    monkeypatch.setattr(Connection, "__init__", lambda self, url, token: setattr(self, "url", url))
+    monkeypatch.setattr(Connection, "check", check)
+    token = tmp_path / "token"
+    token.write_text("secret")
+    more = f'oracle="label-studio" oracle-url="http://studio:8080" oracle-token-file="{token}"'
+    own = replace(own_images, node_config=f"{own_images.node_config} {more}")
+    found = _of(list(examine(own)), "oracle")
+    assert found.verdict is Verdict.WARNING
+    assert (
+        "oracle-url='http://studio:8080': images and the token go there without TLS" in found.text
+    )
+    found = _of(list(examine(own)), "oracle")
+    assert found == Finding(
+        "oracle", Verdict.FAILURE, "Label Studio at http://studio:8080: cannot be reached"
+    )
 
 
 def test_a_folder_without_images(own_images: Site, tmp_path: Path):

@@ -421,6 +421,9 @@ def _people(monkeypatch: pytest.MonkeyPatch) -> None:
             done = math.ceil(len(receipts) * min(1.0, rounds[request_id] / 2))
             return receipts[:done] * 2
 
+        def check(self) -> str:
+            return ""
+
     monkeypatch.setattr("ahfal_app.annotation.make_oracle", lambda name, site: Gradual(site))
     monkeypatch.setattr("ahfal_app.purchase._FIRST_PAUSE_S", 0.01)
 

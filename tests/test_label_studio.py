@@ -113,6 +113,9 @@ class FakeServer:
     def project_address(self, project: int) -> str:
         return f"{self.url}/projects/{project}"
 
+    def check(self) -> None:
+        self._fail("check")
+
     def find_project(self, title: str, mark: str) -> tuple[int, str] | None:
         self._fail("find")
         found = [(p, interface) for p, (m, interface) in self.projects.items() if m == mark]
@@ -219,6 +222,44 @@ def test_a_deleted_project_is_told(server: FakeServer, oracle: LabelStudioOracle
 # --- settings -------------------------------------------------------------------------------
 
 
+def test_a_look_changes_nothing_and_tells_what_is_wrong(
+    server: FakeServer, oracle: LabelStudioOracle, tmp_path: Path
+):
+    assert "without TLS" in oracle.check()
+    assert list(tmp_path.iterdir()) == []
+    assert server.projects == {}
+    server.url = "https://fake"
+    oracle.submit(request(7))
+    assert oracle.check() == ""
+    server.fails = {"check"}
+    with pytest.raises(OracleError, match="away at check"):
+        oracle.check()
+    server.fails = set()
+    server.projects.clear()
+    with pytest.raises(OracleError, match="is gone from"):
+        oracle.check()
+    assert server.projects == {}
+
+
+def test_a_look_does_not_make_a_project_that_was_about_to_be_made(
+    server: FakeServer, oracle: LabelStudioOracle
+):
+    server.fails = {"make"}
+    with pytest.raises(OracleError, match="away at make"):
+        oracle.submit(request(7))
+    server.fails = set()
+    oracle.check()
+    assert server.projects == {}
+
+
+@pytest.mark.parametrize("address", ["https://studio.example.org", "http://127.0.0.1:8080"])
+def test_addresses_that_nobody_listens_to(
+    server: FakeServer, oracle: LabelStudioOracle, address: str
+):
+    server.url = address
+    assert oracle.check() == ""
+
+
 def test_it_has_a_name():
     assert {"label-studio", "page"} <= set(oracle_names())
 
@@ -238,7 +279,7 @@ def test_all_that_is_wrong_is_named_without_the_token(tmp_path: Path):
 
 def test_a_missing_sdk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "label_studio_sdk", None)
-    with pytest.raises(ConfigError, match=r"pip install 'ahfal-app\[label-studio\]'"):
+    with pytest.raises(ConfigError, match="uv sync --extra label-studio"):
         make_oracle("label-studio", site(tmp_path, **options(tmp_path, "http://127.0.0.1:1")))
 
 
@@ -319,11 +360,14 @@ def test_two_real_processes_import_nothing_twice(studio: str, tmp_path: Path):
 @pytest.mark.slow
 def test_what_goes_wrong_with_a_real_server_is_named(studio: str, tmp_path: Path):
     oracle = real(tmp_path, studio)
+    assert oracle.check() == ""
     oracle.submit(request(7))
+    assert oracle.check() == ""
     wrong = "f" * 40
-    with pytest.raises(OracleError, match=r"status 401.*the token is wrong") as caught:
-        real(tmp_path, studio, wrong).submit(request(7))
-    assert wrong not in str(caught.value)
+    for use in (lambda oracle: oracle.check(), lambda oracle: oracle.submit(request(7))):
+        with pytest.raises(OracleError, match=r"status 401.*the token is wrong") as caught:
+            use(real(tmp_path, studio, wrong))
+        assert wrong not in str(caught.value)
     with pytest.raises(OracleError, match="cannot be reached"):
         real(tmp_path, f"http://127.0.0.1:{free_ports(1)[0]}").collect("request1")
     project = project_of(oracle)

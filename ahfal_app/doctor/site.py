@@ -17,9 +17,9 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.images import DataFormat
 from ahfal_app.data.sites import LABELS, SET_ASIDE, SiteData, SiteFolders, load_site
 from ahfal_app.doctor.finding import Finding, failure, good, warning
-from ahfal_app.errors import AhfalError, ConfigError, LabelFileError
+from ahfal_app.errors import AhfalError, ConfigError, LabelFileError, OracleError
 from ahfal_app.label_csv import SKIP, label_texts, read_csv
-from ahfal_app.node_config import at_site, oracle_options, site_folders
+from ahfal_app.node_config import at_site, oracle_folder, oracle_options, site_folders
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 
 # Whether an image can be decoded does not depend on the size that it is scaled to.
@@ -130,9 +130,15 @@ def _check_oracle(
 
     truth = dict(enumerate(np.asarray(site.dataset.train.labels_N).tolist()))
     options = oracle_options(node_config)
+    # Without one of its own, an oracle's folder is in the state of a run, which is to come.
+    folder = oracle_folder(options) or scratch
     try:
-        make_oracle(settings.oracle, Site(0, classes, truth, image, scratch, options))
+        oracle = make_oracle(settings.oracle, Site(0, classes, truth, image, folder, options))
+        better = oracle.check()
     except ConfigError as error:
         return failure("oracle", "; ".join(error.problems))
+    except OracleError as error:
+        return failure("oracle", str(error))
     said = "" if "oracle" in node_config else ", unless the run says another"
-    return good("oracle", f"{settings.oracle}{said}")
+    found = f"{settings.oracle}{said}"
+    return warning("oracle", f"{found}; {better}") if better else good("oracle", found)

@@ -113,6 +113,11 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder
+
     # --- requests -----------------------------------------------------------------------
 
     def add(self, sheet: Sheet, images: Iterable[tuple[str, bytes]]) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ahfal_app.errors import ConfigError
+from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels import LabelReceipt, LabelRequest
 
 
@@ -72,6 +73,37 @@ class Oracle(Protocol):
     def collect(self, request_id: str) -> list[LabelReceipt]:
         """Return the answers that are there: any part, in any order, repeats allowed."""
         ...
+
+    def check(self) -> str:
+        """See whether a request could be taken now, and change nothing; `ahfal doctor` asks.
+
+        Returns
+        -------
+        str
+            What had better be changed all the same; empty where nothing is.
+
+        Raises
+        ------
+        OracleError
+            A request could not be taken.
+        """
+        ...
+
+
+def check_folder(folder: Path) -> None:
+    """See whether an oracle can write to its folder; it is made, as a request would make it.
+
+    Raises
+    ------
+    OracleError
+        It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OracleError(f"{folder} cannot be written: {error}; check owner and mounts") from error
 
 
 def oracle_names() -> tuple[str, ...]:

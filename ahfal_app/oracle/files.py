@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.label_csv import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
 from ahfal_app.labels import LabelReceipt, LabelRequest
-from ahfal_app.oracle import EncodedImage, Site
+from ahfal_app.oracle import EncodedImage, Site, check_folder
 
 #: Who labels, where an answer file does not say.
 ANNOTATOR = "files"
@@ -136,6 +136,17 @@ class FilesOracle:
         except (OSError, ValueError, KeyError) as error:
             raise OracleError(f"{folder}: cannot be read: {error!r}") from error
         return receipts
+
+    def check(self) -> str:
+        """See whether requests can be written.
+
+        Raises
+        ------
+        OracleError
+            They cannot.
+        """
+        check_folder(self._folder)
+        return ""
 
     def _find(self, request_id: str) -> Path | None:
         return next(self._folder.glob(f"cycle-*-{request_id[:_ID_LETTERS]}"), None)

@@ -6,7 +6,7 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.labelling.desk import Desk, Item, Sheet
 from ahfal_app.labelling.images import for_browser
 from ahfal_app.labels import LabelReceipt, LabelRequest
-from ahfal_app.oracle import Site
+from ahfal_app.oracle import Site, check_folder
 
 _EXTENSIONS = {
     "image/png": "png",
@@ -69,6 +69,17 @@ class PageOracle:
     def collect(self, request_id: str) -> list[LabelReceipt]:
         """Return the answers so far; the page can no longer take them back."""
         return self._desk.collect(request_id)
+
+    def check(self) -> str:
+        """See whether requests can be laid on the desk.
+
+        Raises
+        ------
+        OracleError
+            They cannot be written.
+        """
+        check_folder(self._desk.folder)
+        return ""
 
 
 def make(site: Site) -> PageOracle:

@@ -13,12 +13,13 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels import LabelReceipt, LabelRequest
-from ahfal_app.oracle import Site
+from ahfal_app.oracle import Site, check_folder
 from ahfal_app.oracle.label_studio.connection import Connection
 from ahfal_app.oracle.label_studio.interface import (
     check_classes,
@@ -29,6 +30,8 @@ from ahfal_app.oracle.label_studio.interface import (
 
 URL = "oracle-url"
 TOKEN_FILE = "oracle-token-file"  # noqa: S105
+
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 _PROJECT = "label-studio.json"
 _LOCK = "label-studio.lock"
@@ -101,6 +104,22 @@ class LabelStudioOracle:
                 _log.warning("%s: %s", self._connection.project_address(project), problem)
         return receipts
 
+    def check(self) -> str:
+        """See whether the server takes the token, and has the site's project if it had one.
+
+        Raises
+        ------
+        OracleError
+            The server is away or refuses, the project is gone or has other classes, or the folder
+            cannot be written.
+        """
+        check_folder(self._folder)
+        self._connection.check()
+        mark = self._remembered()
+        if mark is not None:
+            self._found(mark)
+        return _warning_of(self._connection.url)
+
     # --- inside -------------------------------------------------------------------------
 
     def _locked(self) -> FileLock:
@@ -126,27 +145,35 @@ class LabelStudioOracle:
         The mark is on the disk before the project is made. If that was interrupted, the project
         is found again by its mark, or made now if it never came to that.
         """
-        path = self._folder / _PROJECT
         mark = self._remembered()
         if mark is None:
             mark = f"ahfal-{uuid.uuid4().hex}"
             self._remember({"mark": mark, "made": False})
-        about = json.loads(path.read_text(encoding="utf-8"))
-        found = self._connection.find_project(self._title, mark)
-        if found is None and about["made"]:
-            raise OracleError(
-                f"project {self._title!r} is gone from {self._connection.url}: restore it, or "
-                f"delete {path} to have a new one made for what is still open"
-            )
-        if found is None:
+        identity = self._found(mark)
+        if identity is None:
             interface = labelling_interface(self._site.class_names)
             identity = self._connection.make_project(self._title, mark, interface)
-        else:
-            identity, interface = found
-            check_classes(interface, self._site.class_names)
-        if not about["made"]:
+        if not self._was_made():
             self._remember({"mark": mark, "made": True})
         return identity
+
+    def _found(self, mark: str) -> int | None:
+        """Return the id of the project with the site's mark, or None if it was never made."""
+        found = self._connection.find_project(self._title, mark)
+        if found is not None:
+            identity, interface = found
+            check_classes(interface, self._site.class_names)
+            return identity
+        if self._was_made():
+            raise OracleError(
+                f"project {self._title!r} is gone from {self._connection.url}: restore it, or "
+                f"delete {self._folder / _PROJECT} to have a new one made for what is still open"
+            )
+        return None
+
+    def _was_made(self) -> bool:
+        about = json.loads((self._folder / _PROJECT).read_text(encoding="utf-8"))
+        return bool(about["made"])
 
     @property
     def _title(self) -> str:
@@ -209,6 +236,17 @@ def make(site: Site) -> LabelStudioOracle:
     if problems or site.folder is None:
         raise ConfigError(problems)
     return LabelStudioOracle(site, site.folder, Connection(url.rstrip("/"), token))
+
+
+def _warning_of(url: str) -> str:
+    """Return what is wrong with an address that works."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname in _THIS_MACHINE:
+        return ""
+    return (
+        f"{URL}={url!r}: images and the token go there without TLS; allowed is what is on this "
+        "machine or in a network of its own, better is https"
+    )
 
 
 def _token(name: str) -> tuple[str, str]:

@@ -56,13 +56,17 @@ class Connection:
             raise ConfigError(
                 [
                     "oracle='label-studio': allowed only with Label Studio's SDK; install it "
-                    f"with `pip install 'ahfal-app[label-studio]'` ({error})"
+                    f"with `uv sync --extra label-studio` ({error})"
                 ]
             ) from error
 
     def project_address(self, project: int) -> str:
         """Return where people find a project."""
         return f"{self.url}/projects/{project}"
+
+    def check(self) -> None:
+        """See whether the server answers and takes the token."""
+        self._ask("access", lambda client: client.users.whoami())
 
     def find_project(self, title: str, mark: str) -> tuple[int, str] | None:
         """Return the id and the labelling interface of the project with a mark, or None."""
