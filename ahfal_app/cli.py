@@ -222,7 +222,7 @@ def export_labels(
     target: Annotated[Path, typer.Argument(metavar="LABELS.csv", help="The file to write.")],
 ) -> None:
     """Write all that a store holds into a CSV file; a site's next run reads it as labels.csv."""
-    from ahfal_app.label_files import export_labels as export
+    from ahfal_app.labels.exchange import export_labels as export
 
     count = export(store, target)
     Console().print(f"{count} labels: {target.absolute()}", soft_wrap=True, markup=False)
@@ -242,7 +242,7 @@ def import_labels(
     ] = False,
 ) -> None:
     """Take in answers to what was asked for: the whole file, or nothing of it."""
-    from ahfal_app.label_files import import_labels as take_in
+    from ahfal_app.labels.exchange import import_labels as take_in
 
     done = take_in(store, source, annotator, correct)
     Console().print(
@@ -254,7 +254,7 @@ def import_labels(
 @labels_app.command("verify")
 def verify_labels(store: _Store) -> None:
     """Check a store, and list the answers that contradict each other."""
-    from ahfal_app.label_files import verify_store
+    from ahfal_app.labels.exchange import verify_store
 
     found = verify_store(store)
     ledger, console = found.ledger, Console()
@@ -293,8 +293,8 @@ def label(
     ] = False,
 ) -> None:
     """List what is to be labelled at a site, and label it in a page of the browser."""
-    from ahfal_app.labelling.open_requests import desk_folder, open_requests
-    from ahfal_app.labelling.serve import serve
+    from ahfal_app.label_page.open_requests import desk_folder, open_requests
+    from ahfal_app.label_page.serve import serve
 
     console = Console()
     if only_list:
@@ -331,7 +331,7 @@ def certs(
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long they are valid.")] = 365,
 ) -> None:
     """Write certificates and keys for a deployment: TLS and SuperNode authentication."""
-    from ahfal_app.certificates import write_certificates
+    from ahfal_app.deployment.certificates import write_certificates
 
     for path in write_certificates(out, host or [], site or [], days):
         print(path)
@@ -356,7 +356,7 @@ def doctor(
     ] = "",
 ) -> None:
     """Check a site before it joins: versions, device, data, labels, folders, key, link, clock."""
-    from ahfal_app.doctor import Site, Verdict, examine
+    from ahfal_app.deployment.doctor import Site, Verdict, examine
 
     site = Site(node_config, superlink, root_certificates, private_key, insecure, classes)
     failed = False

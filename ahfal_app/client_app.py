@@ -19,15 +19,18 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from ahfal_app.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
-from ahfal_app.client import Client, QueryAnswer
-from ahfal_app.client_state import ClientState
+from ahfal_app.client.client import Client, QueryAnswer
+from ahfal_app.client.node_config import (
+    at_site,
+    oracle_options,
+    partition_of,
+    path_of,
+    site_folders,
+)
+from ahfal_app.client.state import ClientState
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
 from ahfal_app.errors import ConfigError
-from ahfal_app.node_config import at_site, oracle_options, partition_of, path_of, site_folders
-from ahfal_app.privacy import messages as secure
-from ahfal_app.privacy.participant import Participant
-from ahfal_app.protocol import (
+from ahfal_app.messages.protocol import (
     CONFIG_KEY,
     STATISTICS_KEY,
     Order,
@@ -36,7 +39,10 @@ from ahfal_app.protocol import (
     query_answer_to_metrics,
     statistics_from_record,
 )
-from ahfal_app.resources import computing_threads, resources, site_resources
+from ahfal_app.privacy import messages as secure
+from ahfal_app.privacy.participant import Participant
+from ahfal_app.server.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
+from ahfal_app.training.resources import computing_threads, resources, site_resources
 
 app = ClientApp()
 

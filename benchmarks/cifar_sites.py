@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Image, disable_progress_bars
-from site_images import write_labels
+from support.site_images import write_labels
 
 from ahfal_app.config import parse_settings
 from ahfal_app.data.columns import encode_labels, find_columns

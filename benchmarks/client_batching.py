@@ -26,12 +26,12 @@ import torch
 from local_training import OurGrid, PlainProcess, State, describe, plain_task, timed
 from rich.console import Console
 
-from ahfal_app.client_batching.trainer import TogetherTrainer
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.engine.local import simulate
-from ahfal_app.resources import resources
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_run
+from ahfal_app.training.resources import resources
+from ahfal_app.training.together.trainer import TogetherTrainer
 
 _Way = OurGrid | PlainProcess
 

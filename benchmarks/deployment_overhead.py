@@ -37,7 +37,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ahfal_app.certificates import write_certificates
+from ahfal_app.deployment.certificates import write_certificates
 from ahfal_app.engine.flower import run_on_flower
 from ahfal_app.engine.local import run_in_process
 from ahfal_app.results.environment import describe_environment
@@ -48,7 +48,7 @@ _RESULTS = Path(__file__).parent / "results"
 
 sys.path.insert(0, str(_ROOT / "tests"))
 
-from deployment import Deployment, deployment  # noqa: E402
+from support.deployment import Deployment, deployment  # noqa: E402
 
 _SITES = ("site-1", "site-2")
 _PLAIN = "benchmarks/plain-flower"

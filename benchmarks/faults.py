@@ -1,8 +1,8 @@
 """Faults on real processes, again and again: whether labels are lost or bought twice.
 
 Each run starts a server and its sites as the compose files do, on this machine, lets one of the
-faults of `tests/fault_registry.py` happen at a random moment, and counts what people have answered
-against what the sites' label stores hold.
+faults of `tests/support/fault_registry.py` happen at a random moment, and counts what people have
+answered against what the sites' label stores hold.
 
     python benchmarks/faults.py --times 5
 
@@ -39,10 +39,10 @@ _COUNTS = ("answered", "lost", "waiting", "bought_twice")
 
 sys.path.insert(0, str(_ROOT / "tests"))
 
-from fault_registry import FAULTS  # noqa: E402
-from faults import COMPLETED, no_fault  # noqa: E402
-from hospitals import SETTINGS, trial  # noqa: E402
-from killed_buyer import kill_buyer  # noqa: E402
+from support.fault_registry import FAULTS  # noqa: E402
+from support.faults import COMPLETED, no_fault  # noqa: E402
+from support.hospitals import SETTINGS, trial  # noqa: E402
+from support.killed_buyer import kill_buyer  # noqa: E402
 
 
 def main() -> None:

@@ -37,22 +37,22 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from ahfal_app.aggregation import ARRAYS_KEY, Aggregation
+from ahfal_app.client.state import ClientState
 from ahfal_app.client_app import app as client_app
-from ahfal_app.client_batching.gathering import TrainTogether
-from ahfal_app.client_state import ClientState
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.engine.in_process import InProcessGrid
-from ahfal_app.federation import Federation
-from ahfal_app.joining import join
+from ahfal_app.messages.protocol import CONFIG_KEY, TRAIN, Order
 from ahfal_app.models import build_model, resolve_model_name
-from ahfal_app.protocol import CONFIG_KEY, TRAIN, Order
-from ahfal_app.resources import Resources, resolve_device, resources
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
-from ahfal_app.training import evaluate
+from ahfal_app.server.aggregation import ARRAYS_KEY, Aggregation
+from ahfal_app.server.federation import Federation
+from ahfal_app.server.membership import join
+from ahfal_app.training.resources import Resources, resolve_device, resources
+from ahfal_app.training.sgd import evaluate
+from ahfal_app.training.together.gathering import TrainTogether
 
 State = dict[str, Tensor]
 Arrays = dict[str, NDArray[np.generic]]

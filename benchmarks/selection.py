@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from ahfal_app.class_statistics import class_statistics
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
-from ahfal_app.local_only import train_alone
 from ahfal_app.models import build_model
 from ahfal_app.query import (
     LocalOnlyTraining,
@@ -53,8 +53,8 @@ from ahfal_app.query import (
 )
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
-from ahfal_app.statistics import class_statistics
-from ahfal_app.training import Recipe, predict, train_locally
+from ahfal_app.training.local_only import train_alone
+from ahfal_app.training.sgd import Recipe, predict, train_locally
 
 #: Strategies whose time is measured on parts of the pool, too, and which parts.
 GROWTH = dict.fromkeys(("badge", "core-set"), (0.25, 0.5))

@@ -35,16 +35,16 @@ from typing import Any
 from flwr.app import Context, Message
 from rich.console import Console
 
-from ahfal_app.certificates import write_certificates
 from ahfal_app.client_app import app as client_app
+from ahfal_app.deployment.certificates import write_certificates
 from ahfal_app.engine.in_process import InProcessGrid
-from ahfal_app.label_files import find_store, verify_store
-from ahfal_app.labels import LabelStore
+from ahfal_app.labels.exchange import find_store, verify_store
+from ahfal_app.labels.store import LabelStore
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.report import write_report
-from ahfal_app.run import execute, prepare
+from ahfal_app.server.run import execute, prepare
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "results" / "three-sites"
@@ -52,9 +52,9 @@ _RESULTS = _ROOT / "results" / "three-sites"
 sys.path.insert(0, str(_ROOT / "tests"))
 
 from cifar_sites import Plan, SiteImages, write_data  # noqa: E402
-from deployment import deployment  # noqa: E402
-from hospitals import Labeller, Trial  # noqa: E402
-from studio import TOKEN, annotator_at_work, label_studio  # noqa: E402
+from support.deployment import deployment  # noqa: E402
+from support.hospitals import Labeller, Trial  # noqa: E402
+from support.studio import TOKEN, annotator_at_work, label_studio  # noqa: E402
 
 _ORACLES = {"site-1": "label-studio", "site-2": "files", "site-3": "simulated"}
 _SITES = tuple(_ORACLES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from simulation import Simulation
+from support.simulation import Simulation
 
 # Tensors are small here: on a busy machine more threads wait for each other.
 torch.set_num_threads(1)

@@ -24,8 +24,8 @@ from ahfal_app.config_sources import (
     settings_toml,
 )
 from ahfal_app.errors import ConfigError
-from ahfal_app.preflight import check_data, check_settings
-from ahfal_app.run import prepare
+from ahfal_app.server.preflight import check_data, check_settings
+from ahfal_app.server.run import prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -227,7 +227,7 @@ def test_shipped_configurations_are_valid(path: Path):
     assert check_settings(values).num_cycles > 1
 
 
-@pytest.mark.parametrize("program", ["import ahfal_app.config", "import ahfal_app.labels"])
+@pytest.mark.parametrize("program", ["import ahfal_app.config", "import ahfal_app.labels.store"])
 def test_light_modules_do_not_import_torch(program: str):
     check = f"{program}; import sys; assert not {{'torch', 'flwr'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -26,9 +26,9 @@ from rich.console import Console
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.errors import EngineError
-from ahfal_app.preflight import check_data, check_settings, with_absolute_paths
-from ahfal_app.resources import resolve_device
 from ahfal_app.results.reading import read_run
+from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
+from ahfal_app.training.resources import resolve_device
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
 _START_TIMEOUT_S = 60

@@ -22,9 +22,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from ahfal_app.client_batching.gathering import Gathering, TrainTogether
-from ahfal_app.local_update import trained_by
-from ahfal_app.protocol import TRAIN
+from ahfal_app.messages.protocol import TRAIN
+from ahfal_app.training.together.gathering import Gathering, TrainTogether
+from ahfal_app.training.update import trained_by
 
 #: Most clients that train as one; more are trained in groups.
 MOST_TOGETHER = 32

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ahfal_app.batching import resolve_client_batching
 from ahfal_app.client_app import app as client_app
-from ahfal_app.client_batching.trainer import TogetherTrainer
 from ahfal_app.config import DEFAULT_NUM_CLIENTS
 from ahfal_app.engine.in_process import InProcessGrid
-from ahfal_app.resources import fitting_at_once
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
-from ahfal_app.run import execute, prepare
+from ahfal_app.server.run import execute, prepare
+from ahfal_app.training.resources import fitting_at_once
+from ahfal_app.training.together.choice import resolve_client_batching
+from ahfal_app.training.together.trainer import TogetherTrainer
 
 
 def run_in_process(values: Mapping[str, object], console: Console) -> Path:

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ahfal_app.class_statistics import dispersion_percent
 from ahfal_app.config import Scalar
 from ahfal_app.experiments.comparison import summarise
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
 from ahfal_app.results.figures import DISPERSION_WORDS
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
-from ahfal_app.statistics import dispersion_percent
 
 #: Colours of Okabe and Ito without the yellow; with the markers, nothing hangs on colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

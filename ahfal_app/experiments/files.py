@@ -238,7 +238,7 @@ def _paper_numbers(file: Path, content: object) -> tuple[PaperNumber, ...]:
 def _runs(
     values: dict[str, object], axes: _Axes, scale: Scale, overrides: dict[str, object]
 ) -> tuple[PlannedRun, ...]:
-    from ahfal_app.preflight import check_settings, with_absolute_paths
+    from ahfal_app.server.preflight import check_settings, with_absolute_paths
 
     runs = []
     problems: dict[str, str] = {}

@@ -12,10 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ahfal_app.class_statistics import class_statistics
 from ahfal_app.config import DEFAULT_NUM_CLIENTS
 from ahfal_app.experiments.charts import partition_bubbles
-from ahfal_app.preflight import check_data, check_settings
-from ahfal_app.statistics import class_statistics
+from ahfal_app.server.preflight import check_data, check_settings
 
 
 def draw_partition(values: Mapping[str, object], out: Path, console: Console) -> None:

@@ -16,11 +16,11 @@ from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
-from ahfal_app.results.files import write_text
 from ahfal_app.results.report import REPORT, Fact, Panel
 from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.template import PAGE, STYLE
+from ahfal_app.storage.files import write_text
 
 TABLES = "tables"
 FIGURES = "figures"

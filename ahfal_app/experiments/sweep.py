@@ -20,7 +20,7 @@ from ahfal_app.experiments.files import Experiment, PlannedRun
 from ahfal_app.experiments.progress import SweepProgress
 from ahfal_app.experiments.results import EXPERIMENTS, FAILURES, RUNS, is_done
 from ahfal_app.experiments.workers import RoundDone, Task, Workers
-from ahfal_app.results.files import write_json, write_text
+from ahfal_app.storage.files import write_json, write_text
 
 _WAIT_S = 0.5
 _JOBS_PER_GPU = 4

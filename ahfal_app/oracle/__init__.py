@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ahfal_app.errors import ConfigError, OracleError
-from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.labels.store import LabelReceipt, LabelRequest
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ahfal_app.errors import ConfigError, OracleError
-from ahfal_app.label_csv import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
-from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.labels.spreadsheet import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
+from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import EncodedImage, Site, check_folder
 
 #: Who labels, where an answer file does not say.

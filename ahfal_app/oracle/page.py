@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ahfal_app.errors import ConfigError
-from ahfal_app.labelling.desk import Desk, Item, Sheet
-from ahfal_app.labelling.images import for_browser
-from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.label_page.desk import Desk, Item, Sheet
+from ahfal_app.label_page.images import for_browser
+from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import Site, check_folder
 
 _EXTENSIONS = {

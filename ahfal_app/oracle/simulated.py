@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import Site
 
 ANNOTATOR = "simulated"

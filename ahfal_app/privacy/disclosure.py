@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.class_statistics import class_proportions
 from ahfal_app.config import Settings, exact_fraction, share_of
 from ahfal_app.errors import PrivacyRefused
 from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
@@ -17,7 +18,6 @@ from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.quantisation import quantise
 from ahfal_app.privacy.store import PrivacyStore
-from ahfal_app.statistics import class_proportions
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ahfal_app.statistics import class_proportions
+from ahfal_app.class_statistics import class_proportions
 
 if TYPE_CHECKING:
     from opendp.mod import Measurement

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.database import connect, reason, transaction
 from ahfal_app.errors import PrivacyBudgetExceeded, PrivacyRefused, StoreError
+from ahfal_app.storage.database import connect, reason, transaction
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS privacy_terms ("

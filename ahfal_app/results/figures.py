@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ahfal_app.class_statistics import Dispersion, dispersion_percent
 from ahfal_app.results.reading import Metrics
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
-from ahfal_app.statistics import Dispersion, dispersion_percent
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<")

@@ -10,10 +10,10 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.class_statistics import Dispersion, dispersion_percent
 from ahfal_app.config import SITES, Settings
 from ahfal_app.errors import ReportError
 from ahfal_app.results import figures, heat_maps, tables
-from ahfal_app.results.files import write_text
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, Run, read_run
 from ahfal_app.results.records import CycleRecord
@@ -23,7 +23,7 @@ from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable, grid_table
 from ahfal_app.results.template import PAGE, STYLE
 from ahfal_app.results.units import bytes_text, percent, seconds_text
-from ahfal_app.statistics import Dispersion, dispersion_percent
+from ahfal_app.storage.files import write_text
 
 REPORT = "report.html"
 

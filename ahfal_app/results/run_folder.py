@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from ahfal_app.config import Settings
 from ahfal_app.errors import ConfigError
-from ahfal_app.results.files import sync_folder, write_bytes, write_json, write_text
 from ahfal_app.results.reading import (
     CONFIG,
     ENVIRONMENT,
@@ -27,6 +26,7 @@ from ahfal_app.results.reading import (
 from ahfal_app.results.records import CycleRecord, Record
 from ahfal_app.results.selections import merge_selections
 from ahfal_app.results.summary import build_summary
+from ahfal_app.storage.files import sync_folder, write_bytes, write_json, write_text
 
 
 def new_run_folder(settings: Settings) -> Path:

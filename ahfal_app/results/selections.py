@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from ahfal_app.errors import ReportError
-from ahfal_app.results.files import write_bytes
+from ahfal_app.storage.files import write_bytes
 
 SELECTIONS = "selections.parquet"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import wandb
 
 from ahfal_app.config import Scalar
-from ahfal_app.results.files import write_text
+from ahfal_app.storage.files import write_text
 from ahfal_app.trackers.core.points import REPORT_ARTIFACT, Point, TrackedRun
 
 PROJECT = "ahfal"

@@ -18,8 +18,8 @@ from torch import nn
 
 from ahfal_app.config import suggestion
 from ahfal_app.errors import ConfigError, DuplicateModel
-from ahfal_app.installed import entry_points
 from ahfal_app.models.core.base import Classifier
+from ahfal_app.plugins import entry_points
 
 #: Packages register networks of their own in this group: `name = "module:build"`.
 ENTRY_POINT_GROUP = "ahfal_app.models"

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from ahfal_app.errors import ConfigError, OracleError
-from ahfal_app.labels import LabelReceipt, LabelRequest
+from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import Site, check_folder
 from ahfal_app.oracle.label_studio.connection import Connection
 from ahfal_app.oracle.label_studio.interface import (

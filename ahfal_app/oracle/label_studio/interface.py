@@ -8,8 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ahfal_app.errors import OracleError
-from ahfal_app.labelling.images import for_browser
-from ahfal_app.labels import LabelRequest
+from ahfal_app.label_page.images import for_browser
+from ahfal_app.labels.store import LabelRequest
 from ahfal_app.oracle import EncodedImage
 
 _CONTROL = "class"

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.errors import InvalidSelection
 from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.seeds import numpy_generator
-from ahfal_app.statistics import ClassStatistics
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
 TrainingLoss = Callable[[Tensor, Tensor], Tensor]

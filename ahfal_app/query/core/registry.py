@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from ahfal_app.config import STRATEGY_PREFIX, Scalar, allowed_values, suggestion
 from ahfal_app.errors import ConfigError, DuplicateStrategy, UnknownStrategy
-from ahfal_app.installed import entry_points
+from ahfal_app.plugins import entry_points
 
 if TYPE_CHECKING:
     from ahfal_app.query.core.base import QueryStrategy

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ahfal_app.statistics import class_proportions
+from ahfal_app.class_statistics import class_proportions
 
 #: Most labels that a class without any gets ahead of the others.
 FIRST_LABELS = 5

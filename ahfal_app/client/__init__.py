@@ -1,0 +1,1 @@
+"""A client, without Flower: its state, its training, its choice, and who labels for it."""

@@ -1,0 +1,151 @@
+"""Where a client's labels come from: its oracle is asked, what it answers goes into the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ahfal_app.client.node_config import oracle_folder
+from ahfal_app.client.selection import Selected
+from ahfal_app.client.state import ClientState
+from ahfal_app.errors import DatasetError, OracleError
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
+from ahfal_app.oracle import EncodedImage, Site, make_oracle
+from ahfal_app.training.resources import Resources
+
+# Who skips a sample whose image is no longer there.
+_GONE = "gone"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A client's side of the labelling: requests, and the oracle that answers them.
+
+    Attributes
+    ----------
+    oracle : str
+        Name of the oracle.
+    options : Mapping[str, str]
+        What the site has set for it.
+    client : int
+        The client's partition, from 0.
+    run : str
+        The run's identity, equal after a resume.
+    state : ClientState
+        What the client keeps between messages.
+    loaded : Resources
+        The client's data.
+    """
+
+    oracle: str
+    options: Mapping[str, str]
+    client: int
+    run: str
+    state: ClientState
+    loaded: Resources
+
+    def describe(self, store: LabelStore) -> None:
+        """Tell the store what things are called, and which labels are there already."""
+        site = self.loaded.site
+        store.describe(self.loaded.dataset.class_names, site.names if site else None)
+        for annotator, labels in (site.given if site else {}).items():
+            store.give(labels, annotator)
+
+    def request_id(self, cycle: int) -> str:
+        """Return the name of the request before a cycle, the same each time."""
+        return request_id(self.run, self.client, cycle)
+
+    def reserve(self, store: LabelStore, cycle: int, selected: Selected) -> None:
+        """Write down what will be asked for before `cycle`, before anybody is asked."""
+        scores_B, guesses_B = selected.scores_B, selected.guesses_B
+        request = LabelRequest(
+            self.request_id(cycle),
+            cycle,
+            selected.strategy,
+            tuple(selected.samples_B.tolist()),
+            scores=tuple(scores_B.tolist()) if scores_B is not None else (),
+            guesses=tuple(guesses_B.tolist()) if guesses_B is not None else (),
+        )
+        store.reserve(request)
+
+    def ask(self, store: LabelStore) -> None:
+        """Submit what is unanswered, again if need be, and store what has been answered.
+
+        Of samples that were labelled or skipped the oracle is not told again: where its own copy
+        of a request is gone, people must not be asked for what they have said already.
+
+        An oracle that fails is asked again the next time: the request is in the store, and the
+        server waits for its labels as for those of slow people.
+        """
+        requests = store.unfinished_requests()
+        if not requests:
+            return
+        conflicts = len(store.conflicts())
+        try:
+            oracle = make_oracle(self.oracle, self._site())
+        except OracleError as error:
+            _log.warning("oracle %s: %s", self.oracle, error)
+            return
+        for request in requests:
+            unanswered = self._unanswered(store, request)
+            try:
+                if unanswered.samples:
+                    oracle.submit(unanswered)
+                receipts = oracle.collect(request.request_id)
+            except OracleError as error:
+                _log.warning("oracle %s: %s", self.oracle, error)
+            else:
+                store.commit(receipts)
+        if new := len(store.conflicts()) - conflicts:
+            _log.warning("%d answers contradict labels that stand; the first ones do", new)
+
+    def _unanswered(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
+        """Return what of a request is to be labelled; give back what nobody can label any more."""
+        answered = store.answered(request.request_id)
+        is_open_B = ~np.isin(request.samples, list(answered))
+        is_here_B = np.isin(request.samples, self.loaded.client_rows(self.client))
+        gone = list(itertools.compress(request.samples, is_open_B & ~is_here_B))
+        if gone:
+            store.commit([LabelReceipt(request.request_id, sample, None, _GONE) for sample in gone])
+        is_asked_B = is_open_B & is_here_B
+        return dataclasses.replace(
+            request,
+            samples=tuple(itertools.compress(request.samples, is_asked_B)),
+            scores=tuple(itertools.compress(request.scores, is_asked_B)),
+            guesses=tuple(itertools.compress(request.guesses, is_asked_B)),
+        )
+
+    def _site(self) -> Site:
+        rows_N = self.loaded.client_rows(self.client)
+        labels_N = self.loaded.dataset.train.labels_N[rows_N]
+        labels = zip(rows_N.tolist(), labels_N.tolist(), strict=True)
+        return Site(
+            self.client,
+            self.loaded.dataset.class_names,
+            {sample: label for sample, label in labels if label >= 0},
+            self._image,
+            oracle_folder(self.options) or self.state.oracle_folder,
+            self.options,
+        )
+
+    def _image(self, sample: int) -> EncodedImage:
+        if self.loaded.site is not None:
+            site = self.loaded.site
+            try:
+                return EncodedImage(site.names[sample], site.content(sample))
+            except DatasetError as error:
+                # It went while this process was at work; the next one finds it gone.
+                raise OracleError(f"image {site.names[sample]}: {error}") from error
+        content = io.BytesIO()
+        pixels_HWC = self.loaded.dataset.train.images_NHWC[sample]
+        Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
+        return EncodedImage(f"{sample}.png", content.getvalue())

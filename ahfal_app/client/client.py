@@ -1,0 +1,248 @@
+"""What a client does for each message, without Flower: join, train, count, select, collect.
+
+Every method may be repeated: a retried message finds what the first one left, gives the
+same answer and buys nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.client.annotation import Annotation
+from ahfal_app.client.local_training import ClientTraining, LabelledSets
+from ahfal_app.client.selection import Selection
+from ahfal_app.client.state import ClientState
+from ahfal_app.config import Settings
+from ahfal_app.labels.store import LabelStore, Ledger
+from ahfal_app.privacy.disclosure import Disclosure, HistogramAnswer
+from ahfal_app.privacy.participant import Participant
+from ahfal_app.privacy.sessions import Advertisement
+from ahfal_app.training.resources import Resources
+
+#: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class JoinAnswer:
+    """What a client tells about itself."""
+
+    num_samples: int
+    labelled: int
+    last_cycle: int
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    """A client's model after local training."""
+
+    tensors: dict[str, Tensor]
+    num_examples: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class QueryAnswer:
+    """How a client's purchase stands; which samples it chose stays with the client."""
+
+    selected: int
+    labelled: int
+    pending: int
+    ledger: Ledger
+    fine_tuned: bool = False
+    seconds: float = 0.0
+
+
+class Client:
+    """One client of a run.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings, with `num_clients` resolved.
+    client : int
+        The client's partition, from 0.
+    run : str
+        The run's identity, equal after a resume.
+    state : ClientState
+        What the client keeps between messages.
+    run_folder : Path | None
+        The run's folder, for the record of selections; only where the run is simulated.
+    loaded : Resources
+        The client's data and its model.
+    oracle_options : Mapping[str, str]
+        What the site has set for its oracle.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: int,
+        run: str,
+        state: ClientState,
+        run_folder: Path | None,
+        loaded: Resources,
+        oracle_options: Mapping[str, str],
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._run = run
+        self._state = state
+        self._resources = loaded
+        self._rows_N = loaded.client_rows(client)
+        self._training = ClientTraining(settings, client, state, loaded)
+        self._selection = Selection(settings, client, loaded, run_folder)
+        self._annotation = Annotation(settings.oracle, oracle_options, client, run, state, loaded)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Fingerprint of the data set that all share; `own` where it has its own."""
+        return OWN if self._resources.site else self._resources.dataset.fingerprint
+
+    @property
+    def partition_fingerprint(self) -> str:
+        """Fingerprint of the partition; `own` where there is none."""
+        return OWN if self._resources.site else self._resources.partition.fingerprint
+
+    @property
+    def device(self) -> str:
+        """Kind of device that this client computes on."""
+        return self._resources.device.type
+
+    def join(self, cycle: int) -> JoinAnswer:
+        """Ask for the initial labels, chosen at random, and tell how they stand.
+
+        Parameters
+        ----------
+        cycle : int
+            The cycle that a resumed run goes on with; labels bought for later ones are not
+            counted yet.
+        """
+        with self._disclosure():
+            pass  # From now on the server is held to these terms of privacy.
+        with self._labels() as store:
+            self._annotation.describe(store)
+            if store.request(self._annotation.request_id(0)) is None:
+                self._annotation.reserve(store, 0, self._selection.at_random(store))
+            self._annotation.ask(store)
+            return JoinAnswer(
+                num_samples=len(self._rows_N),
+                labelled=len(store.labelled(through_cycle=cycle).samples_N),
+                last_cycle=store.last_cycle(),
+                ledger=store.ledger(),
+            )
+
+    def train(
+        self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
+    ) -> TrainAnswer:
+        """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
+        start = time.perf_counter()
+        with self._labels() as store:
+            store.freeze(cycle)
+            sets = LabelledSets.of(store, through_cycle=cycle)
+        model, result = self._training.in_round(tensors, sets, cycle, round_)
+        trained = model.state_dict()
+        if result is not None and last_round:
+            self._state.save_local_model(cycle, trained)
+        return TrainAnswer(
+            trained,
+            result.num_examples if result is not None else 0,
+            result.loss if result is not None else 0.0,
+            time.perf_counter() - start,
+        )
+
+    def histogram(self, cycle: int) -> HistogramAnswer:
+        """Return the class counts of what was labelled for training `cycle`."""
+        counts_C = self._class_counts(cycle)
+        with self._disclosure() as disclosure:
+            return disclosure.histogram(cycle, counts_C)
+
+    def advertise_keys(self, cycle: int, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of what was labelled for training `cycle`."""
+        counts_C = self._class_counts(cycle)
+        with self._disclosure() as disclosure:
+            participant = disclosure.participant(cycle, session)
+            return participant.advertise(disclosure.summand(cycle, counts_C))
+
+    @contextmanager
+    def participant(self, cycle: int, session: str) -> Iterator[Participant]:
+        """Give this client's side of a session of secure aggregation."""
+        with self._disclosure() as disclosure:
+            yield disclosure.participant(cycle, session)
+
+    def select(
+        self, tensors: dict[str, Tensor], cycle: int, statistics: ClassStatistics
+    ) -> QueryAnswer:
+        """Choose what to label after `cycle` and hand it to the oracle.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The global model f^G.
+        cycle : int
+            The cycle that was just trained.
+        statistics : ClassStatistics
+            Statistics of the labelled sets that it was trained on.
+        """
+        start = time.perf_counter()
+        fine_tuned = False
+        with self._labels() as store:
+            self._annotation.describe(store)
+            if store.request(self._annotation.request_id(cycle + 1)) is None:
+                local = self._state.load_local_model(cycle)
+                if local is None:
+                    sets = LabelledSets.of(store)
+                    local = self._training.in_place_of_local_model(tensors, sets, cycle)
+                    fine_tuned = True
+                selected = self._selection.by_strategy(store, local, tensors, cycle, statistics)
+                self._annotation.reserve(store, cycle + 1, selected)
+            self._annotation.ask(store)
+            return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
+
+    def collect(self, cycle: int) -> QueryAnswer:
+        """Take in the answers that have come since, for the purchase before `cycle`."""
+        with self._labels() as store:
+            self._annotation.ask(store)
+            return self._query_answer(store, cycle)
+
+    # --- inside -------------------------------------------------------------------------
+
+    @contextmanager
+    def _labels(self) -> Iterator[LabelStore]:
+        grows = self._resources.site is not None
+        with self._state.labels(self._rows_N, self._resources.num_classes, grows) as store:
+            yield store
+
+    @contextmanager
+    def _disclosure(self) -> Iterator[Disclosure]:
+        with self._state.privacy() as store:
+            yield Disclosure(store, self._settings, self._run, self._client)
+
+    def _class_counts(self, cycle: int) -> NDArray[np.int64]:
+        with self._labels() as store:
+            store.freeze(cycle)
+            return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
+
+    def _query_answer(
+        self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
+    ) -> QueryAnswer:
+        request = store.request(self._annotation.request_id(cycle))
+        return QueryAnswer(
+            selected=len(request.samples) if request is not None else 0,
+            labelled=len(store.labelled().samples_N),
+            pending=store.ledger().reserved,
+            ledger=store.ledger(),
+            fine_tuned=fine_tuned,
+            seconds=seconds,
+        )

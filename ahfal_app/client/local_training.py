@@ -1,0 +1,128 @@
+"""How a client trains the global model on its labelled set, in a round or to catch up."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ahfal_app.client.state import ClientState
+from ahfal_app.config import Settings
+from ahfal_app.labels.store import Labelled, LabelStore
+from ahfal_app.models import Classifier
+from ahfal_app.query import make_strategy
+from ahfal_app.seeds import torch_generator
+from ahfal_app.training.objectives import LocalSituation, make_objective
+from ahfal_app.training.resources import Resources
+from ahfal_app.training.sgd import TrainingResult, TrainingState
+from ahfal_app.training.update import LocalUpdate, carry_out
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSets:
+    """What a client trains on in a cycle, apart from its images.
+
+    Attributes
+    ----------
+    labelled : Labelled
+        The labelled set L_i.
+    initially : Labelled
+        What was labelled before the first cycle.
+    """
+
+    labelled: Labelled
+    initially: Labelled
+
+    @classmethod
+    def of(cls, store: LabelStore, through_cycle: int | None = None) -> LabelledSets:
+        """Read them from a store; by default all that is labelled."""
+        return cls(store.labelled(through_cycle=through_cycle), store.labelled(through_cycle=0))
+
+
+@dataclass(frozen=True, eq=False)
+class ClientTraining:
+    """A client's local training.
+
+    Attributes
+    ----------
+    settings : Settings
+        The run's settings.
+    client : int
+        The client's partition, from 0.
+    state : ClientState
+        What the client keeps between messages: momentum and schedule of the rounds before.
+    loaded : Resources
+        The client's data and its model.
+    """
+
+    settings: Settings
+    client: int
+    state: ClientState
+    loaded: Resources
+
+    def in_round(
+        self, tensors: dict[str, Tensor], sets: LabelledSets, cycle: int, round_: int
+    ) -> tuple[Classifier, TrainingResult | None]:
+        """Train the global model on L_i; there is no result where nothing is labelled."""
+        model = self._model(tensors)
+        if len(sets.labelled.samples_N) == 0:
+            return model, None
+        result = self._train(model, tensors, sets, (cycle, round_))
+        self.state.save_training(cycle, round_, result.state)
+        return model, result
+
+    def in_place_of_local_model(
+        self, tensors: dict[str, Tensor], sets: LabelledSets, cycle: int
+    ) -> dict[str, Tensor]:
+        """Stand in for f^L of a client that missed the last round: f^G, trained on L_i."""
+        model = self._model(tensors)
+        if len(sets.labelled.samples_N):
+            self._train(model, tensors, sets, (cycle, self.settings.rounds + 1))
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def _model(self, tensors: dict[str, Tensor]) -> Classifier:
+        model = self.loaded.model()
+        model.load_state_dict(tensors)
+        return model
+
+    def _train(
+        self,
+        model: Classifier,
+        global_tensors: dict[str, Tensor],
+        sets: LabelledSets,
+        when: tuple[int, int],
+    ) -> TrainingResult:
+        settings, labelled = self.settings, sets.labelled
+        recipe = self.loaded.recipe(settings)
+        known = sets.initially if settings.kcfu_pool == "initial" else labelled
+        rows_N = self.loaded.client_rows(self.client)
+        situation = LocalSituation(
+            self.client,
+            *when,
+            class_counts_C=labelled.class_counts(self.loaded.num_classes),
+            pool_rows_N=np.setdiff1d(rows_N, known.samples_N, assume_unique=True),
+            global_tensors=global_tensors,
+        )
+        strategy = make_strategy(settings.strategy, settings.strategy_parameters)
+        objective = make_objective(settings, self.loaded, strategy, recipe, situation)
+        update = LocalUpdate(
+            model,
+            self.loaded.train_images,
+            torch.from_numpy(labelled.samples_N),
+            torch.from_numpy(labelled.labels_N),
+            recipe,
+            self._training_state(*when),
+            torch_generator(settings.seed, "training", self.client, *when),
+            objective,
+        )
+        return carry_out(update)
+
+    def _training_state(self, cycle: int, round_: int) -> TrainingState | None:
+        state = self.state.load_training(cycle, round_)
+        if state is not None and self.settings.optimizer_state == "reset":
+            # The learning rate's schedule counts on, whatever becomes of the momentum.
+            return dataclasses.replace(state, momentum={})
+        return state

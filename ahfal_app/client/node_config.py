@@ -1,0 +1,116 @@
+"""What a site says in --node-config: its place, its data, its oracle, its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ahfal_app.config import SITES, Settings
+from ahfal_app.data.site.loading import SiteFolders
+from ahfal_app.errors import ConfigError
+
+#: Settings of the run that a site may set for itself.
+_OWN = ("dataset", "data-dir", "image-column", "device", "oracle")
+
+_ORACLE_PREFIX = "oracle-"
+_ORACLE_FOLDER = "oracle-dir"
+
+NodeConfig = Mapping[str, object]
+
+
+def partition_of(settings: Settings, node_config: NodeConfig) -> tuple[int, int]:
+    """Return which client a node serves, from 0, and how many there are.
+
+    Raises
+    ------
+    ConfigError
+        `partition-id` is missing, or the number of clients is known from nowhere.
+    """
+    partition = _count(node_config, "partition-id")
+    if partition is None:
+        raise ConfigError(
+            ["partition-id: missing in --node-config; allowed is the site's number, from 0"]
+        )
+    partitions = _count(node_config, "num-partitions") or settings.num_clients
+    if not partitions:
+        raise ConfigError(
+            [
+                "num-partitions: missing in --node-config; allowed is the number of sites, or that "
+                "the run says num-clients"
+            ]
+        )
+    return partition, partitions
+
+
+def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
+    """Return the run's settings with those that a site sets for itself."""
+    own = {key.replace("-", "_"): str(node_config[key]) for key in _OWN if key in node_config}
+    return settings.model_copy(update=own) if own else settings
+
+
+def oracle_options(node_config: NodeConfig) -> dict[str, str]:
+    """Return what a site has set for its oracle: all keys that start with `oracle-`."""
+    return {key: str(value) for key, value in node_config.items() if key.startswith(_ORACLE_PREFIX)}
+
+
+def oracle_folder(options: Mapping[str, str]) -> Path | None:
+    """Return where a site's oracle is to keep its files, or None where the site does not say."""
+    folder = options.get(_ORACLE_FOLDER)
+    return path_of(folder) if folder else None
+
+
+def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | None:
+    """Return where a client with data of its own keeps it, or None where all share a data set.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings, with those of the site.
+    node_config : NodeConfig
+        Read are `data`, `state-dir` and `truth`.
+
+    Raises
+    ------
+    ConfigError
+        Run and site do not agree on whose data is used, or something is missing.
+    """
+    data, state, truth = (node_config.get(key) for key in ("data", "state-dir", "truth"))
+    if not settings.has_sites:
+        if data is None:
+            return None
+        raise ConfigError(
+            [
+                f"partition={settings.partition!r}: allowed is {SITES!r} with nodes that have data "
+                "of their own (data in --node-config)"
+            ]
+        )
+    problems = [
+        f"{key}: missing in --node-config; with partition={SITES!r} each site must name {what}"
+        for key, value, what in (
+            ("data", data, "the folder with its images"),
+            ("state-dir", state, "a folder for its labels"),
+        )
+        if not value
+    ]
+    if settings.oracle == "simulated" and not truth:
+        problems.append(
+            f"oracle='simulated': allowed with partition={SITES!r} only for a rehearsal, with "
+            "truth in --node-config: a file of all labels"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return SiteFolders(path_of(data), path_of(state), path_of(truth) if truth else None)
+
+
+def path_of(value: object) -> Path:
+    """Return the folder that a site names; `~` is its home, since no shell sees it."""
+    return Path(str(value)).expanduser().absolute()
+
+
+def _count(node_config: NodeConfig, key: str) -> int | None:
+    value = node_config.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError([f"{key}={value!r}: allowed in --node-config is an integer ≥ 0"])
+    return value

@@ -1,0 +1,194 @@
+"""What a client selects for labelling: its budget, its pool, and the query strategy's choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.client.pool import PoolSituation, make_pool
+from ahfal_app.config import Settings
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.query import (
+    Aligned,
+    PoolView,
+    QueryContext,
+    QueryStrategy,
+    ScoringStrategy,
+    Signal,
+    checked_select,
+    make_strategy,
+)
+from ahfal_app.results.selections import write_client_selection
+from ahfal_app.training.resources import Resources
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What was selected, and what the query strategy and the client's model make of it.
+
+    Attributes
+    ----------
+    strategy : str
+        Name of the query strategy.
+    samples_B : NDArray[np.int64]
+        Sample ids. Shape (B,).
+    scores_B : NDArray[np.floating] | None
+        Acquisition scores, where the strategy gives any. Shape (B,).
+    guesses_B : NDArray[np.int64] | None
+        Class indices that the local model f^L says, where the strategy has it. Shape (B,).
+    """
+
+    strategy: str
+    samples_B: NDArray[np.int64]
+    scores_B: NDArray[np.floating] | None = None
+    guesses_B: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A client's choice of samples.
+
+    Attributes
+    ----------
+    settings : Settings
+        The run's settings.
+    client : int
+        The client's partition, from 0.
+    loaded : Resources
+        The client's data and its model.
+    run_folder : Path | None
+        The run's folder, for the record of selections; only where the run is simulated.
+    """
+
+    settings: Settings
+    client: int
+    loaded: Resources
+    run_folder: Path | None
+
+    def at_random(self, store: LabelStore) -> Selected:
+        """Select what is labelled before the first cycle."""
+        budget = self._allotted(store, 0)
+        strategy = make_strategy("random", {})
+        context = self._context(budget, 0, _no_statistics(self.loaded), store)
+        samples_B = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
+        return Selected(strategy.name, samples_B)
+
+    def by_strategy(
+        self,
+        store: LabelStore,
+        local: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        cycle: int,
+        statistics: ClassStatistics,
+    ) -> Selected:
+        """Select what is labelled after a cycle.
+
+        Parameters
+        ----------
+        store : LabelStore
+            The client's labels.
+        local, tensors : dict[str, Tensor]
+            Local model f^L and global model f^G.
+        cycle : int
+            The cycle that was just trained.
+        statistics : ClassStatistics
+            Statistics of the labelled sets that it was trained on.
+        """
+        budget = self._allotted(store, cycle + 1)
+        strategy = self._strategy(store.unlabelled(), statistics)
+        situation = self._situation(store, local, tensors, cycle + 1)
+        pool = make_pool(self.settings, self.loaded, strategy, situation)
+        context = self._context(budget, cycle + 1, statistics, store)
+        samples_B = checked_select(strategy, pool, context)
+        selected = self._judged(strategy, pool, context, samples_B)
+        self._record(selected, cycle)
+        return selected
+
+    def _allotted(self, store: LabelStore, cycle: int) -> int:
+        """Grant what is due by a cycle and return what is free: B_i, and what was missed before."""
+        store.allot(self.settings.labels_due(cycle, len(self.loaded.client_rows(self.client))))
+        return store.ledger().free
+
+    def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
+        """Return the query strategy, aligned to a target where there is one."""
+        strategy = make_strategy(self.settings.strategy, self.settings.strategy_parameters)
+        if statistics.target_C is None or not isinstance(strategy, ScoringStrategy):
+            return strategy
+        true_N = self.loaded.dataset.train.labels_N[ids_N]
+        membership_N = true_N if self.settings.align_membership == "true" else None
+        return Aligned(strategy, statistics.target_C.tolist(), membership_N)
+
+    def _context(
+        self, budget: int, for_cycle: int, statistics: ClassStatistics, store: LabelStore
+    ) -> QueryContext:
+        return QueryContext(
+            budget=budget,
+            num_classes=self.loaded.num_classes,
+            class_counts_C=store.labelled().class_counts(self.loaded.num_classes),
+            statistics=statistics,
+            seed=self.settings.seed,
+            client=self.client,
+            cycle=for_cycle,
+        )
+
+    def _situation(
+        self,
+        store: LabelStore,
+        local: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        for_cycle: int,
+    ) -> PoolSituation:
+        labelled = store.labelled()
+        return PoolSituation(
+            client=self.client,
+            cycle=for_cycle,
+            ids_N=store.unlabelled(),
+            labelled_ids_L=labelled.samples_N,
+            labels_L=labelled.labels_N,
+            local_tensors=local,
+            global_tensors=tensors,
+        )
+
+    def _judged(
+        self,
+        strategy: QueryStrategy,
+        pool: PoolView,
+        context: QueryContext,
+        samples_B: NDArray[np.int64],
+    ) -> Selected:
+        """Add scores and guesses, where figures are drawn of them or people see them."""
+        if self.run_folder is None and self.settings.oracle == "simulated":
+            return Selected(strategy.name, samples_B)
+        positions_B = np.searchsorted(pool.ids_N, samples_B)
+        scores_B = guesses_B = None
+        if isinstance(strategy, ScoringStrategy) and len(pool.ids_N):
+            scores_B = strategy.scores(pool, context).cpu().numpy()[positions_B]
+        if Signal.LOCAL_LOGITS in strategy.signals and len(pool.ids_N):
+            logits_NC = pool.signal(Signal.LOCAL_LOGITS)
+            guesses_B = logits_NC.argmax(dim=1).cpu().numpy()[positions_B]
+        return Selected(strategy.name, samples_B, scores_B, guesses_B)
+
+    def _record(self, selected: Selected, cycle: int) -> None:
+        """Write down what was selected, for figures; only where the run's folder is at hand."""
+        if self.run_folder is None:
+            return
+        write_client_selection(
+            self.run_folder,
+            cycle=cycle,
+            client=self.client,
+            sample_ids=selected.samples_B,
+            classes=self.loaded.dataset.train.labels_N[selected.samples_B],
+            pseudo_classes=selected.guesses_B,
+            scores=selected.scores_B,
+        )
+
+
+def _no_statistics(loaded: Resources) -> ClassStatistics:
+    """Return what is known of the classes before anything is labelled: nothing."""
+    zeros_C = np.zeros(loaded.num_classes)
+    return ClassStatistics(zeros_C, zeros_C, zeros_C.astype(bool))

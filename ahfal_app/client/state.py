@@ -1,0 +1,227 @@
+"""What a client keeps between messages: its labels, its momentum, its local model.
+
+Everything is a named piece of bytes, in a folder or in Flower's `context.state`, except
+that the label store in a folder is a database file of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ahfal_app.labels.location import STORE
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.privacy.store import PrivacyStore
+from ahfal_app.training.sgd import TrainingState
+
+_log = logging.getLogger(__name__)
+
+_ORACLE = "oracle"
+_TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
+_EPOCHS = "epochs"
+_MOMENTUM = "momentum."
+
+# A resumed server repeats the round that was under way, or, where its newest checkpoint is
+# damaged, the one before it, too; both start from the state before them.
+_KEPT_ROUNDS = 3
+
+
+class Blobs(Protocol):
+    """Named pieces of bytes."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a piece, or None."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a piece; a reader sees the old one or the new one."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a piece, if it is there."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all pieces."""
+        ...
+
+
+class FolderBlobs:
+    """Pieces of bytes as files, each replaced as a whole.
+
+    They are not synced to the disk: unlike labels, they can be computed again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a piece, or None."""
+        path = self._folder / name
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a piece; a reader sees the old one or the new one."""
+        temporary = self._folder / f".{name}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, self._folder / name)
+
+    def delete(self, name: str) -> None:
+        """Remove a piece."""
+        (self._folder / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all pieces."""
+        return [path.name for path in self._folder.iterdir() if not path.name.startswith(".")]
+
+
+class RecordBlobs:
+    """Pieces of bytes in a mapping, such as a record of Flower's `context.state`."""
+
+    def __init__(self, record: MutableMapping[str, bytes]) -> None:
+        self._record = record
+
+    def read(self, name: str) -> bytes | None:
+        """Return a piece, or None."""
+        return self._record.get(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a piece."""
+        self._record[name] = content
+
+    def delete(self, name: str) -> None:
+        """Remove a piece."""
+        self._record.pop(name, None)
+
+    def names(self) -> list[str]:
+        """Return the names of all pieces."""
+        return list(self._record)
+
+
+class ClientState:
+    """A client's labels, momentum and local model.
+
+    Parameters
+    ----------
+    blobs : Blobs
+        Where the pieces are kept.
+    folder : Path | None
+        Where the label store is a database file; None keeps it among the pieces.
+    """
+
+    def __init__(self, blobs: Blobs, folder: Path | None) -> None:
+        self._blobs = blobs
+        self._folder = folder
+
+    @classmethod
+    def on_disk(cls, folder: Path) -> ClientState:
+        """Return a state that survives the process."""
+        return cls(FolderBlobs(folder), folder)
+
+    @classmethod
+    def in_record(cls, record: MutableMapping[str, bytes]) -> ClientState:
+        """Return a state that lives as long as a mapping does."""
+        return cls(RecordBlobs(record), None)
+
+    @property
+    def oracle_folder(self) -> Path | None:
+        """Where this client's oracle may keep files of its own, or None."""
+        return self._folder / _ORACLE if self._folder is not None else None
+
+    @contextmanager
+    def labels(
+        self, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
+    ) -> Iterator[LabelStore]:
+        """Open the label store of a client with these samples, which may come and go or not."""
+        if self._folder is not None:
+            store = LabelStore.open_file(self._folder / STORE, samples_N, num_classes, grows)
+        else:
+            content = self._blobs.read(STORE) or b""
+            store = LabelStore.from_bytes(content, samples_N, num_classes, grows)
+        try:
+            yield store
+        finally:
+            # Also after an error: what was committed before it stays committed.
+            if self._folder is None:
+                self._blobs.write(STORE, store.to_bytes())
+            store.close()
+
+    @contextmanager
+    def privacy(self) -> Iterator[PrivacyStore]:
+        """Open the record of what the client has told, in the database of its labels.
+
+        Without a folder it is empty each time: settings refuse every privacy but `none` there.
+        """
+        path = self._folder / STORE if self._folder is not None else Path(":memory:")
+        store = PrivacyStore(path)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def save_training(self, cycle: int, round_: int, state: TrainingState) -> None:
+        """Keep the state after a round of local training."""
+        tensors = {
+            _MOMENTUM + name: tensor.cpu().contiguous() for name, tensor in state.momentum.items()
+        }
+        tensors[_EPOCHS] = torch.tensor(state.epochs)
+        self._blobs.write(f"training-{cycle}-{round_}.safetensors", save_tensors(tensors))
+        for old in self._training_rounds()[:-_KEPT_ROUNDS]:
+            self._blobs.delete("training-{}-{}.safetensors".format(*old))
+
+    def load_training(self, cycle: int, before_round: int) -> TrainingState | None:
+        """Return the newest sound state of a cycle from before a round, or None."""
+        rounds = [r for c, r in self._training_rounds() if c == cycle and r < before_round]
+        for round_ in reversed(rounds):
+            tensors = self._load(f"training-{cycle}-{round_}.safetensors")
+            if tensors is not None and _EPOCHS in tensors:
+                epochs = int(tensors.pop(_EPOCHS))
+                momentum = {name.removeprefix(_MOMENTUM): t for name, t in tensors.items()}
+                return TrainingState(momentum, epochs)
+        return None
+
+    def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
+        """Keep the local model f^L of a cycle, and no other."""
+        name = f"local-model-{cycle}.safetensors"
+        # A copy of each, since safetensors refuses memory that tensors share, as tied layers do.
+        tensors = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, tensor in state_dict.items()
+        }
+        self._blobs.write(name, save_tensors(tensors))
+        for other in self._blobs.names():
+            if other.startswith("local-model-") and other != name:
+                self._blobs.delete(other)
+
+    def load_local_model(self, cycle: int) -> dict[str, Tensor] | None:
+        """Return the local model f^L of a cycle, or None where it is missing or damaged."""
+        return self._load(f"local-model-{cycle}.safetensors")
+
+    def _training_rounds(self) -> list[tuple[int, int]]:
+        matches = (_TRAINING.fullmatch(name) for name in self._blobs.names())
+        return sorted((int(match[1]), int(match[2])) for match in matches if match)
+
+    def _load(self, name: str) -> dict[str, Tensor] | None:
+        """Return tensors, or None: a power cut may damage what is not synced to the disk."""
+        content = self._blobs.read(name)
+        if content is None:
+            return None
+        try:
+            return load_tensors(content)
+        except SafetensorError as error:
+            _log.warning("%s is damaged (%s): the client goes on without it", name, error)
+            return None

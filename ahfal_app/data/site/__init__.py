@@ -1,0 +1,1 @@
+"""A site's own images: files, their ids, and what cannot be used."""

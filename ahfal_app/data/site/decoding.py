@@ -1,0 +1,199 @@
+"""A site's images to one array of pixels; what cannot be decoded is set aside, not refused.
+
+Shapes: N rows, one for each id; H height, W width, C channels (1 or 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ahfal_app.data.cache import Description
+from ahfal_app.data.pixels import COLOUR_MODES, GRAY_MODES, pixels
+from ahfal_app.data.site.files import FORMATS, SiteImage, Source, contents
+
+#: An image with more pixels is set aside; Pillow warns of decompression bombs from here on.
+MOST_PIXELS = 89_478_485
+
+_PART = 64
+_LONGEST_REASON = 120
+
+# Whatever Pillow's decoders raise on damaged files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    ZeroDivisionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    digest: bytes
+    pixels_HWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why an image cannot be used; whether it passes, as a disk that is away does."""
+
+    reason: str
+    passes: bool = False
+
+
+def decode_site(
+    images: Sequence[SiteImage],
+    ids: Mapping[str, int],
+    image_column: str,
+    shape: _Shape,
+    target: Path,
+) -> Description:
+    """Write pixels, digests and problems of a site's images into an entry of the cache.
+
+    `images.npy` (N, H, W, C) and `digests.npy` (N, 32) are uint8, by id, 0 where there is
+    nothing; `problem-ids.npy` and `problems.npy` say what cannot be used, and why, and
+    `passing.npy` (bool) whether the reason may be gone the next time.
+
+    Parameters
+    ----------
+    images : Sequence[SiteImage]
+        What the site has.
+    ids : Mapping[str, int]
+        Id of each image by name.
+    image_column : str
+        The setting of this name, for parquet files.
+    shape : tuple[int, int, int]
+        Height, width and channels that images are brought to.
+    target : Path
+        The entry's folder.
+    """
+    rows = 1 + max(ids[image.name] for image in images)
+    images_NHWC = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, (rows, *shape))
+    digests_N32 = np.zeros((rows, 32), np.uint8)
+    problems: dict[int, _Problem] = {}
+    for image, found in _decoded(images, image_column, shape):
+        row = ids[image.name]
+        if isinstance(found, _Problem):
+            problems[row] = found
+        else:
+            images_NHWC[row] = found.pixels_HWC
+            digests_N32[row] = np.frombuffer(found.digest, np.uint8)
+    images_NHWC.flush()
+    np.save(target / "digests.npy", digests_N32, allow_pickle=False)
+    np.save(target / "problem-ids.npy", np.array(list(problems), np.int64), allow_pickle=False)
+    texts = np.array([problem.reason for problem in problems.values()], f"U{_LONGEST_REASON}")
+    np.save(target / "problems.npy", texts, allow_pickle=False)
+    passing = np.array([problem.passes for problem in problems.values()], np.bool_)
+    np.save(target / "passing.npy", passing, allow_pickle=False)
+    fingerprint = hashlib.sha256(digests_N32.tobytes()).hexdigest()
+    return Description(class_names=(), mean_C=(), std_C=(), fingerprint=fingerprint)
+
+
+def can_be_decoded(image: SiteImage, image_column: str, shape: tuple[int, int, int]) -> bool:
+    """Return whether an image can be decoded now, which could not be read before."""
+    return any(
+        not isinstance(found, _Problem) for _, found in _decoded([image], image_column, shape)
+    )
+
+
+def _decoded(
+    images: Sequence[SiteImage], image_column: str, shape: _Shape
+) -> Iterator[tuple[SiteImage, _Decoded | _Problem]]:
+    """Decode in threads, in order, with a bounded number of images in memory."""
+    workers = os.cpu_count() or 1
+    decode = partial(_decode, shape)
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        # Of metadata that does not matter here; what matters comes as an error.
+        warnings.simplefilter("ignore")
+        batch: list[tuple[SiteImage, Source]] = []
+        for part in contents(images, image_column, _PART):
+            batch += part
+            if len(batch) >= _PART * workers:
+                yield from _apply(pool, decode, batch)
+                batch = []
+        yield from _apply(pool, decode, batch)
+
+
+def _apply(
+    pool: ThreadPoolExecutor,
+    decode: Callable[[Source], _Decoded | _Problem],
+    batch: Sequence[tuple[SiteImage, Source]],
+) -> Iterator[tuple[SiteImage, _Decoded | _Problem]]:
+    found = pool.map(decode, [source for _, source in batch])
+    return zip([image for image, _ in batch], found, strict=True)
+
+
+def _decode(shape: _Shape, source: Source) -> _Decoded | _Problem:
+    """Return digest and pixels of an image, or why it has none."""
+    encoded = _read(source)
+    if isinstance(encoded, Exception):
+        return _problem(f"cannot be read: {_told(encoded)}", _passes(encoded))
+    if not encoded:
+        return _problem("empty")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            reason = _reason_against(image)
+            if reason:
+                return _problem(reason)
+            return _Decoded(hashlib.sha256(encoded).digest(), pixels(image, shape))
+    except UnidentifiedImageError:
+        return _problem(f"no image of the formats {', '.join(FORMATS)}")
+    except _DAMAGED as error:
+        return _problem(f"cannot be decoded: {_told(error)}", _passes(error))
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether it may be the machine's fault: no memory, no right, a disk that is away."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+
+
+def _read(source: Source) -> bytes | Exception:
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source
+    except (OSError, MemoryError) as error:
+        return error
+
+
+def _problem(reason: str, passes: bool = False) -> _Problem:
+    return _Problem(reason[:_LONGEST_REASON], passes)
+
+
+def _reason_against(image: Image.Image) -> str:
+    """Return why an image that opens is not used, or nothing."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        return f"{width}x{height} pixels; at most {MOST_PIXELS} are decoded"
+    if image.mode not in GRAY_MODES | COLOUR_MODES:
+        return f"mode {image.mode}; convert it to 8 bits for each channel"
+    # Cameras put a preview behind the picture of a JPEG: that alone is no reason.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    return f"{frames} images in one file" if frames > 1 else ""

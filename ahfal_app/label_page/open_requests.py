@@ -1,0 +1,94 @@
+"""What is open at a site, read beside the client that is at work on it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ahfal_app.errors import StoreError
+from ahfal_app.label_page.desk import REQUESTS, Desk
+from ahfal_app.labels.location import find_store
+
+_ORACLE = "oracle"
+
+_QUERY = """
+SELECT r.request_id, r.cycle, r.strategy, r.created, count(*), sum(s.state = 'reserved')
+FROM requests AS r JOIN samples AS s USING (request_id)
+GROUP BY r.request_id HAVING sum(s.state = 'reserved') > 0
+ORDER BY r.cycle, r.request_id
+"""
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A request with samples that the client has no label of.
+
+    Attributes
+    ----------
+    request : str
+        Its id.
+    cycle : int
+        The cycle that waits for it.
+    strategy : str
+        Who chose the samples.
+    created : str
+        When, in UTC.
+    samples : int
+        Number of samples.
+    missing : int
+        How many the client has no answer for.
+    waiting : int
+        How many of these have been answered in the page, and wait to be collected.
+    """
+
+    request: str
+    cycle: int
+    strategy: str
+    created: str
+    samples: int
+    missing: int
+    waiting: int
+
+
+def desk_folder(folder: Path) -> Path:
+    """Return where requests and answers lie.
+
+    Parameters
+    ----------
+    folder : Path
+        A site's `state-dir` or a client's state below it, with one label store; or the folder of
+        the oracle itself.
+
+    Raises
+    ------
+    StoreError
+        There are several label stores below it, or neither one nor requests.
+    """
+    if (folder / REQUESTS).is_dir():
+        return folder
+    return find_store(folder).parent / _ORACLE
+
+
+def open_requests(state: Path) -> tuple[OpenRequest, ...]:
+    """Return the open requests of a client, oldest first; nothing is changed by looking.
+
+    Parameters
+    ----------
+    state : Path
+        The site's `state-dir`, or a client's state below it, with one label store.
+
+    Raises
+    ------
+    StoreError
+        There is no label store below it, or several, or it cannot be read.
+    """
+    path = find_store(state)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
+            rows = store.execute(_QUERY).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"label store {path}: {error}") from error
+    waiting = Desk(path.parent / _ORACLE).waiting()
+    return tuple(OpenRequest(*(*row, waiting.get(row[0], 0))) for row in rows)

@@ -1,0 +1,66 @@
+"""Serves the labelling page on this machine alone."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import uvicorn
+
+from ahfal_app.errors import OracleError
+from ahfal_app.label_page.app import make_app
+from ahfal_app.label_page.desk import Desk
+from ahfal_app.label_page.guard import TOKEN
+
+_HOST = "127.0.0.1"
+
+
+def serve(
+    folder: Path,
+    annotator: str,
+    port: int,
+    show_guess: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Serve the page until it is interrupted.
+
+    Parameters
+    ----------
+    folder : Path
+        The desk's folder.
+    annotator : str
+        Who labels in this page.
+    port : int
+        Port to listen on; 0: any that is free.
+    show_guess : bool
+        Whether people see what the model takes an image for.
+    tell : Callable[[str], None]
+        Is told the address to open, once the port is bound.
+
+    Raises
+    ------
+    OracleError
+        The port is taken.
+    """
+    with closing(_bound(port)) as listener:
+        listening = listener.getsockname()[1]
+        token = secrets.token_urlsafe(32)
+        app = make_app(Desk(folder), annotator, token, listening, show_guess)
+        # The log of requests would keep the token.
+        settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        tell(f"http://{_HOST}:{listening}/?{TOKEN}={token}")
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _bound(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((_HOST, port))
+    except OSError as error:
+        listener.close()
+        raise OracleError(f"port={port}: allowed is a free port, or 0 for any: {error}") from error
+    return listener

@@ -1,0 +1,1 @@
+"""Labels, their ledger, and how they come from people and go to them."""

@@ -1,0 +1,435 @@
+"""The label store: which sample is unlabelled, reserved or labelled, and the ledger.
+
+There is one implementation, on SQLite, with two backends: a database file (write-ahead
+log, `synchronous=FULL`) that survives `kill -9`, and an in-memory database whose bytes
+travel in Flower's `context.state`. Every change is one transaction that moves the labels
+and the ledger together, so `allotted = spent + reserved + free` holds at every instant;
+the database itself refuses anything else.
+
+What a cycle is trained on is fixed once it has been asked for: each label counts from a
+cycle on that had not been frozen when the label came. The first answer for a sample stands.
+Later ones that differ are kept, and change nothing until a person says so with a correction,
+which counts from the next cycle on, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
+from ahfal_app.labels.records import (
+    Conflict,
+    Entry,
+    Labelled,
+    LabelReceipt,
+    LabelRequest,
+    Ledger,
+    request_id,
+)
+from ahfal_app.labels.schema import prepare_schema
+from ahfal_app.labels.views import LabelViews
+from ahfal_app.storage.database import connect, reason, transaction
+
+__all__ = [
+    "Conflict",
+    "Entry",
+    "LabelReceipt",
+    "LabelRequest",
+    "LabelStore",
+    "Labelled",
+    "Ledger",
+    "request_id",
+]
+
+
+class LabelStore(LabelViews):
+    """The one owner of a client's labels and of its ledger.
+
+    Make one with `open_file`, `from_bytes` or `open_existing`.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        An open database, in autocommit mode.
+    samples_N : NDArray[np.int64] | None
+        Ids of all samples of the client, strictly increasing; None where only what the store
+        holds is of interest, and there is no pool.
+    num_classes : int | None
+        Labels must lie in `0 .. num_classes - 1`; None: what `describe` was told.
+    grows : bool
+        Whether samples may come and go, as in a site's folder. What is labelled of samples that
+        are gone stays in the store, and is no part of the labelled set.
+
+    Raises
+    ------
+    StoreError
+        The database is damaged, of another schema version, or of other samples.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        samples_N: NDArray[np.int64] | None,
+        num_classes: int | None,
+        grows: bool = False,
+    ) -> None:
+        super().__init__(connection, samples_N)
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        prepare_schema(connection)
+        if samples_N is not None:
+            self._check_samples(samples_N, grows)
+        self._num_classes = len(self.class_names()) if num_classes is None else num_classes
+
+    @classmethod
+    def open_file(
+        cls, path: Path, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
+    ) -> LabelStore:
+        """Open or create the store in a file; what it acknowledges survives a power cut."""
+        try:
+            return cls(connect(path), samples_N, num_classes, grows)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"label store {path}: {reason(path, error)}") from error
+
+    @classmethod
+    def open_existing(cls, path: Path) -> LabelStore:
+        """Open the store in a file for what it holds, without knowing the pool.
+
+        Raises
+        ------
+        StoreError
+            There is no such file, or it is no label store.
+        """
+        if not path.is_file():
+            raise StoreError(f"label store {path}: no such file")
+        try:
+            connection = connect(path)
+            if not connection.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'ledger'"
+            ).fetchone():
+                raise StoreError(f"label store {path}: this is no label store")
+            return cls(connection, None, None)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"label store {path}: {reason(path, error)}") from error
+
+    @classmethod
+    def from_bytes(
+        cls, content: bytes, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
+    ) -> LabelStore:
+        """Open the store from `to_bytes`; empty content makes a new one."""
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        try:
+            if content:
+                connection.deserialize(content)
+            return cls(connection, samples_N, num_classes, grows)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"label store in memory: {error}") from error
+
+    def to_bytes(self) -> bytes:
+        """Return the whole database, to be kept in Flower's `context.state`."""
+        return self._connection.serialize()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    # --- changes, one transaction each ------------------------------------------------
+
+    def describe(self, class_names: Sequence[str], files: Mapping[int, str] | None = None) -> None:
+        """Keep the names of classes and files, so that people can read what the store holds.
+
+        Raises
+        ------
+        StoreError
+            The store was made for other classes, or knows a sample by another file: its label
+            would become that of another image.
+        """
+        files = files or {}
+        with transaction(self._connection):
+            known = self.class_names()
+            if known and known != tuple(class_names):
+                raise StoreError(
+                    f"label store: it belongs to the classes {', '.join(known)}, and not to "
+                    f"{', '.join(class_names)}"
+                )
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO classes VALUES (?, ?)", list(enumerate(class_names))
+            )
+            for sample, name in self.files().items():
+                if files.get(sample, name) != name:
+                    raise StoreError(
+                        f"label store: sample {sample} is the file {name!r}, and now it is to be "
+                        f"{files[sample]!r}; bring the site's images.sqlite back, or the label "
+                        "store that belongs to it: both are in its state-dir"
+                    )
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO files VALUES (?, ?)", list(files.items())
+            )
+
+    @contextmanager
+    def one_change(self) -> Iterator[None]:
+        """Make several changes one: all of them are durable afterwards, or none is made."""
+        with transaction(self._connection):
+            yield
+
+    def freeze(self, cycle: int) -> None:
+        """Fix what cycles up to this one are trained on: later labels count from the next on."""
+        if cycle > self._frozen():
+            with transaction(self._connection):
+                self._connection.execute(
+                    "UPDATE meta SET value = max(CAST(value AS INTEGER), ?1) WHERE key = 'frozen'",
+                    (cycle,),
+                )
+
+    def give(self, labels: Mapping[int, int], annotator: str) -> None:
+        """Take in labels that are there already, by sample: nothing is spent on them.
+
+        A repeated label changes nothing. One for a sample that has been asked for answers the
+        request, and is spent; a different one for a labelled sample is kept as a conflict.
+
+        Raises
+        ------
+        LabelConflict
+            A label is out of range, or a sample is not the client's.
+        """
+        if foreign := self._foreign(labels):
+            raise LabelConflict(f"sample {foreign[0]}: not one of this client's samples")
+        known = set(
+            self._connection.execute(
+                "SELECT sample, label FROM receipts WHERE annotator = ?", (annotator,)
+            ).fetchall()
+        )
+        new = {sample: label for sample, label in labels.items() if (sample, label) not in known}
+        if not new:
+            return
+        with transaction(self._connection):
+            moved = 0
+            for sample, label in new.items():
+                self._check_label(sample, label)
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO samples (sample, state, label, annotator, answered, "
+                    "from_cycle) VALUES (?, 'given', ?, ?, "
+                    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?)",
+                    (sample, label, annotator, self._frozen() + 1),
+                )
+                moved += self._answer(LabelReceipt("", sample, label, annotator))
+            self._settle(moved)
+
+    def allot(self, total: int) -> None:
+        """Grant labels so that `total` have been allotted in all; never takes any back.
+
+        Said in total, and not in addition, so that a repeated grant changes nothing.
+        """
+        with transaction(self._connection):
+            more = max(0, total - self.ledger().allotted)
+            self._move(allotted=more, free=more)
+            self._use_late_answers()
+
+    def reserve(self, request: LabelRequest) -> LabelRequest:
+        """Reserve a request's samples and return it; a known id returns the first request.
+
+        Raises
+        ------
+        BudgetExceeded
+            Fewer labels are free than the request has samples.
+        PoolExhausted
+            A sample is named twice, is not the client's, or is reserved or labelled already.
+        """
+        with transaction(self._connection):
+            known = self.request(request.request_id)
+            if known is not None:
+                return known
+            self._check_pool(request.samples)
+            free = self.ledger().free
+            if len(request.samples) > free:
+                raise BudgetExceeded(
+                    f"request {request.request_id}: {len(request.samples)} labels asked for, "
+                    f"{free} free"
+                )
+            self._connection.execute(
+                "INSERT INTO requests (request_id, cycle, strategy) VALUES (?, ?, ?)",
+                (request.request_id, request.cycle, request.strategy),
+            )
+            nothing = [None] * len(request.samples)
+            rows = zip(
+                request.samples, request.scores or nothing, request.guesses or nothing, strict=True
+            )
+            self._connection.executemany(
+                "INSERT INTO samples (request_id, position, sample, score, guess, state) "
+                "VALUES (?, ?, ?, ?, ?, 'reserved')",
+                [(request.request_id, position, *row) for position, row in enumerate(rows)],
+            )
+            self._move(reserved=len(request.samples), free=-len(request.samples))
+        return request
+
+    def commit(self, receipts: Iterable[LabelReceipt]) -> int:
+        """Store answers; they are durable when this returns. Either all are stored or none.
+
+        A repeated answer changes nothing. A different answer for a labelled sample is kept
+        and listed by `conflicts`; the first one stands. A skipped sample is given back to the
+        ledger and never asked for again. A label that comes for it later is kept, and used as
+        soon as a label is free to be spent on it.
+
+        Returns
+        -------
+        int
+            Number of samples that these receipts labelled.
+
+        Raises
+        ------
+        LabelConflict
+            A label is out of range, or a sample was never asked for.
+        """
+        with transaction(self._connection):
+            before = self.ledger().spent
+            labelled = 0
+            for receipt in receipts:
+                self._check_receipt(receipt)
+                labelled += self._skip(receipt) if receipt.label is None else self._answer(receipt)
+            self._settle(labelled)
+            return self.ledger().spent - before
+
+    def correct(self, labels: Mapping[int, int], annotator: str) -> int:
+        """Let other labels stand than the first ones, from the next cycle on.
+
+        What earlier cycles were trained on stays as it was; nothing is spent.
+
+        Returns
+        -------
+        int
+            Number of samples whose label is now another.
+
+        Raises
+        ------
+        LabelConflict
+            A label is out of range, or a sample has none to be corrected.
+        """
+        with transaction(self._connection):
+            standing = self._standing()
+            for sample, label in labels.items():
+                self._check_label(sample, label)
+                if sample not in standing:
+                    raise LabelConflict(f"sample {sample}: has no label that could be corrected")
+            changed = [(s, label) for s, label in labels.items() if standing[s] != label]
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO corrections (sample, from_cycle, label, annotator) "
+                "VALUES (?, max(?, (SELECT from_cycle FROM samples WHERE sample = ?)), ?, ?)",
+                [(s, self._frozen() + 1, s, label, annotator) for s, label in changed],
+            )
+        return len(changed)
+
+    def release(self, request_id: str) -> int:
+        """Give back what a request never had answered; return the number of samples."""
+        with transaction(self._connection):
+            released = self._connection.execute(
+                "DELETE FROM samples WHERE request_id = ? AND state = 'reserved'", (request_id,)
+            ).rowcount
+            self._move(reserved=-released, free=released)
+        return released
+
+    # --- inside -----------------------------------------------------------------------
+
+    def _check_samples(self, samples_N: NDArray[np.int64], grows: bool) -> None:
+        digest = hashlib.sha256(np.ascontiguousarray(samples_N).tobytes()).hexdigest()
+        expected = "grows" if grows else digest
+        with transaction(self._connection):
+            self._connection.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('samples', ?)", (expected,)
+            )
+        if self._meta("samples") != expected:
+            raise StoreError(
+                "label store: it belongs to another set of samples (data set or partition changed)"
+            )
+
+    def _foreign(self, samples: Iterable[int]) -> list[int]:
+        """Return which of these are not samples of the client, as far as these are known."""
+        if self._samples_N is None:
+            return []
+        named = np.array(list(samples), dtype=np.int64)
+        return [int(sample) for sample in np.setdiff1d(named, self._samples_N)]
+
+    def _check_pool(self, samples: Sequence[int]) -> None:
+        asked = np.array(samples, dtype=np.int64)
+        foreign = np.setdiff1d(asked, self.unlabelled())
+        if len(np.unique(asked)) != len(asked) or len(foreign):
+            raise PoolExhausted(
+                f"{len(asked)} samples asked for, {len(np.unique(asked))} of them different, "
+                f"{len(foreign)} not in the pool"
+            )
+
+    def _check_label(self, sample: int, label: int) -> None:
+        if not 0 <= label < self._num_classes:
+            raise LabelConflict(
+                f"sample {sample}: label {label}; allowed is 0 to {self._num_classes - 1}"
+            )
+
+    def _check_receipt(self, receipt: LabelReceipt) -> None:
+        if receipt.label is not None:
+            self._check_label(receipt.sample, receipt.label)
+        row = self._connection.execute(
+            "SELECT request_id FROM samples WHERE sample = ?", (receipt.sample,)
+        ).fetchone()
+        if row is None or row[0] != receipt.request_id:
+            raise LabelConflict(
+                f"sample {receipt.sample}: not part of request {receipt.request_id}"
+            )
+
+    def _answer(self, receipt: LabelReceipt) -> int:
+        """Keep an answer; return 1 if a reserved sample is labelled by it, else 0."""
+        self._connection.execute(
+            "INSERT OR IGNORE INTO receipts (sample, annotator, label, request_id) "
+            "VALUES (?, ?, ?, ?)",
+            (receipt.sample, receipt.annotator, receipt.label, receipt.request_id or None),
+        )
+        return self._label(receipt.sample, receipt.label, receipt.annotator, "reserved")
+
+    def _label(self, sample: int, label: int | None, annotator: str, state: str) -> int:
+        changed: int = self._connection.execute(
+            "UPDATE samples SET state = 'labelled', label = ?, annotator = ?, "
+            "answered = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), "
+            "from_cycle = max(?, (SELECT cycle FROM requests AS r "
+            "WHERE r.request_id = samples.request_id)) WHERE sample = ? AND state = ?",
+            (label, annotator, self._frozen() + 1, sample, state),
+        ).rowcount
+        return changed
+
+    def _skip(self, receipt: LabelReceipt) -> int:
+        skipped = self._connection.execute(
+            "UPDATE samples SET state = 'skipped', annotator = ?, "
+            "answered = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') "
+            "WHERE sample = ? AND state = 'reserved'",
+            (receipt.annotator, receipt.sample),
+        ).rowcount
+        self._move(reserved=-skipped, free=skipped)
+        return 0
+
+    def _settle(self, labelled: int) -> None:
+        """Spend what was reserved for samples that are now labelled."""
+        self._move(spent=labelled, reserved=-labelled)
+        self._use_late_answers()
+
+    def _use_late_answers(self) -> None:
+        """Spend free labels on skipped samples that somebody has labelled after all."""
+        late = self._connection.execute(
+            "SELECT r.sample, r.label, r.annotator FROM receipts AS r JOIN samples AS s "
+            "USING (sample) WHERE s.state = 'skipped' AND r.rowid = (SELECT min(f.rowid) "
+            "FROM receipts AS f WHERE f.sample = r.sample) ORDER BY r.rowid LIMIT ?",
+            (self.ledger().free,),
+        ).fetchall()
+        used = sum(
+            self._label(sample, label, annotator, "skipped") for sample, label, annotator in late
+        )
+        self._move(spent=used, free=-used)
+
+    def _move(self, allotted: int = 0, spent: int = 0, reserved: int = 0, free: int = 0) -> None:
+        self._connection.execute(
+            "UPDATE ledger SET allotted = allotted + ?, spent = spent + ?, "
+            "reserved = reserved + ?, free = free + ?",
+            (allotted, spent, reserved, free),
+        )

@@ -1,0 +1,193 @@
+"""What can be read from a label store; `labels.py` has what changes it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahfal_app.errors import StoreError
+from ahfal_app.labels.records import Conflict, Entry, Labelled, LabelRequest, Ledger
+
+
+class LabelViews:
+    """The reading half of `LabelStore`.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        An open database that has the tables.
+    samples_N : NDArray[np.int64] | None
+        Ids of all samples of the client, strictly increasing, or None.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, samples_N: NDArray[np.int64] | None) -> None:
+        self._connection = connection
+        self._samples_N = samples_N
+
+    def request(self, request_id: str) -> LabelRequest | None:
+        """Return a request as it was first made, or None."""
+        row = self._connection.execute(
+            "SELECT cycle, strategy FROM requests WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        rows = self._connection.execute(
+            "SELECT sample, score, guess FROM samples WHERE request_id = ? ORDER BY position",
+            (request_id,),
+        ).fetchall()
+        samples, scores, guesses = zip(*rows, strict=True) if rows else ((), (), ())
+        cycle, strategy = row
+        return LabelRequest(
+            request_id,
+            cycle,
+            strategy,
+            samples,
+            scores=() if None in scores else scores,
+            guesses=() if None in guesses else guesses,
+        )
+
+    def open_requests(self) -> tuple[LabelRequest, ...]:
+        """Return the requests with unanswered samples, oldest first."""
+        return self._requests("reserved")
+
+    def unfinished_requests(self) -> tuple[LabelRequest, ...]:
+        """Return the requests that a label may still come for: unanswered or skipped samples."""
+        return self._requests("reserved", "skipped")
+
+    def answered(self, request_id: str) -> frozenset[int]:
+        """Return the samples of a request that were labelled or skipped."""
+        rows = self._connection.execute(
+            "SELECT sample FROM samples WHERE request_id = ? AND state != 'reserved'", (request_id,)
+        )
+        return frozenset(sample for (sample,) in rows)
+
+    def pending(self, request_id: str) -> int:
+        """Return how many samples of a request are unanswered."""
+        return self._count("reserved", request_id)
+
+    def labelled(self, through_cycle: int | None = None) -> Labelled:
+        """Return the labelled set, or what of it a cycle is trained on.
+
+        A resumed run repeats rounds, and may ask for the statistics of a cycle after whose
+        purchase a client was interrupted; labels that came since must not count yet.
+        """
+        rows = self._connection.execute(
+            "SELECT s.sample, coalesce((SELECT c.label FROM corrections AS c "
+            "WHERE c.sample = s.sample AND (?1 IS NULL OR c.from_cycle <= ?1) "
+            "ORDER BY c.from_cycle DESC LIMIT 1), s.label) FROM samples AS s "
+            "WHERE s.label IS NOT NULL AND (?1 IS NULL OR s.from_cycle <= ?1) ORDER BY s.sample",
+            (through_cycle,),
+        ).fetchall()
+        table_N2 = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        if self._samples_N is not None:
+            table_N2 = table_N2[np.isin(table_N2[:, 0], self._samples_N)]
+        return Labelled(table_N2[:, 0].copy(), table_N2[:, 1].copy())
+
+    def last_cycle(self) -> int:
+        """Return the newest cycle that labels were asked for, or -1."""
+        row = self._connection.execute("SELECT coalesce(max(cycle), -1) FROM requests").fetchone()
+        return int(row[0])
+
+    def unlabelled(self) -> NDArray[np.int64]:
+        """Return the pool U_i: ids that nobody was asked for or has labelled, int64 (N,)."""
+        if self._samples_N is None:
+            raise StoreError("label store: opened without its samples, so it knows no pool")
+        taken = [s for (s,) in self._connection.execute("SELECT sample FROM samples")]
+        return np.setdiff1d(self._samples_N, np.array(taken, dtype=np.int64), assume_unique=True)
+
+    def ledger(self) -> Ledger:
+        """Return the ledger."""
+        row = self._connection.execute(
+            "SELECT allotted, spent, reserved, free FROM ledger"
+        ).fetchone()
+        return Ledger(*row)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, by label; empty where `describe` was not called."""
+        rows = self._connection.execute("SELECT name FROM classes ORDER BY label")
+        return tuple(name for (name,) in rows)
+
+    def files(self) -> dict[int, str]:
+        """Return the file of each sample that `describe` was told of."""
+        return dict(self._connection.execute("SELECT sample, name FROM files").fetchall())
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all that is known of each sample that was asked for or labelled, by sample."""
+        rows = self._connection.execute(
+            "SELECT s.sample, f.name, s.state, "
+            "coalesce((SELECT label FROM corrections AS c WHERE c.sample = s.sample "
+            "ORDER BY from_cycle DESC LIMIT 1), s.label), "
+            "coalesce((SELECT annotator FROM corrections AS c WHERE c.sample = s.sample "
+            "ORDER BY from_cycle DESC LIMIT 1), s.annotator), "
+            "s.answered, s.from_cycle, s.request_id, s.guess, s.score "
+            "FROM samples AS s LEFT JOIN files AS f USING (sample) ORDER BY s.sample"
+        )
+        return tuple(Entry(*row) for row in rows)
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Return the answers that contradict the label that stands, as far as not settled."""
+        rows = self._connection.execute(
+            "SELECT r.sample, r.label, r.annotator, s.label FROM receipts AS r "
+            "JOIN samples AS s USING (sample) WHERE r.label != s.label "
+            "AND NOT EXISTS (SELECT 1 FROM corrections AS c WHERE c.sample = r.sample) "
+            "ORDER BY r.sample, r.received"
+        )
+        return tuple(Conflict(*row) for row in rows)
+
+    def verify(self) -> None:
+        """Check the database, and that the ledger and the answers agree with the samples.
+
+        Raises
+        ------
+        StoreError
+            Anything disagrees.
+        """
+        (integrity,) = self._connection.execute("PRAGMA integrity_check").fetchone()
+        dangling = self._connection.execute("PRAGMA foreign_key_check").fetchall()
+        ledger = self.ledger()
+        spent = self._count("labelled")
+        reserved = self._count("reserved")
+        if integrity != "ok" or dangling or (spent, reserved) != (ledger.spent, ledger.reserved):
+            raise StoreError(
+                f"label store: integrity {integrity}, {len(dangling)} dangling rows; {ledger} but "
+                f"the rows say spent={spent}, reserved={reserved}"
+            )
+        (unreceived,) = self._connection.execute(
+            "SELECT count(*) FROM samples AS s WHERE s.label IS NOT NULL AND NOT EXISTS "
+            "(SELECT 1 FROM receipts AS r WHERE r.sample = s.sample AND r.label = s.label)"
+        ).fetchone()
+        if unreceived:
+            raise StoreError(f"label store: {unreceived} labels that nobody has given")
+
+    # --- inside -----------------------------------------------------------------------
+
+    def _requests(self, *states: str) -> tuple[LabelRequest, ...]:
+        rows = self._connection.execute(
+            "SELECT request_id FROM requests AS r WHERE EXISTS (SELECT 1 FROM samples AS s "
+            "WHERE s.request_id = r.request_id AND s.state IN (SELECT value FROM json_each(?))) "
+            "ORDER BY cycle",
+            (json.dumps(states),),
+        ).fetchall()
+        requests = (self.request(identity) for (identity,) in rows)
+        return tuple(request for request in requests if request is not None)
+
+    def _meta(self, key: str) -> str:
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row[0])
+
+    def _frozen(self) -> int:
+        return int(self._meta("frozen"))
+
+    def _standing(self) -> dict[int, int]:
+        """Return the label that stands, by sample."""
+        return {e.sample: e.label for e in self.entries() if e.label is not None}
+
+    def _count(self, state: str, request_id: str | None = None) -> int:
+        row = self._connection.execute(
+            "SELECT count(*) FROM samples WHERE state = ?1 AND (?2 IS NULL OR request_id = ?2)",
+            (state, request_id),
+        ).fetchone()
+        return int(row[0])

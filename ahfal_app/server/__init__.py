@@ -1,0 +1,1 @@
+"""The server: cycles, rounds, purchases, statistics, checkpoints."""

@@ -1,0 +1,127 @@
+"""How the server comes to the class statistics, in each mode of privacy.
+
+Shape suffixes: M clients, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ahfal_app.class_statistics import ClassStatistics, class_statistics, statistics_from_sums
+from ahfal_app.messages.protocol import HISTOGRAM, Order, histogram_from_metrics, metrics_of
+from ahfal_app.privacy.local_dp import proportions_of_noisy
+from ahfal_app.server.asking import NOTHING, ask
+from ahfal_app.server.federation import Federation, Replies
+from ahfal_app.server.secure_sum import secure_sum
+
+
+@dataclass(frozen=True)
+class ClassHistograms:
+    """What the server learned of the clients' histograms.
+
+    Attributes
+    ----------
+    statistics : ClassStatistics
+        Over the clients' labelled sets.
+    clients : frozenset[int]
+        Clients that answered, and go on to the selection.
+    failures : dict[int, str]
+        Why the others did not.
+    seconds : float
+        Wall time.
+    epsilon_spent : float | None
+        The most that any client's releases have cost so far; None without noise.
+    """
+
+    statistics: ClassStatistics
+    clients: frozenset[int]
+    failures: dict[int, str]
+    seconds: float
+    epsilon_spent: float | None
+
+
+def collect_histograms(
+    federation: Federation,
+    order: Order,
+    num_classes: int,
+    require: Callable[[Replies, int, str], None],
+) -> ClassHistograms:
+    """Ask the clients for their class histograms, as the settings' privacy has it.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that was just trained.
+    num_classes : int
+        Number of classes, as many counts as a histogram must have.
+    require : Callable
+        As of `purchase.buy`.
+
+    Raises
+    ------
+    NoLabelledClients
+        No client has a labelled sample.
+    SecureAggregationFailed
+        A secure sum was wanted, and cannot be had.
+    """
+    if order.settings.uses_secure_aggregation:
+        return _summed(federation, order, num_classes, require)
+    return _single(federation, order, num_classes, require)
+
+
+def _single(
+    federation: Federation,
+    order: Order,
+    num_classes: int,
+    require: Callable[[Replies, int, str], None],
+) -> ClassHistograms:
+    settings, clients = order.settings, federation.clients
+    replies = ask(federation, order, HISTOGRAM, dict.fromkeys(clients, NOTHING))
+    answers = []
+    for client in list(replies.messages):
+        try:
+            metrics = metrics_of(replies.messages[client].content)
+            answers.append(histogram_from_metrics(metrics, num_classes, settings.uses_local_dp))
+        except ValueError as error:
+            replies.reject(client, str(error))
+    require(replies, len(clients), "histogram")
+    counts = [answer.counts_C for answer in answers if answer.has_labels]
+    rows_MC = np.array(counts, dtype=np.float64).reshape(-1, num_classes)
+    if settings.uses_local_dp:
+        rows_MC = proportions_of_noisy(rows_MC)
+    spent = max(answer.epsilon_spent for answer in answers) if settings.uses_local_dp else None
+    return ClassHistograms(
+        class_statistics(rows_MC, settings.tau, settings.dispersion),
+        frozenset(replies.messages),
+        replies.failures,
+        replies.seconds,
+        spent,
+    )
+
+
+def _summed(
+    federation: Federation,
+    order: Order,
+    num_classes: int,
+    require: Callable[[Replies, int, str], None],
+) -> ClassHistograms:
+    total = secure_sum(federation, order, num_classes, require)
+    sums = total.sums
+    return ClassHistograms(
+        statistics_from_sums(
+            sums.proportions_C,
+            sums.squares_C,
+            sums.num_clients,
+            order.settings.tau,
+            order.settings.dispersion,
+        ),
+        frozenset(total.clients) & frozenset(federation.clients),
+        total.failures,
+        total.seconds,
+        total.epsilon_spent if order.settings.uses_local_dp else None,
+    )

@@ -1,0 +1,200 @@
+"""The end of a cycle: histograms, class statistics, selection, and waiting for labels."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.client.client import QueryAnswer
+from ahfal_app.messages.protocol import (
+    COLLECT,
+    SELECT,
+    STATISTICS_KEY,
+    Order,
+    metrics_of,
+    query_answer_from_metrics,
+    statistics_to_record,
+)
+from ahfal_app.server.aggregation import ARRAYS_KEY
+from ahfal_app.server.asking import NOTHING, Records, ask
+from ahfal_app.server.federation import Federation, Replies
+from ahfal_app.server.histograms import collect_histograms
+
+# People take minutes to days: ask again soon at first, then less and less often.
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+
+# How often a client may fail to tell about its labels before the others go on without it;
+# with these pauses about five minutes, enough for a site to start again.
+_PATIENCE = 10
+
+
+@dataclass
+class Purchase:
+    """What a cycle's purchase came to.
+
+    Attributes
+    ----------
+    statistics : ClassStatistics
+        Of the labelled sets that the cycle was trained on.
+    answers : dict[int, QueryAnswer]
+        How it stands, by client.
+    failures : dict[int, str]
+        Clients that failed at one of the steps, and why.
+    seconds : dict[str, float]
+        Wall time of each step.
+    epsilon_spent : float | None
+        What the histograms have cost of a client's privacy budget, this one included.
+    """
+
+    statistics: ClassStatistics
+    answers: dict[int, QueryAnswer]
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    epsilon_spent: float | None = None
+
+    @property
+    def pending(self) -> int:
+        """Samples that were asked for and are not answered."""
+        return sum(answer.pending for answer in self.answers.values())
+
+
+def buy(
+    federation: Federation,
+    order: Order,
+    arrays: ArrayRecord,
+    num_classes: int,
+    global_counts_C: NDArray[np.int64] | None,
+    require: Callable[[Replies, int, str], None],
+    note: Callable[[str], None],
+) -> Purchase:
+    """Run a cycle's purchase on all clients.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that was just trained.
+    arrays : ArrayRecord
+        The global model f^G.
+    num_classes : int
+        Number of classes, as many counts as a histogram must have.
+    global_counts_C : NDArray[np.int64] | None
+        True class counts of all clients' samples, where they are known. Shape (C,).
+    require : Callable
+        Called with the replies to each step, the number asked and the step's name; raises
+        where too few answered.
+    note : Callable
+        Called with what people should know while they wait.
+    """
+    histograms = collect_histograms(federation, order, num_classes, require)
+    target_C = _target(order, histograms.statistics, global_counts_C)
+    statistics = replace(histograms.statistics, target_C=target_C)
+    records: Records = {ARRAYS_KEY: arrays, STATISTICS_KEY: statistics_to_record(statistics)}
+    replies = ask(federation, order, SELECT, dict.fromkeys(histograms.clients, records))
+    answers = _read(replies)
+    require(replies, len(histograms.clients), "selection")
+    purchase = Purchase(
+        histograms.statistics,
+        answers,
+        histograms.failures | replies.failures,
+        {"histogram": histograms.seconds, "select": replies.seconds},
+        histograms.epsilon_spent,
+    )
+    start = time.monotonic()
+    standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note)
+    purchase.answers |= standing
+    purchase.failures |= failures
+    purchase.seconds["collect"] = time.monotonic() - start
+    return purchase
+
+
+def wait_for_labels(
+    federation: Federation,
+    order: Order,
+    cycle: int,
+    answers: Mapping[int, QueryAnswer],
+    note: Callable[[str], None],
+) -> tuple[dict[int, QueryAnswer], dict[int, str]]:
+    """Ask the clients with pending labels, until all are in or the deadline has come.
+
+    Clients that fail time after time are no longer waited for.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        Settings and identity of the run.
+    cycle : int
+        The cycle that the labels were bought for.
+    answers : Mapping[int, QueryAnswer]
+        How the purchase stands, by client.
+    note : Callable
+        Called with what people should know while they wait.
+
+    Returns
+    -------
+    dict[int, QueryAnswer]
+        How it stands now.
+    dict[int, str]
+        Clients that are no longer waited for, and why.
+    """
+    standing = dict(answers)
+    misses: Counter[int] = Counter()
+    gone: dict[int, str] = {}
+    deadline = time.monotonic() + order.settings.label_deadline
+    pause = _FIRST_PAUSE_S
+    while time.monotonic() < deadline:
+        waiting = {c for c, answer in standing.items() if answer.pending and c not in gone}
+        if not waiting:
+            break
+        note(f"waiting for {sum(standing[client].pending for client in waiting)} labels")
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        about = replace(order, cycle=cycle)
+        replies = ask(federation, about, COLLECT, dict.fromkeys(waiting, NOTHING))
+        answered = _read(replies)
+        standing |= answered
+        misses = Counter({c: misses[c] + 1 for c in replies.failures})
+        gone |= {c: replies.failures[c] for c in misses if misses[c] >= _PATIENCE}
+    if gone:
+        note(f"no longer waiting for the labels of {federation.describe(gone)}")
+    if pending := total(standing, "pending"):
+        note(f"going on without {pending} labels; they will be used when they come")
+    return standing, gone
+
+
+def _target(
+    order: Order, statistics: ClassStatistics, global_counts_C: NDArray[np.int64] | None
+) -> NDArray[np.float64] | None:
+    """Return the class distribution that the setting `align` means."""
+    if order.settings.align == "estimated":
+        return statistics.mean_C
+    if order.settings.align == "true-global" and global_counts_C is not None:
+        return global_counts_C.astype(np.float64)
+    return None
+
+
+def _read(replies: Replies) -> dict[int, QueryAnswer]:
+    answers = {}
+    for client in list(replies.messages):
+        try:
+            metrics = metrics_of(replies.messages[client].content)
+            answers[client] = query_answer_from_metrics(metrics)
+        except ValueError as error:
+            replies.reject(client, str(error))
+    return answers
+
+
+def total(answers: Mapping[int, QueryAnswer], attribute: str) -> int:
+    """Return the sum of a count over the clients."""
+    return sum(int(getattr(answer, attribute)) for answer in answers.values())

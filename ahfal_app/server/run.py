@@ -1,0 +1,333 @@
+"""One run from settings to report, on any grid: what the ServerApp and the CLI both call."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp import Grid
+from safetensors.numpy import save_file
+
+from ahfal_app.code_version import code_hash
+from ahfal_app.config import Settings, too_few_for_secure_aggregation
+from ahfal_app.data.partition import Partition
+from ahfal_app.errors import AhfalError, ConfigError, ResumeError
+from ahfal_app.messages.protocol import Order
+from ahfal_app.results.environment import describe_environment
+from ahfal_app.results.progress import Progress
+from ahfal_app.results.records import CycleRecord, RoundRecord
+from ahfal_app.results.report import write_report
+from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
+from ahfal_app.server.aggregation import Aggregation
+from ahfal_app.server.checkpoint import (
+    Arrays,
+    Checkpoint,
+    Position,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ahfal_app.server.membership import Membership
+from ahfal_app.server.preflight import (
+    check_clients,
+    check_data,
+    check_settings,
+    with_absolute_paths,
+)
+from ahfal_app.server.strategy import FederatedActiveLearning, Hooks
+from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
+from ahfal_app.training.resources import Resources, computing_threads, resources
+from ahfal_app.training.sgd import Evaluation, evaluate
+
+_CHECKPOINTS = "checkpoint"
+_MODEL = "model.safetensors"
+
+#: Settings that a resumed run takes over if they are given anew: they do not change its result.
+_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
+
+#: Settings that may be given on resume; without effect, where they say where the run lies.
+_FREE_ON_RESUME = frozenset(
+    {"resume", "name", "output-dir", *(name.replace("_", "-") for name in _ANEW_ON_RESUME)}
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: settings, folder, position and model; and what runs its clients.
+
+    `at_once` clients, or batches of the evaluation, are computed at the same time.
+    """
+
+    settings: Settings
+    loaded: Resources
+    folder: Path
+    checkpoint: Checkpoint
+    engine: Mapping[str, object] = field(default_factory=dict)
+    at_once: int = 1
+
+
+def prepare(values: Mapping[str, object]) -> Start:
+    """Check everything and open the run's folder; nothing is trained or bought yet.
+
+    Raises
+    ------
+    ConfigError, ResumeError, CheckpointError
+        The run cannot be started, or not be continued.
+    """
+    settings = with_absolute_paths(check_settings(values))
+    if settings.resume:
+        return _resumed(settings)
+    loaded = check_data(settings)
+    folder = new_run_folder(settings)
+    resolved = {"name": folder.name, "output_dir": str(folder.parent), "model": loaded.model_name}
+    settings = settings.model_copy(update=resolved)
+    position = Position(secrets.token_hex(8), 0, 0)
+    checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, 0)))
+    Recorder(folder).start(settings, _environment(loaded, settings, None))
+    write_checkpoint(folder / _CHECKPOINTS, checkpoint)
+    return Start(settings, loaded, folder, checkpoint)
+
+
+def execute(start: Start, grid: Grid, progress: Progress) -> Path:
+    """Run what is left of a run, and write its report.
+
+    Returns
+    -------
+    Path
+        The run's folder.
+
+    Raises
+    ------
+    AhfalError
+        The run had to stop; the folder holds what there is, and `resume` goes on from it.
+    """
+    lock = FileLock(start.folder / ".lock")
+    try:
+        with lock.acquire(blocking=False):
+            return _execute(start, grid, progress)
+    except Timeout:
+        raise ResumeError(f"{start.folder}: another process is at this run") from None
+
+
+def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
+    recorder = Recorder(start.folder)
+    position = start.checkpoint.position
+    history = recorder.truncate_after(position.cycle, position.round)
+    for reason in start.checkpoint.skipped:
+        progress.warn(f"a newer checkpoint cannot be used: {reason}")
+    aggregation = Aggregation(
+        start.settings, start.loaded.trainable_names, start.checkpoint.aggregation
+    )
+    dataset = start.loaded.dataset
+    tracked = TrackedRun(position.run, start.folder, start.settings.rounds, dataset.class_names)
+    tracking = open_tracking(start.settings.tracker, tracked, history, progress.warn)
+    strategy = FederatedActiveLearning(
+        Order(
+            start.settings,
+            position.run,
+            str(start.folder),
+            code_hash(),
+            data=dataset.format if start.settings.has_sites else None,
+        ),
+        _hooks(start, recorder, progress, aggregation, tracking),
+        progress,
+        start.loaded.num_classes,
+        aggregation,
+        position.cycle,
+        position.round,
+        start.checkpoint.bought,
+        None if start.settings.has_sites else start.loaded.global_counts_C,
+    )
+    arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
+    with tracking:
+        try:
+            with progress:
+                result = strategy.start(grid, arrays, timeout=start.settings.round_timeout)
+        except AhfalError as error:
+            stopped = f"{type(error).__name__}: {error}"
+            recorder.finish(stopped)
+            tracking.finish(write_report(start.folder), stopped)
+            raise
+        final = result.arrays if len(result.arrays) else arrays
+        save_file(_to_numpy(final), start.folder / _MODEL)
+        recorder.finish()
+        tracking.finish(write_report(start.folder))
+    return start.folder
+
+
+def _resumed(given: Settings) -> Start:
+    folder = Path(given.resume)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ResumeError(f"resume={given.resume!r}: allowed is the folder of a run")
+    stored = check_settings(yaml.safe_load(config.read_text()))
+    _refuse_changes(given, stored)
+    checkpoint = read_checkpoint(folder / _CHECKPOINTS)
+    said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
+    settings = stored.model_copy(update=said)
+    return Start(settings, check_data(settings), folder, checkpoint)
+
+
+def _refuse_changes(given: Settings, stored: Settings) -> None:
+    """Refuse settings that are not what the run was started with."""
+    before, defaults = stored.to_flat(), Settings().to_flat()
+    problems = [
+        f"{key}={value!r}: the run was started with {before.get(key)!r}; allowed on resume is the "
+        "same or nothing"
+        for key, value in given.to_flat().items()
+        if key not in _FREE_ON_RESUME
+        and value != before.get(key)
+        and (value != defaults.get(key) or _was_said(given, key.replace("-", "_")))
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _was_said(given: Settings, name: str) -> bool:
+    """Tell whether a person has given a setting on resume.
+
+    Flower gives every setting, with its default where nobody set it; there, a default
+    means that nothing was said.
+    """
+    defaults = Settings()
+    if len(given.model_fields_set) < len(defaults.to_flat()):
+        return name in given.model_fields_set
+    return bool(getattr(given, name, None) != getattr(defaults, name, None))
+
+
+def _hooks(
+    start: Start,
+    recorder: Recorder,
+    progress: Progress,
+    aggregation: Aggregation,
+    tracking: Tracking,
+) -> Hooks:
+    run = start.checkpoint.position.run
+
+    def record(record: RoundRecord | CycleRecord) -> None:
+        recorder.record(record)
+        tracking.recorded(record)
+
+    def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
+        position = Position(run, cycle, round_)
+        state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
+        write_checkpoint(start.folder / _CHECKPOINTS, state)
+        tracking.committed()
+
+    def joined(membership: Membership) -> None:
+        _joined(start, recorder, progress, membership)
+        tracking.log_settings(membership.settings.to_flat())
+
+    return Hooks(
+        new_arrays=lambda cycle: _fresh_arrays(start.loaded, cycle),
+        evaluate=lambda arrays: _evaluate(start, arrays),
+        record=record,
+        checkpoint=checkpoint,
+        joined=joined,
+    )
+
+
+def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Membership) -> None:
+    """Check that clients and server have the same data, if any, and write down what is known.
+
+    Raises
+    ------
+    ConfigError
+        A client has other data, or another split of it, the budget buys nothing, or the clients
+        are too few for secure aggregation.
+    """
+    loaded, settings = start.loaded, membership.settings
+    if problems := too_few_for_secure_aggregation(settings):
+        raise ConfigError(problems)
+    check_clients(settings, max(m.num_samples for m in membership.members.values()))
+    devices = {member.device for member in membership.members.values()}
+    if devices != {loaded.device.type}:
+        progress.warn(
+            f"clients compute on {', '.join(sorted(devices))}, the server on "
+            f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
+            "client-resources-num-gpus"
+        )
+    if settings.has_sites:
+        _record_start(start, recorder, settings)
+        return
+    partition = resources(settings).partition
+    _check_same_data(loaded, partition, membership)
+    labels_N = loaded.dataset.train.labels_N
+    counts = [
+        np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
+        for rows_N in partition.indices
+    ]
+    _record_start(start, recorder, settings, describe_partition(counts, partition.fingerprint))
+
+
+def _check_same_data(loaded: Resources, partition: Partition, membership: Membership) -> None:
+    """Refuse clients that hold another data set than the one that is split over all."""
+    expected = (loaded.dataset.fingerprint, partition.fingerprint)
+    others = [m for m in membership.members.values() if (m.data, m.partition) != expected]
+    if others:
+        raise ConfigError(
+            [
+                f"dataset={membership.settings.dataset!r}: client {m.client} has data and "
+                f"partition with the fingerprints {m.data[:12]} and {m.partition[:12]}, the "
+                f"server {expected[0][:12]} and {expected[1][:12]}"
+                for m in others
+            ]
+        )
+
+
+def _record_start(
+    start: Start,
+    recorder: Recorder,
+    settings: Settings,
+    partition: Mapping[str, object] | None = None,
+) -> None:
+    fingerprint = str(partition["fingerprint"]) if partition else None
+    environment = _environment(start.loaded, settings, fingerprint)
+    recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
+
+
+def _environment(
+    loaded: Resources, settings: Settings, partition_fingerprint: str | None
+) -> dict[str, object]:
+    recipe = loaded.recipe(settings)
+    environment = describe_environment(
+        class_names=loaded.dataset.class_names,
+        data_fingerprint=loaded.dataset.fingerprint,
+        partition_fingerprint=partition_fingerprint,
+    )
+    environment["data"] |= {
+        "name": loaded.dataset.name,
+        "train": len(loaded.dataset.train),
+        "test": len(loaded.dataset.test),
+    }
+    environment["resolved"] = {
+        "model": loaded.model_name,
+        "device": str(loaded.device),
+        "precision": recipe.precision,
+        "compile": recipe.compile,
+        "augmentation": asdict(recipe.augmentation),
+    }
+    return environment
+
+
+def _fresh_arrays(loaded: Resources, cycle: int) -> ArrayRecord:
+    return ArrayRecord(loaded.new_model(cycle).state_dict())
+
+
+def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
+    loaded = start.loaded
+    torch.set_num_threads(computing_threads(start.settings))
+    model = loaded.model()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    at_once = start.at_once if loaded.device.type == "cpu" else 1
+    return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
+
+
+def _to_numpy(arrays: ArrayRecord) -> Arrays:
+    return {name: array.numpy() for name, array in arrays.items()}

@@ -1,0 +1,258 @@
+"""The server's side of secure aggregation: four exchanges, and the sum that comes of them.
+
+A client that fails at a step is left out from there on; where fewer stay than the threshold,
+the cycle stops. A sum that was unmasked is kept in the run's folder before it is used, so that
+a resumed run asks for no second one: clients would not help to unmask another.
+
+Shape suffix: D = 2 C + 1 entries of the vectors that are summed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from flwr.app import ConfigRecord
+from numpy.typing import NDArray
+
+from ahfal_app.config import FEWEST_SUMMED, share_of
+from ahfal_app.errors import CheckpointError, SecureAggregationFailed
+from ahfal_app.messages.protocol import Order
+from ahfal_app.privacy import messages
+from ahfal_app.privacy.masking import Session
+from ahfal_app.privacy.quantisation import Sums, dequantise
+from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Unmasking
+from ahfal_app.privacy.unmasking import unmasked_sum
+from ahfal_app.server.asking import ask
+from ahfal_app.server.federation import Federation, Replies
+from ahfal_app.storage.files import sync_folder, write_json
+
+_FOLDER = "secure-aggregation"
+
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class SecureSum:
+    """A sum over clients, and who is in it.
+
+    Attributes
+    ----------
+    sum_D : NDArray[np.uint64]
+        The sum, in units of 2^-40.
+    with_labels : int
+        How many clients' histograms are in it.
+    clients : tuple[int, ...]
+        Those that did all steps.
+    failures : dict[int, str]
+        Why the others did not.
+    epsilon_spent : float
+        The most that any client's releases have cost so far; 0 without noise.
+    seconds : float
+        Wall time.
+    """
+
+    sum_D: NDArray[np.uint64]
+    with_labels: int
+    clients: tuple[int, ...]
+    failures: dict[int, str] = field(default_factory=dict)
+    epsilon_spent: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def sums(self) -> Sums:
+        """What the sum says."""
+        return dequantise(self.sum_D, self.with_labels)
+
+
+def secure_sum(
+    federation: Federation,
+    order: Order,
+    num_classes: int,
+    require: Callable[[Replies, int, str], None],
+) -> SecureSum:
+    """Return the sum of what a cycle's clients tell of their histograms.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that was just trained.
+    num_classes : int
+        Number of classes.
+    require : Callable
+        As of `purchase.buy`; called before anything is unmasked.
+
+    Raises
+    ------
+    SecureAggregationFailed
+        Fewer clients stayed than the threshold, or their answers do not fit together.
+    CheckpointError
+        A sum that was kept cannot be read.
+    """
+    path = Path(order.run_folder) / _FOLDER / f"cycle-{order.cycle}.json"
+    if path.exists():
+        return _read(path)
+    total = _Exchanges(federation, order, num_classes, require).run()
+    _write(path, total)
+    return total
+
+
+class _Exchanges:
+    """One session, from fresh keys to the sum."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        order: Order,
+        num_classes: int,
+        require: Callable[[Replies, int, str], None],
+    ) -> None:
+        settings = order.settings
+        self._federation = federation
+        self._order = order
+        self._size = 2 * num_classes + 1
+        self._require = require
+        self._session = Session(order.run, order.cycle, secrets.token_hex(16))
+        self._threshold = share_of(settings.secure_aggregation_threshold, settings.num_clients)
+        self._failures: dict[int, str] = {}
+        self._seconds = 0.0
+        self._last = Replies()
+
+    def run(self) -> SecureSum:
+        """Return the sum over the clients that stay to the end."""
+        advertised = self._advertise()
+        roster = {client: advertisement.keys for client, advertisement in advertised.items()}
+        shared = self._share(roster)
+        masked = self._mask(shared)
+        with_labels = self._check_survivors(advertised, masked)
+        answers = self._unmask(masked, set(shared) - set(masked))
+        sum_D = unmasked_sum(self._session, roster, shared, masked, answers, self._threshold)
+        dequantise(sum_D, with_labels)  # Raises where it cannot be the sum.
+        spent = max(advertised[client].epsilon_spent for client in masked)
+        return SecureSum(sum_D, with_labels, tuple(answers), self._failures, spent, self._seconds)
+
+    def _advertise(self) -> dict[int, Advertisement]:
+        request = messages.advertise_request(self._session.name)
+        advertised = self._ask(
+            messages.ADVERTISE_KEYS,
+            dict.fromkeys(self._federation.clients, request),
+            messages.advertisement_from,
+        )
+        bound = {advertisement.bound_to for advertisement in advertised.values()} - {()}
+        if not bound:
+            return advertised
+        members = sorted(set().union(*bound))
+        missing = sorted(set(members) - set(advertised))
+        if len(bound) > 1 or missing:
+            self._fail(
+                f"its sum over the clients {members} was begun to be unmasked before, and no "
+                f"other will be; not there: {missing}"
+            )
+        left_out = set(advertised) - set(members)
+        self._failures |= dict.fromkeys(left_out, "the sum was begun without it")
+        return {client: advertised[client] for client in members}
+
+    def _share(self, roster: Mapping[int, PublicKeys]) -> dict[int, dict[int, bytes]]:
+        request = messages.share_request(self._session.name, roster)
+        return self._ask(
+            messages.SHARE_KEYS, dict.fromkeys(roster, request), messages.ciphertexts_from
+        )
+
+    def _mask(self, shared: Mapping[int, Mapping[int, bytes]]) -> dict[int, NDArray[np.uint64]]:
+        requests = {
+            client: messages.mask_request(
+                self._session.name,
+                {peer: sent[client] for peer, sent in shared.items() if client in sent},
+            )
+            for client in shared
+        }
+        return self._ask(
+            messages.MASK, requests, lambda record: messages.vector_from(record, self._size)
+        )
+
+    def _check_survivors(
+        self, advertised: Mapping[int, Advertisement], masked: Collection[int]
+    ) -> int:
+        """Stop before anything is unmasked that must not be; return how many have labels."""
+        for client in masked:
+            bound_to = advertised[client].bound_to
+            if bound_to and set(bound_to) != set(masked):
+                self._fail(f"its sum must be over the clients {bound_to}; some dropped out")
+        with_labels = sum(advertised[client].has_labels for client in masked)
+        if with_labels < FEWEST_SUMMED:
+            self._fail(f"{with_labels} clients with labels are left, {FEWEST_SUMMED} are needed")
+        stayed = replace(self._last, failures=self._failures)
+        self._require(stayed, len(self._federation.clients), "histogram")
+        return with_labels
+
+    def _unmask(self, masked: Collection[int], dropped: Collection[int]) -> dict[int, Unmasking]:
+        request = messages.unmask_request(self._session.name, masked)
+        return self._ask(
+            messages.UNMASK,
+            dict.fromkeys(masked, request),
+            lambda record: messages.unmasking_from(record, masked, dropped),
+            needed=self._threshold,
+        )
+
+    def _ask(
+        self,
+        message_type: str,
+        requests: Mapping[int, ConfigRecord],
+        read: Callable[[ConfigRecord], Answer],
+        needed: int = 0,
+    ) -> dict[int, Answer]:
+        """Send each client its request and return the usable answers, by client."""
+        records = {client: {messages.RECORD_KEY: request} for client, request in requests.items()}
+        replies = ask(self._federation, self._order, message_type, records)
+        answers: dict[int, Answer] = {}
+        for client in list(replies.messages):
+            try:
+                answers[client] = read(messages.record_of(replies.messages[client].content))
+            except ValueError as error:
+                replies.reject(client, str(error))
+        self._last = replies
+        self._failures |= replies.failures
+        self._seconds += replies.seconds
+        needed = needed or max(self._threshold, FEWEST_SUMMED)
+        if len(answers) < needed:
+            self._fail(
+                f"{len(answers)} clients answered {message_type!r} usefully, {needed} are needed"
+            )
+        return answers
+
+    def _fail(self, what: str) -> NoReturn:
+        reasons = self._federation.describe(self._failures)
+        raise SecureAggregationFailed(
+            f"cycle {self._order.cycle}: {what}{'; ' if reasons else ''}{reasons}"
+        )
+
+
+def _write(path: Path, total: SecureSum) -> None:
+    path.parent.mkdir(exist_ok=True)
+    sync_folder(path.parent.parent)
+    write_json(path, asdict(total) | {"sum_D": total.sum_D.tolist()})
+
+
+def _read(path: Path) -> SecureSum:
+    try:
+        values = json.loads(path.read_bytes())
+        return SecureSum(
+            **values
+            | {
+                "sum_D": np.array(values["sum_D"], dtype=np.uint64),
+                "clients": tuple(values["clients"]),
+                # JSON knows texts as keys alone.
+                "failures": {int(client): why for client, why in values["failures"].items()},
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error!r}; without it the sum is taken again"
+        ) from error

@@ -1,0 +1,1 @@
+"""Bytes that survive: SQLite and files."""

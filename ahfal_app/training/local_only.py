@@ -1,0 +1,115 @@
+"""Training of a fresh model on one client's labels alone, for LoGo.
+
+Shapes: N labelled samples, B of a batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import MultiStepLR
+
+from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.device import DeviceImages, normalised
+from ahfal_app.models import Classifier
+from ahfal_app.query import LocalOnlyTraining
+from ahfal_app.training.sgd import batches, network_logits
+
+# What the learning rate is multiplied with when it drops.
+_DECAY = 0.1
+
+_EVALUATION_BATCH = 1000
+
+
+def train_alone(
+    model: Classifier,
+    images: DeviceImages,
+    rows_N: Tensor,
+    labels_N: Tensor,
+    training: LocalOnlyTraining,
+    augmentation: Augmentation,
+    precision: str,
+    generator: torch.Generator,
+) -> int:
+    """Train a model in place on some rows of a split until it fits them.
+
+    Parameters
+    ----------
+    model : Classifier
+        Freshly initialised, on the device of the images.
+    images : DeviceImages
+        The split.
+    rows_N, labels_N : Tensor
+        Rows of the split and their labels, int64; nothing is done where there are none.
+    training : LocalOnlyTraining
+        The recipe.
+    augmentation : Augmentation
+        Of the images that are trained on, and of those that decide when to stop.
+    precision : str
+        `fp32` or `bf16`, of the training steps.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    int
+        Epochs that were trained.
+    """
+    if len(rows_N) == 0:
+        return 0
+    labels_N = labels_N.to(images.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+    schedule = MultiStepLR(optimizer, [training.decay_after], _DECAY)
+    for epoch in range(1, training.epochs + 1):
+        model.train()
+        order_N = torch.randperm(len(rows_N), generator=generator)
+        for batch_B in batches(order_N, training.batch_size):
+            inputs_BcHW = _augmented(images, rows_N[batch_B], augmentation, generator)
+            logits_BC = network_logits(model, inputs_BcHW, precision)
+            optimizer.zero_grad(set_to_none=True)
+            # torch has no types for `backward`.
+            cross_entropy(logits_BC, labels_N[batch_B.to(images.device)]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if training.decay_counts_steps:
+                schedule.step()
+        if not training.decay_counts_steps:
+            schedule.step()
+        accuracy = _accuracy(model, images, rows_N, labels_N, augmentation, generator)
+        if accuracy >= training.stop_accuracy:
+            return epoch
+    return training.epochs
+
+
+def _accuracy(
+    model: Classifier,
+    images: DeviceImages,
+    rows_N: Tensor,
+    labels_N: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+) -> float:
+    """Return the share of augmented rows that the model, in evaluation mode, gets right."""
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64, device=images.device)
+    pairs = zip(
+        *(torch.split(values, _EVALUATION_BATCH) for values in (rows_N, labels_N)), strict=True
+    )
+    with torch.no_grad():
+        for rows_B, labels_B in pairs:
+            predictions_B = model(_augmented(images, rows_B, augmentation, generator)).argmax(1)
+            right += (predictions_B == labels_B).sum()
+    return int(right) / len(rows_N)
+
+
+def _augmented(
+    images: DeviceImages, rows_B: Tensor, augmentation: Augmentation, generator: torch.Generator
+) -> Tensor:
+    images_BHWC = images.augmented(rows_B, augmentation, generator)
+    return normalised(images_BHWC, images.scale_C, images.shift_C)

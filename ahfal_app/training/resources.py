@@ -1,0 +1,226 @@
+"""What a process loads once and every message uses: data, partition, model, recipe.
+
+Flower's simulation serves many clients from one process, the in-process engine all of
+them; loading anything anew for each message would cost more than training.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, setting_fields
+from ahfal_app.data.cache import data_dir
+from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.images import DataFormat
+from ahfal_app.data.partition import Partition, make_partition
+from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
+from ahfal_app.data.sources import ImageDataset, load_dataset
+from ahfal_app.errors import ConfigError
+from ahfal_app.models import Classifier, build_model, resolve_model_name
+from ahfal_app.seeds import torch_seed
+from ahfal_app.training.compilation import resolve_compile
+from ahfal_app.training.memory import keep_freed_memory
+from ahfal_app.training.sgd import Recipe, resolve_precision
+
+
+class Resources:
+    """Data on the device, the partition, and a model for each thread.
+
+    Parameters
+    ----------
+    settings : Settings
+        Only the settings of the groups Data and Training are read.
+    site : SiteData | None
+        A client's own data, where it does not hold a part of a data set that all share.
+
+    Raises
+    ------
+    DatasetError, PartitionError, ConfigError
+        The data set, the partition, the model or the device cannot be had.
+    """
+
+    def __init__(self, settings: Settings, site: SiteData | None = None) -> None:
+        keep_freed_memory()
+        self._settings = settings
+        self._local = threading.local()
+        self.device = resolve_device(settings.device)
+        self.site = site
+        self.dataset: ImageDataset = site.dataset if site else load_dataset(settings)
+        self.model_name = resolve_model_name(settings.model, self.dataset.name)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.dataset.num_classes
+
+    @property
+    def global_counts_C(self) -> NDArray[np.int64]:
+        """True class counts of the whole training set. Shape (C,)."""
+        return np.bincount(self.dataset.train.labels_N, minlength=self.num_classes)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """The split of the training set over the clients."""
+        settings = self._settings
+        num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+        labels_N = self.dataset.train.labels_N
+        return make_partition(settings, labels_N, self.num_classes, num_clients)
+
+    def client_rows(self, client: int) -> NDArray[np.int64]:
+        """Return a client's rows of the training set: its sample ids, strictly increasing."""
+        return self.site.ids_N if self.site else self.partition.indices[client]
+
+    @cached_property
+    def train_images(self) -> DeviceImages:
+        """The training images on the device."""
+        dataset = self.dataset
+        return DeviceImages(dataset.train, dataset.mean_C, dataset.std_C, self.device)
+
+    @cached_property
+    def test_images(self) -> DeviceImages:
+        """The test images on the device."""
+        dataset = self.dataset
+        return DeviceImages(dataset.test, dataset.mean_C, dataset.std_C, self.device)
+
+    def new_model(self, cycle: int, purpose: str = "model") -> Classifier:
+        """Return a freshly initialised model; equal for equal (seed, purpose, cycle)."""
+        seed = torch_seed(self._settings.seed, purpose, cycle)
+        return build_model(
+            self.model_name,
+            self.dataset.image_shape,
+            self.num_classes,
+            seed,
+            head_kernel=self._settings.head_kernel,
+        )
+
+    @cached_property
+    def trainable_names(self) -> tuple[str, ...]:
+        """Names of the model's trainable parameters, as in its state and in its order.
+
+        A parameter that layers share has several, and its state an array of each: all must
+        fare the same in aggregation, as the last one wins when the state is loaded.
+        """
+        parameters = self.model().named_parameters(remove_duplicate=False)
+        return tuple(name for name, parameter in parameters if parameter.requires_grad)
+
+    def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
+        """Return a model of its own with these weights, on the device."""
+        model = copy.deepcopy(self.model())
+        model.load_state_dict(tensors)
+        return model
+
+    def model(self) -> Classifier:
+        """Return this thread's model on the device; its weights are whatever it last held."""
+        if not hasattr(self._local, "model"):
+            model = self.new_model(0).to(self.device)
+            self._local.model = model.to(memory_format=torch.channels_last)
+        return cast(Classifier, self._local.model)
+
+    def recipe(self, settings: Settings) -> Recipe:
+        """Return the recipe of local training, with nothing left to be decided."""
+        device, model = self.device, self.model_name
+        return Recipe(
+            local_epochs=settings.local_epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            lr_decay_epochs=settings.lr_decay_epochs,
+            lr_decay_factor=settings.lr_decay_factor,
+            augmentation=self.dataset.augmentation,
+            precision=resolve_precision(settings.precision, device, model),
+            compile=resolve_compile(settings.compile, device, model, self._sample_passes(settings)),
+        )
+
+    def _sample_passes(self, settings: Settings) -> int:
+        """Return how many samples the whole run trains on, epochs and rounds counted."""
+        num_samples = len(self.dataset.train.labels_N)
+        cycles = range(min(settings.num_cycles, num_samples))
+        labels = sum(settings.labels_due(cycle, num_samples) for cycle in cycles)
+        return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
+
+
+def computing_threads(settings: Settings) -> int:
+    """Return the number of processor threads that one client's, or one batch's, work takes."""
+    return settings.threads or os.cpu_count() or 1
+
+
+def fitting_at_once(settings: Settings) -> int:
+    """Return how many clients the processor's cores can serve at the same time."""
+    return max(1, (os.cpu_count() or 1) // computing_threads(settings))
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device that a setting names; `auto` is the GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        The named device is not there.
+    """
+    count = torch.cuda.device_count()
+    if device == "auto":
+        return torch.device("cuda" if count else "cpu")
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and (wanted.index or 0) >= count:
+        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise ConfigError([f"device={device!r}: allowed is auto, or what is there: {present}"])
+    return wanted
+
+
+_Key = tuple[object, ...]
+
+_memo: dict[_Key, Resources] = {}
+_sites: dict[SiteFolders, tuple[_Key, Resources]] = {}
+_lock = threading.Lock()
+
+
+def resources(settings: Settings) -> Resources:
+    """Return the process's resources for these settings, loading them at the first call."""
+    key = _key(settings)
+    with _lock:
+        if key not in _memo:
+            _memo.clear()  # One run at a time: another data set replaces the last one.
+            _memo[key] = Resources(settings)
+        return _memo[key]
+
+
+def site_resources(settings: Settings, folders: SiteFolders, data_format: DataFormat) -> Resources:
+    """Return the process's resources for a site's own data, loading them at the first call.
+
+    What comes into the folder later is noticed by the next process; a SuperNode starts one for
+    each message.
+
+    Raises
+    ------
+    DatasetError, LabelFileError
+        The site's data cannot be used.
+    """
+    key = (*_key(settings), data_format)
+    with _lock:
+        if folders not in _sites or _sites[folders][0] != key:
+            site = load_site(folders, data_format, data_dir(settings), settings.image_column)
+            _sites[folders] = (key, Resources(settings, site))
+        return _sites[folders][1]
+
+
+def _key(settings: Settings) -> _Key:
+    flat = settings.to_flat()
+    return tuple(
+        (name, flat[name])
+        for name, field in setting_fields().items()
+        if name == "seed" or _group(field) in ("Data", "Training")
+    )
+
+
+def _group(field: object) -> object:
+    extra = getattr(field, "json_schema_extra", None)
+    return extra["group"] if isinstance(extra, dict) else None

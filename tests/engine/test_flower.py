@@ -1,0 +1,130 @@
+"""Real `flwr run`: the same result as in this process, and an exit code that is true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.simulation import TINY, Outcome, Simulation
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every process that this test starts inherits it; other tests may run beside this one."""
+    monkeypatch.setenv("AHFAL_TEST", str(tmp_path))
+    return str(tmp_path)
+
+
+def _command(**values: object) -> list[str]:
+    settings = [f"{key}={value}" for key, value in {**TINY, **values}.items()]
+    return [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", *settings]
+
+
+def _processes_of_flower(marker: str) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        is_of_this_test = f"AHFAL_TEST={marker}\0".encode() in environment
+        if is_of_this_test and b"ahfal-flower-" in environment:
+            found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("privacy", ["none", "secure-aggregation"])
+def test_flowers_simulation_gives_the_same_result_as_this_process(
+    simulation: Simulation, tmp_path: Path, data_dir: Path, marker: str, privacy: str
+):
+    folders = {"output-dir": tmp_path / "flower", "data-dir": data_dir}
+    done = subprocess.run(
+        _command(privacy=privacy, **folders),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "flower").iterdir()
+    assert str(folder / "report.html") in done.stdout
+    assert Outcome(folder, "").result == simulation(privacy=privacy).result
+    assert not _processes_of_flower(marker)
+
+
+def test_a_failed_run_is_an_error(simulation: Simulation, marker: str):
+    """Flower itself exits with 0 here."""
+    folder = simulation(**{"client-state": "memory"}).folder
+    command = [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", f"resume={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "EngineError" in done.stderr
+    assert "have lost labels" in done.stdout + done.stderr
+    assert not _processes_of_flower(marker)
+
+
+def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path, marker: str):
+    process = subprocess.Popen(
+        _command(**{"output-dir": tmp_path, "data-dir": data_dir, "rounds": 500}),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that started the tests in the background would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            if "cycle 1/3 round" in line:
+                break
+        assert _processes_of_flower(marker)
+        os.killpg(process.pid, signal.SIGINT)
+        process.stdout.read()
+    assert process.wait(60) == 130
+    # Ray's agents take their time.
+    deadline = time.monotonic() + 90
+    while _processes_of_flower(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _processes_of_flower(marker)
+
+
+def test_flwr_run_as_in_the_readme_with_two_clients(tmp_path: Path, data_dir: Path):
+    """Plain `flwr run .`: the number of clients is Flower's default."""
+    home = tmp_path / "flwr"
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39391",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    overrides = (
+        f'output-dir="{tmp_path / "runs"}" data-dir="{data_dir}" rounds=2 cycles=2 local-epochs=1'
+    )
+    root = Path(__file__).parents[2]
+    try:
+        done = subprocess.run(
+            ["flwr", "run", str(root), "--stream", "--run-config", overrides],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        subprocess.run(["pkill", "-f", f"flower-superlink.*{home}"], check=False)
+    (folder,) = (tmp_path / "runs").iterdir()
+    outcome = Outcome(folder, done.stdout)
+    assert outcome.summary["complete"], done.stdout
+    assert outcome.summary["num_clients"] == 2
+    assert str(folder / "report.html") in done.stdout

@@ -1,0 +1,67 @@
+"""Every experiment file, tried at the smallest scale by the command that a person would type."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from ahfal_app.config import parse_settings
+from ahfal_app.config_sources import read_yaml
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted([*ROOT.glob("conf/paper/*.yaml"), *ROOT.glob("conf/experiments/*.yaml")])
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return the folder of a sweep over all files, which one process runs for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "smoke"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _sweep(folder)
+    return folder
+
+
+def _sweep(out: Path) -> None:
+    command = [sys.executable, "-m", "ahfal_app", "sweep", *map(str, FILES), "--scale", "smoke"]
+    done = subprocess.run(
+        [*command, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # Each failure has a line of its own, with the run and the error.
+    problems = [line for line in done.stdout.splitlines() if line.startswith("failed:")]
+    assert not problems, "\n".join(problems)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_an_experiment_runs_and_is_reported(file: Path, out: Path) -> None:
+    name = f"{file.stem}-smoke"
+    plan = json.loads((out / "experiments" / f"{name}.json").read_text())
+    rows = list(csv.DictReader((out / "tables" / f"{name}.csv").read_text().splitlines()))
+    # Every cycle of every run of the grid: two, or one in an experiment that buys nothing.
+    runs = [
+        parse_settings(read_yaml(out / "runs" / r["folder"] / "config.yaml")) for r in plan["runs"]
+    ]
+    assert {run.num_cycles for run in runs} <= {1, 2}
+    assert len(rows) == sum(run.num_cycles for run in runs)
+    assert {row["folder"] for row in rows} == {run["folder"] for run in plan["runs"]}
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    page = (out / f"report-{name}.html").read_text()
+    assert "runs are missing" not in page
+    pictures = list((out / "figures").glob(f"{name}-*.svg"))
+    assert pictures
+    assert page.count("<svg") == len(pictures)
+    for kind, table in (("md", "**Final test accuracy in %**"), ("tex", r"\begin{table}")):
+        assert table in (out / "tables" / f"{name}.{kind}").read_text()
+    assert f'href="report-{name}.html"' in (out / "report.html").read_text()

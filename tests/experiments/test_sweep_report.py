@@ -1,0 +1,316 @@
+"""Reports of experiments: every number in them is computed again here, by hand."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html.parser
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ahfal_app.cli import app
+from ahfal_app.config import Settings
+from ahfal_app.errors import ReportError, SweepError
+from ahfal_app.experiments import tables
+from ahfal_app.experiments.compare import compare_runs
+from ahfal_app.experiments.files import PaperNumber
+from ahfal_app.experiments.paper import departures
+from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
+from ahfal_app.experiments.results import ExperimentResults, RunResult
+from ahfal_app.experiments.scales import Scale
+from ahfal_app.results.reading import Run, read_run
+
+SEEDS = (0, 1, 2)
+METHODS = ("random", "entropy", "ahfal")
+ALPHAS = (0.1, 1.0)
+
+
+def changed(run: Run, method: str, alpha: float, seed: int) -> Run:
+    """Return a copy of a run whose accuracies are known: AHFAL is best at α = 0.1 alone."""
+    bonus = {"random": 0.0, "entropy": 0.1, "ahfal": 0.3 if alpha == 0.1 else 0.05}[method]
+    noise = {0: 0.0, 1: 0.01, 2: -0.02}[seed] * (1 if method == "ahfal" else 1.5)
+    cycles = tuple(
+        cycle.model_copy(update={"accuracy": 0.2 + bonus + noise + 0.1 * place})
+        for place, cycle in enumerate(run.metrics.cycles)
+    )
+    settings = run.settings.model_copy(update={"strategy": method, "alpha": alpha, "seed": seed})
+    metrics = dataclasses.replace(run.metrics, cycles=cycles)
+    return dataclasses.replace(run, settings=settings, metrics=metrics)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    from support.simulation import Simulation
+
+    folder = tmp_path_factory.mktemp("runs")
+    return read_run(Simulation(folder, folder / "data")(strategy="entropy").folder)
+
+
+@pytest.fixture
+def results(one_run: Run) -> ExperimentResults:
+    runs = [
+        RunResult(
+            {"strategy": method, "alpha": alpha, "seed": seed},
+            changed(one_run, method, alpha, seed),
+        )
+        for method in METHODS
+        for alpha in ALPHAS
+        for seed in SEEDS
+    ]
+    return ExperimentResults(
+        title="Table <1> & more",
+        file="table.yaml",
+        scale=Scale.SMALL,
+        axes={"strategy": METHODS, "alpha": ALPHAS, "seed": SEEDS},
+        overrides={"dataset": "elsewhere"},
+        paper=(PaperNumber(accuracy=66.15, std=0.94, strategy="ahfal", alpha=0.1),),  # type: ignore[call-arg]
+        runs=tuple(runs),
+        missing=("a-run",),
+        failures={"a-run": "SomeError: why"},
+        other_code=False,
+    )
+
+
+def finals(results: ExperimentResults, method: str, alpha: float) -> list[float]:
+    return [
+        100 * r.run.metrics.cycles[-1].accuracy
+        for r in results.runs
+        if r.labels["strategy"] == method and r.labels["alpha"] == alpha
+    ]
+
+
+def test_accuracies_with_deviation_and_the_paper_s_beside(results: ExperimentResults) -> None:
+    table = tables.accuracy_table(results)
+    assert table.headings == [
+        "strategy",
+        "alpha = 0.1 (ours)",
+        "paper",
+        "alpha = 1.0 (ours)",
+        "paper",
+    ]
+    for row in table.rows:
+        for place, alpha in ((1, 0.1), (3, 1.0)):
+            values = finals(results, row[0], alpha)
+            text = f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} (3)"
+            assert row[place].removesuffix(" *") == text
+    assert [row[2] for row in table.rows] == ["–", "–", "66.15 ± 0.94"]
+    # Marked where it holds, and where the best cannot be told from the others not.
+    assert [row[1].endswith("*") for row in table.rows] == [False, False, True]
+    assert [row[3].endswith("*") for row in table.rows] == [False, True, False]
+
+
+def test_differences_are_paired_by_seed(results: ExperimentResults) -> None:
+    table = tables.difference_table(results)
+    assert table is not None
+    assert table.title == "Differences to ahfal, in points of accuracy"
+    assert [(row[0], row[1]) for row in table.rows] == [
+        ("alpha = 0.1", "random"),
+        ("alpha = 0.1", "entropy"),
+        ("alpha = 1.0", "random"),
+        ("alpha = 1.0", "entropy"),
+    ]
+    ours, base = finals(results, "random", 0.1), finals(results, "ahfal", 0.1)
+    mean = statistics.fmean(a - b for a, b in zip(ours, base, strict=True))
+    assert table.rows[0][2] == f"{mean:+.2f}"
+    low, high = (float(bound) for bound in table.rows[0][3].split(" to "))
+    assert low < mean < high
+    assert {row[5] for row in table.rows} == {"3"}
+
+
+def test_learning_curves(results: ExperimentResults) -> None:
+    table = tables.curve_table(results)
+    by_place = {(row[0], row[1]): row for row in table.rows}
+    run = results.at((("alpha", 0.1),), "ahfal")[0]
+    labels, accuracy = run.labels_T, run.accuracy_T
+    area = sum(
+        (labels[i + 1] - labels[i]) * (accuracy[i] + accuracy[i + 1]) / 2
+        for i in range(len(labels) - 1)
+    ) / (labels[-1] - labels[0])
+    ours = by_place[("alpha = 0.1", "ahfal")]
+    # The other seeds lie 1 above and 2 below: the mean is a third of a point lower.
+    assert float(ours[2].split(" ")[0]) == pytest.approx(area - 1 / 3, abs=0.01)
+    assert float(ours[3]) == pytest.approx(
+        statistics.fmean(finals(results, "random", 0.1)), abs=0.01
+    )
+    assert ours[4] == f"{labels[0]:,}"
+
+
+def test_halves_of_the_classes(results: ExperimentResults) -> None:
+    run = results.runs[0]
+    high, low = tables.class_halves(run)
+    order = np.argsort(-run.class_deviation_C, kind="stable")
+    assert high == pytest.approx(np.nanmean(run.class_accuracy_C[order[:5]]))
+    assert low == pytest.approx(np.nanmean(run.class_accuracy_C[order[5:]]))
+    counts = np.array(run.run.partition["counts"])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(run.class_deviation_C, 100 * shares.std(axis=0))
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_says_first_what_it_is_not(results: ExperimentResults) -> None:
+    page = Page(render_sweep_report(results))
+    text = " ".join(page.text)
+    assert "Table <1> & more" in text
+    banner = text.index("Not at the paper's scale (small)")
+    assert banner < text.index("Learning curves")
+    assert "1 runs are missing, 1 of them failed" in text
+    assert text.index("Not the paper's protocol on digits: the paper has no results") < banner + 800
+    assert text.index("1,438 images, 359 to test with") < text.index("Learning curves")
+    assert "dataset=elsewhere" in text
+    assert "a-run: SomeError: why" in text
+    assert page.tags.count("svg") >= 8
+    assert len(page.ids) == len(set(page.ids))
+    assert "script" not in page.tags
+
+
+def test_departures_from_the_paper_s_protocol() -> None:
+    protocol = {
+        **Settings().to_flat(),
+        **{"num-clients": 10, "rounds": 100, "target-fraction": 0.35},
+    }
+    assert departures("cifar10", [protocol], ()) == []
+    shorter = {**protocol, "rounds": 10, "max-train-samples": 10000, "alpha": 0.5}
+    longer = {**protocol, "rounds": 20}
+    assert departures("cifar10", [protocol, shorter, longer], ()) == [
+        "max-train-samples (paper: all): 10000",
+        "rounds (paper: 100): 10, 20",
+    ]
+    assert departures("cifar10", [shorter], {"rounds", "max-train-samples"}) == []
+    assert departures("mnist", [protocol], {"rounds", "target-fraction"}) == [
+        "local-epochs (paper: 10): 5"
+    ]
+    assert departures("digits", [protocol], ()) == ["the paper has no results on digits"]
+
+
+def test_tables_as_markdown_and_latex(results: ExperimentResults) -> None:
+    table = tables.accuracy_table(results)
+    lines = tables.markdown(table).splitlines()
+    assert lines[2].startswith("| strategy | alpha = 0.1 (ours) | paper |")
+    assert lines[3] == "| --- | ---: | ---: | ---: | ---: |"
+    text = tables.latex(dataclasses.replace(table, title="50 % & more_x α"))
+    assert r"\caption{50 \% \& more\_x $\alpha$}" in text
+    assert r"\textbf{69.67 $\pm$ 1.53 (3)}" in text
+    assert text.count(r"\\") == 4
+
+
+@pytest.fixture(scope="module")
+def swept_once(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    file = folder / "tiny.yaml"
+    file.write_text(
+        f"""
+        num-clients: 3
+        rounds: 1
+        local-epochs: 1
+        cycles: 2
+        max-train-samples: 300
+        data-dir: {data_dir}
+        sweep: {{strategy: [random, entropy], seed: [0, 1]}}
+        """
+    )
+    out = folder / "out"
+    result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    assert str(out / "report.html") in result.output.replace("\n", "")
+    return out
+
+
+@pytest.fixture
+def swept(swept_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(swept_once, tmp_path / "out"))
+
+
+def test_a_sweep_ends_in_a_report_and_files(swept: Path) -> None:
+    assert "Final test accuracy" in (swept / "report.html").read_text()
+    rows = list(csv.DictReader((swept / "tables" / "tiny-paper.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 2 * 2
+    assert {row["strategy"] for row in rows} == {"random", "entropy"}
+    for row in rows:
+        summary = json.loads((swept / "runs" / row["folder"] / "summary.json").read_text())
+        cycle = int(row["cycle"]) - 1
+        assert float(row["accuracy"]) == summary["accuracy_per_cycle"][cycle]
+        assert int(row["labels"]) == summary["labels_per_cycle"][cycle]
+    assert (swept / "tables" / "tiny-paper.tex").read_text().count(r"\begin{table}") >= 4
+    picture = (swept / "figures" / "tiny-paper-curves-0.svg").read_text()
+    ElementTree.fromstring(picture)
+    assert 'fill="white"' in picture
+    assert "**Final test accuracy in %**" in (swept / "tables" / "tiny-paper.md").read_text()
+
+
+def test_a_report_of_part_of_a_sweep(swept: Path) -> None:
+    import shutil
+
+    for folder in list((swept / "runs").glob("entropy*")):
+        shutil.rmtree(folder)
+    text = write_sweep_report(swept).read_text()
+    assert "2 runs are missing." in text
+    for folder in list((swept / "runs").iterdir()):
+        shutil.rmtree(folder)
+    assert "4 runs are missing." in write_sweep_report(swept).read_text()
+
+
+def test_several_experiments_in_one_folder(swept: Path) -> None:
+    plan = swept / "experiments" / "tiny-paper.json"
+    (swept / "experiments" / "other-small.json").write_text(
+        plan.read_text().replace('"tiny.yaml"', '"other.yaml"').replace('"paper"', '"small"', 1)
+    )
+    contents = write_sweep_report(swept).read_text()
+    assert 'href="report-tiny-paper.html"' in contents
+    assert (swept / "report-tiny-paper.html").is_file()
+
+
+def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="not the folder of a sweep"):
+        write_sweep_report(tmp_path)
+
+
+def test_runs_are_compared_by_the_settings_that_differ(swept: Path, tmp_path: Path) -> None:
+    folders = sorted((swept / "runs").iterdir())
+    results = compare_runs(folders)
+    assert list(results.axes) == ["strategy", "seed"]
+    assert results.method_axis == "strategy"
+    assert len(results.runs) == 4
+    page = tmp_path / "page.html"
+    output = CliRunner().invoke(app, ["compare", *map(str, folders), "--out", str(page)]).output
+    assert "random" in output
+    assert "Learning curves" in page.read_text()
+    twice = compare_runs([folders[0], folders[0]])
+    assert list(twice.axes) == ["run"]
+    with pytest.raises(ReportError, match="at least 2"):
+        compare_runs(folders[:1])
+    with pytest.raises(ReportError, match="not the folder of a run"):
+        compare_runs([folders[0], tmp_path])
+
+
+def test_a_partition_is_drawn_without_a_run(tmp_path: Path, simulation: Callable) -> None:  # type: ignore[type-arg]
+    picture = tmp_path / "split.svg"
+    data = f"data-dir={simulation.base['data-dir']}"
+    arguments = ["partition", "num-clients=4", "alpha=0.5", data, "--out", str(picture)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "of 10 classes are low-variance at τ = 12" in result.output
+    assert picture.read_text().startswith("<svg")
+    assert not list(tmp_path.glob("runs"))

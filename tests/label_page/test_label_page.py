@@ -1,0 +1,471 @@
+"""`ahfal label`: the desk, the page over HTTP, and the page as a person uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import multiprocessing
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.applications import Starlette
+from support import browser
+from typer.testing import CliRunner
+
+from ahfal_app.cli import app as command_line
+from ahfal_app.errors import ConfigError, OracleError, StoreError
+from ahfal_app.label_page.app import make_app
+from ahfal_app.label_page.desk import AlreadyAnswered, Answer, Desk
+from ahfal_app.label_page.images import for_browser
+from ahfal_app.label_page.open_requests import desk_folder
+from ahfal_app.label_page.shortcuts import shortcuts
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
+from ahfal_app.oracle import EncodedImage, Oracle, Site, make_oracle
+
+needs_browser = pytest.mark.skipif(
+    browser.CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"
+)
+
+CLASSES = ("healthy", "benign", "malignant")
+PORT = 4711
+HOST = f"127.0.0.1:{PORT}"
+TOKEN = "right-token"
+
+
+def encoded(sample: int, format_: str = "PNG") -> EncodedImage:
+    content = io.BytesIO()
+    pixels = np.random.default_rng(sample).integers(0, 256, (32, 48), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, format=format_)
+    return EncodedImage(f"ward/{sample}.{format_.lower()}", content.getvalue())
+
+
+def site(folder: Path | None, classes: tuple[str, ...] = CLASSES, image: Any = encoded) -> Site:
+    return Site(0, classes, {}, image, folder)
+
+
+def request(*samples: int, cycle: int = 1) -> LabelRequest:
+    n = len(samples)
+    return LabelRequest(f"request{cycle}", cycle, "entropy", samples, (0.5,) * n, (2,) * n)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "oracle")
+
+
+@pytest.fixture
+def oracle(tmp_path: Path) -> Oracle:
+    return make_oracle("page", site(tmp_path / "oracle"))
+
+
+def say(desk: Desk, sample: int, label: int | None, who: str = "anna", cycle: int = 1) -> None:
+    desk.answer(Answer(f"request{cycle}", sample, label, who))
+
+
+# --- the desk and the oracle ----------------------------------------------------------------
+
+
+def test_answers_come_back_in_the_order_in_which_they_were_given(oracle: Oracle, desk: Desk):
+    oracle.submit(request(7, 3, 9))
+    assert oracle.collect("request1") == []
+    say(desk, 9, 2)
+    say(desk, 7, None)
+    expected = [LabelReceipt("request1", 9, 2, "anna"), LabelReceipt("request1", 7, None, "anna")]
+    assert oracle.collect("request1") == expected
+    assert oracle.collect("request1") == expected
+    say(desk, 3, 0)
+    assert oracle.collect("request1") == [*expected, LabelReceipt("request1", 3, 0, "anna")]
+    assert oracle.collect("another") == []
+
+
+def test_a_request_is_laid_down_once(oracle: Oracle, desk: Desk, tmp_path: Path):
+    oracle.submit(request(7, 3))
+    say(desk, 7, 1)
+    before = desk.sheet("request1")
+
+    def never(sample: int) -> EncodedImage:
+        raise AssertionError("the images are there already")
+
+    make_oracle("page", site(tmp_path / "oracle", image=never)).submit(request(7, 3))
+    assert desk.sheet("request1") == before
+    assert len(oracle.collect("request1")) == 1
+    assert [item.guess for item in before.items] == [2, 2]
+    assert [desk.image(before, item) for item in before.items] == [
+        encoded(sample).content for sample in (7, 3)
+    ]
+
+
+def test_what_a_killed_submission_left_is_no_request(oracle: Oracle, desk: Desk, tmp_path: Path):
+    part = tmp_path / "oracle/requests/.request1.abc.part"
+    (part / "images").mkdir(parents=True)
+    (part / "request.json").write_text("{}")
+    assert desk.sheets() == ()
+    oracle.submit(request(7))
+    assert [sheet.request for sheet in desk.sheets()] == ["request1"]
+
+
+def test_the_slower_of_two_processes_changes_nothing(oracle: Oracle, desk: Desk):
+    oracle.submit(request(7, 3))
+    sheet = desk.sheet("request1")
+    desk.add(sheet.model_copy(update={"items": ()}), [])
+    assert desk.sheet("request1") == sheet
+
+
+def test_undo_ends_with_the_collection(oracle: Oracle, desk: Desk):
+    oracle.submit(request(7, 3, 9))
+    say(desk, 7, 0)
+    say(desk, 3, 1)
+    say(desk, 9, 2, who="ben")
+    assert desk.undo("anna") == Answer("request1", 3, 1, "anna")
+    assert desk.undo("carl") is None
+    assert desk.undoable("anna") == Answer("request1", 7, 0, "anna")
+    oracle.collect("request1")
+    assert desk.undo("anna") is None
+    assert {receipt.sample for receipt in oracle.collect("request1")} == {7, 9}
+
+
+def test_people_who_disagree_are_both_kept(oracle: Oracle, desk: Desk):
+    oracle.submit(request(7))
+    say(desk, 7, 0)
+    say(desk, 7, 2, who="ben")
+    say(desk, 7, 0)
+    assert [(r.label, r.annotator) for r in oracle.collect("request1")] == [(0, "anna"), (2, "ben")]
+    with pytest.raises(AlreadyAnswered, match="sample 7"):
+        say(desk, 7, 1)
+
+
+@pytest.mark.parametrize(("sample", "label"), [(8, 0), (7, 3), (7, -1)])
+def test_what_was_not_asked_for_is_refused(oracle: Oracle, desk: Desk, sample: int, label: int):
+    oracle.submit(request(7))
+    with pytest.raises(OracleError, match=f"sample {sample}|label={label}"):
+        say(desk, sample, label)
+    assert oracle.collect("request1") == []
+
+
+def _answer_then_hang(folder: Path) -> None:
+    say(Desk(folder), 7, 1)
+    signal.raise_signal(signal.SIGKILL)
+
+
+def test_an_acknowledged_answer_survives_a_kill(oracle: Oracle, tmp_path: Path):
+    oracle.submit(request(7))
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_answer_then_hang, args=(tmp_path / "oracle",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert oracle.collect("request1") == [LabelReceipt("request1", 7, 1, "anna")]
+
+
+def test_images_that_browsers_do_not_show_become_png():
+    shown, media_type = for_browser(encoded(1, "TIFF").content, "a.tiff")
+    assert media_type == "image/png"
+    wanted = np.asarray(Image.open(io.BytesIO(encoded(1).content)))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown))), wanted)
+    jpeg = encoded(1, "JPEG").content
+    assert for_browser(jpeg, "a.jpg") == (jpeg, "image/jpeg")
+    with pytest.raises(OracleError, match=r"image notes\.txt"):
+        for_browser(b"no image", "notes.txt")
+
+
+def test_the_page_needs_a_folder():
+    with pytest.raises(ConfigError, match="oracle-dir"):
+        make_oracle("page", site(None))
+
+
+def test_a_key_for_each_class_and_none_twice():
+    keys = shortcuts(40)
+    assert keys[:11] == [*"1234567890", "a"]
+    named = [key for key in keys if key]
+    assert len(set(named)) == len(named) == 35
+    assert "s" not in named
+
+
+# --- over HTTP ------------------------------------------------------------------------------
+
+
+@dataclass
+class Visitor:
+    """Sends requests to the page's application, with the cookie unless told otherwise."""
+
+    app: Starlette
+
+    def __call__(
+        self, path: str, json: Any = None, cookie: str | None = TOKEN, **headers: str
+    ) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}") as client:
+                if cookie is not None:
+                    headers["Cookie"] = f"ahfal-{PORT}={cookie}"
+                if json is None:
+                    return await client.get(path, headers=headers)
+                return await client.post(path, headers=headers, json=json)
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture
+def visit(oracle: Oracle, desk: Desk) -> Visitor:
+    oracle.submit(request(7, 3, 9))
+    return Visitor(make_app(desk, "anna", TOKEN, PORT, show_guess=False))
+
+
+def test_a_whole_request_over_http(visit: Visitor, oracle: Oracle):
+    state = visit("/state").json()
+    assert (state["answered"], state["total"], state["undo"]) == (0, 3, False)
+    assert state["next"]["sample"] == 7
+    assert [(c["name"], c["key"]) for c in state["next"]["classes"]] == list(
+        zip(CLASSES, "123", strict=True)
+    )
+    image = visit(state["next"]["image"])
+    assert (image.content, image.headers["content-type"]) == (encoded(7).content, "image/png")
+    for sample, label in ((7, 2), (3, None)):
+        state = visit("/answers", {"request": "request1", "sample": sample, "label": label}).json()
+    assert (state["answered"], state["undo"], state["next"]["sample"]) == (2, True, 9)
+    state = visit("/undo", {}).json()
+    assert (state["answered"], state["next"]["sample"]) == (1, 3)
+    assert oracle.collect("request1") == [LabelReceipt("request1", 7, 2, "anna")]
+    refused = visit("/undo", {})
+    assert refused.status_code == 409
+    assert "collected" in refused.json()["error"]
+
+
+def test_a_guess_is_seen_only_where_it_is_asked_for(visit: Visitor, desk: Desk):
+    assert visit("/state").json()["next"]["guess"] is None
+    open_page = Visitor(make_app(desk, "anna", TOKEN, PORT, show_guess=True))
+    assert open_page("/state").json()["next"]["guess"] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"request": "request1", "sample": 8, "label": 0}, 500),
+        ({"request": "request1", "sample": 7, "label": 3}, 500),
+        ({"request": "request1", "sample": 7, "label": True}, 422),
+        ({"request": "request1", "sample": 7}, 422),
+        ({"request": "../..", "sample": 7, "label": 0}, 404),
+        ([], 422),
+    ],
+)
+def test_bad_answers_are_refused(visit: Visitor, oracle: Oracle, body: Any, status: int):
+    answer = visit("/answers", body)
+    assert answer.status_code == status
+    assert answer.json()["error"]
+    assert oracle.collect("request1") == []
+
+
+@pytest.mark.parametrize("path", ["/images/request1/request.json", "/images/%2e%2e/0001.png", "/x"])
+def test_nothing_but_images_is_sent(visit: Visitor, path: str):
+    assert visit(path).status_code == 404
+
+
+PATHS = ("/", "/state", "/page.js", "/images/request1/0001.png", "/favicon.ico")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("cookie", [None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper()])
+def test_nothing_without_the_token(visit: Visitor, path: str, cookie: str | None):
+    answer = visit(path, cookie=None, **({"Cookie": f"ahfal-{PORT}={cookie}"} if cookie else {}))
+    assert answer.status_code == 403
+    assert "ward" not in answer.text
+
+
+def test_the_token_is_exchanged_for_a_cookie(visit: Visitor):
+    answer = visit(f"/?token={TOKEN}", cookie=None)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(f"ahfal-{PORT}={TOKEN};")
+    assert {"HttpOnly", "SameSite=strict"} <= set(cookie.split("; "))
+    assert visit("/?token=wrong", cookie=None).status_code == 403
+    assert visit(f"/state?token={TOKEN}", cookie=None).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:80"]
+)
+def test_names_that_point_here_are_refused(visit: Visitor, host: str):
+    for path in (*PATHS, f"/?token={TOKEN}"):
+        assert visit(path, Host=host).status_code == 421
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:80"])
+def test_other_sites_cannot_answer(visit: Visitor, oracle: Oracle, origin: str):
+    body = {"request": "request1", "sample": 7, "label": 0}
+    assert visit("/answers", body, Origin=origin).status_code == 403
+    assert visit("/answers", body, **{"Content-Type": "text/plain"}).status_code == 415
+    assert visit("/undo", {}, **{"Content-Type": "text/plain"}).status_code == 415
+    assert oracle.collect("request1") == []
+    assert visit("/answers", body, Origin=f"http://{HOST}").status_code == 200
+
+
+@pytest.mark.parametrize("cookie", [TOKEN, None])
+def test_every_answer_has_the_headers(visit: Visitor, cookie: str | None):
+    for path in (*PATHS, "/nowhere"):
+        headers = visit(path, cookie=cookie).headers
+        assert headers["content-security-policy"].startswith("default-src 'none';")
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-store"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path, oracle: Oracle) -> Path:
+    store = LabelStore.open_file(tmp_path / "labels.sqlite", np.arange(10), len(CLASSES))
+    store.allot(6)
+    for made in (request(7, 3, 9), request(1, 2, cycle=2)):
+        store.reserve(made)
+        oracle.submit(made)
+    store.commit([LabelReceipt("request1", 7, 1, "anna")])
+    store.close()
+    return tmp_path
+
+
+def test_what_is_open_is_listed(state_dir: Path, desk: Desk):
+    say(desk, 1, 1, cycle=2)
+    shown = CliRunner().invoke(
+        command_line, ["label", str(state_dir), "--list"], terminal_width=200
+    )
+    assert shown.exit_code == 0
+    rows = [
+        re.findall(r"\w[\w:-]*", line) for line in shown.output.splitlines() if "entropy" in line
+    ]
+    assert [(row[0], row[1], row[-3:]) for row in rows] == [
+        ("request1", "1", ["3", "2", "0"]),
+        ("request2", "2", ["2", "1", "1"]),
+    ]
+
+
+def test_a_folder_without_labels_is_told(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ahfal_app", "label", str(tmp_path), "--list"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "0 label stores in this folder" in done.stderr + done.stdout
+
+
+def test_a_sites_own_folder_leads_to_the_desk_below_it(tmp_path: Path):
+    """A client's state lies two folders below what --node-config names."""
+    client = tmp_path / "state" / "run" / "0"
+    LabelStore.open_file(client / "labels.sqlite", np.arange(10), len(CLASSES)).close()
+    assert desk_folder(tmp_path / "state") == client / "oracle"
+    assert desk_folder(client) == client / "oracle"
+
+
+def test_the_oracles_folder_is_the_desk_itself(tmp_path: Path, oracle: Oracle):
+    oracle.submit(request(7))
+    assert desk_folder(tmp_path / "oracle") == tmp_path / "oracle"
+
+
+def test_two_stores_or_none_are_refused_by_name(tmp_path: Path):
+    with pytest.raises(StoreError, match="0 label stores"):
+        desk_folder(tmp_path)
+    for run in ("first", "second"):
+        LabelStore.open_file(tmp_path / run / "labels.sqlite", np.arange(10), len(CLASSES)).close()
+    with pytest.raises(StoreError, match=r"2 label stores.*first.*second"):
+        desk_folder(tmp_path)
+
+
+@contextmanager
+def served(state_dir: Path, *options: str) -> Iterator[str]:
+    """Run the command and give the address that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "ahfal_app", "label", str(state_dir), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found is not None
+        yield found[0]
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 0, rest
+        assert "Traceback" not in rest
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_a_taken_port_is_named(state_dir: Path):
+    with served(state_dir) as address:
+        port = address.split(":")[2].split("/")[0]
+        done = subprocess.run(
+            [sys.executable, "-m", "ahfal_app", "label", str(state_dir), "--port", port],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert f"port={port}" in done.stderr + done.stdout
+
+
+# --- in a browser ---------------------------------------------------------------------------
+
+
+@needs_browser
+@pytest.mark.parametrize("width", browser.WIDTHS)
+def test_a_person_labels_by_keyboard_alone(state_dir: Path, oracle: Oracle, width: int):
+    from support.devtools import chromium
+
+    with served(state_dir, "--annotator", "Anna B.") as address, chromium(state_dir) as tab:
+        tab.resize(width)
+        tab.open(address)
+        tab.wait("document.querySelector('#image')?.naturalWidth > 0")
+        root = "document.documentElement"
+        assert tab.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+        assert tab.evaluate("location.href") == address.split("?")[0]
+
+        def count(number: int) -> None:
+            text = "document.querySelector('#count').textContent"
+            tab.wait(f"{text} === '{number} of 5 labelled'")
+
+        count(0)
+        tab.press("3")
+        count(1)
+        tab.press("2")
+        count(2)
+        tab.press("Backspace")
+        count(1)
+        tab.press("s")
+        count(2)
+        # The first class's button: Tab goes there, Enter presses it.
+        tab.press("Tab")
+        assert tab.evaluate("document.activeElement.textContent") == "healthy1"
+        assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        tab.press("Enter")
+        count(3)
+        tab.click("#classes button:nth-child(2)")
+        count(4)
+        tab.press("1")
+        count(5)
+        tab.wait("!document.querySelector('#empty').hidden")
+        assert tab.console == []
+        assert {url.split("/")[2] for url in tab.urls if url.startswith("http")} == {
+            address.split("/")[2]
+        }
+    answers = [(r.sample, r.label) for r in oracle.collect("request1")]
+    assert answers == [(7, 2), (3, None), (9, 0)]
+    answers = [(r.sample, r.label) for r in oracle.collect("request2")]
+    assert answers == [(1, 1), (2, 0)]
+    assert {r.annotator for r in oracle.collect("request1")} == {"Anna B."}

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ahfal_app.errors import ConfigError, LabelFileError, OracleError
+from ahfal_app.labels.spreadsheet import ClassNames, read_label_file, read_label_lines
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, request_id
+from ahfal_app.oracle import EncodedImage, Site, make_oracle
+from ahfal_app.oracle.files import FilesOracle
+
+CLASSES = ("cat", "dog", "Große Eule")
+NAMES = {5: "ward/a=1.jpg", 9: "b.png", 2: "../odd name?.png", 7: "c.png"}
+REQUEST = LabelRequest(
+    request_id("run", 0, 3), 3, "margin", (5, 9, 2), scores=(0.5, 0.25, 0.125), guesses=(1, 0, 2)
+)
+
+
+def _site(folder: Path | None, classes: tuple[str, ...] = CLASSES) -> Site:
+    def image(sample: int) -> EncodedImage:
+        return EncodedImage(NAMES[sample], f"content {sample}".encode())
+
+    return Site(0, classes, {}, image, folder)
+
+
+@pytest.fixture
+def oracle(tmp_path: Path) -> FilesOracle:
+    oracle = make_oracle("files", _site(tmp_path / "requests"))
+    assert isinstance(oracle, FilesOracle)
+    oracle.submit(REQUEST)
+    return oracle
+
+
+@pytest.fixture
+def folder(oracle: FilesOracle, tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "requests").iterdir()
+    return folder
+
+
+def _answer(folder: Path, content: str | bytes, name: str = "labels.csv") -> None:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.utime(path, (0, 0))  # Long since written, so that it is not taken for half a file.
+
+
+def _collected(oracle: FilesOracle) -> list[tuple[int, int | None, str]]:
+    receipts = oracle.collect(REQUEST.request_id)
+    assert {r.request_id for r in receipts} <= {REQUEST.request_id}
+    return [(r.sample, r.label, r.annotator) for r in receipts]
+
+
+def _errors(folder: Path) -> list[dict[str, str]]:
+    path = folder / "errors.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_request_is_a_folder_that_people_can_read(folder: Path):
+    assert folder.name == f"cycle-003-{REQUEST.request_id[:12]}"
+    with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["1-ward__a_1.jpg", "2-b.png", "3-__odd_name_.png"]
+    assert [row["guess"] for row in rows] == ["dog", "cat", "Große Eule"]
+    assert [row["score"] for row in rows] == ["0.5", "0.25", "0.125"]
+    assert [row["original"] for row in rows] == [NAMES[5], NAMES[9], NAMES[2]]
+    assert {row["label"] for row in rows} == {""}
+    for row, sample in zip(rows, REQUEST.samples, strict=True):
+        assert (folder / "images" / row["file"]).read_text() == f"content {sample}"
+    readme = (folder / "README.txt").read_text(encoding="utf-8")
+    assert all(f"- {name}\n" in readme for name in CLASSES)
+
+
+def test_the_folders_names_come_before_what_the_site_calls_its_images(tmp_path: Path):
+    """Here the site's name of the second image is that of the first one in the folder."""
+    names = {5: "1.png", 9: "1-1.png"}
+    site = Site(0, CLASSES, {}, lambda s: EncodedImage(names[s], b""), tmp_path)
+    oracle = FilesOracle(site, tmp_path)
+    oracle.submit(LabelRequest(REQUEST.request_id, 3, "margin", (5, 9)))
+    (folder,) = tmp_path.iterdir()
+    _answer(folder, "file,label\n1-1.png,dog\n2-1-1.png,cat\n")
+    assert _collected(oracle) == [(5, 1, "files"), (9, 0, "files")]
+
+
+def test_images_without_a_name_of_their_own_get_one_that_viewers_open(tmp_path: Path):
+    contents = {}
+    for sample, kind in ((12, "PNG"), (13, "JPEG"), (14, "JPEG2000")):
+        contents[sample] = io.BytesIO()
+        Image.new("L", (2, 2)).save(contents[sample], kind)
+    site = Site(
+        *(0, CLASSES, {}),
+        lambda s: EncodedImage(f"scans.parquet#{s}", contents[s].getvalue()),
+        tmp_path,
+    )
+    FilesOracle(site, tmp_path).submit(LabelRequest(REQUEST.request_id, 3, "margin", (12, 13, 14)))
+    names = sorted(path.name for path in tmp_path.glob("*/images/*"))
+    assert names == [
+        *("1-scans.parquet_12.png", "2-scans.parquet_13.jpg", "3-scans.parquet_14.jp2")
+    ]
+
+
+def test_a_repeated_request_changes_nothing(oracle: FilesOracle, folder: Path):
+    _answer(folder, "file,label\n2-b.png,cat\n")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    oracle.submit(REQUEST)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+def test_what_a_kill_left_is_cleared_away(oracle: FilesOracle, folder: Path):
+    other = LabelRequest(request_id("run", 0, 4), 4, "x", (7,))
+    left = folder.parent / f".cycle-004-{other.request_id[:12]}.abc.part"
+    (left / "images").mkdir(parents=True)
+    oracle.submit(other)
+    names = sorted(path.name for path in folder.parent.iterdir())
+    assert names == [folder.name, f"cycle-004-{other.request_id[:12]}"]
+
+
+def test_answers_in_part_in_any_order_and_repeated(oracle: FilesOracle, folder: Path):
+    assert _collected(oracle) == []
+    _answer(folder, "file,label\n3-__odd_name_.png,skip\n2-b.png,\n1-ward__a_1.jpg,DOG\n")
+    for _ in range(2):
+        assert _collected(oracle) == [(2, None, "files"), (5, 1, "files")]
+    _answer(folder, "label,file\ncat,2-b.png\ncat,2-b.png\n")
+    assert _collected(oracle) == [(9, 0, "files")]
+    assert oracle.collect("unknown") == []
+
+
+def test_request_csv_itself_can_be_filled_in(oracle: FilesOracle, folder: Path):
+    text = (folder / "request.csv").read_text(encoding="utf-8-sig")
+    _answer(folder, text.replace("2-b.png,,", "2-b.png,dog,"))
+    assert _collected(oracle) == [(9, 1, "files")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufefffile;label;note\r\n2-b.png;Große Eule;x\r\n",
+        'FILE\t Label \r"2-b.png"\t"große eule"\r\r',
+        "file,label\nimages/2-b.png,Große Eule",
+        "file,label\n.\\images\\2-b.png,Große Eule\n\n,\n",
+        "file,label\nb.png,große eule\n",
+    ],
+    ids=["excel", "tabs", "folder", "windows", "original"],
+)
+def test_what_spreadsheets_write_is_understood(oracle: FilesOracle, folder: Path, content: str):
+    _answer(folder, content)
+    assert _collected(oracle) == [(9, 2, "files")]
+    assert _errors(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        ("file,label\n2-b.png,dgo\n", 2, "no class 'dgo'; did you mean 'dog'?"),
+        ("file,label\n2-b.png,skp\n", 2, "did you mean 'skip'?"),
+        ("file,label\n2-b.png,1\n", 2, "no class '1'"),
+        ("file,label\n2-c.png,dog\n", 2, "no image '2-c.png' here; did you mean '2-b.png'?"),
+        ("file,label\n2-b.png,dog\n2-b.png,cat\n", 3, "contradicts line 2"),
+        ("file,label\n2-b.png,dog\n\n2-b.png,skip\n", 4, "contradicts line 2"),
+        ("file,label\n2-b.png,dog,cat\n", 2, "has 3 values, the first line names 2"),
+        ("2-b.png,dog\n", 1, "among them `file` once"),
+        ("file,label,label\n2-b.png,dog,dog\n", 1, "among them `label` once"),
+        ("", 1, "among them `file` once"),
+        ('file,label\n2-b.png,"dog\n', 2, "what follows is not read"),
+        ("file,label\n2-b.png,dog\n3,Große Eule\n".encode("latin-1"), 3, 'save as "CSV UTF-8"'),
+        ("file,label\n".encode("utf-16"), 1, 'save as "CSV UTF-8"'),
+    ],
+)
+def test_a_file_with_a_mistake_is_not_used_at_all(
+    oracle: FilesOracle, folder: Path, content: str | bytes, line: int, reason: str, caplog
+):
+    good = "file,label\n1-ward__a_1.jpg,dog\n"
+    if isinstance(content, str) and content.startswith("file,label\n"):
+        content = content.replace("file,label\n", good)
+        line += 1
+        reason = reason.replace("line 2", "line 3")
+    _answer(folder, content)
+    assert _collected(oracle) == []
+    (error,) = _errors(folder)
+    assert (error["answers"], error["line"]) == ("labels.csv", str(line))
+    assert reason in error["reason"]
+    assert "labels.csv not used" in caplog.text
+    _answer(folder, good)
+    assert _collected(oracle) == [(5, 1, "files")]
+    assert _errors(folder) == []
+
+
+def test_every_mistake_is_told_at_once(oracle: FilesOracle, folder: Path):
+    _answer(folder, "file,label\nx.png,dog\n2-b.png,cow\n1-ward__a_1.jpg,dog\n")
+    assert _collected(oracle) == []
+    assert [(e["line"], e["text"]) for e in _errors(folder)] == [
+        ("2", "x.png,dog"),
+        ("3", "2-b.png,cow"),
+    ]
+
+
+def test_several_people_answer_in_files_of_their_own(oracle: FilesOracle, folder: Path):
+    _answer(folder, "file,label\n2-b.png,cat\n", "labels-anna.csv")
+    _answer(folder, "file,label\n2-b.png,cow\n", "labels-bert.csv")
+    _answer(folder, "file,label,annotator\n2-b.png,dog,clara\n2-b.png,cat,\n")
+    assert sorted(_collected(oracle)) == [
+        (9, 0, "anna"),
+        (9, 0, "files"),
+        (9, 1, "clara"),
+    ]
+    assert {e["answers"] for e in _errors(folder)} == {"labels-bert.csv"}
+
+
+def test_a_file_that_is_still_being_written_is_left_for_later(
+    oracle: FilesOracle, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = folder / "labels.csv"
+    path.write_text("file,label\n2-b.png,cat\n")
+    written = path.stat().st_mtime
+    for age, expected in [(1.0, []), (3.0, [(9, 0, "files")]), (-3600.0, [(9, 0, "files")])]:
+        # A negative age is another machine's clock: no reason to wait for an hour.
+        monkeypatch.setattr("ahfal_app.oracle.files.time.time", lambda age=age: written + age)
+        assert _collected(oracle) == expected
+
+
+def test_a_folder_that_was_deleted_is_written_again(oracle: FilesOracle, folder: Path):
+    folder.rename(folder.parent.parent / "elsewhere")
+    oracle.submit(REQUEST)
+    assert (folder / "request.csv").is_file()
+
+
+def test_trouble_with_the_disk_is_a_named_error(tmp_path: Path, oracle: FilesOracle, folder: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OracleError, match="cannot be written"):
+        make_oracle("files", _site(tmp_path / "file" / "requests")).submit(REQUEST)
+    (folder / "request.json").write_text("{")
+    with pytest.raises(OracleError, match="cannot be read"):
+        oracle.collect(REQUEST.request_id)
+
+
+def test_settings_that_cannot_be_used_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="oracle-dir"):
+        make_oracle("files", _site(None))
+    with pytest.raises(ConfigError, match="any name but 'skip'"):
+        make_oracle("files", _site(tmp_path, ("cat", "Skip")))
+
+
+def test_a_label_file_is_read_whole_or_refused(tmp_path: Path):
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\n" + "x,cat\n" * 12)
+    with pytest.raises(LabelFileError, match=r"(?s)12 lines cannot.*line 2: no image 'x'.*2 more"):
+        read_label_file(path, ClassNames(CLASSES), {"a": 1}, "me")
+    path.write_text("file,label\na,skip\n")
+    with pytest.raises(LabelFileError, match="no class 'skip'"):
+        read_label_file(path, ClassNames(CLASSES), {"a": 1}, "me", may_skip=False)
+    with pytest.raises(LabelFileError, match="cannot be read"):
+        read_label_file(tmp_path / "missing.csv", ClassNames(CLASSES), {"a": 1}, "me")
+
+
+def test_names_that_differ_in_case_alone_must_be_exact():
+    classes = ClassNames(("a", "A", "b"))
+    assert [classes.index(text) for text in ("a", "A", "B")] == [0, 1, 2]
+    assert ClassNames(("aa", "AA")).index("Aa") is None
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_no_content_raises_or_invents_an_answer(content: bytes, with_header: bool):
+    if with_header:
+        content = b"file,label\n" + content
+    lines, _ = read_label_lines(content, ClassNames(CLASSES), {"a": 1, "b": 2}, "me")
+    assert {line.sample for line in lines} <= {1, 2}
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(NAMES.values())), st.sampled_from([*CLASSES, "skip", ""])),
+        max_size=8,
+        unique_by=lambda line: line[0],
+    ),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_whatever_csv_writes_is_read_back(lines, delimiter: str, end: str):
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator=end)
+    writer.writerows([("file", "label"), *lines])
+    samples = {name: sample for sample, name in NAMES.items()}
+    read, problems = read_label_lines(text.getvalue().encode(), ClassNames(CLASSES), samples, "me")
+    assert problems == []
+    expected = [
+        LabelReceipt("", samples[name], None if label == "skip" else CLASSES.index(label), "me")
+        for name, label in lines
+        if label
+    ]
+    assert [LabelReceipt("", r.sample, r.label, r.annotator) for r in read] == expected

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import reference_ahfal as reference
+
+from ahfal_app.errors import NonFiniteSignal
+from ahfal_app.query.core.budgets import allocate, inverse_count_weights, largest_remainder
+from ahfal_app.query.core.picking import top_per_class, top_scores
+from ahfal_app.query.core.representation import representation_ratio_budgets
+
+MANY = 10_000
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
+    """Draw class counts, capacities and a budget."""
+    num_classes = draw(st.integers(2, 10))
+    counts = st.lists(st.integers(0, 60), min_size=num_classes, max_size=num_classes)
+    capacities = st.lists(st.integers(0, 40), min_size=num_classes, max_size=num_classes)
+    return draw(counts), draw(capacities), draw(st.integers(0, 150))
+
+
+def inverse_count(counts: list[int], capacities: list[int], budget: int) -> list[int]:
+    return [int(b) for b in allocate(inverse_count_weights(counts), capacities, budget)]
+
+
+class TestLargestRemainder:
+    def test_tie_goes_to_the_lowest_class(self) -> None:
+        weights = inverse_count_weights([4, 2, 0, 1])
+        assert largest_remainder(weights, 10).tolist() == [1, 2, 4, 3]
+
+    def test_tie_that_floats_would_break(self) -> None:
+        # Three thirds of 7 and a share of 3 in 9: all remainders are 1/3 on paper.
+        weights = [Fraction(1, 3), Fraction(2, 6), Fraction(3, 9)]
+        assert largest_remainder(weights, 7).tolist() == [3, 2, 2]
+
+    def test_weights_of_numpy_do_not_overflow(self) -> None:
+        weights = np.array([2**61, 2**61, 2**61])
+        assert largest_remainder(weights.tolist(), 100).tolist() == [34, 33, 33]
+        assert largest_remainder(list(weights), 100).tolist() == [34, 33, 33]
+
+    def test_weights_of_zero_get_nothing(self) -> None:
+        assert largest_remainder([0, 1, 0, 1], 5).tolist() == [0, 3, 0, 2]
+
+    def test_all_weights_zero_count_alike(self) -> None:
+        assert largest_remainder([0.0, 0.0, 0.0], 4).tolist() == [2, 1, 1]
+
+    @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+    def test_impossible_weights_are_refused(self, weight: float) -> None:
+        with pytest.raises(ValueError, match="weight"):
+            largest_remainder([1.0, weight], 3)
+
+    def test_no_classes_and_negative_totals_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="at least one class"):
+            largest_remainder([], 3)
+        with pytest.raises(ValueError, match="budget -1"):
+            largest_remainder([1], -1)
+
+    @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20), st.integers(0, 1000))
+    def test_shares_are_within_one_of_the_ideal(self, weights: list[float], total: int) -> None:
+        shares = largest_remainder(weights, total)
+        assert shares.sum() == total
+        exact = [Fraction(weight) for weight in weights]
+        if whole := sum(exact):
+            for share, weight in zip(shares.tolist(), exact, strict=True):
+                assert abs(share - total * weight / whole) < 1
+
+
+class TestAllocate:
+    @pytest.mark.parametrize(
+        ("counts", "capacities", "budget", "expected"),
+        [
+            ([4, 2, 0, 1], [10, 10, 10, 10], 10, [1, 2, 4, 3]),
+            ([4, 2, 0, 1], [10, 10, 1, 10], 10, [1, 3, 1, 5]),
+            ([0, 1], [10, 10], 5, [3, 2]),
+            ([10, 10], [1, 1], 5, [1, 1]),
+            ([7, 0], [9, 0], 3, [3, 0]),
+            ([0, 0, 0], [5, 5, 5], 4, [2, 1, 1]),
+            ([3, 3], [0, 0], 4, [0, 0]),
+            ([3, 3], [4, 4], 0, [0, 0]),
+            (
+                [387, 32, 30, 0, 22, 11, 36, 0, 0, 0],
+                [3628, 312, 232, 0, 128, 80, 279, 0, 0, 0],
+                259,
+                [4, 40, 42, 0, 58, 80, 35, 0, 0, 0],
+            ),
+        ],
+    )
+    def test_by_hand(
+        self, counts: list[int], capacities: list[int], budget: int, expected: list[int]
+    ) -> None:
+        assert inverse_count(counts, capacities, budget) == expected
+
+    def test_first_pass_over_a_concentrated_client(self) -> None:
+        weights = inverse_count_weights([387, 32, 30, 0, 22, 11, 36, 0, 0, 0])
+        expected = [0, 2, 2, 61, 3, 6, 2, 61, 61, 61]
+        assert largest_remainder(weights, 259).tolist() == expected
+
+    def test_equal_counts_get_equal_budgets_up_to_rounding(self) -> None:
+        budgets = inverse_count([17] * 7, [MANY] * 7, 100)
+        assert max(budgets) - min(budgets) <= 1
+
+    def test_class_without_weight_takes_what_no_other_can(self) -> None:
+        assert allocate([1, 0], [2, 9], 5).tolist() == [2, 3]
+
+    def test_capacities_must_fit_the_classes(self) -> None:
+        for capacities in ([1], [1, -1]):
+            with pytest.raises(ValueError, match="capacities of at least 0"):
+                allocate([1, 1], capacities, 1)
+
+    @given(problems())
+    def test_agrees_with_the_slow_version(self, problem: tuple[list[int], list[int], int]) -> None:
+        assert inverse_count(*problem) == reference.class_budgets(*problem)
+
+    @given(problems())
+    def test_spends_the_budget_within_capacity(
+        self, problem: tuple[list[int], list[int], int]
+    ) -> None:
+        _, capacities, budget = problem
+        budgets = np.array(inverse_count(*problem))
+        assert budgets.sum() == min(budget, sum(capacities))
+        assert (budgets >= 0).all()
+        assert (budgets <= capacities).all()
+
+    def test_a_thousand_classes_with_all_different_counts(self) -> None:
+        budgets = inverse_count(list(range(1000)), [20] * 1000, 5000)
+        assert sum(budgets) == 5000
+        assert sorted(budgets, reverse=True) == budgets
+
+
+class TestRepresentationRatio:
+    @pytest.mark.parametrize(
+        ("counts", "capacities", "budget", "expected"),
+        [
+            ([4, 2, 0, 1], [MANY] * 4, 10, [0, 0, 9, 1]),
+            ([40, 30, 20, 10], [MANY] * 4, 20, [3, 3, 3, 11]),
+            ([40, 30, 20, 10], [MANY] * 4, 100, [10, 20, 30, 40]),
+            ([40, 30, 20, 10], [MANY, MANY, 0, 0], 20, [10, 10, 0, 0]),
+            ([40, 30, 20, 10], [MANY, 1, 2, 3], 20, [14, 1, 2, 3]),
+            ([0, 0, 0, 0], [9, 9, 9, 9], 2, [1, 1, 0, 0]),
+        ],
+    )
+    def test_by_hand(
+        self, counts: list[int], capacities: list[int], budget: int, expected: list[int]
+    ) -> None:
+        result = representation_ratio_budgets(counts, [0.25] * 4, capacities, budget)
+        assert result.tolist() == expected
+
+    def test_class_that_no_client_has_labelled_is_tried_first(self) -> None:
+        budgets = representation_ratio_budgets([0, 10], [0.0, 1.0], [MANY, MANY], 1)
+        assert budgets.tolist() == [1, 0]
+
+    def test_rounding_of_the_target_buys_no_label(self) -> None:
+        # 0.1 is a little more than a tenth: ten classes must get ten labels each, not 11.
+        result = representation_ratio_budgets([20] * 10, [0.1] * 10, [MANY] * 10, 100)
+        assert result.tolist() == [10] * 10
+
+    @given(problems(), st.data())
+    def test_agrees_with_the_slow_version(
+        self, problem: tuple[list[int], list[int], int], data: st.DataObject
+    ) -> None:
+        counts, capacities, budget = problem
+        size = len(counts)
+        weights = data.draw(st.lists(st.integers(0, 9), min_size=size, max_size=size).filter(any))
+        target = [Fraction(weight, sum(weights)) for weight in weights]
+        result = representation_ratio_budgets(
+            counts, [float(share) for share in target], capacities, budget
+        )
+        assert result.tolist() == reference.ratio_budgets(counts, target, capacities, budget)
+        assert result.sum() == min(budget, sum(capacities))
+
+    @pytest.mark.parametrize(
+        ("counts", "target", "capacities", "budget"),
+        [
+            ([1], [0.5, 0.5], [1, 1], 1),
+            ([1, 1], [0.5, float("nan")], [1, 1], 1),
+            ([1, 1], [0.5, -0.5], [1, 1], 1),
+            ([1, 1], [0.5, 0.5], [1, -1], 1),
+            ([1, 1], [0.5, 0.5], [1, 1], -1),
+            ([1, -1], [0.5, 0.5], [1, 1], 1),
+        ],
+    )
+    def test_impossible_input_is_refused(
+        self, counts: list[int], target: list[float], capacities: list[int], budget: int
+    ) -> None:
+        with pytest.raises(ValueError, match="must"):
+            representation_ratio_budgets(counts, target, capacities, budget)
+
+
+class TestPicking:
+    ids = np.array([3, 5, 8, 9, 20])
+    scores = torch.tensor([0.2, 0.6, 0.1, 0.5, 0.3], dtype=torch.float64)
+
+    def test_top_scores_are_ordered(self) -> None:
+        assert top_scores(self.scores, self.ids, 3).tolist() == [5, 9, 20]
+        assert top_scores(self.scores, self.ids, 99).tolist() == [5, 9, 20, 3, 8]
+
+    def test_ties_go_to_the_smallest_id(self) -> None:
+        assert top_scores(torch.zeros(5), self.ids, 3).tolist() == [3, 5, 8]
+        assert top_per_class(
+            torch.zeros(5), self.ids, torch.tensor([1, 0, 1, 0, 1]), [1, 2]
+        ).tolist() == [3, 5, 8]
+
+    def test_top_per_class_by_hand(self) -> None:
+        classes = torch.tensor([0, 0, 1, 1, 1])
+        assert top_per_class(self.scores, self.ids, classes, [1, 2]).tolist() == [5, 9, 20]
+        assert top_per_class(self.scores, self.ids, classes, [0, 99]).tolist() == [9, 20, 8]
+        assert top_per_class(self.scores, self.ids, classes, [0, 0]).tolist() == []
+
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 6))
+    def test_top_per_class_agrees_with_sorting_each_class(
+        self, seed: int, size: int, num_classes: int
+    ) -> None:
+        random = np.random.default_rng(seed)
+        scores, classes = random.integers(0, 5, size) / 4, random.integers(0, num_classes, size)
+        budgets = random.integers(0, 8, num_classes)
+        ids = np.sort(random.choice(1000, size, replace=False))
+        picked = top_per_class(torch.tensor(scores), ids, torch.tensor(classes), budgets)
+        expected = []
+        for c in range(num_classes):
+            members = [(-s, i) for s, i, k in zip(scores, ids, classes, strict=True) if k == c]
+            expected += sorted(members)[: budgets[c]]
+        assert picked.tolist() == [i for _, i in sorted(expected)]
+
+    def test_scores_that_are_not_finite_are_counted(self) -> None:
+        scores = torch.tensor([0.0, float("nan"), float("inf"), 1.0, 2.0])
+        with pytest.raises(NonFiniteSignal, match="2 of 5 scores"):
+            top_scores(scores, self.ids, 1)

@@ -1,0 +1,472 @@
+"""What every query strategy must do; a strategy is tested here by being registered."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.fake_models import FakeModels, NoModels
+from torch import Tensor
+
+from ahfal_app.class_statistics import ClassStatistics, class_statistics
+from ahfal_app.config import Scalar
+from ahfal_app.errors import InvalidSelection, NonFiniteSignal
+from ahfal_app.query import (
+    LocalOnlyTraining,
+    PoolView,
+    QueryContext,
+    QueryStrategy,
+    ScoringStrategy,
+    Signal,
+    checked_select,
+    make_strategy,
+    strategy_class,
+    strategy_names,
+)
+
+Tensors = dict[Signal, Tensor]
+
+WIDTH = 6
+LABELLED = 9
+
+#: Signals that are matrices; the others come from `FakeModels`.
+MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL}
+
+LOGITS = Signal.LOCAL_LOGITS
+TRAINING = LocalOnlyTraining(1, 2, 0.1, 0.0, 0.0, 1, False, 1.0)
+
+
+def variants() -> Iterator[tuple[str, dict[str, Scalar]]]:
+    """Yield every strategy with its defaults and with each single choice of a parameter."""
+    for name in strategy_names():
+        yield name, {}
+        for field in strategy_class(name).Parameters.model_fields.values():
+            choices = (False, True) if field.annotation is bool else get_args(field.annotation)
+            for choice in choices:
+                if choice != field.default:
+                    yield name, {str(field.alias): choice}
+
+
+def label(name: str, parameters: dict[str, Scalar]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
+
+
+every_strategy = pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(make_strategy(*case), id=label(*case)) for case in variants()],
+)
+
+
+def make_tensors(size: int, num_classes: int, seed: int = 0) -> Tensors:
+    """Return every matrix for a pool of this size, from a continuous distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for signal in sorted(MATRICES, key=lambda signal: signal.value):
+        rows = LABELLED if signal is Signal.LABELLED_LOCAL_EMBEDDINGS else size
+        columns = num_classes if signal.value.endswith("logits") else WIDTH
+        tensors[signal] = torch.randn(rows, columns, generator=generator)
+    return tensors
+
+
+def make_pool(tensors: Tensors, ids: NDArray[np.int64] | None = None) -> PoolView:
+    size = len(tensors[Signal.LOCAL_LOGITS])
+    sources = {signal: lambda values=values: values for signal, values in tensors.items()}
+    models = FakeModels(tensors[Signal.LOCAL_LOGITS], tensors[Signal.LOCAL_EMBEDDINGS])
+    return PoolView(np.arange(size) if ids is None else ids, sources, models)
+
+
+def make_context(budget: int, num_classes: int, **changes: Any) -> QueryContext:
+    generator = np.random.default_rng(num_classes)
+    histograms = generator.integers(0, 50, (5, num_classes))
+    histograms[0, 0] = 1
+    context = QueryContext(
+        budget=budget,
+        num_classes=num_classes,
+        class_counts_C=histograms[0],
+        statistics=class_statistics(histograms, tau=5),
+        seed=7,
+        client=2,
+        cycle=1,
+    )
+    return dataclasses.replace(context, **changes)
+
+
+def select(strategy: QueryStrategy, tensors: Tensors, context: QueryContext) -> list[int]:
+    return [int(i) for i in checked_select(strategy, make_pool(tensors), context)]
+
+
+class Recording(QueryContext):
+    """A context that knows whether a generator was asked for."""
+
+    asked: ClassVar[bool] = False
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        type(self).asked = True
+        return super().generator(purpose)
+
+
+def draws(strategy: QueryStrategy) -> bool:
+    """Return whether the strategy is random."""
+    Recording.asked = False
+    context = make_context(5, 4)
+    fields = {field.name: getattr(context, field.name) for field in dataclasses.fields(context)}
+    select(strategy, make_tensors(40, 4), Recording(**fields))
+    return Recording.asked
+
+
+def assert_valid(ids: list[int], pool_ids: Any, count: int) -> None:
+    assert len(ids) == len(set(ids)) == count
+    assert set(ids) <= {int(i) for i in pool_ids}
+
+
+@pytest.fixture
+def _global_generators_untouched() -> Iterator[None]:
+    before = (random.getstate(), torch.get_rng_state(), np.random.get_state())  # noqa: NPY002
+    yield
+    after = (random.getstate(), torch.get_rng_state(), np.random.get_state())  # noqa: NPY002
+    assert before[0] == after[0]
+    assert torch.equal(before[1], after[1])
+    np.testing.assert_equal(before[2], after[2])
+
+
+@every_strategy
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(0, 40),
+    num_classes=st.integers(2, 12),
+    budget=st.integers(0, 50),
+    seed=st.integers(0, 1000),
+)
+def test_selects_exactly_the_budget(
+    strategy: QueryStrategy, size: int, num_classes: int, budget: int, seed: int
+) -> None:
+    ids = np.sort(np.random.default_rng(seed).choice(1000, size, replace=False))
+    pool = make_pool(make_tensors(size, num_classes, seed), ids)
+    selected = checked_select(strategy, pool, make_context(budget, num_classes))
+    assert selected.dtype == np.int64
+    assert_valid(selected.tolist(), ids, min(budget, size))
+
+
+@every_strategy
+def test_same_inputs_give_the_same_answer(strategy: QueryStrategy) -> None:
+    tensors, context = make_tensors(60, 5), make_context(17, 5)
+    assert select(strategy, tensors, context) == select(strategy, tensors, context)
+
+
+@every_strategy
+@pytest.mark.usefixtures("_global_generators_untouched")
+def test_global_generators_are_left_alone(strategy: QueryStrategy) -> None:
+    select(strategy, make_tensors(60, 5), make_context(17, 5))
+
+
+@every_strategy
+def test_randomness_depends_on_client_cycle_and_seed_alone(strategy: QueryStrategy) -> None:
+    tensors = make_tensors(200, 5)
+    keys: list[dict[str, int]] = [{}, {"client": 3}, {"cycle": 2}, {"seed": 8}]
+    answers = {tuple(select(strategy, tensors, make_context(20, 5, **key))) for key in keys}
+    assert (len(answers) > 1) == draws(strategy)
+
+
+@every_strategy
+def test_ids_are_only_names(strategy: QueryStrategy) -> None:
+    tensors, context = make_tensors(60, 5), make_context(17, 5)
+    renamed = np.arange(60) * 7 + 3
+    selected = checked_select(strategy, make_pool(tensors, renamed), context)
+    assert selected.tolist() == [7 * i + 3 for i in select(strategy, tensors, context)]
+
+
+@every_strategy
+def test_order_of_the_pool_does_not_matter(strategy: QueryStrategy) -> None:
+    if draws(strategy):
+        pytest.skip("draws by position, so another order is another draw")
+    tensors, context = make_tensors(60, 5), make_context(17, 5)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    shuffled = {
+        signal: values if signal is Signal.LABELLED_LOCAL_EMBEDDINGS else values[order]
+        for signal, values in tensors.items()
+    }
+    selected = select(strategy, shuffled, context)
+    assert order[selected].tolist() == select(strategy, tensors, context)
+
+
+@every_strategy
+def test_signals_stay_as_they_were(strategy: QueryStrategy) -> None:
+    tensors = make_tensors(60, 5)
+    copies = {signal: values.clone() for signal, values in tensors.items()}
+    select(strategy, tensors, make_context(17, 5))
+    for signal, values in tensors.items():
+        assert torch.equal(values, copies[signal])
+
+
+@every_strategy
+def test_nothing_to_buy_or_nothing_to_choose_runs_no_model(strategy: QueryStrategy) -> None:
+    def untouched() -> Tensor:
+        raise AssertionError("no model must be run")
+
+    sources = dict.fromkeys(MATRICES, untouched)
+    ids = [4, 6, 9]
+    for pool_ids, budget, expected in [(ids, 0, []), ([], 5, []), (ids, 3, ids), (ids, 9, ids)]:
+        pool = PoolView(pool_ids, sources, NoModels())
+        selected = checked_select(strategy, pool, make_context(budget, 3))
+        assert selected.dtype == np.int64
+        assert selected.tolist() == expected
+
+
+@every_strategy
+def test_identical_samples(strategy: QueryStrategy) -> None:
+    tensors = {signal: values[:1].repeat(30, 1) for signal, values in make_tensors(1, 4).items()}
+    selected = select(strategy, tensors, make_context(11, 4))
+    assert_valid(selected, range(30), 11)
+    if isinstance(strategy, ScoringStrategy):
+        assert selected == list(range(11))
+
+
+@every_strategy
+@pytest.mark.parametrize("constant", [0.0, 1e30, -1e30])
+def test_constant_signals(strategy: QueryStrategy, constant: float) -> None:
+    tensors = {
+        signal: torch.full_like(values, constant) for signal, values in make_tensors(30, 4).items()
+    }
+    assert_valid(select(strategy, tensors, make_context(11, 4)), range(30), 11)
+
+
+@every_strategy
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_extreme_logits(strategy: QueryStrategy, num_classes: int) -> None:
+    tensors = {
+        signal: values.sign() * 1e30 if signal.value.endswith("logits") else values
+        for signal, values in make_tensors(30, num_classes).items()
+    }
+    assert_valid(select(strategy, tensors, make_context(11, num_classes)), range(30), 11)
+
+
+@every_strategy
+@pytest.mark.parametrize("num_classes", [2, 7])
+@pytest.mark.parametrize("counts", ["none", "single class", "one each"])
+@pytest.mark.parametrize("low", [True, False])
+def test_skewed_labelled_sets(
+    strategy: QueryStrategy, num_classes: int, counts: str, low: bool
+) -> None:
+    counts_C = np.full(num_classes, counts == "one each", dtype=np.int64)
+    if counts == "single class":
+        counts_C[-1] = 40
+    mean = np.eye(num_classes)[-1]
+    statistics = ClassStatistics(mean, np.zeros(num_classes), np.full(num_classes, low))
+    context = make_context(11, num_classes, class_counts_C=counts_C, statistics=statistics)
+    assert_valid(select(strategy, make_tensors(30, num_classes), context), range(30), 11)
+
+
+@every_strategy
+def test_no_labelled_samples(strategy: QueryStrategy) -> None:
+    tensors = make_tensors(30, 4)
+    tensors[Signal.LABELLED_LOCAL_EMBEDDINGS] = torch.empty(0, WIDTH)
+    context = make_context(11, 4, class_counts_C=np.zeros(4, dtype=np.int64))
+    assert_valid(select(strategy, tensors, context), range(30), 11)
+
+
+@every_strategy
+def test_single_predicted_class(strategy: QueryStrategy) -> None:
+    tensors = make_tensors(30, 6)
+    for signal, values in tensors.items():
+        if signal.value.endswith("logits"):
+            values[:, 3] += 50
+    assert_valid(select(strategy, tensors, make_context(11, 6)), range(30), 11)
+
+
+@every_strategy
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_signals_are_a_named_error(strategy: QueryStrategy, bad: float) -> None:
+    tensors = make_tensors(30, 4)
+    for values in tensors.values():
+        values[2:5] = bad
+    low = ClassStatistics(np.full(4, 0.25), np.zeros(4), np.ones(4, dtype=bool))
+    context = make_context(11, 4, statistics=low)
+    if strategy.signals:
+        with pytest.raises(NonFiniteSignal, match=r"3 of (30|9) rows"):
+            checked_select(strategy, make_pool(tensors), context)
+    else:
+        assert_valid(select(strategy, tensors, context), range(30), 11)
+
+
+@every_strategy
+def test_scores_are_finite_float64(strategy: QueryStrategy) -> None:
+    if not isinstance(strategy, ScoringStrategy):
+        pytest.skip("gives no scores")
+    scores = strategy.scores(make_pool(make_tensors(30, 4)), make_context(11, 4))
+    assert scores.shape == (30,)
+    assert scores.dtype == torch.float64
+    assert torch.isfinite(scores).all()
+
+
+class Broken(QueryStrategy):
+    """Returns what it is told to."""
+
+    name: ClassVar[str] = "broken"
+    paper: ClassVar[str] = "none"
+    signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS})
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
+        answer = self.answer(pool) if callable(self.answer) else self.answer
+        return answer  # type: ignore[no-any-return]
+
+
+def write_through_numpy(pool: PoolView) -> NDArray[np.int64]:
+    pool.signal(Signal.LOCAL_LOGITS).numpy()[0, 0] = 9.0
+    return pool.ids_N[:2]
+
+
+def swap_rows(pool: PoolView) -> NDArray[np.int64]:
+    values = pool.signal(Signal.LOCAL_LOGITS)
+    values.copy_(values.flip(0))
+    return pool.ids_N[:2]
+
+
+class TestCheckedSelect:
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            (np.array([1]), "selected 1 samples; exactly 2 are needed"),
+            (np.array([1, 2, 3]), "selected 3 samples; exactly 2"),
+            (np.array([1, 1]), "selected 1 samples more than once"),
+            (np.array([1, 77]), "selected 1 ids that are not in the pool"),
+            (np.array([1, 2], dtype=np.int32), "returned a ndarray of dtype int32"),
+            (np.array([[1, 2]]), "a vector of int64 ids is needed"),
+            ([1, 2], "returned a list of dtype None"),
+            (write_through_numpy, "changed the pool's local-logits"),
+            (swap_rows, "changed the pool's local-logits"),
+            (lambda pool: pool.signal(Signal.GLOBAL_LOGITS), "'global-logits' is not among"),
+        ],
+    )
+    def test_broken_contract_is_a_named_error(self, answer: Any, message: str) -> None:
+        with pytest.raises(InvalidSelection, match=message):
+            checked_select(Broken(answer), make_pool(make_tensors(9, 3)), make_context(2, 3))
+
+    def test_ids_of_the_pool_cannot_be_changed(self) -> None:
+        pool = make_pool(make_tensors(9, 3))
+        with pytest.raises(ValueError, match="read-only"):
+            pool.ids_N[0] = 5
+        checked_select(make_strategy("entropy"), pool, make_context(9, 3))[0] = 5
+        assert pool.ids_N[0] == 0
+
+    def test_signals_are_computed_once(self) -> None:
+        calls = []
+
+        def source() -> Tensor:
+            calls.append(1)
+            return torch.zeros(9, 3)
+
+        pool = PoolView(np.arange(9), {Signal.LOCAL_LOGITS: source})
+        for strategy in ("entropy", "entropy"):
+            checked_select(make_strategy(strategy), pool, make_context(2, 3))
+        assert len(calls) == 1
+
+
+class TestPoolView:
+    @pytest.mark.parametrize("ids", [[2, 1], [1, 1], [[1, 2]], [0.5, 1.5]])
+    def test_ids_must_be_strictly_increasing_integers(self, ids: Any) -> None:
+        with pytest.raises(ValueError, match="ids"):
+            PoolView(ids, {})
+
+    @pytest.mark.parametrize("values", [torch.zeros(8, 3), torch.zeros(9), torch.ones(9, 3).long()])
+    def test_signals_must_be_matrices_that_follow_the_ids(self, values: Tensor) -> None:
+        pool = PoolView(np.arange(9), {Signal.LOCAL_LOGITS: lambda: values})
+        with pytest.raises(ValueError, match="signal 'local-logits' has"):
+            pool.signal(Signal.LOCAL_LOGITS)
+
+    def test_signal_without_a_source(self) -> None:
+        pool = PoolView(np.arange(9), {}).declaring({Signal.LOCAL_LOGITS})
+        with pytest.raises(ValueError, match="no source for the signal 'local-logits'"):
+            pool.signal(Signal.LOCAL_LOGITS)
+
+    def test_models_must_be_declared_and_there(self) -> None:
+        tensors = make_tensors(9, 3)
+        pool = make_pool(tensors)
+        assert torch.equal(pool.perturbed(lambda model: None).logits_NC, tensors[LOGITS])
+        undeclared = pool.declaring({Signal.PERTURBED_LOCAL_MODEL})
+        undeclared.perturbed(lambda model: None)
+        with pytest.raises(InvalidSelection, match="'local-only-model' is not among"):
+            undeclared.local_only(TRAINING)
+        without = PoolView(np.arange(9), {}).declaring(Signal)
+        with pytest.raises(ValueError, match="no source for the signal 'local-only-model'"):
+            without.local_only(TRAINING)
+
+    @pytest.mark.parametrize("which", ["logits", "embeddings"])
+    def test_outputs_of_models_are_checked(self, which: str) -> None:
+        bad = {"logits": torch.zeros(9, 3), "embeddings": torch.zeros(9, 4)}
+        bad[which][4, 2] = torch.inf
+        pool = PoolView(np.arange(9), {}, FakeModels(**bad))
+        with pytest.raises(NonFiniteSignal, match=r"'local-only-model': 1 of 9 rows"):
+            pool.local_only(TRAINING)
+        with pytest.raises(ValueError, match="'perturbed-local-model' has 9 rows for 8 ids"):
+            PoolView(np.arange(8), {}, FakeModels(**bad)).perturbed(lambda model: None)
+
+    def test_what_is_computed_once_is_shared_by_views_of_the_same_pool(self) -> None:
+        calls: list[str] = []
+
+        def compute() -> int:
+            calls.append("computed")
+            return len(calls)
+
+        pool = make_pool(make_tensors(9, 3))
+        assert pool.declaring(frozenset()).once("key", compute) == 1
+        assert pool.once("key", compute) == 1
+        assert pool.once("other", compute) == 2
+        assert make_pool(make_tensors(9, 3)).once("key", compute) == 3
+
+
+class TestQueryContext:
+    @pytest.mark.parametrize(
+        "changes", [{"budget": -1}, {"class_counts_C": np.zeros(3, dtype=np.int64)}]
+    )
+    def test_impossible_context_is_refused(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="is needed"):
+            make_context(**{"budget": 1, "num_classes": 4, **changes})
+
+    def test_generators_differ_by_purpose_and_are_repeatable(self) -> None:
+        context = make_context(1, 4)
+        first = context.generator("a").integers(1 << 60)
+        assert context.generator("a").integers(1 << 60) == first
+        assert context.generator("b").integers(1 << 60) != first
+
+
+def test_random_is_uniform() -> None:
+    strategy = make_strategy("random")
+    pool = PoolView(np.arange(4), {})
+    drawn = [
+        int(checked_select(strategy, pool, make_context(1, 2, cycle=cycle))[0])
+        for cycle in range(4000)
+    ]
+    counts = np.bincount(drawn, minlength=4)
+    # The chi-square statistic with 3 degrees of freedom exceeds 16.3 once in a thousand.
+    assert ((counts - 1000) ** 2 / 1000).sum() < 16.3
+
+
+def test_random_streams_differ_by_client_cycle_and_seed() -> None:
+    strategy, pool = make_strategy("random"), PoolView(np.arange(200), {})
+    keys: list[dict[str, int]] = [{}, {"client": 3}, {"cycle": 2}, {"seed": 8}]
+    answers = [checked_select(strategy, pool, make_context(20, 5, **key)) for key in keys]
+    assert len({tuple(answer) for answer in answers}) == len(keys)
+
+
+def test_entropy_of_either_model() -> None:
+    local = torch.tensor([[0.0, 0.0], [5.0, 0.0], [1.0, 0.0]])
+    tensors = {
+        **make_tensors(3, 2),
+        Signal.LOCAL_LOGITS: local,
+        Signal.GLOBAL_LOGITS: local.flip(0),
+    }
+    for model, expected in (("local", [0, 2]), ("global", [2, 0])):
+        strategy = make_strategy("entropy", {"model": model})
+        assert checked_select(strategy, make_pool(tensors), make_context(2, 2)).tolist() == expected

@@ -1,0 +1,329 @@
+"""A run that is killed and resumed ends as one that ran through, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from flwr.app import Context, Message
+from support.simulation import TINY, Handler, Outcome, Simulation
+
+from ahfal_app.server import run as run_module
+from ahfal_app.server import secure_sum
+from ahfal_app.client_app import app as client_app
+from ahfal_app.config import Settings
+from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.privacy.store import PrivacyStore
+from ahfal_app.results.reading import read_metrics
+from ahfal_app.results.run_folder import Recorder
+from ahfal_app.server.run import prepare
+
+
+class Killed(BaseException):
+    """Stops a run as SIGKILL does: nothing that handles errors sees it."""
+
+
+class KillSwitch:
+    """Kills at the n-th event; an event is any moment around a message or a write."""
+
+    def __init__(self, fatal: int | None = None, handler: Handler = client_app) -> None:
+        self.fatal = fatal
+        self._handler = handler
+        self.events = 0
+
+    def tick(self) -> None:
+        self.events += 1
+        if self.events == self.fatal:
+            raise Killed
+
+    def handler(self, message: Message, context: Context) -> Message:
+        self.tick()
+        reply = self._handler(message, context)
+        self.tick()
+        return reply
+
+    def around(self, function):
+        def wrapped(*arguments, **keywords):
+            self.tick()
+            result = function(*arguments, **keywords)
+            self.tick()
+            return result
+
+        return wrapped
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
+        patch.setattr(Recorder, "record", self.around(Recorder.record))
+        patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
+        patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
+        patch.setattr(LabelStore, "commit", self.around(LabelStore.commit))
+        patch.setattr(PrivacyStore, "release", self.around(PrivacyStore.release))
+        patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
+        patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))
+        patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
+    return Simulation(tmp_path_factory.mktemp("straight"), data_dir)()
+
+
+def _number_of_events(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, **settings: object
+) -> int:
+    switch = KillSwitch()
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        simulation(settings, handler=switch.handler, name="counted")
+    return switch.events
+
+
+def _killed_at(
+    event: int,
+    simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path | None = None,
+    watch: Handler = client_app,
+    **settings: object,
+) -> Path:
+    """Run, or resume, until an event; return the run's folder."""
+    switch = KillSwitch(event, watch)
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        if folder is not None:
+            with pytest.raises(Killed):
+                simulation.resume(folder, switch.handler)
+            return folder
+        with pytest.raises(Killed):
+            simulation(settings, handler=switch.handler, name=f"killed-{event}")
+    return Path(str(simulation.base["output-dir"])) / f"killed-{event}"
+
+
+@pytest.mark.parametrize("share", [i / 10 for i in range(1, 11)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    total = _number_of_events(simulation, monkeypatch)
+    folder = _killed_at(max(3, round(share * total)), simulation, monkeypatch)
+    assert simulation.resume(folder).result == straight.result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [3, 4, 5, 6])
+def test_killed_at_every_event(
+    first: int, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    """In four parts, which can be tested at the same time."""
+    for event in range(first, _number_of_events(simulation, monkeypatch) + 1, 4):
+        folder = _killed_at(event, simulation, monkeypatch)
+        assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
+        shutil.rmtree(folder)
+
+
+SECURE = {"privacy": "secure-aggregation"}
+
+
+@pytest.fixture(scope="module")
+def straight_secure(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
+    return Simulation(tmp_path_factory.mktemp("secure"), data_dir)(SECURE)
+
+
+# While keys are told, vectors masked, the sum unmasked (twice) and kept.
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.353, 0.392, 0.737])
+def test_secure_sums_are_the_same_after_a_resume(
+    share: float,
+    straight_secure: Outcome,
+    simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    total = _number_of_events(simulation, monkeypatch, **SECURE)
+    folder = _killed_at(round(share * total), simulation, monkeypatch, **SECURE)
+    assert simulation.resume(folder).result == straight_secure.result
+
+
+@pytest.mark.slow
+def test_secure_run_killed_at_every_fifth_event(
+    straight_secure: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    for event in range(3, _number_of_events(simulation, monkeypatch, **SECURE) + 1, 5):
+        folder = _killed_at(event, simulation, monkeypatch, **SECURE)
+        assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
+        shutil.rmtree(folder)
+
+
+NOISY = {"privacy": "local-dp", "epsilon": 0.2}
+
+
+class Heard:
+    """Every histogram that leaves a client, in all lives of a run."""
+
+    def __init__(self) -> None:
+        self.histograms: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "query.histogram":
+            cycle = message.content.config_records["config"]["cycle"]
+            counts = reply.content.metric_records["metrics"]["counts"]
+            key = (int(context.node_config["partition-id"]), int(cycle))
+            self.histograms.setdefault(key, set()).add(tuple(counts))
+        return reply
+
+
+def _check_noise(heard: Heard, outcome: Outcome) -> None:
+    """Each client has told each cycle's histogram once, and spent what was said."""
+    assert set(heard.histograms) == {(client, cycle) for client in range(3) for cycle in range(2)}
+    assert all(len(told) == 1 for told in heard.histograms.values())
+    assert [cycle.epsilon_spent for cycle in outcome.metrics.cycles] == [0.1, 0.2, None]
+    for client in range(3):
+        store = PrivacyStore(outcome.folder / "clients" / str(client) / "labels.sqlite")
+        assert store.spent() == Fraction("0.2")
+        store.close()
+
+
+# With a release stored and not told, told by one client, told by two; in the next cycle.
+@pytest.mark.parametrize("share", [0.288, 0.294, 0.318, 0.641])
+def test_noise_is_the_same_after_a_resume(
+    share: float, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    total, heard = _number_of_events(simulation, monkeypatch, **NOISY), Heard()
+    folder = _killed_at(round(share * total), simulation, monkeypatch, watch=heard, **NOISY)
+    _check_noise(heard, simulation.resume(folder, heard))
+
+
+@pytest.mark.slow
+def test_noisy_run_killed_at_every_fifth_event(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    for event in range(3, _number_of_events(simulation, monkeypatch, **NOISY) + 1, 5):
+        heard = Heard()
+        folder = _killed_at(event, simulation, monkeypatch, watch=heard, **NOISY)
+        _check_noise(heard, simulation.resume(folder, heard))
+        shutil.rmtree(folder)
+
+
+def test_killed_again_and_again(
+    straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    folder = _killed_at(20, simulation, monkeypatch)
+    for event in (5, 17, 31):
+        _killed_at(event, simulation, monkeypatch, folder)
+    assert simulation.resume(folder).result == straight.result
+
+
+def test_finished_run_resumes_to_itself(straight: Outcome, simulation: Simulation):
+    before = straight.result
+    assert simulation.resume(straight.folder).result == before
+
+
+def test_sigkilled_process_is_resumed(
+    straight: Outcome, simulation: Simulation, data_dir: Path, tmp_path: Path
+):
+    """The real thing, through the command line."""
+    values = {**TINY, "output-dir": tmp_path, "data-dir": data_dir, "name": "real"}
+    command = [sys.executable, "-m", "ahfal_app", "run"]
+    arguments = [f"{key}={value}" for key, value in values.items()]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "real" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 600):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = subprocess.run(
+        [*command, f"resume={tmp_path / 'real'}"], capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert Outcome(tmp_path / "real", "").result == straight.result
+
+
+def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    def run(switch: KillSwitch) -> dict[str, object]:
+        missed = False
+
+        def handler(message: Message, context: Context) -> Message:
+            nonlocal missed
+            is_select = message.metadata.message_type == "query.select"
+            if is_select and context.node_config["partition-id"] == 2 and not missed:
+                missed = True
+                raise RuntimeError("away")
+            return switch.handler(message, context)
+
+        return {"handler": handler, "name": f"missed-{switch.fatal}"}
+
+    straight = simulation(**run(KillSwitch()))
+    counting = KillSwitch()
+    with monkeypatch.context() as patch:
+        counting.install(patch)
+        simulation(**{**run(counting), "name": "counted"})
+    # While the second cycle is trained, and client 2 still lacks what the others bought.
+    switch = KillSwitch(round(0.62 * counting.events))
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        with pytest.raises(Killed):
+            simulation(**run(switch))
+    folder = straight.folder.parent / f"missed-{switch.fatal}"
+    metrics = read_metrics(folder)
+    assert len(metrics.cycles) == 1
+    assert [f.client for f in metrics.cycles[0].failed] == [2]
+    assert simulation.resume(folder).metrics.cycles[-1].ledger == (
+        straight.metrics.cycles[-1].ledger
+    )
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8, 0.95])
+def test_damaged_newest_checkpoint_gives_the_same_result(
+    share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    total = _number_of_events(simulation, monkeypatch)
+    folder = _killed_at(round(share * total), simulation, monkeypatch)
+    newest = max((folder / "checkpoint").glob("[0-9]*"))
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    resumed = simulation.resume(folder)
+    assert "a newer checkpoint cannot be used" in resumed.log
+    assert resumed.result == straight.result
+
+
+def test_two_processes_do_not_run_the_same_run(straight: Outcome, simulation: Simulation):
+    with FileLock(straight.folder / ".lock"), pytest.raises(ResumeError, match="another process"):
+        simulation.resume(straight.folder)
+
+
+def test_what_flower_lists_as_default_changes_nothing_on_resume(simulation: Simulation):
+    folder = simulation(cycles=1, **{"round-timeout": 77.0}).folder
+    everything = {**Settings().to_flat(), "resume": str(folder)}
+    assert prepare(everything).settings.round_timeout == 77.0
+    with pytest.raises(ConfigError, match=r"rounds=10: the run was started with 2"):
+        prepare({"resume": str(folder), "rounds": 10})
+
+
+def test_resume_refuses_other_settings(straight: Outcome, simulation: Simulation):
+    with pytest.raises(ConfigError, match=r"seed=7: the run was started with 0"):
+        simulation({"resume": str(straight.folder)}, seed=7)
+
+
+def test_resume_needs_a_run(simulation: Simulation, tmp_path: Path):
+    with pytest.raises(ResumeError, match="allowed is the folder of a run"):
+        simulation({"resume": str(tmp_path)})
+
+
+def test_resume_without_a_usable_checkpoint(simulation: Simulation):
+    folder = simulation(cycles=1).folder
+    shutil.rmtree(folder / "checkpoint")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        simulation.resume(folder)
+
+
+def test_resume_notices_lost_labels(simulation: Simulation):
+    folder = simulation(**{"client-state": "memory"}).folder
+    with pytest.raises(ResumeError, match="3 clients have lost labels"):
+        simulation.resume(folder)

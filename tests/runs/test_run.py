@@ -1,0 +1,221 @@
+"""Whole runs in this process: what they leave, and that equal seeds give equal results."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message
+from safetensors.numpy import load_file
+from support.simulation import TINY, Simulation
+
+from ahfal_app.client_app import app as client_app
+from ahfal_app.config import parse_settings
+from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.query import strategy_names
+
+
+def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation):
+    outcome = simulation()
+    names = {path.name for path in outcome.folder.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "selections.parquet",
+        "checkpoint",
+        "model.safetensors",
+        "summary.json",
+        "report.html",
+        "partition.json",
+    }
+    assert outcome.folder.is_absolute()
+    summary = outcome.summary
+    assert len(summary["accuracy_per_cycle"]) == 3
+    assert summary["final_accuracy"] == summary["accuracy_per_cycle"][-1]
+    assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy_per_cycle"])
+    assert summary["complete"]
+    environment = json.loads((outcome.folder / "environment.json").read_text())
+    assert len(environment["data"]["partition_fingerprint"]) == 64
+    assert "cycle 3/3" in outcome.log
+
+
+def test_labels_bought_are_exactly_those_due(simulation: Simulation):
+    outcome = simulation()
+    settings = parse_settings(TINY)
+    counts = json.loads((outcome.folder / "partition.json").read_text())["counts"]
+    sizes = [sum(client) for client in counts]
+    for cycle in outcome.metrics.cycles:
+        due = tuple(settings.labels_due(cycle.cycle, size) for size in sizes)
+        assert cycle.labels_per_client == due
+        ledger = cycle.ledger
+        assert ledger.allotted == ledger.spent + ledger.reserved + ledger.free
+        assert ledger.reserved == ledger.free == 0
+    chosen = [(row["client"], row["sample"]) for row in outcome.selections]
+    assert len(set(chosen)) == len(chosen) == sum(c.bought for c in outcome.metrics.cycles)
+
+
+@pytest.mark.parametrize("name", strategy_names())
+def test_equal_seeds_give_equal_runs_for_every_strategy(simulation: Simulation, name: str):
+    first = simulation(strategy=name, cycles=2)
+    torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
+    second = simulation(strategy=name, cycles=2)
+    assert first.result == second.result
+    assert simulation(strategy=name, cycles=2, seed=1).result != first.result
+
+
+def test_strategies_choose_differently(simulation: Simulation):
+    chosen = {
+        name: tuple(row["sample"] for row in simulation(strategy=name, cycles=2).selections)
+        for name in ("ahfal", "entropy", "random")
+    }
+    assert len(set(chosen.values())) == 3
+
+
+class ShuffledGrid(InProcessGrid):
+    """Nodes come and answer in another order, under other ids."""
+
+    def get_node_ids(self):
+        return reversed(list(super().get_node_ids()))
+
+    def pull_messages(self, message_ids):
+        return reversed(list(super().pull_messages(message_ids)))
+
+
+class RelabelledGrid(ShuffledGrid):
+    def __init__(self, app, num_clients: int, workers: int = 1) -> None:
+        super().__init__(app, num_clients, workers)
+        contexts = list(self._contexts.values())
+        ids = [2**63 + 17, 5, 2**40][: len(contexts)]
+        self._contexts = dict(zip(ids, reversed(contexts), strict=True))
+
+
+@pytest.mark.parametrize("grid", [ShuffledGrid, RelabelledGrid])
+def test_order_and_ids_of_nodes_do_not_matter(simulation: Simulation, grid: type[InProcessGrid]):
+    assert simulation(grid=grid, **{"client-fraction": 0.5}).result == (
+        simulation(**{"client-fraction": 0.5}).result
+    )
+
+
+def test_clients_at_the_same_time_give_the_same_result(simulation: Simulation):
+    assert simulation(workers=3).result == simulation().result
+
+
+def test_labels_and_momentum_in_memory_give_the_same_result(simulation: Simulation):
+    memory = simulation(**{"client-state": "memory"})
+    assert memory.result == simulation().result
+    assert not list(memory.folder.glob("clients/*/*.sqlite"))
+
+
+def test_records_survive_being_sent_over_a_wire(simulation: Simulation):
+    def over_the_wire(message: Message, context: Context) -> Message:
+        message.content = type(message.content).inflate(
+            message.content.deflate(), children=message.content.children
+        )
+        return client_app(message, context)
+
+    assert simulation(handler=over_the_wire).result == simulation().result
+
+
+def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
+    """Inspect every answer: only models, counts and metrics of fixed size leave a client."""
+    seen: dict[str, set[str]] = {}
+
+    def inspect(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        kind = message.metadata.message_type
+        for name, record in reply.content.items():
+            for key, value in record.items():
+                seen.setdefault(kind, set()).add(f"{name}.{key}")
+                if isinstance(value, list):
+                    assert key == "counts"
+                    assert len(value) == 10
+        return reply
+
+    simulation(handler=inspect)
+    ledger = {"metrics.allotted", "metrics.spent", "metrics.reserved", "metrics.free"}
+    assert seen["query.join"] == ledger | {
+        "config.client",
+        "config.num-clients",
+        "config.code",
+        "config.device",
+        "config.data",
+        "config.partition",
+        "metrics.num-samples",
+        "metrics.labelled",
+        "metrics.purchases",
+    }
+    assert seen["query.histogram"] == {
+        "metrics.counts",
+        "metrics.has-labels",
+        "metrics.epsilon-spent",
+    }
+    assert seen["query.select"] == ledger | {
+        "metrics.selected",
+        "metrics.labelled",
+        "metrics.pending",
+        "metrics.fine-tuned",
+        "metrics.seconds",
+    }
+    arrays = {key for key in seen["train"] if key.startswith("arrays.")}
+    assert seen["train"] - arrays == {"metrics.num-examples", "metrics.loss", "metrics.seconds"}
+
+
+def test_model_starts_anew_each_cycle_or_goes_on(simulation: Simulation):
+    """What round 1 of the second cycle is sent: the fresh model, or the first cycle's."""
+
+    def first_arrays(reset: bool) -> dict[int, bytes]:
+        sent: dict[int, bytes] = {}
+
+        def keep(message: Message, context: Context) -> Message:
+            if message.metadata.message_type == "train":
+                order = message.content.config_records["config"]
+                if order["server-round"] == 1:
+                    arrays = message.content.array_records["arrays"]
+                    sent[int(order["cycle"])] = arrays["head.weight"].data
+            return client_app(message, context)
+
+        outcome = simulation(handler=keep, **{"reset-model": reset, "cycles": 2})
+        model = load_file(outcome.folder / "model.safetensors")
+        assert all(np.isfinite(value).all() for value in model.values())
+        return sent
+
+    anew, going_on = first_arrays(True), first_arrays(False)
+    assert anew[0] == going_on[0]
+    assert anew[0] != anew[1] != going_on[1]
+
+
+def test_momentum_and_schedule_are_settings(simulation: Simulation):
+    base = simulation(cycles=1).result
+    assert simulation(cycles=1, **{"optimizer-state": "reset"}).result != base
+    # After one local epoch the rate drops, so the second round differs and the first does not.
+    dropped = simulation(cycles=1, **{"lr-decay-epochs": 1}).metrics.rounds
+    plain = simulation(cycles=1).metrics.rounds
+    assert dropped[0].train_loss == plain[0].train_loss
+    assert dropped[1].train_loss == plain[1].train_loss or not math.isclose(
+        dropped[1].train_loss or 0, plain[1].train_loss or 0
+    )
+
+
+def test_only_sampled_clients_train_but_all_in_the_last_round(simulation: Simulation):
+    rounds = simulation(rounds=4, cycles=1, **{"client-fraction": 0.3}).metrics.rounds
+    assert [record.clients for record in rounds] == [1, 1, 1, 3]
+
+
+def test_global_model_is_tested_every_so_many_rounds(simulation: Simulation):
+    rounds = simulation(rounds=4, cycles=1, **{"evaluate-every": 2}).metrics.rounds
+    assert [record.test_accuracy is not None for record in rounds] == [False, True, False, False]
+
+
+def test_fewer_cycles_by_setting(simulation: Simulation):
+    assert len(simulation(cycles=2).metrics.cycles) == 2
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 7])
+def test_any_number_of_clients(simulation: Simulation, num_clients: int):
+    outcome = simulation(cycles=2, **{"num-clients": num_clients})
+    assert len(outcome.metrics.cycles[0].labels_per_client) == num_clients

@@ -1,0 +1,404 @@
+"""Whole runs in this process whose clients have folders of their own."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from support.simulation import Outcome, Simulation
+from support.site_images import write_images, write_labels
+
+from ahfal_app.server import purchase
+
+from ahfal_app.training import resources
+from ahfal_app.client_app import app as client_app
+from ahfal_app.errors import ConfigError, QuorumNotReached
+from ahfal_app.labels.spreadsheet import write_csv
+from ahfal_app.labels.exchange import export_labels
+from ahfal_app.labels.store import LabelStore
+
+DIGITS = tuple("0123456789")
+
+SITES: dict[str, object] = {
+    "partition": "sites",
+    "initial-fraction": 0.1,
+    "query-fraction": 0.05,
+    "target-fraction": 0.2,
+    "label-deadline": 600.0,
+}
+
+NodeConfig = dict[str, object]
+
+
+class Hospitals:
+    """Three sites with different images: one has few, and one knows some labels."""
+
+    def __init__(self, root: Path) -> None:
+        self.truth: dict[str, str] = {}
+        self.nodes: list[NodeConfig] = []
+        for number, rows in enumerate((range(0, 200), range(200, 320), range(320, 360))):
+            data = root / f"data-{number}"
+            truth = write_images(data, rows, DIGITS)
+            write_labels(root / f"truth-{number}.csv", truth)
+            self.truth |= truth
+            self.nodes.append(
+                {
+                    "partition-id": number,
+                    "num-partitions": 3,
+                    "data": str(data),
+                    "state-dir": str(root / f"state-{number}"),
+                    "truth": str(root / f"truth-{number}.csv"),
+                }
+            )
+        (root / "data-0" / "damaged.png").write_bytes(b"")
+        known = dict(list(truth.items())[:10])
+        write_labels(root / "data-2" / "labels.csv", known)
+
+    def handler(self, message: Message, context: Context) -> Message:
+        context.node_config = dict(self.nodes[int(context.node_config["partition-id"])])  # type: ignore[arg-type]
+        return client_app(message, context)
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospitals:
+    monkeypatch.setattr(purchase, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(purchase, "_LONGEST_PAUSE_S", 0.05)
+    # Files that the annotator below writes are complete: it renames them.
+    monkeypatch.setattr("ahfal_app.oracle.files._SETTLED_S", 0.0)
+    return Hospitals(tmp_path)
+
+
+@contextmanager
+def _annotator(folder: Path, truth: Mapping[str, str]) -> Iterator[list[str]]:
+    """Label what is asked for, each request in two halves and the second with a typo first."""
+    stop, labelled = threading.Event(), list[str]()
+
+    def look() -> None:
+        while not stop.wait(0.02):
+            for request in folder.glob("cycle-*"):
+                if not (request / "all.done").exists():
+                    answer(request)
+
+    def answer(request: Path) -> None:
+        with (request / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        lines = [(row["file"], truth[row["original"]]) for row in rows]
+        half = len(lines) // 2
+        write_csv(request / "labels.csv", ("file", "label"), lines[:half])
+        wrong = [*lines[:-1], (lines[-1][0], "seven")]
+        write_csv(request / "labels.csv", ("file", "label"), wrong)
+        while not (request / "errors.csv").exists() and not stop.wait(0.01):
+            pass
+        write_csv(request / "labels.csv", ("file", "label"), reversed(lines))
+        (request / "all.done").touch()
+        labelled.extend(name for name, _ in lines)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield labelled
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _learned(outcome: Outcome) -> tuple[object, ...]:
+    _, cycles, losses, model = outcome.result
+    return cycles, losses, model
+
+
+def test_people_who_label_files_give_the_result_of_the_simulated_oracle(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    # Long enough to learn something: pixels and labels must belong together.
+    settings = SITES | {"rounds": 4, "local-epochs": 5, "batch-size": 16}
+    rehearsed = simulation(settings, handler=hospitals.handler)
+    requests = tmp_path / "requests"
+    node = hospitals.nodes[1]
+    del node["truth"]
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    with _annotator(requests, hospitals.truth) as labelled:
+        real = simulation(settings, handler=hospitals.handler)
+    assert _learned(real) == _learned(rehearsed)
+    assert real.metrics.cycles[-1].accuracy > 0.5
+    last = real.metrics.cycles[-1]
+    # Shares are of a site's usable images; the ten labels that site 2 has come on top.
+    assert last.labels_per_client == (40, 24, 8 + 10)
+    assert len(labelled) == 24
+    assert len(set(labelled)) == 24
+    assert "damaged.png,empty" in (tmp_path / "state-0" / "set-aside.csv").read_text()
+    assert not (real.folder / "partition.json").exists()
+    stores = sorted((tmp_path / "state-1").glob("*/1/labels.sqlite"))
+    assert len(stores) == 2
+    answers = []
+    for path in stores:
+        store = LabelStore.open_existing(path)
+        store.verify()
+        assert store.class_names() == DIGITS
+        files = store.files()
+        found = store.labelled()
+        names = [files[sample] for sample in found.samples_N.tolist()]
+        answers.append(dict(zip(names, found.labels_N.tolist(), strict=True)))
+        store.close()
+    assert answers[0] == answers[1]
+    assert {name: DIGITS[label] for name, label in answers[0].items()}.items() <= (
+        hospitals.truth.items()
+    )
+
+
+def test_guesses_and_scores_go_to_people(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    with _annotator(requests, hospitals.truth):
+        simulation(SITES, handler=hospitals.handler, strategy="margin", cycles=2)
+    first, second = sorted(requests.glob("cycle-*"))
+    for folder, filled in ((first, False), (second, True)):
+        with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert all((row["score"] != "") is filled for row in rows)
+        assert all((row["guess"] in DIGITS and row["guess"] != "") is filled for row in rows)
+    scores = [float(row["score"]) for row in rows]
+    assert len(set(scores)) > 1
+
+
+def test_skipped_images_are_free_and_others_bought(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    hospitals.nodes[1]["truth"] = str(tmp_path / "half.csv")
+    names = sorted(path for path in hospitals.truth if int(Path(path).stem) in range(200, 320))
+    write_labels(tmp_path / "half.csv", {name: hospitals.truth[name] for name in names[::2]})
+    outcome = simulation(SITES, handler=hospitals.handler, strategy="random")
+    (path,) = (tmp_path / "state-1").glob("*/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    store.verify()
+    states = [entry.state for entry in store.entries()]
+    store.close()
+    assert states.count("skipped") > 0
+    assert states.count("labelled") == outcome.metrics.cycles[-1].labels_per_client[1]
+    ledger = outcome.metrics.cycles[1].ledger
+    assert ledger.reserved == 0
+    assert ledger.free > 0
+
+
+def test_what_one_run_bought_the_next_one_has(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    (tmp_path / "part.csv").write_text("file,label\n")
+    hospitals.nodes[0]["truth"] = str(tmp_path / "part.csv")
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(tmp_path / "requests")}
+    with _annotator(tmp_path / "requests", hospitals.truth):
+        simulation(SITES, handler=hospitals.handler, cycles=1)
+    for site in (0, 1):
+        export_labels(tmp_path / f"state-{site}", tmp_path / f"data-{site}" / "labels.csv")
+    resources._sites.clear()
+    hospitals.nodes[1]["oracle"] = "simulated"
+    again = simulation(SITES, handler=hospitals.handler, cycles=1)
+    # The first site could label none of its 20, which are not asked for again; of the second
+    # one's 12 labels each is there already.
+    assert again.metrics.cycles[0].labels_per_client[1] == 12 + 12
+    (path,) = (tmp_path / "state-1").glob(f"{_newest_run(tmp_path)}/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    given = {e.sample for e in store.entries() if e.state == "given"}
+    assert len(given) == 12
+    assert {e.annotator for e in store.entries() if e.state == "given"} == {"files"}
+    store.close()
+    with (tmp_path / "state-0" / "set-aside.csv").open(encoding="utf-8-sig", newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert reasons.count("skip, says labels.csv") == 20
+
+
+def _newest_run(root: Path) -> str:
+    runs = [path for path in (root / "state-1").iterdir() if path.is_dir()]
+    return max(runs, key=lambda path: path.stat().st_mtime_ns).name
+
+
+def test_an_image_that_goes_before_it_is_labelled_is_given_back(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    removed: list[str] = []
+
+    def handler(message: Message, context: Context) -> Message:
+        resources._sites.clear()  # As in deployment, where each message has a process of its own.
+        reply = hospitals.handler(message, context)
+        if not removed and requests.exists():
+            (folder,) = requests.iterdir()
+            with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+                removed.extend(row["original"] for row in csv.DictReader(file))
+            (tmp_path / "data-1" / removed[0]).unlink()
+            lines = [(name, hospitals.truth[name]) for name in removed[1:]]
+            write_csv(folder / "labels.csv", ("file", "label"), lines)
+        return reply
+
+    outcome = simulation(SITES, handler=handler, cycles=1)
+    assert outcome.metrics.cycles[0].labels_per_client[1] == len(removed) - 1
+    (path,) = (tmp_path / "state-1").glob("*/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    store.verify()
+    (gone,) = [entry for entry in store.entries() if entry.state == "skipped"]
+    assert (gone.file, gone.annotator) == (removed[0], "gone")
+    assert store.ledger().free == 1
+    store.close()
+
+
+def test_a_deleted_request_is_written_again_with_what_is_still_open(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    asked: list[list[str]] = []
+
+    def handler(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        reply = hospitals.handler(message, context)
+        if partition == 1 and (folders := list(requests.glob("cycle-*"))):
+            (folder,) = folders
+            if (folder / "labels.csv").exists():
+                # What was said is taken in: nobody needs the folder any more, or so they think.
+                shutil.rmtree(folder)
+                return reply
+            with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+                asked.append([row["original"] for row in csv.DictReader(file)])
+            first, *others = asked[-1]
+            lines = [(first, "skip"), *((name, hospitals.truth[name]) for name in others[:-1])]
+            if len(asked) > 1:
+                lines = [(name, hospitals.truth[name]) for name in asked[-1]]
+            write_csv(folder / "labels.csv", ("file", "label"), lines)
+        return reply
+
+    outcome = simulation(SITES, handler=handler, cycles=1)
+    assert asked[1:] == [asked[0][-1:]]
+    assert outcome.metrics.cycles[0].labels_per_client[1] == len(asked[0]) - 1
+    # All is answered, and the folder is gone again: nobody is asked once more.
+    assert not list(requests.glob("cycle-*"))
+
+
+def test_the_home_of_a_site_is_found_for_its_state_as_well(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    hospitals.nodes[1] |= {"data": "~/data-1", "state-dir": "~/state-1"}
+    simulation(SITES, handler=hospitals.handler, cycles=1)
+    assert (tmp_path / "state-1" / "images.sqlite").is_file()
+    assert len(list((tmp_path / "state-1").glob("*/1/labels.sqlite"))) == 1
+    assert not (tmp_path / "~").exists()
+
+
+def test_labels_that_come_late_change_nothing_that_was_trained(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    """Site 1 is never answered, and then corrected from outside between two runs of a server."""
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    with pytest.raises(KeyboardInterrupt), _annotator(requests, hospitals.truth):
+        simulation(
+            SITES,
+            handler=_interrupted(hospitals, "train", 4),
+            **{"label-deadline": 600.0},
+        )
+    (folder,) = (tmp_path / "runs").iterdir()
+    (path,) = (tmp_path / "state-1").glob("*/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    before = store.labelled(1)
+    store.correct({int(before.samples_N[0]): (int(before.labels_N[0]) + 1) % 10}, "a doctor")
+    assert np.array_equal(store.labelled(1).labels_N, before.labels_N)
+    assert not np.array_equal(store.labelled(2).labels_N[: len(before.labels_N)], before.labels_N)
+    store.close()
+    with _annotator(requests, hospitals.truth):
+        resumed = simulation.resume(folder, hospitals.handler)
+    assert resumed.metrics.cycles[1].labels_per_client[1] == len(before.samples_N)
+
+
+def _interrupted(hospitals: Hospitals, kind: str, client_calls: int):
+    """Stop the server, as Ctrl-C does, after so many calls of one kind of cycle 1."""
+    calls = []
+
+    def handler(message: Message, context: Context) -> Message:
+        reply = hospitals.handler(message, context)
+        is_cycle_1 = message.content.config_records["config"]["cycle"] == 1
+        if message.metadata.message_type == kind and is_cycle_1:
+            calls.append(1)
+            if len(calls) == client_calls:
+                raise KeyboardInterrupt
+        return reply
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        ({"data": None}, {}, "data: missing in --node-config"),
+        ({"state-dir": None}, {}, "state-dir: missing"),
+        ({"truth": None}, {}, "only for a rehearsal"),
+        ({"data": "/nowhere"}, {}, "no such folder"),
+        ({"partition-id": None}, {}, "partition-id: missing"),
+        ({"partition-id": "1"}, {}, "allowed in --node-config is an integer"),
+        ({}, {"partition": "iid"}, "allowed is 'sites' with nodes that have data"),
+        ({"oracle": "phone"}, {}, "oracle='phone': allowed is"),
+    ],
+)
+def test_sites_that_cannot_take_part_say_why(
+    simulation: Simulation, hospitals: Hospitals, change, settings, message: str
+):
+    for node in hospitals.nodes:
+        node |= change
+        for key in [key for key, value in change.items() if value is None]:
+            del node[key]
+
+    def handler(request: Message, context: Context) -> Message:
+        context.node_config = dict(hospitals.nodes[context.node_id - 1])  # type: ignore[arg-type]
+        return client_app(request, context)
+
+    with pytest.raises(QuorumNotReached) as raised:
+        simulation(SITES | settings, handler=handler)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"client-state": "memory"}, "allowed is 'disk' with partition='sites'"),
+        ({"align": "true-global"}, "without partition='sites'"),
+        ({"align-membership": "true"}, "without partition='sites'"),
+        ({"classes": "0,1,2,0"}, "at least two different names"),
+        ({"classes": "0,1,2"}, "the data set has a class '3'"),
+    ],
+)
+def test_settings_that_do_not_fit_sites_are_refused(simulation: Simulation, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        simulation(SITES | settings)
+
+
+def test_classes_and_size_of_the_run_are_those_of_all_sites(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    """An eleventh class that the server has no test images of, and images of another size."""
+    outcome = simulation(
+        SITES,
+        handler=hospitals.handler,
+        classes="ten," + ",".join(reversed(DIGITS)),
+        cycles=1,
+        **{"image-size": 12},
+    )
+    (cycle,) = outcome.metrics.cycles
+    assert cycle.class_accuracy[0] is None
+    assert None not in cycle.class_accuracy[1:]
+    (path,) = (tmp_path / "state-2").glob("*/2/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    assert store.class_names() == ("ten", *reversed(DIGITS))
+    names, labelled = store.files(), store.labelled()
+    store.close()
+    for sample, label in zip(labelled.samples_N.tolist(), labelled.labels_N.tolist(), strict=True):
+        assert DIGITS[10 - label] == hospitals.truth[names[sample]]

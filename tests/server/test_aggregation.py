@@ -1,0 +1,426 @@
+"""Aggregations by name, against what their papers' equations give."""
+
+from __future__ import annotations
+
+import typing
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
+from support.reference_aggregation import (
+    Adagrad,
+    Adam,
+    Model,
+    Momentum,
+    Yogi,
+    bulyan,
+    by_value,
+    krum_order,
+    mean,
+    median_of,
+    trimmed_mean_of,
+)
+
+from ahfal_app.config import AggregationName, parse_settings
+from ahfal_app.errors import ConfigError, NonFiniteModel, QuorumNotReached
+from ahfal_app.seeds import numpy_generator
+from ahfal_app.server.aggregation import Aggregation, shortage
+from ahfal_app.server.aggregation.methods import METHODS
+from ahfal_app.server.preflight import check_clients, check_settings
+
+NAMES = typing.get_args(AggregationName)
+OPTIMIZERS = {
+    "fedavgm": lambda: Momentum(1.0),
+    "fedadagrad": lambda: Adagrad(0.1),
+    "fedadam": lambda: Adam(0.1),
+    "fedyogi": lambda: Yogi(0.01),
+}
+ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
+
+#: Neither sorted nor with the parameters first, as in a real network.
+SHAPES = {"norm.weight": (3,), "norm.running_var": (3,), "head.weight": (2, 3), "head.bias": ()}
+TRAINABLE = ("norm.weight", "head.weight", "head.bias")
+COUNTER = "norm.num_batches_tracked"
+WEIGHTS = [1, 9, 2, 7, 3, 5, 6]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _identity() -> None:
+    """Messages cannot be made without; the engines set it for their processes."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+
+def draw_model(*key: int) -> Model:
+    random = numpy_generator(3, "model", *key)
+    return {n: np.asarray(random.normal(size=shape), np.float32) for n, shape in SHAPES.items()}
+
+
+def draw_models(round_: int) -> list[Model]:
+    """Seven clients' models; one is far off, as only a malicious client is."""
+    models = [draw_model(round_, client) for client in range(len(WEIGHTS))]
+    models[1] = {name: np.asarray(50 * array, np.float32) for name, array in models[1].items()}
+    return models
+
+
+def to_record(model: Model, counter: int = 0) -> ArrayRecord:
+    arrays = {name: Array(np.asarray(array)) for name, array in model.items()}
+    return ArrayRecord({**arrays, COUNTER: Array(np.array(counter, dtype=np.int64))})
+
+
+def to_replies(models: list[Model], weights: list[int] = WEIGHTS) -> list[Message]:
+    return [
+        Message(
+            RecordDict(
+                {
+                    "arrays": to_record(model, counter),
+                    "metrics": MetricRecord({"num-examples": weight, "loss": 1.0, "seconds": 2.0}),
+                }
+            ),
+            dst_node_id=0,
+            message_type="train",
+        )
+        for counter, (model, weight) in enumerate(zip(models, weights, strict=True))
+    ]
+
+
+def to_model(record: ArrayRecord) -> Model:
+    return {name: array.numpy() for name, array in record.items() if name != COUNTER}
+
+
+def make(name: str, state: Model | None = None, **values: object) -> Aggregation:
+    keys = {key.replace("_", "-"): value for key, value in values.items()}
+    return Aggregation(parse_settings({"aggregation": name, **keys}), TRAINABLE, state)
+
+
+def run(
+    aggregation: Aggregation,
+    current: Model,
+    rounds: range,
+    cycle: int = 0,
+    models=draw_models,
+) -> Model:
+    """Let clients answer for some rounds; return the last global model."""
+    for round_ in rounds:
+        aggregation.configure_train(round_, to_record(current), grid=None)  # type: ignore[arg-type]
+        replies = to_replies(models(round_))
+        current = to_model(aggregation.aggregate_train(cycle, round_, replies))
+    return current
+
+
+def assert_same_bits(one: Model, other: Model) -> None:
+    assert set(one) == set(other)
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+def expected_rounds(name: str, start: Model, rounds: int) -> Model:
+    """Return the global model after some rounds, from the reference."""
+    optimizer = OPTIMIZERS[name]() if name in OPTIMIZERS else None
+    current = {key: array.astype(np.float64) for key, array in start.items()}
+    for round_ in range(1, rounds + 1):
+        models = [
+            {key: array.astype(np.float64) for key, array in model.items()}
+            for model in draw_models(round_)
+        ]
+        if optimizer is not None:
+            averaged = mean(models, WEIGHTS)
+            parameters = {key: current[key] for key in TRAINABLE}
+            current = {**averaged, **optimizer.step(parameters, models, WEIGHTS)}
+        elif name in ("fedavg", "fedprox"):
+            current = mean(models, WEIGHTS)
+        elif name == "fedmedian":
+            current = by_value(models, median_of)
+        elif name == "fedtrimmedavg":
+            current = by_value(models, lambda values: trimmed_mean_of(values, 1))
+        elif name == "krum":
+            current = models[krum_order(models, 1)[0]]
+        elif name == "multikrum":
+            best = krum_order(models, 1)[:6]
+            current = mean([models[i] for i in best], [WEIGHTS[i] for i in best])
+        else:
+            current = bulyan(models, 1)
+    return current
+
+
+def test_every_name_is_allowed_and_made():
+    assert set(METHODS) == set(NAMES)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_papers_equations(name: str, rounds: int):
+    start = draw_model(0)
+    result = run(make(name), start, range(1, rounds + 1))
+    assert list(result) == list(SHAPES)
+    for key, expected in expected_rounds(name, start, rounds).items():
+        assert result[key].dtype == np.float32
+        np.testing.assert_allclose(result[key], expected, rtol=2e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counters_take_the_largest(name: str):
+    aggregation = make(name)
+    current = to_record(draw_model(0))
+    aggregation.configure_train(1, current, grid=None)  # type: ignore[arg-type]
+    result = aggregation.aggregate_train(0, 1, to_replies(draw_models(1)))
+    assert list(result) == list(current)
+    assert result[COUNTER].numpy() == 6
+    assert result[COUNTER].dtype == "int64"
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+def test_the_mean_is_flowers_to_the_last_bit(name: str):
+    replies = to_replies(draw_models(1))
+    for reply in replies:
+        del reply.content.array_records["arrays"][COUNTER]
+    arrays, _ = FedAvg().aggregate_train(1, replies)
+    result = run(make(name), draw_model(0), range(1, 2))
+    assert arrays is not None
+    assert_same_bits(result, to_model(arrays))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_stay_as_they_are(name: str):
+    aggregation = make(name)
+    replies = to_replies(draw_models(1))
+    aggregation.configure_train(1, to_record(draw_model(0)), grid=None)  # type: ignore[arg-type]
+    aggregation.aggregate_train(0, 1, replies)
+    for reply, model in zip(replies, draw_models(1), strict=True):
+        assert_same_bits(to_model(reply.content.array_records["arrays"]), model)
+        assert reply.content.metric_records["metrics"]["seconds"] == 2.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_arrays_does_not_matter(name: str):
+    """Neither of the model, which a checkpoint may reorder, nor of what clients answer."""
+
+    def reordered(round_: int) -> list[Model]:
+        models = draw_models(round_)
+        return [dict(sorted(m.items(), reverse=i % 2 == 0)) for i, m in enumerate(models)]
+
+    start = draw_model(0)
+    result = run(make(name), dict(sorted(start.items())), range(1, 4), models=reordered)
+    assert_same_bits(result, run(make(name), start, range(1, 4)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_goes_on_where_it_was_kept(name: str):
+    start = draw_model(0)
+    straight = make(name)
+    halfway = run(straight, start, range(1, 3))
+    kept = {key: array.copy() for key, array in straight.state.items()}
+    assert bool(kept) == (name in OPTIMIZERS)
+    restored = make(name, dict(sorted(kept.items(), reverse=True)))
+    assert_same_bits(restored.state, kept)
+    assert_same_bits(run(restored, halfway, range(3, 5)), run(straight, halfway, range(3, 5)))
+    assert_same_bits(restored.state, straight.state)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_its_state_it_goes_on_differently(name: str):
+    halfway = run(make(name), draw_model(0), range(1, 3))
+    straight = expected_rounds(name, draw_model(0), 3)
+    forgetful = run(make(name), halfway, range(3, 4))
+    assert not np.allclose(forgetful["head.weight"], straight["head.weight"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_a_reset_nothing_is_left(name: str):
+    aggregation = make(name)
+    start = draw_model(0)
+    first = run(aggregation, start, range(1, 3))
+    aggregation.reset()
+    assert aggregation.state == {}
+    assert_same_bits(run(aggregation, start, range(1, 3), cycle=1), first)
+
+
+@pytest.mark.parametrize(("reset_model", "goes_on"), [(False, True), (True, False)])
+def test_the_correction_of_the_bias_counts_rounds_since_the_model_was_fresh(
+    reset_model: bool, goes_on: bool
+):
+    """The third round, as the first of the second cycle, equals it only where it goes on."""
+    aggregation = make("fedadam", rounds=2, reset_model=reset_model)
+    halfway = run(aggregation, draw_model(0), range(1, 3))
+    aggregation.configure_train(1, to_record(halfway), grid=None)  # type: ignore[arg-type]
+    result = to_model(aggregation.aggregate_train(1, 1, to_replies(draw_models(3))))
+    expected = expected_rounds("fedadam", draw_model(0), 3)
+    is_third = np.allclose(result["head.weight"], expected["head.weight"], rtol=2e-5)
+    assert is_third is goes_on
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_server_optimisers_leave_running_statistics_to_the_mean(name: str):
+    """Where the variances of all clients fall, an extrapolated one would become negative."""
+
+    def falling(round_: int) -> list[Model]:
+        models = [draw_model(round_, client) for client in range(len(WEIGHTS))]
+        for model in models:
+            model["norm.running_var"] = np.full(3, 0.5**round_, np.float32)
+        return models
+
+    result = run(make(name, server_learning_rate=1.0), draw_model(0), range(1, 6), 0, falling)
+    np.testing.assert_allclose(result["norm.running_var"], 0.5**5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e38])
+@pytest.mark.parametrize("name", [*ROBUST, "fedavg"])
+def test_one_huge_model_moves_the_mean_and_no_robust_aggregate(name: str, scale: float):
+    """Honest values are in [0, 1); squares of the huge ones overflow in float32."""
+    random = numpy_generator(5, "attack")
+    honest = [{"w": random.random(20).astype(np.float32)} for _ in range(6)]
+    models = [*honest[:3], {"w": np.full(20, scale, np.float32)}, *honest[3:]]
+    aggregation = Aggregation(parse_settings({"aggregation": name}), ("w",))
+    aggregation.configure_train(1, to_record(honest[0]), grid=None)  # type: ignore[arg-type]
+    # One in seven, the attacker claims far more samples than the others.
+    result = aggregation.aggregate_train(0, 1, to_replies(models, [1, 1, 1, 10**6, 1, 1, 1]))
+    values = result["w"].numpy()
+    if name == "fedavg":
+        assert (values > 0.99 * scale).all()
+    else:
+        assert ((values >= 0) & (values < 1)).all()
+
+
+@pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan"])
+def test_distances_are_right_where_models_differ_little(name: str):
+    """In float32 the squared norms of about 1e8 would drown squared distances of about 1."""
+    random = numpy_generator(6, "close")
+    offset = np.float32(1000)
+    models = [{"w": offset + random.normal(size=100).astype(np.float32)} for _ in range(6)]
+    models.append({"w": offset + 3 * random.normal(size=100).astype(np.float32)})
+    exact = [{"w": model["w"].astype(np.float64)} for model in models]
+    if name == "krum":
+        expected = exact[krum_order(exact, 1)[0]]
+    elif name == "multikrum":
+        expected = mean([exact[i] for i in krum_order(exact, 1)[:6]], [1] * 6)
+    else:
+        expected = bulyan(exact, 1)
+    aggregation = Aggregation(parse_settings({"aggregation": name}), ("w",))
+    aggregation.configure_train(1, to_record(models[0]), grid=None)  # type: ignore[arg-type]
+    result = aggregation.aggregate_train(0, 1, to_replies(models, [1] * 7))
+    np.testing.assert_allclose(result["w"].numpy(), expected["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedadagrad", "fedyogi"])
+def test_an_aggregate_that_is_not_finite_is_a_named_error(name: str):
+    def huge(round_: int) -> list[Model]:
+        sign = (-1) ** round_
+        return [{"w": np.full(2, sign * 3e38, np.float32)} for _ in WEIGHTS]
+
+    aggregation = Aggregation(parse_settings({"aggregation": name}), ("w",))
+    start = {"w": np.full(2, 3e38, np.float32)}
+    with pytest.raises(NonFiniteModel, match=rf"cycle 0, round 1: aggregation='{name}'.*'.*w'"):
+        run(aggregation, start, range(1, 3), models=huge)
+
+
+@pytest.mark.parametrize(
+    ("values", "clients", "needed"),
+    [
+        ({"aggregation": "krum", "malicious-clients": 0}, 3, "3·"),
+        ({"aggregation": "krum", "malicious-clients": 2}, 7, "2·2 + 3 = 7 clients in a round"),
+        ({"aggregation": "multikrum", "malicious-clients": 2}, 7, "2·2 + 3 = 7"),
+        ({"aggregation": "bulyan", "malicious-clients": 1}, 7, "4·1 + 3 = 7"),
+        (
+            {"aggregation": "multikrum", "multikrum-clients": 5, "malicious-clients": 1},
+            6,
+            "multikrum-clients=5: allowed is at most 4 with malicious-clients=1 and 5 clients",
+        ),
+        ({"aggregation": "fedtrimmedavg"}, 5, "trimmed-share=0.2: aggregation='fedtrimmedavg'"),
+        ({"aggregation": "fedtrimmedavg", "trimmed-share": 0.1}, 10, "must trim at least 1"),
+    ],
+)
+def test_too_few_clients_are_refused_before_a_run_and_in_a_round(
+    values: dict[str, object], clients: int, needed: str
+):
+    """With exactly as many as needed it works; with one less it names what is missing."""
+    settings = parse_settings(values)
+    assert shortage(settings, clients) is None
+    check_settings({**values, "num-clients": clients})
+    problem = shortage(settings, clients - 1)
+    assert problem is not None
+    if needed != "3·":
+        assert needed in problem
+    with pytest.raises(ConfigError) as before:
+        check_settings({**values, "num-clients": clients - 1})
+    assert problem in str(before.value)
+    with pytest.raises(ConfigError) as joined:
+        check_clients(settings.model_copy(update={"num_clients": clients - 1}), 1000)
+    assert problem in str(joined.value)
+
+    aggregation = Aggregation(settings, ("w",))
+    models = [{"w": np.full(2, client, np.float32)} for client in range(clients)]
+    aggregation.configure_train(1, to_record(models[0]), grid=None)  # type: ignore[arg-type]
+    aggregation.aggregate_train(0, 1, to_replies(models, [1] * clients))
+    with pytest.raises(QuorumNotReached) as in_round:
+        aggregation.aggregate_train(2, 5, to_replies(models[1:], [1] * (clients - 1)))
+    assert "cycle 2, round 5: too few usable answers" in str(in_round.value)
+    assert problem in str(in_round.value)
+
+
+def test_clients_that_are_not_asked_in_a_round_do_not_count():
+    values = {"aggregation": "krum", "malicious-clients": 2, "num-clients": 10}
+    check_settings({**values, "client-fraction": 0.7})
+    with pytest.raises(ConfigError, match="= 7 clients in a round, there are 6"):
+        check_settings({**values, "client-fraction": 0.6})
+
+
+def test_number_of_clients_that_is_not_known_yet_is_not_refused():
+    check_settings({"aggregation": "bulyan", "malicious-clients": 50, "num-clients": 0})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"aggregation": "fedadm"}, "did you mean 'fedadam'?"),
+        ({"aggregation": "qfedavg"}, "allowed is `fedavg` | `fedprox`"),
+        ({"proximal-mu": 0.0}, "proximal-mu=0.0: allowed is number, > 0"),
+        ({"trimmed-share": 0.5}, "trimmed-share=0.5: allowed is number, > 0, < 0.5"),
+        ({"server-momentum": 1.0}, "server-momentum=1.0: allowed is number, ≥ 0, < 1"),
+        ({"server-second-moment": -0.1}, "server-second-moment=-0.1"),
+        ({"server-adaptivity": 0}, "server-adaptivity=0: allowed is number, ≥ 1e-12"),
+        ({"server-learning-rate": -1.0}, "server-learning-rate=-1.0"),
+        ({"malicious-clients": 0.5}, "malicious-clients=0.5: allowed is integer"),
+        ({"multikrum-clients": -1}, "multikrum-clients=-1: allowed is integer, ≥ 0"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(values: dict[str, object], message: str):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("fedavgm", {"server_momentum": 0.5}),
+        ("fedavgm", {"server_learning_rate": 0.3}),
+        ("fedadam", {"server_learning_rate": 0.01}),
+        ("fedadam", {"server_momentum": 0.5}),
+        ("fedyogi", {"server_second_moment": 0.5}),
+        ("fedyogi", {"server_adaptivity": 0.1}),
+        ("fedadagrad", {"server_adaptivity": 0.1}),
+        ("fedadagrad", {"server_learning_rate": 0.01}),
+        ("fedtrimmedavg", {"trimmed_share": 0.4}),
+        ("krum", {"malicious_clients": 2}),
+        ("multikrum", {"multikrum_clients": 2}),
+        ("multikrum", {"malicious_clients": 2}),
+        ("bulyan", {"malicious_clients": 0}),
+    ],
+)
+def test_each_parameter_has_an_effect(name: str, values: dict[str, object]):
+    start = draw_model(0)
+    results = [
+        [run(make(name, **given), start, range(1, last + 1))["head.weight"] for last in range(1, 9)]
+        for given in ({}, values)
+    ]
+    assert not np.array_equal(*results)
+
+
+@pytest.mark.parametrize(("value", "same"), [(1, True), (2, False)])
+def test_multikrum_of_one_client_is_krum(value: int, same: bool):
+    start = draw_model(0)
+    multi = run(make("multikrum", multikrum_clients=value), start, range(1, 2))
+    krum = run(make("krum"), start, range(1, 2))
+    assert np.array_equal(multi["head.weight"], krum["head.weight"]) is same

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahfal_app.errors import CheckpointError
+from ahfal_app.server.checkpoint import Checkpoint, Position, read_checkpoint, write_checkpoint
+
+
+def _checkpoint(number: int) -> Checkpoint:
+    arrays = {
+        "weight": np.full((2, 3), number, dtype=np.float32),
+        "batches": np.array(number, dtype=np.int64),
+    }
+    velocity = {"velocity/weight": np.full((2, 3), -number, dtype=np.float32)}
+    return Checkpoint(Position("run", number // 3, number % 3), arrays, {}, velocity)
+
+
+def test_newest_is_read_back_and_two_are_kept(tmp_path: Path):
+    for number in range(5):
+        write_checkpoint(tmp_path, _checkpoint(number))
+    found = read_checkpoint(tmp_path)
+    assert found.position == Position("run", 1, 1)
+    assert found.arrays["batches"].dtype == np.int64
+    assert found.arrays["batches"].shape == ()
+    np.testing.assert_array_equal(found.arrays["weight"], np.full((2, 3), 4, dtype=np.float32))
+    np.testing.assert_array_equal(
+        found.aggregation["velocity/weight"], np.full((2, 3), -4, dtype=np.float32)
+    )
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "aggregation.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, file: str, damage: str):
+    for number in range(2):
+        write_checkpoint(tmp_path, _checkpoint(number))
+    path = max(tmp_path.iterdir()) / file
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        half = len(content) // 2
+        path.write_bytes(content[:half] + (b"" if damage == "cut" else b"#" + content[half + 1 :]))
+    assert read_checkpoint(tmp_path).position.round == 0
+
+
+def test_nothing_usable_is_a_named_error(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        read_checkpoint(tmp_path / "missing")
+    write_checkpoint(tmp_path, _checkpoint(0))
+    state = next(tmp_path.iterdir()) / "state.json"
+    state.write_text(json.dumps({"schema": 1}))
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_crash_at_any_step_of_a_write_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_checkpoint(tmp_path, _checkpoint(0))
+    real_fsync, real_rename = os.fsync, Path.rename
+    for failing_call in range(5):
+        calls = 0
+
+        def step() -> None:
+            nonlocal calls
+            calls += 1
+            if calls > failing_call:  # noqa: B023
+                raise OSError("disk gone")
+
+        def fsync(descriptor: int) -> None:
+            step()
+            real_fsync(descriptor)
+
+        def rename(self: Path, target: Path) -> Path:
+            step()
+            return real_rename(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            patch.setattr(Path, "rename", rename)
+            with pytest.raises(OSError, match="disk gone"):
+                write_checkpoint(tmp_path, _checkpoint(1))
+        renamed = failing_call == 4
+        assert read_checkpoint(tmp_path).position.round == (1 if renamed else 0)
+    write_checkpoint(tmp_path, _checkpoint(2))
+    assert read_checkpoint(tmp_path).position.round == 2

@@ -1,0 +1,175 @@
+"""A person at a page, in headless Chromium: looks, presses keys and clicks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support import browser
+from websockets.sync.client import ClientConnection, connect
+
+_PATIENCE_S = 240.0
+
+#: Names and codes of keys that are no letters.
+_KEYS = {"Backspace": ("Backspace", 8), "Tab": ("Tab", 9), "Enter": ("Enter", 13)}
+
+
+def wait_for(happened: Callable[[], Any], what: str, patience_s: float = _PATIENCE_S) -> Any:
+    """Return the first true value; a page is never ready at once."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if value := happened():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {patience_s:g} s: {what}")
+
+
+class Tab:
+    """One page, over Chromium's DevTools protocol."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._number = 0
+        self.console: list[str] = []
+        self.urls: list[str] = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+
+    def open(self, address: str) -> None:
+        self._call("Page.navigate", url=address)
+
+    def resize(self, width: int, height: int = 900) -> None:
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+
+    def evaluate(self, expression: str) -> Any:
+        done = self._call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        if "exceptionDetails" in done:
+            raise AssertionError(f"{expression}: {done['exceptionDetails']}")
+        return done["result"].get("value")
+
+    def wait(self, expression: str, patience_s: float = _PATIENCE_S) -> Any:
+        return wait_for(lambda: self.evaluate(expression), expression, patience_s)
+
+    def press(self, key: str) -> None:
+        name, code = _KEYS.get(key, (key, ord(key.upper()) if len(key) == 1 else 0))
+        about: dict[str, Any] = {"key": name, "windowsVirtualKeyCode": code}
+        if key == "Enter":
+            about["text"] = "\r"
+        elif len(key) == 1:
+            about |= {"text": key, "code": f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"}
+        self._call("Input.dispatchKeyEvent", type="keyDown", **about)
+        about.pop("text", None)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def write(self, text: str) -> None:
+        self._call("Input.insertText", text=text)
+
+    def click(self, selector: str) -> None:
+        """Click on the middle of an element, once nothing lies over it, as messages do."""
+        place = self.wait(
+            f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
+            if (!e) return null; e.scrollIntoView({{block: "center"}});
+            const r = e.getBoundingClientRect();
+            const place = {{x: r.x + r.width / 2, y: r.y + r.height / 2}};
+            const hit = document.elementFromPoint(place.x, place.y);
+            const own = [e, ...(e.labels ?? [])];
+            return r.width && hit && own.some((o) => o.contains(hit)) ? place : null; }})()"""
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        self._connection.send(
+            json.dumps({"id": self._number, "method": method, "params": parameters})
+        )
+        while True:
+            message = json.loads(self._connection.recv(timeout=_PATIENCE_S))
+            if message.get("id") == self._number:
+                if "error" in message:
+                    raise AssertionError(f"{method}: {message['error']}")
+                return message["result"]
+            self._note(message.get("method"), message.get("params", {}))
+
+    def _note(self, method: str | None, about: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown":
+            self.console.append(str(about["exceptionDetails"]))
+        elif method == "Log.entryAdded" and about["entry"]["level"] == "error":
+            self.console.append(about["entry"]["text"])
+        elif method == "Network.requestWillBeSent":
+            self.urls.append(about["request"]["url"])
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[Tab]:
+    """Start a browser of its own that reaches this machine alone; it ends with the block."""
+    assert browser.CHROMIUM is not None
+    profile = folder / "profile"
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    process = subprocess.Popen(
+        [
+            browser.CHROMIUM,
+            *sandbox,
+            "--headless",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        with connect(_page_address(profile), max_size=None) as connection:
+            yield Tab(connection)
+            connection.send(json.dumps({"id": 0, "method": "Browser.close"}))
+    finally:
+        _end(process)
+
+
+def _page_address(profile: Path) -> str:
+    import httpx
+
+    port_file = profile / "DevToolsActivePort"
+    lines = wait_for(lambda: port_file.is_file() and port_file.read_text().split(), "Chromium")
+
+    def page() -> str | None:
+        targets = httpx.get(f"http://127.0.0.1:{lines[0]}/json/list", trust_env=False).json()
+        return next((t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page"), None)
+
+    address: str = wait_for(page, "a page")
+    return address
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the browser and its children, which are in a group of their own."""
+    import signal
+
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,96 @@
+"""Small runs on digits in this process, with whatever a test wants to go wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from flwr.app import Context, Message
+from rich.console import Console
+
+from ahfal_app.client_app import app as client_app
+from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.results.progress import Progress
+from ahfal_app.results.reading import Metrics, read_metrics
+from ahfal_app.server.run import execute, prepare
+
+#: Three clients, three cycles of two rounds: a run of a second.
+TINY: dict[str, object] = {
+    "num-clients": 3,
+    "rounds": 2,
+    "local-epochs": 1,
+    "initial-fraction": 0.05,
+    "query-fraction": 0.05,
+    "target-fraction": 0.15,
+    "quorum": 0.3,
+}
+
+Handler = Callable[[Message, Context], Message]
+
+
+@dataclass
+class Outcome:
+    """What a run left behind."""
+
+    folder: Path
+    log: str
+
+    @property
+    def metrics(self) -> Metrics:
+        return read_metrics(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return summary
+
+    @property
+    def selections(self) -> list[dict[str, Any]]:
+        path = self.folder / "selections.parquet"
+        return pq.read_table(path).to_pylist() if path.exists() else []
+
+    @property
+    def result(self) -> tuple[object, ...]:
+        """Everything that must be equal between equal runs."""
+        model = (self.folder / "model.safetensors").read_bytes()
+        cycles = [
+            (c.accuracy, c.class_accuracy, c.loss, c.labels_per_client, c.mean, c.deviation)
+            for c in self.metrics.cycles
+        ]
+        losses = [(r.cycle, r.round, r.train_loss) for r in self.metrics.rounds]
+        # As text, since the scores of a strategy that has none are NaN.
+        return repr(self.selections), cycles, losses, model
+
+
+class Simulation:
+    """Runs settings in this process, each call of a client going through a handler."""
+
+    def __init__(self, output_dir: Path, data_dir: Path) -> None:
+        self.base = {"output-dir": str(output_dir), "data-dir": str(data_dir)}
+
+    def __call__(
+        self,
+        settings: dict[str, object] | None = None,
+        handler: Handler = client_app,
+        grid: type[InProcessGrid] = InProcessGrid,
+        workers: int = 1,
+        **more: object,
+    ) -> Outcome:
+        values = {**TINY, **self.base, **(settings or {}), **more}
+        output = io.StringIO()
+        start = prepare(values)
+        with grid(handler, start.settings.num_clients, workers) as nodes:  # type: ignore[arg-type]
+            folder = execute(start, nodes, Progress(Console(file=output, width=200)))
+        return Outcome(folder, output.getvalue())
+
+    def resume(self, folder: Path, handler: Handler = client_app) -> Outcome:
+        output = io.StringIO()
+        start = prepare({"resume": str(folder)})
+        with InProcessGrid(handler, start.settings.num_clients) as nodes:  # type: ignore[arg-type]
+            execute(start, nodes, Progress(Console(file=output, width=200)))
+        return Outcome(folder, output.getvalue())
