@@ -203,15 +203,15 @@ def settings(
     toml: Annotated[bool, typer.Option(help="As the defaults in pyproject.toml.")] = False,
 ) -> None:
     """List all settings: name, default, what is allowed, meaning."""
-    from ahfal_app import config_sources
+    from ahfal_app import settings_table
 
     if markdown:
-        print(config_sources.settings_markdown())
+        print(settings_table.settings_markdown())
     elif toml:
-        print(config_sources.settings_toml())
+        print(settings_table.settings_toml())
     else:
         table = Table("setting", "default", "allowed", "meaning")
-        for row in config_sources.settings_rows():
+        for row in settings_table.settings_rows():
             table.add_row(*row)
         Console().print(table)
 

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    ConfigRecordValues,
-    Context,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from ahfal_app.client.client import Client, QueryAnswer
+from ahfal_app.client.client import Client
 from ahfal_app.client.node_config import (
     at_site,
     oracle_options,
@@ -30,18 +23,11 @@ from ahfal_app.client.node_config import (
 from ahfal_app.client.state import ClientState
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
 from ahfal_app.errors import ConfigError
-from ahfal_app.messages.protocol import (
-    CONFIG_KEY,
-    STATISTICS_KEY,
-    Order,
-    histogram_to_metrics,
-    ledger_to_metrics,
-    query_answer_to_metrics,
-    statistics_from_record,
-)
-from ahfal_app.privacy import messages as secure
+from ahfal_app.messages import secure_aggregation as secure
+from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
+from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
+from ahfal_app.messages.protocol import Order, statistics_from_record
 from ahfal_app.privacy.participant import Participant
-from ahfal_app.server.aggregation import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
 from ahfal_app.training.resources import computing_threads, resources, site_resources
 
 app = ClientApp()
@@ -54,33 +40,27 @@ def join(message: Message, context: Context) -> Message:
     """Tell which client this is, and ask for its initial labels."""
     order = _order(message)
     partition, partitions = partition_of(order.settings, context.node_config)
-    about: dict[str, ConfigRecordValues] = {
-        "client": partition,
-        "num-clients": partitions,
-        "code": code_hash(),
-    }
-    if order.code != code_hash():
+    code = code_hash()
+    about = Introduction(
+        client=partition,
+        num_clients=partitions,
+        code=code,
         # Only then, since where a site has installed what is its own affair.
-        about["code-folder"] = str(PACKAGE_FOLDER)
+        code_folder="" if order.code == code else str(PACKAGE_FOLDER),
+    )
+    metrics = MetricRecord()
     num_clients = order.settings.num_clients or partitions
-    metrics: dict[str, int] = {}
-    if order.code == code_hash() and partition < num_clients <= partitions:
+    if order.code == code and partition < num_clients <= partitions:
         client = _client(order, context)
-        answer = client.join(order.cycle)
-        metrics = {
-            "num-samples": answer.num_samples,
-            "labelled": answer.labelled,
-            "purchases": answer.last_cycle + 1,
-            **ledger_to_metrics(answer.ledger),
-        }
-        about |= {
-            "data": client.data_fingerprint,
-            "partition": client.partition_fingerprint,
-            "device": client.device,
-        }
+        metrics = client.join(order.cycle).to_metrics()
+        about = replace(
+            about,
+            data=client.data_fingerprint,
+            partition=client.partition_fingerprint,
+            device=client.device,
+        )
     return Message(
-        RecordDict({CONFIG_KEY: ConfigRecord(about), METRICS_KEY: MetricRecord(dict(metrics))}),
-        reply_to=message,
+        RecordDict({CONFIG_KEY: about.to_record(), METRICS_KEY: metrics}), reply_to=message
     )
 
 
@@ -88,17 +68,14 @@ def join(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the global model locally."""
     order = _order(message)
-    answer = _client(order, context).train(
+    tensors, answer = _client(order, context).train(
         message.content.array_records[ARRAYS_KEY].to_torch_state_dict(),
         order.cycle,
         order.round,
         last_round=order.round == order.settings.rounds,
     )
-    metrics = MetricRecord(
-        {WEIGHT_KEY: answer.num_examples, "loss": answer.loss, "seconds": answer.seconds}
-    )
-    arrays = ArrayRecord(answer.tensors)
-    return Message(RecordDict({ARRAYS_KEY: arrays, METRICS_KEY: metrics}), reply_to=message)
+    content = RecordDict({ARRAYS_KEY: ArrayRecord(tensors), METRICS_KEY: answer.to_metrics()})
+    return Message(content, reply_to=message)
 
 
 @app.query("histogram")
@@ -215,7 +192,7 @@ def _participant(message: Message, context: Context) -> Iterator[tuple[Participa
 
 
 def _query_reply(message: Message, answer: QueryAnswer) -> Message:
-    return _metrics_reply(message, query_answer_to_metrics(answer))
+    return _metrics_reply(message, answer.to_metrics())
 
 
 def _metrics_reply(message: Message, metrics: MetricRecord) -> Message:

@@ -1,17 +1,15 @@
-"""Where settings come from and go to: command line and YAML in, tables and TOML out."""
+"""Where settings come from: the command line and YAML files."""
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from ahfal_app.config import allowed_values, setting_fields
+from ahfal_app.config import setting_fields
 from ahfal_app.errors import ConfigError
-from ahfal_app.query import strategy_table
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, object]:
@@ -83,48 +81,3 @@ def _takes_text(annotation: object) -> bool:
     """Tell whether a setting is text, or a choice of texts; a choice can be of numbers, too."""
     kinds: set[object] = {type(choice) for choice in typing.get_args(annotation)}
     return (kinds or {annotation}) == {str}
-
-
-def settings_rows() -> list[tuple[str, str, str, str]]:
-    """Return (setting, default, allowed, meaning) of every setting and strategy parameter."""
-    rows = [
-        (key, _toml_value(field.default), allowed_values(field), str(field.description))
-        for key, field in setting_fields().items()
-    ]
-    rows += [
-        (
-            parameter.key,
-            _toml_value(parameter.default),
-            parameter.allowed,
-            f"`{entry.name}`: {parameter.meaning}",
-        )
-        for entry in strategy_table()
-        for parameter in entry.parameters
-    ]
-    return rows
-
-
-def settings_markdown() -> str:
-    """Return the table of settings for the README."""
-    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for key, default, allowed, meaning in settings_rows():
-        cells = (f"`{key}`", f"`{default}`", allowed, meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def settings_toml() -> str:
-    """Return the defaults as `[tool.flwr.app.config]`.
-
-    Flower overrides only keys that its manifest lists. Strategy parameters are listed as
-    empty text, which stands for each parameter's own default.
-    """
-    lines = ["[tool.flwr.app.config]"]
-    lines += [f"{key} = {_toml_value(field.default)}" for key, field in setting_fields().items()]
-    keys = {parameter.key for entry in strategy_table() for parameter in entry.parameters}
-    lines += [f'"{key}" = ""' for key in sorted(keys)]
-    return "\n".join(lines)
-
-
-def _toml_value(value: object) -> str:
-    return json.dumps(value)

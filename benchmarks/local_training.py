@@ -43,11 +43,12 @@ from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.engine.in_process import InProcessGrid
-from ahfal_app.messages.protocol import CONFIG_KEY, TRAIN, Order
+from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY
+from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.models import build_model, resolve_model_name
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
-from ahfal_app.server.aggregation import ARRAYS_KEY, Aggregation
+from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.membership import join
 from ahfal_app.training.resources import Resources, resolve_device, resources

@@ -18,14 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ahfal_app.config import Settings, parse_settings, setting_fields, share_of
-from ahfal_app.config_sources import (
-    read_arguments,
-    settings_markdown,
-    settings_toml,
-)
+from ahfal_app.config_sources import read_arguments
 from ahfal_app.errors import ConfigError
 from ahfal_app.server.preflight import check_data, check_settings
 from ahfal_app.server.run import prepare
+from ahfal_app.settings_table import settings_markdown, settings_toml
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,46 +21,15 @@ from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Selection
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
-from ahfal_app.labels.store import LabelStore, Ledger
-from ahfal_app.privacy.disclosure import Disclosure, HistogramAnswer
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
+from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
-from ahfal_app.privacy.sessions import Advertisement
+from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer
 from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
 OWN = "own"
-
-
-@dataclass(frozen=True)
-class JoinAnswer:
-    """What a client tells about itself."""
-
-    num_samples: int
-    labelled: int
-    last_cycle: int
-    ledger: Ledger
-
-
-@dataclass(frozen=True)
-class TrainAnswer:
-    """A client's model after local training."""
-
-    tensors: dict[str, Tensor]
-    num_examples: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class QueryAnswer:
-    """How a client's purchase stands; which samples it chose stays with the client."""
-
-    selected: int
-    labelled: int
-    pending: int
-    ledger: Ledger
-    fine_tuned: bool = False
-    seconds: float = 0.0
 
 
 class Client:
@@ -145,7 +113,7 @@ class Client:
 
     def train(
         self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
-    ) -> TrainAnswer:
+    ) -> tuple[dict[str, Tensor], TrainAnswer]:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
         with self._labels() as store:
@@ -155,12 +123,12 @@ class Client:
         trained = model.state_dict()
         if result is not None and last_round:
             self._state.save_local_model(cycle, trained)
-        return TrainAnswer(
-            trained,
-            result.num_examples if result is not None else 0,
-            result.loss if result is not None else 0.0,
-            time.perf_counter() - start,
+        answer = TrainAnswer(
+            num_examples=result.num_examples if result is not None else 0,
+            loss=result.loss if result is not None else 0.0,
+            seconds=time.perf_counter() - start,
         )
+        return trained, answer
 
     def histogram(self, cycle: int) -> HistogramAnswer:
         """Return the class counts of what was labelled for training `cycle`."""

@@ -22,8 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ahfal_app.labels.location import STORE
-from ahfal_app.labels.store import LabelStore
+from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training.sgd import TrainingState
 
@@ -148,16 +147,16 @@ class ClientState:
     ) -> Iterator[LabelStore]:
         """Open the label store of a client with these samples, which may come and go or not."""
         if self._folder is not None:
-            store = LabelStore.open_file(self._folder / STORE, samples_N, num_classes, grows)
+            store = LabelStore.open_file(self._folder / STORE_FILE, samples_N, num_classes, grows)
         else:
-            content = self._blobs.read(STORE) or b""
+            content = self._blobs.read(STORE_FILE) or b""
             store = LabelStore.from_bytes(content, samples_N, num_classes, grows)
         try:
             yield store
         finally:
             # Also after an error: what was committed before it stays committed.
             if self._folder is None:
-                self._blobs.write(STORE, store.to_bytes())
+                self._blobs.write(STORE_FILE, store.to_bytes())
             store.close()
 
     @contextmanager
@@ -166,7 +165,7 @@ class ClientState:
 
         Without a folder it is empty each time: settings refuse every privacy but `none` there.
         """
-        path = self._folder / STORE if self._folder is not None else Path(":memory:")
+        path = self._folder / STORE_FILE if self._folder is not None else Path(":memory:")
         store = PrivacyStore(path)
         try:
             yield store

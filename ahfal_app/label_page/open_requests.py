@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ahfal_app.errors import StoreError
 from ahfal_app.label_page.desk import REQUESTS, Desk
-from ahfal_app.labels.location import find_store
+from ahfal_app.labels.store import find_store
 
 _ORACLE = "oracle"
 

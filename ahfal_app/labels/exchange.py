@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError, StoreError
-from ahfal_app.labels.location import find_store
 from ahfal_app.labels.spreadsheet import (
     SKIP,
     ClassNames,
@@ -19,7 +18,14 @@ from ahfal_app.labels.spreadsheet import (
     refusal,
     write_csv,
 )
-from ahfal_app.labels.store import Conflict, Entry, LabelReceipt, LabelStore, Ledger
+from ahfal_app.labels.store import (
+    Conflict,
+    Entry,
+    LabelReceipt,
+    LabelStore,
+    Ledger,
+    find_store,
+)
 
 _EXPORTED = (
     "file",

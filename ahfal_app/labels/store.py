@@ -38,6 +38,7 @@ from ahfal_app.labels.views import LabelViews
 from ahfal_app.storage.database import connect, reason, transaction
 
 __all__ = [
+    "STORE_FILE",
     "Conflict",
     "Entry",
     "LabelReceipt",
@@ -45,8 +46,30 @@ __all__ = [
     "LabelStore",
     "Labelled",
     "Ledger",
+    "find_store",
     "request_id",
 ]
+
+
+#: The file of a client's label store, in the folder of its state.
+STORE_FILE = "labels.sqlite"
+
+
+def find_store(path: Path) -> Path:
+    """Return the label store that a path means: itself, or the only one below a folder.
+
+    Raises
+    ------
+    StoreError
+        There is none, or there are several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.rglob(STORE_FILE))
+    if len(found) != 1:
+        which = "; name one of " + ", ".join(map(str, found)) if found else ""
+        raise StoreError(f"{path}: {len(found)} label stores in this folder{which}")
+    return found[0]
 
 
 class LabelStore(LabelViews):

@@ -1,4 +1,4 @@
-"""The messages between server and clients: types, keys, and how values travel in records.
+"""What the server sends: types of messages, its orders and the class statistics.
 
 Raw images, labels of single samples and sample ids are in none of them.
 """
@@ -7,28 +7,21 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord
 
 from ahfal_app.class_statistics import ClassStatistics
-from ahfal_app.client.client import QueryAnswer
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.data.images import DataFormat
-from ahfal_app.labels.store import Ledger
-from ahfal_app.privacy.disclosure import HistogramAnswer
-from ahfal_app.server.aggregation import METRICS_KEY
+from ahfal_app.messages.fields import count
 
 JOIN = "query.join"
 TRAIN = "train"
 HISTOGRAM = "query.histogram"
 SELECT = "query.select"
 COLLECT = "query.collect"
-
-CONFIG_KEY = "config"
-STATISTICS_KEY = "statistics"
 
 
 @dataclass(frozen=True)
@@ -94,87 +87,6 @@ def _settings(text: str) -> Settings:
     return parse_settings(json.loads(text))
 
 
-def ledger_to_metrics(ledger: Ledger) -> dict[str, int]:
-    """Return a ledger as metrics."""
-    return asdict(ledger)
-
-
-def ledger_from_metrics(metrics: MetricRecord) -> Ledger:
-    """Return a ledger from metrics.
-
-    Raises
-    ------
-    ValueError
-        A count is missing or negative, or they do not add up.
-    """
-    ledger = Ledger(**{key: count(metrics, key) for key in Ledger.__dataclass_fields__})
-    if ledger.allotted != ledger.spent + ledger.reserved + ledger.free:
-        raise ValueError(f"{ledger}: allotted must be spent + reserved + free")
-    return ledger
-
-
-def query_answer_to_metrics(answer: QueryAnswer) -> MetricRecord:
-    """Return how a purchase stands as metrics."""
-    return MetricRecord(
-        {
-            "selected": answer.selected,
-            "labelled": answer.labelled,
-            "pending": answer.pending,
-            "fine-tuned": int(answer.fine_tuned),
-            "seconds": answer.seconds,
-            **ledger_to_metrics(answer.ledger),
-        }
-    )
-
-
-def query_answer_from_metrics(metrics: MetricRecord) -> QueryAnswer:
-    """Return how a purchase stands from metrics.
-
-    Raises
-    ------
-    ValueError
-        Something is missing or is no count.
-    """
-    return QueryAnswer(
-        selected=count(metrics, "selected"),
-        labelled=count(metrics, "labelled"),
-        pending=count(metrics, "pending"),
-        ledger=ledger_from_metrics(metrics),
-        fine_tuned=bool(count(metrics, "fine-tuned")),
-        seconds=number(metrics, "seconds"),
-    )
-
-
-def histogram_to_metrics(answer: HistogramAnswer) -> MetricRecord:
-    """Return a client's class counts as metrics."""
-    return MetricRecord(
-        {
-            "counts": answer.counts_C.tolist(),
-            "has-labels": int(answer.has_labels),
-            "epsilon-spent": answer.epsilon_spent,
-        }
-    )
-
-
-def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool) -> HistogramAnswer:
-    """Return a client's class counts, exact ones or noisy ones.
-
-    Raises
-    ------
-    ValueError
-        Something is missing, or the counts are not as many as there are classes, or not what
-        counts can be.
-    """
-    counts = metrics.get("counts")
-    if not isinstance(counts, list) or len(counts) != num_classes:
-        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
-    if any(not isinstance(value, int) or (value < 0 and not noisy) for value in counts):
-        raise ValueError(f"counts={counts!r}: allowed are integers{'' if noisy else ' ≥ 0'}")
-    has_labels = bool(count(metrics, "has-labels"))
-    spent = number(metrics, "epsilon-spent")
-    return HistogramAnswer(np.array(counts, dtype=np.int64), has_labels, spent)
-
-
 def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:
     """Return class statistics as they travel: 2 C floats, C flags, and a target if any."""
     record = MetricRecord(
@@ -197,44 +109,3 @@ def statistics_from_record(record: MetricRecord) -> ClassStatistics:
         low_C=np.array(record["low"], dtype=bool),
         target_C=np.array(record["target"], dtype=np.float64) if "target" in record else None,
     )
-
-
-def count(record: MetricRecord | ConfigRecord, key: str) -> int:
-    """Return a value that must be an integer of at least 0.
-
-    Raises
-    ------
-    ValueError
-        It is missing or something else.
-    """
-    value = record.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{key}={value!r}: allowed is an integer ≥ 0")
-    return value
-
-
-def number(record: MetricRecord, key: str, lowest: float = 0.0) -> float:
-    """Return a metric that must be a finite number of at least `lowest`.
-
-    Raises
-    ------
-    ValueError
-        It is missing or something else.
-    """
-    value = record.get(key)
-    if not isinstance(value, float) or not lowest <= value < math.inf:
-        raise ValueError(f"{key}={value!r}: allowed is a number ≥ {lowest:g}")
-    return value
-
-
-def metrics_of(content: RecordDict) -> MetricRecord:
-    """Return the metrics of an answer.
-
-    Raises
-    ------
-    ValueError
-        There are none.
-    """
-    if METRICS_KEY not in content.metric_records:
-        raise ValueError(f"answer without {METRICS_KEY!r}")
-    return content.metric_records[METRICS_KEY]

@@ -5,8 +5,6 @@ Shape suffixes: C classes, D = 2 C + 1 entries of the vector that is summed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,26 +15,8 @@ from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.quantisation import quantise
+from ahfal_app.privacy.sessions import HistogramAnswer
 from ahfal_app.privacy.store import PrivacyStore
-
-
-@dataclass(frozen=True, eq=False)
-class HistogramAnswer:
-    """A client's class counts, as it tells them.
-
-    Attributes
-    ----------
-    counts_C : NDArray[np.int64]
-        Exact, or with noise and then perhaps negative.
-    has_labels : bool
-        Whether they count; False where the labelled set is empty and that is no secret.
-    epsilon_spent : float
-        What all releases of this client have cost so far; 0 without noise.
-    """
-
-    counts_C: NDArray[np.int64]
-    has_labels: bool
-    epsilon_spent: float
 
 
 class Disclosure:

@@ -1,12 +1,36 @@
-"""What clients tell, and keep to themselves, in a session of secure aggregation."""
+"""What clients tell of their class counts, and keep to themselves while they are summed.
+
+Shape suffix: C classes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramAnswer:
+    """A client's class counts, as it tells them.
+
+    Attributes
+    ----------
+    counts_C : NDArray[np.int64]
+        Exact, or with noise and then perhaps negative.
+    has_labels : bool
+        Whether they count; False where the labelled set is empty and that is no secret.
+    epsilon_spent : float
+        What all releases of this client have cost so far; 0 without noise.
+    """
+
+    counts_C: NDArray[np.int64]
+    has_labels: bool
+    epsilon_spent: float
 
 
 @dataclass(frozen=True)

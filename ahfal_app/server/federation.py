@@ -9,15 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+
+from ahfal_app.messages.keys import CONFIG_KEY
+from ahfal_app.messages.protocol import Order
 
 # A pause is a share of the time already waited: short answers are not held up, and long
 # ones are not asked for too often.
 _PAUSE_SHARE = 0.02
 _LONGEST_PAUSE_S = 0.25
+
+#: What a message carries besides the order, by key.
+Records = Mapping[str, ArrayRecord | ConfigRecord | MetricRecord]
+
+#: Of a message that says nothing besides the order.
+NOTHING: Records = MappingProxyType({})
 
 Value = TypeVar("Value")
 
@@ -180,6 +190,35 @@ class Federation:
         """Drop late answers: the round that they belong to is over."""
         for reply in self.grid.pull_messages(list(self._overdue)) if self._overdue else []:
             self._overdue.pop(reply.metadata.reply_to_message_id, None)
+
+
+def ask(
+    federation: Federation, order: Order, message_type: str, records: Mapping[int, Records]
+) -> Replies:
+    """Send each client its message and wait for the answers.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        What every message says.
+    message_type : str
+        Kind of message.
+    records : Mapping[int, Records]
+        What else each message says, by client.
+    """
+    config = order.to_record()
+    messages = [
+        federation.message(
+            client,
+            message_type,
+            RecordDict({CONFIG_KEY: config, **records[client]}),
+            f"cycle {order.cycle}",
+        )
+        for client in sorted(records)
+    ]
+    return federation.exchange(messages)
 
 
 def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Replies) -> None:

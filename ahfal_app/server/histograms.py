@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ahfal_app.class_statistics import ClassStatistics, class_statistics, statistics_from_sums
-from ahfal_app.messages.protocol import HISTOGRAM, Order, histogram_from_metrics, metrics_of
+from ahfal_app.messages.answers import histogram_from_metrics
+from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.protocol import HISTOGRAM, Order
 from ahfal_app.privacy.local_dp import proportions_of_noisy
-from ahfal_app.server.asking import NOTHING, ask
-from ahfal_app.server.federation import Federation, Replies
+from ahfal_app.server.federation import NOTHING, Federation, Replies, ask
 from ahfal_app.server.secure_sum import secure_sum
 
 

@@ -10,20 +10,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
 from ahfal_app.config import Settings, share_of
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached, ResumeError
-from ahfal_app.labels.store import Ledger
-from ahfal_app.messages.protocol import (
-    CONFIG_KEY,
-    JOIN,
-    Order,
-    count,
-    ledger_from_metrics,
-    metrics_of,
-)
+from ahfal_app.labels.records import Ledger
+from ahfal_app.messages.answers import Introduction, JoinAnswer
+from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.keys import CONFIG_KEY
+from ahfal_app.messages.protocol import JOIN, Order
 from ahfal_app.server.federation import Federation
 
 _log = logging.getLogger(__name__)
@@ -46,10 +42,9 @@ class Member:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a node says about itself before its client is known."""
+    """What a node says, before its client is known."""
 
-    client: int
-    num_clients: int
+    about: Introduction
     content: RecordDict
 
 
@@ -95,9 +90,9 @@ def join(federation: Federation, order: Order) -> Membership:
     while new := [node for node in nodes if node not in answers and node not in failures]:
         _ask(federation, order, new, answers, failures)
         # Only the clients know how many nodes are still to come.
-        wanted = max([wanted, *(answer.num_clients for answer in answers.values())])
+        wanted = max([wanted, *(answer.about.num_clients for answer in answers.values())])
         nodes = federation.wait_for_nodes(wanted, settings.start_timeout)
-    connected = max((answer.num_clients for answer in answers.values()), default=0)
+    connected = max((answer.about.num_clients for answer in answers.values()), default=0)
     if settings.num_clients > connected > 0:
         raise ConfigError(
             [
@@ -137,11 +132,11 @@ def join_again(federation: Federation, order: Order, membership: Membership) -> 
     failures: dict[int, str] = {}
     _ask(federation, order, new, answers, failures)
     for node, answer in list(answers.items()):
-        member = membership.members.get(answer.client)
+        member = membership.members.get(answer.about.client)
         if member is not None and member.node in connected:
             _log.warning(
                 "partition-id=%d: node %d has it and is connected; node %d is left out",
-                answer.client,
+                answer.about.client,
                 member.node,
                 node,
             )
@@ -191,13 +186,12 @@ def _ask(
     failures |= replies.failures
     for node, reply in replies.messages.items():
         try:
-            about = reply.content.config_records[CONFIG_KEY]
-            answer = _Answer(count(about, "client"), count(about, "num-clients"), reply.content)
+            about = Introduction.from_record(reply.content.config_records[CONFIG_KEY])
         except (KeyError, ValueError) as error:
             failures[node] = f"unusable answer to join: {error}"
         else:
             _check_code(about)
-            answers[node] = answer
+            answers[node] = _Answer(about, reply.content)
 
 
 def _admit(
@@ -210,13 +204,15 @@ def _admit(
     num_clients = membership.settings.num_clients
     admitted: dict[int, Member] = {}
     for node, answer in answers.items():
-        if answer.client >= num_clients:
+        if answer.about.client >= num_clients:
             membership.spare.add(node)
-        elif answer.client in admitted:
-            raise ConfigError([f"partition-id={answer.client}: two nodes have it; allowed is one"])
+        elif answer.about.client in admitted:
+            raise ConfigError(
+                [f"partition-id={answer.about.client}: two nodes have it; allowed is one"]
+            )
         else:
             try:
-                admitted[answer.client] = _member(node, answer)
+                admitted[answer.about.client] = _member(node, answer)
             except (KeyError, ValueError) as error:
                 failures[node] = f"unusable answer to join: {error}"
     membership.members |= admitted
@@ -229,28 +225,28 @@ def _admit(
     return sorted(admitted)
 
 
-def _check_code(about: ConfigRecord) -> None:
-    code = str(about["code"])
-    if code != code_hash():
+def _check_code(about: Introduction) -> None:
+    if about.code != code_hash():
         raise CodeMismatch(
             f"server and client run different code: {PACKAGE_FOLDER} (hash {code_hash()[:12]}) "
-            f"and {about.get('code-folder', 'elsewhere')!s} (hash {code[:12]}); a local SuperLink "
+            f"and {about.code_folder or 'elsewhere'} (hash {about.code[:12]}); a local SuperLink "
             "that was started in another checkout does this: stop it and start the run again"
         )
 
 
 def _member(node: int, answer: _Answer) -> Member:
-    metrics = metrics_of(answer.content)
-    about = answer.content.config_records[CONFIG_KEY]
+    labels = JoinAnswer.from_metrics(metrics_of(answer.content))
+    about = answer.about
+    if not (about.data and about.partition and about.device):
+        raise ValueError("it does not say what its data, partition and device are")
     return Member(
-        client=answer.client,
+        client=about.client,
         node=node,
-        num_samples=count(metrics, "num-samples"),
-        labelled=count(metrics, "labelled"),
-        # Counted from 1, since a client that has bought nothing has no cycle.
-        last_cycle=count(metrics, "purchases") - 1,
-        ledger=ledger_from_metrics(metrics),
-        data=str(about["data"]),
-        partition=str(about["partition"]),
-        device=str(about["device"]),
+        num_samples=labels.num_samples,
+        labelled=labels.labelled,
+        last_cycle=labels.last_cycle,
+        ledger=labels.ledger,
+        data=about.data,
+        partition=about.partition,
+        device=about.device,
     )

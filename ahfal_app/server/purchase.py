@@ -12,19 +12,11 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import ClassStatistics
-from ahfal_app.client.client import QueryAnswer
-from ahfal_app.messages.protocol import (
-    COLLECT,
-    SELECT,
-    STATISTICS_KEY,
-    Order,
-    metrics_of,
-    query_answer_from_metrics,
-    statistics_to_record,
-)
-from ahfal_app.server.aggregation import ARRAYS_KEY
-from ahfal_app.server.asking import NOTHING, Records, ask
-from ahfal_app.server.federation import Federation, Replies
+from ahfal_app.messages.answers import QueryAnswer
+from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.keys import ARRAYS_KEY, STATISTICS_KEY
+from ahfal_app.messages.protocol import COLLECT, SELECT, Order, statistics_to_record
+from ahfal_app.server.federation import NOTHING, Federation, Records, Replies, ask
 from ahfal_app.server.histograms import collect_histograms
 
 # People take minutes to days: ask again soon at first, then less and less often.
@@ -189,7 +181,7 @@ def _read(replies: Replies) -> dict[int, QueryAnswer]:
     for client in list(replies.messages):
         try:
             metrics = metrics_of(replies.messages[client].content)
-            answers[client] = query_answer_from_metrics(metrics)
+            answers[client] = QueryAnswer.from_metrics(metrics)
         except ValueError as error:
             replies.reject(client, str(error))
     return answers

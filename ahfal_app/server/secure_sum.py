@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from ahfal_app.config import FEWEST_SUMMED, share_of
 from ahfal_app.errors import CheckpointError, SecureAggregationFailed
+from ahfal_app.messages import secure_aggregation as messages
 from ahfal_app.messages.protocol import Order
-from ahfal_app.privacy import messages
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.quantisation import Sums, dequantise
 from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Unmasking
 from ahfal_app.privacy.unmasking import unmasked_sum
-from ahfal_app.server.asking import ask
-from ahfal_app.server.federation import Federation, Replies
+from ahfal_app.server.federation import Federation, Replies, ask
 from ahfal_app.storage.files import sync_folder, write_json
 
 _FOLDER = "secure-aggregation"

@@ -7,7 +7,6 @@ the usual hooks, `configure_train` and `aggregate_train`.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,20 +17,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from ahfal_app.client.client import QueryAnswer
 from ahfal_app.config import share_of
 from ahfal_app.errors import QuorumNotReached
-from ahfal_app.labels.store import Ledger
-from ahfal_app.messages.protocol import CONFIG_KEY, TRAIN, Order, count, number
+from ahfal_app.labels.records import Ledger
+from ahfal_app.messages.answers import QueryAnswer, TrainAnswer
+from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY
+from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
 from ahfal_app.results.records import Ledger as LedgerRecord
 from ahfal_app.seeds import numpy_generator
 from ahfal_app.server.aggregation import (
-    ARRAYS_KEY,
-    METRICS_KEY,
     NO_LABELS,
-    WEIGHT_KEY,
     Aggregation,
     problem_with,
 )
@@ -286,13 +283,14 @@ class FederatedActiveLearning(Strategy):
         seconds["aggregate"] = time.monotonic() - start
         accuracy = self._accuracy_between(round_, arrays, seconds)
         down, up = self._traffic(sent)
+        trained = TrainAnswer.from_metrics(metrics)
         record = RoundRecord(
             cycle=self._order.cycle,
             round=round_,
             clients=replies.count,
             failed=_failures(self._absent() | replies.failures),
-            num_examples=count(metrics, WEIGHT_KEY),
-            train_loss=number(metrics, "loss"),
+            num_examples=trained.num_examples,
+            train_loss=trained.loss,
             test_accuracy=accuracy,
             seconds=seconds,
             bytes_down=down,
@@ -334,7 +332,8 @@ class FederatedActiveLearning(Strategy):
             problem = problem_with(content, sent)
             if problem is None:
                 # The count of what it was trained on, even where an answer got lost before.
-                self._labelled[client] = count(content.metric_records[METRICS_KEY], WEIGHT_KEY)
+                metrics = content.metric_records[METRICS_KEY]
+                self._labelled[client] = TrainAnswer.from_metrics(metrics).num_examples
             else:
                 replies.reject(client, problem)
                 idle += problem == NO_LABELS
@@ -458,11 +457,13 @@ class FederatedActiveLearning(Strategy):
 
 
 def _training_metrics(replies: Iterable[Message]) -> MetricRecord:
-    metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies]
-    examples = [count(record, WEIGHT_KEY) for record in metrics]
-    losses = [number(record, "loss", lowest=-sys.float_info.max) for record in metrics]
-    weighted = sum(n * loss for n, loss in zip(examples, losses, strict=True))
-    return MetricRecord({WEIGHT_KEY: sum(examples), "loss": weighted / sum(examples)})
+    """Return the number of examples of all, and their mean loss, as `train` answers them."""
+    answers = [
+        TrainAnswer.from_metrics(reply.content.metric_records[METRICS_KEY]) for reply in replies
+    ]
+    examples = sum(answer.num_examples for answer in answers)
+    weighted = sum(answer.num_examples * answer.loss for answer in answers)
+    return TrainAnswer(examples, weighted / examples).to_metrics()
 
 
 def _failures(failures: Mapping[int, str]) -> tuple[Failure, ...]:

@@ -16,7 +16,6 @@ from support.fake_run import make_fake_run
 
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.errors import ConfigError, ReportError
-from ahfal_app.results import files
 from ahfal_app.results.environment import code_hash, describe_environment
 from ahfal_app.results.reading import Metrics, read_metrics, read_run
 from ahfal_app.results.records import CycleRecord, Ledger, RoundRecord
@@ -28,6 +27,7 @@ from ahfal_app.results.selections import (
 )
 from ahfal_app.results.summary import summary_text
 from ahfal_app.results.units import bytes_text, percent, seconds_text
+from ahfal_app.storage import files
 
 
 def round_record(cycle: int, number: int) -> RoundRecord:
@@ -156,7 +156,7 @@ class TestAtomicFiles:
             [
                 sys.executable,
                 "-c",
-                "import sys; from pathlib import Path; from ahfal_app.results import files\n"
+                "import sys; from pathlib import Path; from ahfal_app.storage import files\n"
                 "for n in range(100): files.write_json(Path(sys.argv[1]), {'value': [n] * 5000})",
                 str(path),
             ]

@@ -19,20 +19,11 @@ Flower's classes compute; this package decides what they are given, under cycles
 """
 
 from ahfal_app.server.aggregation.aggregation import Aggregation
-from ahfal_app.server.aggregation.answers import (
-    ARRAYS_KEY,
-    METRICS_KEY,
-    NO_LABELS,
-    WEIGHT_KEY,
-    problem_with,
-)
+from ahfal_app.server.aggregation.answers import NO_LABELS, problem_with
 from ahfal_app.server.aggregation.requirements import clients_in_a_round, shortage
 
 __all__ = [
-    "ARRAYS_KEY",
-    "METRICS_KEY",
     "NO_LABELS",
-    "WEIGHT_KEY",
     "Aggregation",
     "clients_in_a_round",
     "problem_with",

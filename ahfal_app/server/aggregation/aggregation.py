@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.config import Settings
 from ahfal_app.errors import NonFiniteModel, QuorumNotReached
-from ahfal_app.server.aggregation.answers import ARRAYS_KEY, METRICS_KEY, WEIGHT_KEY
+from ahfal_app.messages.keys import ARRAYS_KEY, LOSS_KEY, METRICS_KEY, WEIGHT_KEY
 from ahfal_app.server.aggregation.methods import METHODS, average
 from ahfal_app.server.aggregation.requirements import shortage
 from ahfal_app.server.aggregation.server_state import ServerState, read_state, restore_state
@@ -126,10 +126,10 @@ class Aggregation:
             merged[name] = Array(np.asarray(value, dtype=records[0][name].dtype))
         # A record may hold lists, too; these two are numbers, and were checked to be.
         weights = np.array([float(record[WEIGHT_KEY]) for record in metrics])  # type: ignore[arg-type]
-        losses = np.array([float(record["loss"]) for record in metrics])  # type: ignore[arg-type]
+        losses = np.array([float(record[LOSS_KEY]) for record in metrics])  # type: ignore[arg-type]
         about: dict[str, int | float] = {
             WEIGHT_KEY: int(weights.sum()),
-            "loss": float(weights @ losses / weights.sum()),
+            LOSS_KEY: float(weights @ losses / weights.sum()),
         }
         message = copy.copy(replies[0])
         message.content = RecordDict(
@@ -203,7 +203,7 @@ def _reduced(content: RecordDict, names: Sequence[str], widen: bool) -> RecordDi
     return RecordDict(
         {
             ARRAYS_KEY: _Arrays(reduced),
-            METRICS_KEY: MetricRecord({key: metrics[key] for key in (WEIGHT_KEY, "loss")}),
+            METRICS_KEY: MetricRecord({key: metrics[key] for key in (WEIGHT_KEY, LOSS_KEY)}),
         }
     )
 

@@ -1,4 +1,4 @@
-"""What clients answer to `train`: its keys, and whether an answer can be used."""
+"""Whether a client's answer to `train` can be used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import math
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-WEIGHT_KEY = "num-examples"
-ARRAYS_KEY = "arrays"
-METRICS_KEY = "metrics"
+from ahfal_app.messages.keys import ARRAYS_KEY, LOSS_KEY, METRICS_KEY, WEIGHT_KEY
 
 #: What `problem_with` says of a client that has nothing to train on yet.
 NO_LABELS = "it has no labelled samples"
@@ -28,12 +26,12 @@ def problem_with(content: RecordDict, current: ArrayRecord) -> str | None:
     if ARRAYS_KEY not in content.array_records or METRICS_KEY not in content.metric_records:
         return f"answer without {ARRAYS_KEY!r} and {METRICS_KEY!r}"
     metrics = content.metric_records[METRICS_KEY]
-    examples, loss = metrics.get(WEIGHT_KEY), metrics.get("loss")
+    examples, loss = metrics.get(WEIGHT_KEY), metrics.get(LOSS_KEY)
     if not isinstance(examples, int) or examples < 0:
         return f"{WEIGHT_KEY}={examples!r}: allowed is an integer ≥ 0"
     # Below 0, too: not every method's loss is an entropy.
     if not isinstance(loss, float) or not math.isfinite(loss):
-        return f"loss={loss!r}: allowed is a finite number"
+        return f"{LOSS_KEY}={loss!r}: allowed is a finite number"
     if examples == 0:
         return NO_LABELS
     return _problem_with_arrays(content.array_records[ARRAYS_KEY], current)

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import (
 )
 
 from ahfal_app.config import AggregationName, Settings
-from ahfal_app.server.aggregation.answers import ARRAYS_KEY, WEIGHT_KEY
+from ahfal_app.messages.keys import ARRAYS_KEY, WEIGHT_KEY
 
 # With no share to train, their `configure_train` takes over the global model and samples no
 # nodes: who trains is not theirs to say.

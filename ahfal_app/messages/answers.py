@@ -1,0 +1,256 @@
+"""What clients answer, and how it travels in records.
+
+Shape suffix: C classes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, MetricRecord
+
+from ahfal_app.labels.records import Ledger
+from ahfal_app.messages.fields import count, number
+from ahfal_app.messages.keys import LOSS_KEY, WEIGHT_KEY
+from ahfal_app.privacy.sessions import HistogramAnswer
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a node tells about itself before anything else is asked of it.
+
+    Attributes
+    ----------
+    client : int
+        The partition that it serves.
+    num_clients : int
+        The number of partitions that there are.
+    code : str
+        Hash of its code.
+    code_folder : str
+        Where that is; empty where it is the server's code, since a site's folders are its own
+        affair.
+    data, partition : str
+        Fingerprints of the data set and of its split.
+    device : str
+        What it trains on.
+    """
+
+    client: int
+    num_clients: int
+    code: str
+    code_folder: str = ""
+    data: str = ""
+    partition: str = ""
+    device: str = ""
+
+    def to_record(self) -> ConfigRecord:
+        """Return it as it travels; Flower cannot count empty text, so that is left out."""
+        about: dict[str, str | int] = {
+            "client": self.client,
+            "num-clients": self.num_clients,
+            "code": self.code,
+        }
+        texts = {
+            "code-folder": self.code_folder,
+            "data": self.data,
+            "partition": self.partition,
+            "device": self.device,
+        }
+        return ConfigRecord({**about, **{key: text for key, text in texts.items() if text}})
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Introduction:
+        """Return what came in.
+
+        Raises
+        ------
+        ValueError
+            Something is missing or is not what it must be.
+        """
+        return cls(
+            client=count(record, "client"),
+            num_clients=count(record, "num-clients"),
+            code=_text(record, "code"),
+            code_folder=_text(record, "code-folder", ""),
+            data=_text(record, "data", ""),
+            partition=_text(record, "partition", ""),
+            device=_text(record, "device", ""),
+        )
+
+
+@dataclass(frozen=True)
+class JoinAnswer:
+    """What a client tells about its labels.
+
+    Attributes
+    ----------
+    num_samples, labelled : int
+        All samples, and those that are labelled.
+    last_cycle : int
+        The newest cycle that labels were bought for; -1: none.
+    ledger : Ledger
+        Its ledger.
+    """
+
+    num_samples: int
+    labelled: int
+    last_cycle: int
+    ledger: Ledger
+
+    def to_metrics(self) -> MetricRecord:
+        """Return it as it travels."""
+        return MetricRecord(
+            {
+                "num-samples": self.num_samples,
+                "labelled": self.labelled,
+                # Counted from 1, since a client that has bought nothing has no cycle.
+                "purchases": self.last_cycle + 1,
+                **asdict(self.ledger),
+            }
+        )
+
+    @classmethod
+    def from_metrics(cls, metrics: MetricRecord) -> JoinAnswer:
+        """Return what came in.
+
+        Raises
+        ------
+        ValueError
+            Something is missing or is no count.
+        """
+        return cls(
+            num_samples=count(metrics, "num-samples"),
+            labelled=count(metrics, "labelled"),
+            last_cycle=count(metrics, "purchases") - 1,
+            ledger=_ledger(metrics),
+        )
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    """What a client tells about its local training, beside its arrays.
+
+    Attributes
+    ----------
+    num_examples : int
+        Labelled samples that it has trained on.
+    loss : float
+        Mean loss of its last local epoch; not every method's is above 0.
+    seconds : float
+        What it took.
+    """
+
+    num_examples: int
+    loss: float
+    seconds: float = 0.0
+
+    def to_metrics(self) -> MetricRecord:
+        """Return it as it travels."""
+        return MetricRecord(
+            {WEIGHT_KEY: self.num_examples, LOSS_KEY: self.loss, "seconds": self.seconds}
+        )
+
+    @classmethod
+    def from_metrics(cls, metrics: MetricRecord) -> TrainAnswer:
+        """Return what came in.
+
+        Raises
+        ------
+        ValueError
+            Something is missing, no count, or not finite.
+        """
+        return cls(
+            num_examples=count(metrics, WEIGHT_KEY),
+            loss=number(metrics, LOSS_KEY, lowest=-sys.float_info.max),
+            seconds=number(metrics, "seconds") if "seconds" in metrics else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class QueryAnswer:
+    """How a client's purchase stands; which samples it chose stays with the client."""
+
+    selected: int
+    labelled: int
+    pending: int
+    ledger: Ledger
+    fine_tuned: bool = False
+    seconds: float = 0.0
+
+    def to_metrics(self) -> MetricRecord:
+        """Return it as it travels."""
+        return MetricRecord(
+            {
+                "selected": self.selected,
+                "labelled": self.labelled,
+                "pending": self.pending,
+                "fine-tuned": int(self.fine_tuned),
+                "seconds": self.seconds,
+                **asdict(self.ledger),
+            }
+        )
+
+    @classmethod
+    def from_metrics(cls, metrics: MetricRecord) -> QueryAnswer:
+        """Return what came in.
+
+        Raises
+        ------
+        ValueError
+            Something is missing or is no count.
+        """
+        return cls(
+            selected=count(metrics, "selected"),
+            labelled=count(metrics, "labelled"),
+            pending=count(metrics, "pending"),
+            ledger=_ledger(metrics),
+            fine_tuned=bool(count(metrics, "fine-tuned")),
+            seconds=number(metrics, "seconds"),
+        )
+
+
+def histogram_to_metrics(answer: HistogramAnswer) -> MetricRecord:
+    """Return a client's class counts as metrics."""
+    return MetricRecord(
+        {
+            "counts": answer.counts_C.tolist(),
+            "has-labels": int(answer.has_labels),
+            "epsilon-spent": answer.epsilon_spent,
+        }
+    )
+
+
+def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool) -> HistogramAnswer:
+    """Return a client's class counts, exact ones or noisy ones.
+
+    Raises
+    ------
+    ValueError
+        Something is missing, or the counts are not as many as there are classes, or not what
+        counts can be.
+    """
+    counts = metrics.get("counts")
+    if not isinstance(counts, list) or len(counts) != num_classes:
+        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
+    if any(not isinstance(value, int) or (value < 0 and not noisy) for value in counts):
+        raise ValueError(f"counts={counts!r}: allowed are integers{'' if noisy else ' ≥ 0'}")
+    has_labels = bool(count(metrics, "has-labels"))
+    spent = number(metrics, "epsilon-spent")
+    return HistogramAnswer(np.array(counts, dtype=np.int64), has_labels, spent)
+
+
+def _ledger(metrics: MetricRecord) -> Ledger:
+    ledger = Ledger(**{key: count(metrics, key) for key in Ledger.__dataclass_fields__})
+    if ledger.allotted != ledger.spent + ledger.reserved + ledger.free:
+        raise ValueError(f"{ledger}: allotted must be spent + reserved + free")
+    return ledger
+
+
+def _text(record: ConfigRecord, key: str, default: str | None = None) -> str:
+    value = record.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{key}={value!r}: allowed is text")
+    return value

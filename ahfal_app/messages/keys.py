@@ -1,0 +1,21 @@
+"""Names of the records in a message, and of what Flower's strategies read in them."""
+
+from __future__ import annotations
+
+#: The record of a message with the server's orders, or with what a client tells of itself.
+CONFIG_KEY = "config"
+
+#: The record with a model's arrays.
+ARRAYS_KEY = "arrays"
+
+#: The record with numbers that a client answers.
+METRICS_KEY = "metrics"
+
+#: The record with the class statistics.
+STATISTICS_KEY = "statistics"
+
+#: In the metrics of `train`: labelled samples that the client has trained on.
+WEIGHT_KEY = "num-examples"
+
+#: In the metrics of `train`: mean loss of the client's last local epoch.
+LOSS_KEY = "loss"
