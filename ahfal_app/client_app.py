@@ -21,12 +21,13 @@ from ahfal_app.client.node_config import (
     site_folders,
 )
 from ahfal_app.client.state import ClientState
-from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
+from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.errors import ConfigError
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import Order, statistics_from_record
+from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.training.resources import computing_threads, resources, site_resources
 
@@ -40,7 +41,7 @@ def join(message: Message, context: Context) -> Message:
     """Tell which client this is, and ask for its initial labels."""
     order = _order(message)
     partition, partitions = partition_of(order.settings, context.node_config)
-    code = code_hash()
+    code = shared_code_hash(order.settings.to_flat())
     about = Introduction(
         client=partition,
         num_clients=partitions,
@@ -165,6 +166,7 @@ def _client(order: Order, context: Context) -> Client:
         folder if is_simulated else None,
         loaded,
         oracle_options(context.node_config),
+        order.proximal_mu,
     )
 
 

@@ -6,8 +6,8 @@ all read or generated from `Settings`.
 
 from __future__ import annotations
 
-import difflib
 import math
+import shlex
 import typing
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -19,9 +19,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ahfal_app.errors import ConfigError
+from ahfal_app.parameters import Scalar, allowed_values, kebab, suggestion
+from ahfal_app.plugins import FAMILIES
 
-#: Settings of the chosen query strategy carry this prefix: `strategy.<parameter>`.
-STRATEGY_PREFIX = "strategy."
+#: Settings that choose a component, whose parameters are `<setting>.<parameter>`.
+COMPONENTS = tuple(FAMILIES)
+
+#: The setting that carries parameters where only listed keys can be given.
+MORE = "more"
 
 #: The number of clients of the in-process engine when `num-clients` is 0.
 DEFAULT_NUM_CLIENTS = 10
@@ -35,43 +40,42 @@ SMALLEST_EPSILON = 1e-6
 #: The partition of a run whose clients have data of their own.
 SITES = "sites"
 
-Scalar = bool | int | float | str
-
 #: Settings that mean something in one mode of privacy alone.
 _PRIVACY_KEYS = {
-    "epsilon": "local-dp",
-    "adjacency": "local-dp",
-    "secure-aggregation-threshold": "secure-aggregation",
+    "privacy.epsilon": ("epsilon", "local-dp"),
+    "privacy.adjacency": ("adjacency", "local-dp"),
+    "privacy.threshold": ("secure_aggregation_threshold", "secure-aggregation"),
 }
 
-AggregationName = Literal[
-    "fedavg",
-    "fedprox",
-    "fedavgm",
-    "fedadam",
-    "fedadagrad",
-    "fedyogi",
-    "fedmedian",
-    "fedtrimmedavg",
-    "krum",
-    "multikrum",
-    "bulyan",
-]
+#: Keys of before, and what they are called now.
+RENAMED = {
+    "head-kernel": "model.head-kernel",
+    "kcfu-mixing": "local-update.mixing",
+    "kcfu-teacher": "local-update.teacher",
+    "kcfu-pool": "local-update.pool",
+    "proximal-mu": "aggregation.proximal-mu",
+    "server-learning-rate": "aggregation.learning-rate",
+    "server-momentum": "aggregation.momentum",
+    "server-second-moment": "aggregation.second-moment",
+    "server-adaptivity": "aggregation.adaptivity",
+    "trimmed-share": "aggregation.trimmed-share",
+    "malicious-clients": "aggregation.malicious-clients",
+    "multikrum-clients": "aggregation.averaged-clients",
+    "epsilon": "privacy.epsilon",
+    "adjacency": "privacy.adjacency",
+    "secure-aggregation-threshold": "privacy.threshold",
+}
 
 
 def _setting(default: Any, group: str, meaning: str, **bounds: Any) -> Any:
     return Field(default=default, description=meaning, json_schema_extra={"group": group}, **bounds)
 
 
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
 class Settings(BaseModel):
     """All settings of a run, with their defaults (a run on scikit-learn's digits)."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+        frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True
     )
 
     # --- Run ---------------------------------------------------------------------
@@ -89,6 +93,13 @@ class Settings(BaseModel):
         "none",
         "Run",
         "Where progress is shown besides: `none`, `tensorboard`, `mlflow` or `wandb`.",
+    )
+    more: str = Field(
+        default="",
+        description="Parameters of components that only other packages know, as `key=value` with "
+        "spaces between: for `flwr run`, which takes no keys but those listed here.",
+        json_schema_extra={"group": "Run"},
+        exclude=True,
     )
     seed: int = _setting(0, "Run", "Seed of everything random in the run.", ge=0, lt=2**31)
 
@@ -148,9 +159,6 @@ class Settings(BaseModel):
         "Training",
         "Network by name, or `torchvision/<name>`; `auto`: `small-cnn` for digits, else `resnet8`.",
     )
-    head_kernel: Literal[3, 1] = _setting(
-        3, "Training", "Pixels of the kernel of `mobilenet-v2`'s last convolution."
-    )
     rounds: int = _setting(10, "Training", "Federated rounds in each cycle.", ge=1)
     local_epochs: int = _setting(5, "Training", "Epochs of local training in a round.", ge=1)
     batch_size: int = _setting(128, "Training", "Samples in a training batch.", ge=1)
@@ -172,25 +180,10 @@ class Settings(BaseModel):
     augment: Literal["auto", "none", "crop", "crop-flip"] = _setting(
         "auto", "Training", "Augmentation; `auto`: what the data set's literature uses."
     )
-    local_update: Literal["plain", "kcfu"] = _setting(
+    local_update: str = _setting(
         "plain",
         "Training",
         "Loss of local training: cross-entropy (or the strategy's own), or KAFAL's KCFU.",
-    )
-    kcfu_mixing: Literal["permutation", "single-partner"] = _setting(
-        "permutation",
-        "Training",
-        "KCFU mixes each image with another one each, or all with one (the published code).",
-    )
-    kcfu_teacher: Literal["eval", "train"] = _setting(
-        "eval",
-        "Training",
-        "Batch norm of KCFU's teacher: in evaluation mode, or by batch (the published code).",
-    )
-    kcfu_pool: Literal["current", "initial"] = _setting(
-        "current",
-        "Training",
-        "KCFU distils on what is unlabelled now, or was at the start (the published code).",
     )
     precision: Literal["auto", "fp32", "bf16"] = _setting(
         "auto", "Training", "Arithmetic of training; `auto`: bf16 where the hardware has it."
@@ -218,60 +211,10 @@ class Settings(BaseModel):
     )
 
     # --- Federation ---------------------------------------------------------------
-    aggregation: AggregationName = _setting(
+    aggregation: str = _setting(
         "fedavg",
         "Federation",
         "How models are aggregated: a mean, a server optimiser's step, or a robust choice.",
-    )
-    proximal_mu: float = _setting(
-        0.01,
-        "Federation",
-        "`fedprox`: weight of the squared distance to the global model in local training.",
-        gt=0,
-        le=1e3,
-    )
-    server_learning_rate: float = _setting(
-        0.0,
-        "Federation",
-        "Server's step; 0: `fedavgm` 1, `fedadam` and `fedadagrad` 0.1, `fedyogi` 0.01.",
-        ge=0,
-        le=100,
-    )
-    server_momentum: float = _setting(
-        0.9,
-        "Federation",
-        "`fedavgm`: momentum of the server; `fedadam`, `fedyogi`: decay of the first moment.",
-        ge=0,
-        lt=1,
-    )
-    server_second_moment: float = _setting(
-        0.99, "Federation", "`fedadam`, `fedyogi`: decay of the second moment.", ge=0, lt=1
-    )
-    server_adaptivity: float = _setting(
-        1e-3,
-        "Federation",
-        "`fedadam`, `fedadagrad`, `fedyogi`: added to the second moment's root; small adapts more.",
-        ge=1e-12,
-        le=1e3,
-    )
-    trimmed_share: float = _setting(
-        0.2,
-        "Federation",
-        "`fedtrimmedavg`: share of the clients that is cut off at each end of every value.",
-        gt=0,
-        lt=0.5,
-    )
-    malicious_clients: int = _setting(
-        1,
-        "Federation",
-        "`krum`, `multikrum`, `bulyan`: how many clients of a round may answer anything.",
-        ge=0,
-    )
-    multikrum_clients: int = _setting(
-        0,
-        "Federation",
-        "`multikrum`: how many clients' models are averaged; 0: all but the malicious.",
-        ge=0,
     )
     client_fraction: float = _setting(
         1.0,
@@ -366,12 +309,14 @@ class Settings(BaseModel):
         "Privacy budget ε of a client's histograms, for the whole run; needed by `local-dp`.",
         ge=0,
         le=1e6,
+        alias="privacy.epsilon",
     )
     adjacency: Literal["replace", "add-remove"] = _setting(
         "replace",
         "Privacy",
         "What ε protects: one label replaced by another (sensitivity 2; the number of labels is "
         "public), or one label more or less (sensitivity 1).",
+        alias="privacy.adjacency",
     )
     secure_aggregation_threshold: float = _setting(
         0.65,
@@ -379,10 +324,20 @@ class Settings(BaseModel):
         "Share of the run's clients that must stay until a secure sum is unmasked.",
         gt=0.5,
         le=1,
+        alias="privacy.threshold",
     )
 
-    # --- Parameters of the query strategy -------------------------------------------
-    strategy_parameters: dict[str, Scalar] = Field(default_factory=dict, exclude=True)
+    # --- Parameters of components, by their full key ---------------------------------
+    parameters: dict[str, Scalar] = Field(default_factory=dict, exclude=True)
+
+    def parameters_of(self, setting: str) -> dict[str, Scalar]:
+        """Return the parameters of the component that a setting chooses, without its prefix."""
+        prefix = f"{setting}."
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self.parameters.items()
+            if key.startswith(prefix)
+        }
 
     def labelled_fraction(self, cycle: int) -> Fraction:
         """Return the exact share of samples that is labelled when `cycle` (from 0) is trained."""
@@ -440,9 +395,7 @@ class Settings(BaseModel):
     def to_flat(self) -> dict[str, Scalar]:
         """Return all settings by their kebab-case keys, as `parse_settings` reads them."""
         flat: dict[str, Scalar] = self.model_dump(by_alias=True)
-        for key, value in sorted(self.strategy_parameters.items()):
-            flat[STRATEGY_PREFIX + key] = value
-        return flat
+        return flat | dict(sorted(self.parameters.items()))
 
     def to_yaml(self) -> str:
         """Return all settings as YAML."""
@@ -463,17 +416,17 @@ def share_of(fraction: float, count: int) -> int:
 def setting_fields() -> dict[str, FieldInfo]:
     """Return the declared settings by their kebab-case keys, in order."""
     return {
-        _kebab(name): field
+        field.alias or name: field
         for name, field in Settings.model_fields.items()
-        if name != "strategy_parameters"
+        if name != "parameters"
     }
 
 
 def parse_settings(values: Mapping[str, object]) -> Settings:
     """Parse flat kebab-case settings, reporting all problems at once.
 
-    An empty `strategy.<parameter>` means that parameter's default, since Flower can only
-    override keys that its manifest lists.
+    An empty `<setting>.<parameter>` means that parameter's default, since Flower can only
+    override keys that its manifest lists; `more` has those that it does not list.
 
     Raises
     ------
@@ -494,21 +447,21 @@ def read_settings(values: Mapping[str, object]) -> tuple[Settings, list[str]]:
     fields = setting_fields()
     known: dict[str, object] = {}
     parameters: dict[str, object] = {}
-    problems: list[str] = []
+    values, problems = _with_more(values)
     for key, value in values.items():
-        if key.startswith(STRATEGY_PREFIX):
-            if value != "":
-                parameters[key.removeprefix(STRATEGY_PREFIX)] = value
-        elif key in fields:
+        if key in fields:
             problem = _type_problem(key, value, fields[key])
             if problem is None:
                 known[key] = value
             else:
                 problems.append(problem)
+        elif key.partition(".")[0] in COMPONENTS and "." in key:
+            if value != "":
+                parameters[key] = value
         else:
             problems.append(unknown_key(key, fields))
     try:
-        settings = Settings.model_validate({**known, "strategy_parameters": parameters})
+        settings = Settings.model_validate({**known, "parameters": parameters})
     except ValidationError as error:
         problems.extend(_range_problem(detail, fields) for detail in error.errors())
         # What is in range is still checked for contradictions, to tell all problems at once.
@@ -519,33 +472,67 @@ def read_settings(values: Mapping[str, object]) -> tuple[Settings, list[str]]:
     return settings, problems
 
 
+def _with_more(values: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+    """Return settings with those that `more` carries, and a line for each that it cannot."""
+    own = {key: value for key, value in values.items() if key != MORE}
+    text, problems = values.get(MORE, ""), list[str]()
+    if not isinstance(text, str):
+        return own, [_refusal(MORE, text, setting_fields()[MORE])]
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        return own, [f"{MORE}={text!r}: {error}; allowed are key=value, with spaces between"]
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key.partition(".")[0] not in COMPONENTS or "." not in key:
+            problems.append(
+                f"{MORE}: {word!r}: allowed is <setting>.<parameter>=value, such as "
+                "strategy.depth=3"
+            )
+        elif own.get(key, "") != "":
+            problems.append(f"{key}: stands in {MORE} and beside it; allowed is once")
+        else:
+            own[key] = read_scalar(value)
+    return own, problems
+
+
+def recorded_settings(values: Mapping[str, object]) -> Settings:
+    """Parse the settings of a run that is over, whose keys may be those of an earlier version.
+
+    Raises
+    ------
+    ConfigError
+        As of `parse_settings`.
+    """
+    return parse_settings({RENAMED.get(key, key): value for key, value in values.items()})
+
+
+def read_scalar(text: str) -> Scalar:
+    """Return what a person means by a value that may be text, a number, or true or false.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{text!r}: not a value: {error}"]) from error
+    if isinstance(value, str):
+        # YAML 1.1 takes 1e-3 for text.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value if isinstance(value, bool | int | float) else text
+
+
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Return the line that refuses an unknown key and suggests the nearest known one."""
+    if key in RENAMED:
+        return f"{key}: is called {RENAMED[key]} now"
     return f"{key}: unknown setting{suggestion(key, known)}; `ahfal settings` lists all"
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def allowed_values(field: FieldInfo) -> str:
-    """Return in words which values a setting takes."""
-    annotation = field.annotation
-    if typing.get_origin(annotation) is Literal:
-        return " | ".join(f"`{choice}`" for choice in typing.get_args(annotation))
-    kinds = {bool: "true | false", int: "integer", float: "number", str: "text"}
-    words = [kinds.get(typing.cast(type, annotation), "text")]
-    for bound in field.metadata:
-        for attribute, symbol in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
-            if (limit := getattr(bound, attribute, None)) is not None:
-                words.append(f"{symbol} {limit:g}" if limit < 2**31 else f"{symbol} {limit}")
-        if (pattern := getattr(bound, "pattern", None)) is not None:
-            words.append(f"matching `{pattern}`")
-        if getattr(bound, "min_length", None):
-            words.append("not empty")
-    return ", ".join(words)
 
 
 def _type_problem(key: str, value: object, field: FieldInfo) -> str | None:
@@ -570,8 +557,8 @@ def _type_problem(key: str, value: object, field: FieldInfo) -> str | None:
 def _range_problem(detail: ErrorDetails, fields: Mapping[str, FieldInfo]) -> str:
     key = str(detail["loc"][0])
     if key not in fields:
-        parameter = ".".join(str(part) for part in detail["loc"][1:2])
-        return f"{STRATEGY_PREFIX}{parameter}={detail['input']!r}: must be a single value"
+        parameter = str(detail["loc"][1])
+        return f"{parameter}={detail['input']!r}: must be a single value"
     return _refusal(key, detail["input"], fields[key])
 
 
@@ -614,11 +601,11 @@ def _privacy_contradictions(settings: Settings) -> list[str]:
         )
     if settings.uses_local_dp and settings.epsilon < SMALLEST_EPSILON:
         problems.append(
-            f"epsilon={settings.epsilon!r}: allowed is at least {SMALLEST_EPSILON:g} with "
+            f"privacy.epsilon={settings.epsilon!r}: allowed is at least {SMALLEST_EPSILON:g} with "
             f"privacy={settings.privacy!r}"
         )
-    for key, belongs_to in _PRIVACY_KEYS.items():
-        value = getattr(settings, key.replace("-", "_"))
+    for key, (name, belongs_to) in _PRIVACY_KEYS.items():
+        value = getattr(settings, name)
         if belongs_to not in settings.privacy and value != setting_fields()[key].default:
             problems.append(
                 f"{key}={value!r}: has no effect with privacy={settings.privacy!r}; allowed is "

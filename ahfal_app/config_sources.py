@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ahfal_app.config import setting_fields
+from ahfal_app.config import read_scalar, setting_fields
 from ahfal_app.errors import ConfigError
 
 
@@ -65,16 +65,9 @@ def _scalar(key: str, text: str) -> object:
     if field is not None and _takes_text(field.annotation):
         return text
     try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{key}={text!r}: not a value: {error}"]) from error
-    if isinstance(value, str):
-        # YAML 1.1 takes 1e-3 for text.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        return read_scalar(text)
+    except ConfigError as error:
+        raise ConfigError([f"{key}={problem}" for problem in error.problems]) from error
 
 
 def _takes_text(annotation: object) -> bool:

@@ -36,16 +36,12 @@ class PartitionError(AhfalError):
     """No partition with the wanted properties was found within the allowed attempts."""
 
 
-class UnknownStrategy(AhfalError):
-    """No query strategy has this name."""
+class UnknownComponent(AhfalError):
+    """No component of its kind has this name, or what is registered under it is none."""
 
 
-class DuplicateStrategy(AhfalError):
-    """Two query strategies claim the same name."""
-
-
-class DuplicateModel(AhfalError):
-    """Two networks claim the same name."""
+class DuplicateComponent(AhfalError):
+    """Two components of a kind claim the same name."""
 
 
 class InvalidSelection(AhfalError):

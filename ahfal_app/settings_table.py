@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
-from ahfal_app.config import allowed_values, setting_fields
-from ahfal_app.query import strategy_table
+from ahfal_app.config import setting_fields
+from ahfal_app.parameters import allowed_values, parameter_entries
+from ahfal_app.plugins import FAMILIES, Family
 
 
 def settings_rows() -> list[tuple[str, str, str, str]]:
-    """Return (setting, default, allowed, meaning) of every setting and strategy parameter."""
+    """Return (setting, default, allowed, meaning) of every setting and component parameter."""
     rows = [
         (key, _toml_value(field.default), allowed_values(field), str(field.description))
         for key, field in setting_fields().items()
@@ -19,16 +21,23 @@ def settings_rows() -> list[tuple[str, str, str, str]]:
             parameter.key,
             _toml_value(parameter.default),
             parameter.allowed,
-            f"`{entry.name}`: {parameter.meaning}",
+            f"`{name}`: {parameter.meaning}",
         )
-        for entry in strategy_table()
-        for parameter in entry.parameters
+        for family, name in _components()
+        for parameter in parameter_entries(family.setting, family.parameters(name))
     ]
     return rows
 
 
+def _components() -> Iterator[tuple[Family, str]]:
+    """Yield our own components; another package's are in its own docs."""
+    for family in FAMILIES.values():
+        for name in family.own_names():
+            yield family, name
+
+
 def settings_markdown() -> str:
-    """Return the table of settings for the README."""
+    """Return the table of settings."""
     lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for key, default, allowed, meaning in settings_rows():
         cells = (f"`{key}`", f"`{default}`", allowed, meaning)
@@ -39,12 +48,16 @@ def settings_markdown() -> str:
 def settings_toml() -> str:
     """Return the defaults as `[tool.flwr.app.config]`.
 
-    Flower overrides only keys that its manifest lists. Strategy parameters are listed as
-    empty text, which stands for each parameter's own default.
+    Flower overrides only keys that its manifest lists. Parameters of components are listed
+    as empty text, which stands for each parameter's own default.
     """
     lines = ["[tool.flwr.app.config]"]
     lines += [f"{key} = {_toml_value(field.default)}" for key, field in setting_fields().items()]
-    keys = {parameter.key for entry in strategy_table() for parameter in entry.parameters}
+    keys = {
+        parameter.key
+        for family, name in _components()
+        for parameter in parameter_entries(family.setting, family.parameters(name))
+    }
     lines += [f'"{key}" = ""' for key in sorted(keys)]
     return "\n".join(lines)
 

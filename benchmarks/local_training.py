@@ -39,13 +39,13 @@ from torchvision import transforms
 
 from ahfal_app.client.state import ClientState
 from ahfal_app.client_app import app as client_app
-from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY
 from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.models import build_model, resolve_model_name
+from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
 from ahfal_app.server.aggregation import Aggregation
@@ -223,7 +223,9 @@ class OurGrid:
         train_together: TrainTogether | None = None,
     ) -> None:
         folder.mkdir(parents=True)
-        self._order = Order(settings, "benchmark", str(folder), code_hash())
+        self._order = Order(
+            settings, "benchmark", str(folder), shared_code_hash(settings.to_flat())
+        )
         self._shared = shared
         self._aggregation = Aggregation(settings, shared.trainable_names)
         threads = settings.threads or os.cpu_count() or 1

@@ -51,9 +51,9 @@ def problems(values: dict[str, object]) -> str:
         ({"partition": "dirichlet-ballanced"}, "did you mean 'dirichlet-balanced'?"),
         ({"model": "resnet9"}, "did you mean 'resnet8'?"),
         ({"oracle": "people"}, "oracle='people': allowed is "),
-        ({"head-kernel": 2}, "head-kernel=2: allowed is `3` | `1`"),
-        ({"head-kernel": True}, "head-kernel=True: allowed is `3` | `1`"),
-        ({"head-kernel": "1"}, "head-kernel='1': allowed is `3` | `1`"),
+        ({"model.head-kernel": 2}, "model.head-kernel=2: allowed is `3` | `1`"),
+        ({"model.head-kernel": True}, "model.head-kernel=True: allowed is `3` | `1`"),
+        ({"model.head-kernel": "1"}, "model.head-kernel='1': allowed is `3` | `1`"),
         ({"precision": "fp16"}, "precision='fp16': allowed is `auto` | `fp32` | `bf16`"),
         ({"device": "cuda:77"}, "device='cuda:77': allowed is auto, or what is there: cpu"),
         ({"device": "tpu"}, "device='tpu'"),
@@ -155,11 +155,11 @@ def test_share_of_a_count_is_exact(percent: int, count: int):
 def test_settings_survive_being_written_and_read():
     settings = parse_settings({"seed": 3, "strategy.balance": "none", "learning-rate": 1e-3})
     assert parse_settings(settings.to_flat()) == settings
-    assert settings.strategy_parameters == {"balance": "none"}
+    assert settings.parameters_of("strategy") == {"balance": "none"}
 
 
 def test_empty_strategy_parameter_is_its_default():
-    assert parse_settings({"strategy.balance": ""}).strategy_parameters == {}
+    assert parse_settings({"strategy.balance": ""}).parameters == {}
 
 
 def test_arguments_override_files_and_keep_their_types(tmp_path: Path):
@@ -253,7 +253,7 @@ def test_settings_that_contradict_each_other_hide_no_other_problem():
     values = {
         "strategy": "random",
         "align": "estimated",
-        "epsilon": 3.0,
+        "privacy.epsilon": 3.0,
         "aggregation": "krum",
         "num-clients": 3,
         "rounds": 0,
@@ -262,4 +262,4 @@ def test_settings_that_contradict_each_other_hide_no_other_problem():
     with pytest.raises(ConfigError) as caught:
         check_settings(values)
     keys = {problem.split("=")[0] for problem in caught.value.problems}
-    assert keys == {"rounds", "epsilon", "align", "malicious-clients", "device"}
+    assert keys == {"rounds", "privacy.epsilon", "align", "aggregation.malicious-clients", "device"}

@@ -18,6 +18,7 @@ from ahfal_app.client.state import ClientState
 from ahfal_app.errors import DatasetError, OracleError
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
+from ahfal_app.parameters import Scalar
 from ahfal_app.training.resources import Resources
 
 # Who skips a sample whose image is no longer there.
@@ -34,6 +35,8 @@ class Annotation:
     ----------
     oracle : str
         Name of the oracle.
+    parameters : Mapping[str, Scalar]
+        The run's parameters of it.
     options : Mapping[str, str]
         What the site has set for it.
     client : int
@@ -47,6 +50,7 @@ class Annotation:
     """
 
     oracle: str
+    parameters: Mapping[str, Scalar]
     options: Mapping[str, str]
     client: int
     run: str
@@ -91,7 +95,7 @@ class Annotation:
             return
         conflicts = len(store.conflicts())
         try:
-            oracle = make_oracle(self.oracle, self._site())
+            oracle = make_oracle(self.oracle, self._site(), self.parameters)
         except OracleError as error:
             _log.warning("oracle %s: %s", self.oracle, error)
             return

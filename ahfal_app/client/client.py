@@ -51,6 +51,8 @@ class Client:
         The client's data and its model.
     oracle_options : Mapping[str, str]
         What the site has set for its oracle.
+    proximal_mu : float
+        Weight of the proximal term that the run's aggregation asks for; 0: none.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Client:
         run_folder: Path | None,
         loaded: Resources,
         oracle_options: Mapping[str, str],
+        proximal_mu: float = 0.0,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -69,9 +72,12 @@ class Client:
         self._state = state
         self._resources = loaded
         self._rows_N = loaded.client_rows(client)
-        self._training = ClientTraining(settings, client, state, loaded)
+        self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._selection = Selection(settings, client, loaded, run_folder)
-        self._annotation = Annotation(settings.oracle, oracle_options, client, run, state, loaded)
+        parameters = settings.parameters_of("oracle")
+        self._annotation = Annotation(
+            settings.oracle, parameters, oracle_options, client, run, state, loaded
+        )
 
     @property
     def data_fingerprint(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,8 @@ from ahfal_app.labels.store import Labelled, LabelStore
 from ahfal_app.models import Classifier
 from ahfal_app.query import make_strategy
 from ahfal_app.seeds import torch_generator
-from ahfal_app.training.objectives import LocalSituation, make_objective
+from ahfal_app.training.local_updates.core.base import LocalSituation
+from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.resources import Resources
 from ahfal_app.training.sgd import TrainingResult, TrainingState
 from ahfal_app.training.update import LocalUpdate, carry_out
@@ -56,12 +56,15 @@ class ClientTraining:
         What the client keeps between messages: momentum and schedule of the rounds before.
     loaded : Resources
         The client's data and its model.
+    proximal_mu : float
+        Weight of the proximal term that the run's aggregation asks for; 0: none.
     """
 
     settings: Settings
     client: int
     state: ClientState
     loaded: Resources
+    proximal_mu: float = 0.0
 
     def in_round(
         self, tensors: dict[str, Tensor], sets: LabelledSets, cycle: int, round_: int
@@ -97,17 +100,25 @@ class ClientTraining:
     ) -> TrainingResult:
         settings, labelled = self.settings, sets.labelled
         recipe = self.loaded.recipe(settings)
-        known = sets.initially if settings.kcfu_pool == "initial" else labelled
-        rows_N = self.loaded.client_rows(self.client)
         situation = LocalSituation(
+            settings.seed,
             self.client,
             *when,
             class_counts_C=labelled.class_counts(self.loaded.num_classes),
-            pool_rows_N=np.setdiff1d(rows_N, known.samples_N, assume_unique=True),
+            rows_N=self.loaded.client_rows(self.client),
+            labelled_N=labelled.samples_N,
+            initially_labelled_N=sets.initially.samples_N,
             global_tensors=global_tensors,
         )
-        strategy = make_strategy(settings.strategy, settings.strategy_parameters)
-        objective = make_objective(settings, self.loaded, strategy, recipe, situation)
+        strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
+        objective = make_objective(
+            make_local_update(settings),
+            self.loaded,
+            strategy,
+            recipe,
+            situation,
+            self.proximal_mu,
+        )
         update = LocalUpdate(
             model,
             self.loaded.train_images,

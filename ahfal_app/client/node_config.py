@@ -45,7 +45,11 @@ def partition_of(settings: Settings, node_config: NodeConfig) -> tuple[int, int]
 def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
     """Return the run's settings with those that a site sets for itself."""
     own = {key.replace("-", "_"): str(node_config[key]) for key in _OWN if key in node_config}
-    return settings.model_copy(update=own) if own else settings
+    if own.get("oracle", settings.oracle) == settings.oracle:
+        return settings.model_copy(update=own) if own else settings
+    # The run's parameters are of the run's oracle, and mean nothing to another one.
+    kept = {k: v for k, v in settings.parameters.items() if not k.startswith("oracle.")}
+    return settings.model_copy(update=own | {"parameters": kept})
 
 
 def oracle_options(node_config: NodeConfig) -> dict[str, str]:

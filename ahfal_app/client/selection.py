@@ -116,7 +116,7 @@ class Selection:
 
     def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
         """Return the query strategy, aligned to a target where there is one."""
-        strategy = make_strategy(self.settings.strategy, self.settings.strategy_parameters)
+        strategy = make_strategy(self.settings.strategy, self.settings.parameters_of("strategy"))
         if statistics.target_C is None or not isinstance(strategy, ScoringStrategy):
             return strategy
         true_N = self.loaded.dataset.train.labels_N[ids_N]

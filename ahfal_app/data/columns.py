@@ -12,8 +12,8 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Image, Value
 from numpy.typing import NDArray
 
-from ahfal_app.config import suggestion
 from ahfal_app.errors import DatasetError
+from ahfal_app.parameters import suggestion
 
 #: Columns that are taken for the label, best first, where types leave a choice.
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "targets", "class")

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.config import SITES, Settings, suggestion
+from ahfal_app.config import SITES, Settings
 from ahfal_app.data import splits
 from ahfal_app.data.cache import data_dir, load_arrays, save_arrays
 from ahfal_app.errors import PartitionError
+from ahfal_app.parameters import suggestion
 from ahfal_app.seeds import numpy_generator, seed_sequence
 
 _NAMES = ("dirichlet", "dirichlet-capped", "dirichlet-balanced", "iid")

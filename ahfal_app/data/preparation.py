@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.config import suggestion
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import ImageDataset, Images
 from ahfal_app.errors import DatasetError
+from ahfal_app.parameters import suggestion
 from ahfal_app.seeds import numpy_generator
 
 #: The test split is drawn with this seed and not the run's: all runs share it.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +26,7 @@ import torch
 from rich.console import Console
 
 from ahfal_app.code_version import PACKAGE_FOLDER
-from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, MORE, Settings
 from ahfal_app.errors import EngineError
 from ahfal_app.results.reading import read_run
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
@@ -57,7 +59,7 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
         config = Path(home) / "run-config.toml"
         # Flower's processes have another working directory.
-        config.write_text(_toml(with_absolute_paths(settings).to_flat()))
+        config.write_text(_run_config(with_absolute_paths(settings).to_flat()))
         _run(Path(home), config, num_clients, settings.device, console)
 
 
@@ -193,6 +195,23 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _toml(values: Mapping[str, object]) -> str:
-    """Return settings as TOML; JSON writes these scalars the same way."""
-    return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in values.items())
+def _run_config(values: Mapping[str, object]) -> str:
+    """Return settings as TOML that Flower takes; JSON writes these scalars the same way.
+
+    Flower refuses keys that the manifest does not list, such as the parameters of another
+    package's component: those travel in one that it lists.
+    """
+    manifest = tomllib.loads((_APP_FOLDER / "pyproject.toml").read_text())
+    listed = _flat(manifest["tool"]["flwr"]["app"]["config"])
+    own = {key: value for key, value in values.items() if key in listed}
+    more = {key: value for key, value in values.items() if key not in listed}
+    own[MORE] = shlex.join(f"{key}={json.dumps(value)}" for key, value in more.items())
+    return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in own.items())
+
+
+def _flat(table: Mapping[str, object], prefix: str = "") -> set[str]:
+    """Return the keys of a TOML table with those of its tables, joined by dots."""
+    keys = set[str]()
+    for key, value in table.items():
+        keys |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys

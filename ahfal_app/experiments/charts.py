@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import dispersion_percent
-from ahfal_app.config import Scalar
 from ahfal_app.experiments.comparison import summarise
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.figures import DISPERSION_WORDS
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
 

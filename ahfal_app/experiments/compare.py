@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import Scalar
 from ahfal_app.errors import ReportError
 from ahfal_app.experiments.files import NOT_IDENTITY, SEED
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_done
 from ahfal_app.experiments.scales import Scale
+from ahfal_app.parameters import Scalar
 
 # What is compared, if these settings are among those that differ.
 _METHOD_FIRST = ("strategy", "local-update", "aggregation", "privacy", "align", "model")

@@ -28,10 +28,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import DEFAULT_NUM_CLIENTS, STRATEGY_PREFIX, Scalar, Settings
+from ahfal_app.config import COMPONENTS, DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.errors import ConfigError
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
+from ahfal_app.parameters import Scalar
+from ahfal_app.plugins import provenances, with_provenances
 
 #: The axis whose values are repetitions of the same experiment.
 SEED = "seed"
@@ -76,9 +78,10 @@ class PlannedRun:
 
     @property
     def key(self) -> str:
-        """Return what identifies the run: a hash of its settings and of the code."""
+        """Return what identifies the run: a hash of its settings and of all code that it uses."""
         flat = {k: v for k, v in self.settings.to_flat().items() if k not in NOT_IDENTITY}
-        content = json.dumps([flat, code_hash()], sort_keys=True)
+        code = with_provenances(code_hash(), provenances(flat))
+        content = json.dumps([flat, code], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
@@ -270,7 +273,7 @@ def _own_parameters(values: dict[str, object]) -> dict[str, object]:
     return {
         key: value
         for key, value in values.items()
-        if not (key.startswith(STRATEGY_PREFIX) and value == "")
+        if not (key.partition(".")[0] in COMPONENTS and "." in key and value == "")
     }
 
 

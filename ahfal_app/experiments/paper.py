@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from ahfal_app.config import Scalar
+from ahfal_app.parameters import Scalar
 
 #: What the paper states for all data sets. Weight decay and the drop of the learning rate are not
 #: in it: what it leaves open does not count as a departure.

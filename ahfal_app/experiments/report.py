@@ -10,12 +10,12 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from ahfal_app.config import Scalar
 from ahfal_app.experiments import charts, tables
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.report import REPORT, Fact, Panel
 from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable

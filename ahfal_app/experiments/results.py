@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import class_proportions
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import Scalar
 from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments.files import SEED, PaperNumber
 from ahfal_app.experiments.scales import Scale
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import Run, read_run
 
 EXPERIMENTS = "experiments"

@@ -6,7 +6,8 @@ import enum
 import math
 from collections.abc import Iterable, Mapping
 
-from ahfal_app.config import Scalar, Settings
+from ahfal_app.config import Settings
+from ahfal_app.parameters import Scalar
 
 
 class Scale(enum.StrEnum):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ahfal_app.config import Scalar
 from ahfal_app.experiments.charts import point_text
 from ahfal_app.experiments.comparison import (
     CONFIDENCE,
@@ -19,6 +18,7 @@ from ahfal_app.experiments.comparison import (
     summarise,
 )
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.units import bytes_text, seconds_text
 

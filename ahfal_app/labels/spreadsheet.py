@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahfal_app.config import suggestion
 from ahfal_app.errors import LabelFileError
+from ahfal_app.parameters import suggestion
 
 #: What is written in place of a class where nobody can tell.
 SKIP = "skip"

@@ -23,8 +23,8 @@ def count(record: MetricRecord | ConfigRecord, key: str) -> int:
     return value
 
 
-def number(record: MetricRecord, key: str, lowest: float = 0.0) -> float:
-    """Return a metric that must be a finite number of at least `lowest`.
+def number(record: MetricRecord | ConfigRecord, key: str, lowest: float = 0.0) -> float:
+    """Return a value that must be a finite number of at least `lowest`.
 
     Raises
     ------

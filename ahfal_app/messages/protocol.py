@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.data.images import DataFormat
-from ahfal_app.messages.fields import count
+from ahfal_app.messages.fields import count, number
 
 JOIN = "query.join"
 TRAIN = "train"
@@ -42,6 +42,8 @@ class Order:
         From 0 and from 1; round 0 outside of training.
     data : DataFormat | None
         What the data of clients that have their own must have in common.
+    proximal_mu : float
+        Weight of the proximal term in the clients' loss; 0: none.
     """
 
     settings: Settings
@@ -51,6 +53,7 @@ class Order:
     cycle: int = 0
     round: int = 0
     data: DataFormat | None = None
+    proximal_mu: float = 0.0
 
     def to_record(self) -> ConfigRecord:
         """Return the order as it travels."""
@@ -62,6 +65,7 @@ class Order:
                 "code": self.code,
                 "cycle": self.cycle,
                 "server-round": self.round,
+                "proximal-mu": self.proximal_mu,
             }
         )
         if self.data is not None:
@@ -79,6 +83,7 @@ class Order:
             cycle=count(record, "cycle"),
             round=count(record, "server-round"),
             data=DataFormat.from_json(str(record["data"])) if "data" in record else None,
+            proximal_mu=number(record, "proximal-mu"),
         )
 
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from ahfal_app.models.core.base import Classifier
+from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.models.core.registry import (
     build_model,
     model_names,
     model_problem,
+    network_facts,
+    network_parameters,
     resolve_model_name,
 )
 
-__all__ = ["Classifier", "build_model", "model_names", "model_problem", "resolve_model_name"]
+__all__ = [
+    "Classifier",
+    "NetworkFacts",
+    "build_model",
+    "model_names",
+    "model_problem",
+    "network_facts",
+    "network_parameters",
+    "resolve_model_name",
+]

@@ -11,16 +11,20 @@ Shapes: B samples of a batch, c channels, H height, W width, D features, C class
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.models.core.initial_weights import initialise_convolutions
+from ahfal_app.parameters import Parameters as NoParameters
 
-#: Settings that `build` takes besides the shape and the number of classes.
-SETTINGS = ("head_kernel",)
+FACTS = NetworkFacts(stackable=True)
 
 _STEM = 32
 _FEATURES = 1280
@@ -35,6 +39,14 @@ _STAGES = (
     (6, 160, 3, 1),
     (6, 320, 1, 1),
 )
+
+
+class Parameters(NoParameters):
+    """What may differ from the network of the paper."""
+
+    head_kernel: Literal[3, 1] = Field(
+        default=3, description="Pixels of the last convolution's kernel."
+    )
 
 
 class MobileNetV2(Classifier):
@@ -70,9 +82,11 @@ class MobileNetV2(Classifier):
         return map_BcHW.mean(dim=(2, 3))
 
 
-def build(image_shape: tuple[int, int, int], num_classes: int, head_kernel: int = 3) -> Classifier:
+def build(
+    image_shape: tuple[int, int, int], num_classes: int, parameters: Parameters | None = None
+) -> Classifier:
     """Return the network for images of this shape (H, W, c)."""
-    return MobileNetV2(image_shape[2], num_classes, head_kernel)
+    return MobileNetV2(image_shape[2], num_classes, (parameters or Parameters()).head_kernel)
 
 
 def _convolution(channels: int, width: int, kernel: int) -> nn.Module:

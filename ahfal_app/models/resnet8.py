@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.models.core.initial_weights import initialise_convolutions
+
+FACTS = NetworkFacts(stackable=True, compiling_pays=True)
 
 _WIDTHS = (16, 32, 64)
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.models.core.facts import NetworkFacts
+
+FACTS = NetworkFacts(stackable=True, bf16_pays=False)
 
 _WIDTH = 32
 _FEATURES = 64

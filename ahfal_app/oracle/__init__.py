@@ -6,8 +6,6 @@ answers may come in part, in any order, again, after milliseconds or after days.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ahfal_app.errors import ConfigError, OracleError
-from ahfal_app.labels.store import LabelReceipt, LabelRequest
+from ahfal_app.labels.records import LabelReceipt, LabelRequest
+from ahfal_app.parameters import Scalar, parameter_problems
+from ahfal_app.plugins import ORACLES
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ def check_folder(folder: Path) -> None:
 
 
 def oracle_names() -> tuple[str, ...]:
-    """Return the names of all oracles: one module of this package each."""
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
+    """Return the names of all oracles, without importing them."""
+    return ORACLES.names()
 
 
-def make_oracle(name: str, site: Site) -> Oracle:
+def make_oracle(name: str, site: Site, parameters: Mapping[str, Scalar] | None = None) -> Oracle:
     """Return an oracle by name.
 
     Parameters
@@ -120,14 +120,20 @@ def make_oracle(name: str, site: Site) -> Oracle:
         One of `oracle_names()`.
     site : Site
         Whom it labels for.
+    parameters : Mapping[str, Scalar], optional
+        The run's settings `oracle.<parameter>`, without the prefix. What a site must decide for
+        itself, such as folders and addresses, is in `site.options`.
 
     Raises
     ------
     ConfigError
-        No oracle has this name.
+        No oracle has this name, or a parameter is not allowed.
     """
-    if name not in oracle_names():
-        raise ConfigError([f"oracle={name!r}: allowed is {' | '.join(oracle_names())}"])
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    oracle: Oracle = module.make(site)
+    if problem := ORACLES.problem(name):
+        raise ConfigError([problem])
+    model, values = ORACLES.parameters(name), dict(parameters or {})
+    if problems := parameter_problems(ORACLES.setting, name, model, values):
+        raise ConfigError(problems)
+    make = ORACLES.component(name)
+    oracle: Oracle = make(site, model.model_validate(values)) if model.model_fields else make(site)
     return oracle

@@ -43,10 +43,10 @@ class Disclosure:
         store.hold_to(
             {
                 "privacy": settings.privacy,
-                "epsilon": settings.epsilon,
+                "privacy.epsilon": settings.epsilon,
                 "releases": settings.num_releases,
-                "adjacency": settings.adjacency,
-                "secure-aggregation-threshold": settings.secure_aggregation_threshold,
+                "privacy.adjacency": settings.adjacency,
+                "privacy.threshold": settings.secure_aggregation_threshold,
                 "num-clients": settings.num_clients,
             }
         )

@@ -10,9 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ahfal_app.query.core.registry import (
-    ParameterEntry,
     StrategyEntry,
-    check_parameters,
     make_strategy,
     strategy_class,
     strategy_entry,
@@ -42,7 +40,6 @@ __all__ = [
     "Aligned",
     "LocalOnlyTraining",
     "Outputs",
-    "ParameterEntry",
     "PoolModels",
     "PoolView",
     "QueryContext",
@@ -52,7 +49,6 @@ __all__ = [
     "StrategyEntry",
     "TrainingContext",
     "TrainingLoss",
-    "check_parameters",
     "checked_select",
     "make_strategy",
     "strategy_class",

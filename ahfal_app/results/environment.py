@@ -7,13 +7,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import ahfal_app
 from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
+from ahfal_app.plugins import provenances
 
 _PACKAGES = (
     "torch",
@@ -29,7 +31,11 @@ _PACKAGES = (
 
 
 def describe_environment(
-    *, class_names: Sequence[str], data_fingerprint: str, partition_fingerprint: str | None
+    *,
+    class_names: Sequence[str],
+    data_fingerprint: str,
+    partition_fingerprint: str | None,
+    settings: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Return what `environment.json` holds.
 
@@ -41,10 +47,13 @@ def describe_environment(
         SHA-256 of the data set (`ImageDataset.fingerprint`).
     partition_fingerprint : str or None
         `Partition.fingerprint`; None where the server does not know the partition.
+    settings : Mapping[str, object], optional
+        Flat settings, for the components of other packages that they choose.
     """
     return {
         "code": describe_code(),
         "versions": {"python": platform.python_version(), **_versions()},
+        "components": [asdict(each) for each in provenances(settings or {})],
         "hardware": describe_hardware(),
         "data": {
             "class_names": list(class_names),

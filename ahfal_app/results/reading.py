@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ahfal_app.config import Settings, parse_settings
+from ahfal_app.config import Settings, recorded_settings
 from ahfal_app.errors import ConfigError, ReportError
 from ahfal_app.results.records import CycleRecord, Record, RoundRecord, parse_record
 
@@ -180,7 +180,7 @@ def _read_settings(path: Path) -> Settings:
     if not isinstance(values, dict):
         raise ReportError(f"{path}: allowed is a mapping of settings")
     try:
-        return parse_settings(values)
+        return recorded_settings(values)
     except ConfigError as error:
         raise ReportError(f"{path}: {error}") from error
 

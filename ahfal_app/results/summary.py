@@ -40,7 +40,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
     return {
         "name": run.folder.name,
         "strategy": settings.strategy,
-        "strategy_parameters": settings.strategy_parameters,
+        "strategy_parameters": settings.parameters_of("strategy"),
         "dataset": settings.dataset,
         "model": settings.model,
         "seed": settings.seed,

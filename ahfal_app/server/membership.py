@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 
-from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
+from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import Settings, share_of
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached, ResumeError
 from ahfal_app.labels.records import Ledger
@@ -190,7 +190,7 @@ def _ask(
         except (KeyError, ValueError) as error:
             failures[node] = f"unusable answer to join: {error}"
         else:
-            _check_code(about)
+            _check_code(about, order.code)
             answers[node] = _Answer(about, reply.content)
 
 
@@ -225,12 +225,13 @@ def _admit(
     return sorted(admitted)
 
 
-def _check_code(about: Introduction) -> None:
-    if about.code != code_hash():
+def _check_code(about: Introduction, code: str) -> None:
+    if about.code != code:
         raise CodeMismatch(
-            f"server and client run different code: {PACKAGE_FOLDER} (hash {code_hash()[:12]}) "
+            f"server and client run different code: {PACKAGE_FOLDER} (hash {code[:12]}) "
             f"and {about.code_folder or 'elsewhere'} (hash {about.code[:12]}); a local SuperLink "
-            "that was started in another checkout does this: stop it and start the run again"
+            "that was started in another checkout does this: stop it and start the run again; a "
+            "query strategy, model or local update of another package counts, too"
         )
 
 

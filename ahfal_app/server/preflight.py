@@ -6,23 +6,19 @@ name exists, and whether they go together, is checked here. All problems are tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ahfal_app.config import SITES, Settings, read_settings, setting_fields, suggestion
+from ahfal_app.config import SITES, Settings, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError
-from ahfal_app.models import model_problem
-from ahfal_app.oracle import oracle_names
-from ahfal_app.query import (
-    ScoringStrategy,
-    check_parameters,
-    make_strategy,
-    strategy_class,
-    strategy_names,
-)
+from ahfal_app.models import model_problem, network_parameters, resolve_model_name
+from ahfal_app.parameters import Parameters, parameter_problems, suggestion
+from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
+from ahfal_app.query import ScoringStrategy, make_strategy, strategy_class, strategy_names
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
-from ahfal_app.trackers import library_problem, tracker_names
+from ahfal_app.trackers import NO_TRACKER, library_problem
+from ahfal_app.training.objectives import make_local_update
 from ahfal_app.training.resources import Resources, resolve_device, resources
 from ahfal_app.training.together.choice import resolve_client_batching
 
@@ -36,18 +32,16 @@ def check_settings(values: Mapping[str, object]) -> Settings:
         Every problem there is, one line each.
     """
     settings, problems = read_settings(values)
-    for key, names in _NAMES.items():
-        problems.extend(_name_problem(key, values, names()))
-    problems.extend(_model_problem(values))
-    if settings.strategy in strategy_names():
-        unusable = check_parameters(settings.strategy, settings.strategy_parameters)
-        problems.extend(unusable or [*_loss_problem(settings), *_alignment_problem(settings)])
+    refused = {key: found for key in FAMILIES if (found := _component_problems(settings, key))}
+    problems.extend(problem for found in refused.values() for problem in found)
+    problems.extend(_partition_problem(settings))
+    for needed, check in _TOGETHER:
+        if not refused.keys() & needed:
+            problems.extend(check(settings))
     try:
         resolve_device(settings.device)
     except ConfigError as error:
         problems.extend(error.problems)
-    problems.extend(_aggregation_problem(settings))
-    problems.extend(_tracker_problem(settings))
     if problems:
         raise ConfigError(problems)
     return settings
@@ -149,18 +143,34 @@ def check_clients(settings: Settings, largest_client: int) -> None:
     check_budget(settings, largest_client)
 
 
-_NAMES: dict[str, Callable[[], Sequence[str]]] = {
-    "strategy": strategy_names,
-    "partition": partition_names,
-    "oracle": oracle_names,
-    "tracker": tracker_names,
-}
+def _component_problems(settings: Settings, key: str) -> list[str]:
+    """Return why a component is not there, or a line for each parameter that it cannot take."""
+    family, name = FAMILIES[key], str(getattr(settings, key.replace("-", "_")))
+    if problem := _unknown(family, name):
+        return [problem]
+    model = _parameters(family, settings, name)
+    return parameter_problems(key, name, model, settings.parameters_of(key))
+
+
+def _unknown(family: Family, name: str) -> str | None:
+    """Return the line that refuses a name which no component of a family has, or None."""
+    if family is MODELS:
+        return model_problem(name)
+    if family is DATASETS:
+        return None  # It may be a folder, or Hugging Face's; that shows when it is loaded.
+    return family.problem(name, also=(NO_TRACKER,) if family is TRACKERS else ())
+
+
+def _parameters(family: Family, settings: Settings, name: str) -> type[Parameters]:
+    if family is MODELS:
+        return network_parameters(resolve_model_name(name, settings.dataset))
+    return family.parameters(name) if name in family.names() else Parameters
 
 
 def _loss_problem(settings: Settings) -> list[str]:
     """Refuse two losses for one training."""
-    strategy = make_strategy(settings.strategy, settings.strategy_parameters)
-    if settings.local_update == "plain" or not strategy.has_training_loss:
+    strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
+    if make_local_update(settings).takes_strategy_loss or not strategy.has_training_loss:
         return []
     return [
         f"local-update={settings.local_update!r}: allowed is 'plain', since "
@@ -178,8 +188,6 @@ def _aggregation_problem(settings: Settings) -> list[str]:
 
 def _tracker_problem(settings: Settings) -> list[str]:
     """Refuse a tracker whose library is not installed."""
-    if settings.tracker not in tracker_names():
-        return []
     problem = library_problem(settings.tracker)
     return [] if problem is None else [problem]
 
@@ -209,15 +217,17 @@ def _alignment_problem(settings: Settings) -> list[str]:
     return problems
 
 
-def _model_problem(values: Mapping[str, object]) -> list[str]:
-    name = values.get("model", setting_fields()["model"].default)
-    problem = model_problem(name) if isinstance(name, str) else None
-    return [problem] if problem else []
-
-
-def _name_problem(key: str, values: Mapping[str, object], names: Sequence[str]) -> list[str]:
-    value = values.get(key, setting_fields()[key].default)
-    if not isinstance(value, str) or value in names:
+def _partition_problem(settings: Settings) -> list[str]:
+    names, value = partition_names(), settings.partition
+    if value in names:
         return []
-    near = suggestion(value, names)
-    return [f"{key}={value!r}: allowed is {' | '.join(names)}{near}"]
+    return [f"partition={value!r}: allowed is {' | '.join(names)}{suggestion(value, names)}"]
+
+
+#: What components must be there for each further check of how they go together.
+_TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
+    ({"strategy", "local-update"}, _loss_problem),
+    ({"strategy"}, _alignment_problem),
+    ({"aggregation"}, _aggregation_problem),
+    ({"tracker"}, _tracker_problem),
+)

@@ -15,11 +15,11 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
-from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.protocol import Order
+from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, RoundRecord
@@ -126,14 +126,21 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     )
     dataset = start.loaded.dataset
     tracked = TrackedRun(position.run, start.folder, start.settings.rounds, dataset.class_names)
-    tracking = open_tracking(start.settings.tracker, tracked, history, progress.warn)
+    tracking = open_tracking(
+        start.settings.tracker,
+        tracked,
+        history,
+        progress.warn,
+        start.settings.parameters_of("tracker"),
+    )
     strategy = FederatedActiveLearning(
         Order(
             start.settings,
             position.run,
             str(start.folder),
-            code_hash(),
+            shared_code_hash(start.settings.to_flat()),
             data=dataset.format if start.settings.has_sites else None,
+            proximal_mu=aggregation.proximal_mu,
         ),
         _hooks(start, recorder, progress, aggregation, tracking),
         progress,
@@ -177,13 +184,14 @@ def _resumed(given: Settings) -> Start:
 def _refuse_changes(given: Settings, stored: Settings) -> None:
     """Refuse settings that are not what the run was started with."""
     before, defaults = stored.to_flat(), Settings().to_flat()
+    names = {field.alias or name: name for name, field in Settings.model_fields.items()}
     problems = [
         f"{key}={value!r}: the run was started with {before.get(key)!r}; allowed on resume is the "
         "same or nothing"
         for key, value in given.to_flat().items()
         if key not in _FREE_ON_RESUME
         and value != before.get(key)
-        and (value != defaults.get(key) or _was_said(given, key.replace("-", "_")))
+        and (value != defaults.get(key) or _was_said(given, names.get(key, key)))
     ]
     if problems:
         raise ConfigError(problems)
@@ -300,6 +308,7 @@ def _environment(
         class_names=loaded.dataset.class_names,
         data_fingerprint=loaded.dataset.fingerprint,
         partition_fingerprint=partition_fingerprint,
+        settings=settings.to_flat(),
     )
     environment["data"] |= {
         "name": loaded.dataset.name,

@@ -6,12 +6,12 @@ stays the record, so that a tracker may fail without harm.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ahfal_app.errors import ConfigError
+from ahfal_app.parameters import Scalar
+from ahfal_app.plugins import TRACKERS
 from ahfal_app.results.records import Record
 from ahfal_app.trackers.core.points import Point, TrackedRun, Tracker, point_of
 from ahfal_app.trackers.core.tracking import Tracking
@@ -32,17 +32,17 @@ NO_TRACKER = "none"
 
 
 def tracker_names() -> tuple[str, ...]:
-    """Return what `tracker` may be: `none`, or one of the modules of this package."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-    return (NO_TRACKER, *sorted(modules))
+    """Return what `tracker` may be: `none`, or the name of a tracker."""
+    return (NO_TRACKER, *TRACKERS.names())
 
 
 def library_problem(name: str) -> str | None:
     """Return why a tracker's library cannot be used, with what installs it, or None.
 
-    The extra has the tracker's name, and so has the library.
+    The extra has the tracker's name, and so has the library; another package installs what its
+    own tracker needs.
     """
-    if name == NO_TRACKER:
+    if name not in TRACKERS.own_names():
         return None
     found = importlib.util.find_spec(name)
     # wandb and MLflow leave folders of their own name behind, which Python takes for packages.
@@ -55,7 +55,11 @@ def library_problem(name: str) -> str | None:
 
 
 def open_tracking(
-    name: str, run: TrackedRun, history: Sequence[Record], warn: Callable[[str], None]
+    name: str,
+    run: TrackedRun,
+    history: Sequence[Record],
+    warn: Callable[[str], None],
+    parameters: Mapping[str, Scalar] | None = None,
 ) -> Tracking:
     """Open a tracker, give it what it lacks of a run's history, and return what to tell it by.
 
@@ -69,6 +73,8 @@ def open_tracking(
         What a resumed run keeps of what was done before; empty for a new run.
     warn : Callable[[str], None]
         Tells people about the first failure.
+    parameters : Mapping[str, Scalar], optional
+        The settings `tracker.<parameter>`, without the prefix.
 
     Raises
     ------
@@ -76,14 +82,17 @@ def open_tracking(
         The tracker cannot be opened: no server there, not logged in.
     """
     points = [point_of(record, index, run) for index, record in enumerate(history)]
-    tracker = None if name == NO_TRACKER else _open(name, run, points)
+    tracker = None if name == NO_TRACKER else _open(name, run, points, parameters or {})
     return Tracking(tracker, name, run, len(points), warn)
 
 
-def _open(name: str, run: TrackedRun, history: Sequence[Point]) -> Tracker:
+def _open(
+    name: str, run: TrackedRun, history: Sequence[Point], parameters: Mapping[str, Scalar]
+) -> Tracker:
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
-        tracker: Tracker = module.make(run, history)
+        model, make = TRACKERS.parameters(name), TRACKERS.component(name)
+        arguments = [model.model_validate(dict(parameters))] if model.model_fields else []
+        tracker: Tracker = make(run, history, *arguments)
     except Exception as error:
         # Every library has errors of its own; nothing has been trained or bought yet.
         raise ConfigError(

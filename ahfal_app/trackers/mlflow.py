@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from ahfal_app.config import Scalar
+from ahfal_app.parameters import Scalar
 from ahfal_app.trackers.core.points import REPORT_ARTIFACT, Point, TrackedRun
 
 DATABASE = "mlflow.db"

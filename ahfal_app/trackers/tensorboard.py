@@ -14,7 +14,7 @@ import yaml
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ahfal_app.config import Scalar
+from ahfal_app.parameters import Scalar
 from ahfal_app.trackers.core.points import Point, TrackedRun
 
 FOLDER = "tensorboard"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import wandb
 
-from ahfal_app.config import Scalar
+from ahfal_app.parameters import Scalar
 from ahfal_app.storage.files import write_text
 from ahfal_app.trackers.core.points import REPORT_ARTIFACT, Point, TrackedRun
 

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 
 from ahfal_app.errors import ConfigError
+from ahfal_app.models import network_facts
 
 #: Sample passes of a run from which on compiling gains more time than it takes.
 _PAYS_FROM = 1_000_000
-
-#: Networks with which it was measured that compiling pays.
-_PAYS_WITH = frozenset({"resnet8"})
 
 
 def resolve_compile(
@@ -52,7 +50,7 @@ def resolve_compile(
         )
     if setting != "auto":
         return setting == "always"
-    pays = sample_passes >= _PAYS_FROM and model_name in _PAYS_WITH
+    pays = sample_passes >= _PAYS_FROM and network_facts(model_name).compiling_pays
     return device.type == "cpu" and can and pays
 
 

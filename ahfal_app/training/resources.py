@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, setting_fields
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.data.cache import data_dir
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import DataFormat
@@ -37,7 +37,7 @@ class Resources:
     Parameters
     ----------
     settings : Settings
-        Only the settings of the groups Data and Training are read.
+        Read are those that `_MADE_OF` names, and the parameters of the model and the data set.
     site : SiteData | None
         A client's own data, where it does not hold a part of a data set that all share.
 
@@ -98,7 +98,7 @@ class Resources:
             self.dataset.image_shape,
             self.num_classes,
             seed,
-            head_kernel=self._settings.head_kernel,
+            self._settings.parameters_of("model"),
         )
 
     @cached_property
@@ -212,15 +212,30 @@ def site_resources(settings: Settings, folders: SiteFolders, data_format: DataFo
         return _sites[folders][1]
 
 
+#: What a process's resources are made of; of the rest `recipe` is asked anew each time.
+_MADE_OF = (
+    "dataset",
+    "data_dir",
+    "image_column",
+    "label_column",
+    "classes",
+    "image_size",
+    "test_fraction",
+    "max_train_samples",
+    "max_test_samples",
+    "num_clients",
+    "partition",
+    "alpha",
+    "min_partition_size",
+    "partition_attempts",
+    "seed",
+    "augment",
+    "model",
+    "device",
+)
+
+
 def _key(settings: Settings) -> _Key:
-    flat = settings.to_flat()
-    return tuple(
-        (name, flat[name])
-        for name, field in setting_fields().items()
-        if name == "seed" or _group(field) in ("Data", "Training")
-    )
-
-
-def _group(field: object) -> object:
-    extra = getattr(field, "json_schema_extra", None)
-    return extra["group"] if isinstance(extra, dict) else None
+    fields = tuple(getattr(settings, name) for name in _MADE_OF)
+    parameters = (settings.parameters_of("model"), settings.parameters_of("dataset"))
+    return (*fields, *(tuple(sorted(each.items())) for each in parameters))

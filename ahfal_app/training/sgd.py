@@ -22,7 +22,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages, normalised
-from ahfal_app.models import Classifier
+from ahfal_app.models import Classifier, network_facts
 from ahfal_app.training.compilation import compiled
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
@@ -164,7 +164,9 @@ def resolve_precision(
 ) -> Literal["fp32", "bf16"]:
     """Return the arithmetic that a setting means."""
     if precision == "auto":
-        return "bf16" if _has_native_bf16(device) and model_name != "small-cnn" else "fp32"
+        return (
+            "bf16" if _has_native_bf16(device) and network_facts(model_name).bf16_pays else "fp32"
+        )
     return "bf16" if precision == "bf16" else "fp32"
 
 

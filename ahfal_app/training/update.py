@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.models import Classifier
-from ahfal_app.training.objectives import Objective
+from ahfal_app.training.local_updates.core.base import Objective
 from ahfal_app.training.sgd import Recipe, TrainingResult, TrainingState, train_locally
 
 

@@ -74,7 +74,7 @@ class TestFiles:
             {"variant": "nothing"},
         ]
         assert [run.settings.tau for run in runs] == [12, 5, 12]
-        assert runs[1].settings.strategy_parameters == {"toggle": "local"}
+        assert runs[1].settings.parameters_of("strategy") == {"toggle": "local"}
 
     def test_a_file_inherits_and_replaces_axis_by_axis(self, tmp_path: Path) -> None:
         (tmp_path / "below").mkdir()

@@ -17,7 +17,7 @@ from support.simulation import Simulation
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, linear
 
-from ahfal_app.errors import ConfigError, DuplicateModel
+from ahfal_app.errors import ConfigError, DuplicateComponent
 from ahfal_app.models import Classifier, build_model, model_names, model_problem
 from ahfal_app.models.core import registry
 from ahfal_app.models.core.batch_norm import BatchNorm2d
@@ -378,7 +378,7 @@ class TestEntryPoints:
     @pytest.mark.parametrize("name", ["resnet8", "auto", "torchvision/resnet18"])
     def test_a_taken_name_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         register(monkeypatch, name, f"{__name__}:build_own")
-        with pytest.raises(DuplicateModel, match=f"{name!r}.*{__name__}:build_own"):
+        with pytest.raises(DuplicateComponent, match=f"{name!r}.*{__name__}:build_own"):
             model_names()
 
     def test_an_unknown_name_suggests_the_nearest(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,13 +413,13 @@ class TestRuns:
             "initial-fraction": 0.2,
             "query-fraction": 0.1,
             "target-fraction": 0.3,
-            "head-kernel": 1,
+            "model.head-kernel": 1,
         }
         outcome = simulation(values, model=model)
         assert outcome.summary["model"] == model
         assert [cycle.labels for cycle in outcome.metrics.cycles] == [10, 16]
         trained = load_file(outcome.folder / "model.safetensors")
-        fresh = build_model(model, (16, 16, 3), 3, 0, head_kernel=1).state_dict()
+        fresh = build_model(model, (16, 16, 3), 3, 0, {"head-kernel": 1}).state_dict()
         assert trained.keys() == fresh.keys()
         counters = [trained[name] for name in trained if name.endswith("num_batches_tracked")]
         assert counters
@@ -472,12 +472,12 @@ class TestRuns:
         ("resnet8", (32, 32, 3), 3, "| `resnet8` | 32×32, 3 channels |"),
         ("preact-resnet8", (32, 32, 3), 3, "| `preact-resnet8` | 32×32, 3 channels |"),
         ("mobilenet-v2", (32, 32, 3), 3, "| `mobilenet-v2` | 32×32, 3 channels |"),
-        ("mobilenet-v2", (32, 32, 3), 1, "| `mobilenet-v2`, `head-kernel=1` | 32×32, 3 channels |"),
+        ("mobilenet-v2", (32, 32, 3), 1, "| `mobilenet-v2`, `model.head-kernel=1` | 32×32, 3 channels |"),
         ("small-cnn", (8, 8, 1), 3, "| `small-cnn` | 8×8, 1 channel |"),
     ],
 )
 def test_documentation_has_the_counts(name: str, shape: Shape, head_kernel: int, row: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    model = build_model(name, shape, 10, 0, head_kernel=head_kernel)
+    model = build_model(name, shape, 10, 0, parameters)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert f"{row} {count:,} | " in page

@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> PrivacyStore:
 def _settings(**values: object) -> Settings:
     """Five releases, as in the paper's protocol: 10 % to 35 % in steps of 5 %."""
     return parse_settings(
-        {"num-clients": 3, "privacy": "local-dp", "epsilon": 5.0}
+        {"num-clients": 3, "privacy": "local-dp", "privacy.epsilon": 5.0}
         | {key.replace("_", "-"): value for key, value in values.items()}
     )
 
@@ -202,10 +202,10 @@ def test_sensitivity_is_the_largest_change_that_a_neighbour_makes():
 @pytest.mark.parametrize(
     "change",
     [
-        {"privacy": "none", "epsilon": 0.0},
-        {"epsilon": 50.0},
+        {"privacy": "none", "privacy.epsilon": 0.0},
+        {"privacy.epsilon": 50.0},
         {"cycles": 3},
-        {"adjacency": "add-remove"},
+        {"privacy.adjacency": "add-remove"},
         {"num_clients": 4},
         {"privacy": "local-dp+secure-aggregation"},
     ],
@@ -230,19 +230,19 @@ def test_damaged_store_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"privacy": "local-dp"}, r"epsilon=0\.0: allowed is at least 1e-06"),
-        ({"privacy": "local-dp", "epsilon": -1.0}, r"epsilon=-1\.0: allowed is number, ≥ 0"),
-        ({"privacy": "local-dp+secure-aggregation"}, "epsilon=0.0"),
-        ({"epsilon": 1.0}, "epsilon=1.0: has no effect with privacy='none'"),
-        ({"privacy": "secure-aggregation", "epsilon": 1.0}, "epsilon=1.0: has no effect"),
-        ({"adjacency": "add-remove"}, "adjacency='add-remove': has no effect"),
+        ({"privacy": "local-dp"}, r"privacy.epsilon=0\.0: allowed is at least 1e-06"),
+        ({"privacy": "local-dp", "privacy.epsilon": -1.0}, r"privacy.epsilon=-1\.0: allowed is number, ≥ 0"),
+        ({"privacy": "local-dp+secure-aggregation"}, "privacy.epsilon=0.0"),
+        ({"privacy.epsilon": 1.0}, "privacy.epsilon=1.0: has no effect with privacy='none'"),
+        ({"privacy": "secure-aggregation", "privacy.epsilon": 1.0}, "privacy.epsilon=1.0: has no effect"),
+        ({"privacy.adjacency": "add-remove"}, "privacy.adjacency='add-remove': has no effect"),
         (
-            {"privacy": "local-dp", "epsilon": 1.0, "secure-aggregation-threshold": 0.9},
-            "secure-aggregation-threshold=0.9: has no effect",
+            {"privacy": "local-dp", "privacy.epsilon": 1.0, "privacy.threshold": 0.9},
+            "privacy.threshold=0.9: has no effect",
         ),
         (
-            {"privacy": "secure-aggregation", "secure-aggregation-threshold": 0.5},
-            "secure-aggregation-threshold=0.5: allowed is number, > 0.5, ≤ 1",
+            {"privacy": "secure-aggregation", "privacy.threshold": 0.5},
+            "privacy.threshold=0.5: allowed is number, > 0.5, ≤ 1",
         ),
         ({"privacy": "secure-aggregation", "num-clients": 2}, "num-clients=2: allowed is at least"),
         (

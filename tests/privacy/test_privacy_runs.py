@@ -31,9 +31,9 @@ from ahfal_app.results.reading import read_run
 from ahfal_app.results.report import render_report
 from ahfal_app.server.run import execute, prepare
 
-DP = {"privacy": "local-dp", "epsilon": 4.0}
+DP = {"privacy": "local-dp", "privacy.epsilon": 4.0}
 SECURE = {"privacy": "secure-aggregation"}
-BOTH = {"privacy": "local-dp+secure-aggregation", "epsilon": 4.0}
+BOTH = {"privacy": "local-dp+secure-aggregation", "privacy.epsilon": 4.0}
 STEPS = ("query.advertise_keys", "query.share_keys", "query.mask", "query.unmask")
 
 #: Five clients, of which four must stay for a secure sum.
@@ -185,7 +185,7 @@ def test_server_sees_no_exact_histogram_with_local_dp(
     runs: Simulation, plain: tuple[Outcome, Watch]
 ):
     watch = Watch()
-    runs({"privacy": "local-dp", "epsilon": 0.1}, handler=watch)
+    runs({"privacy": "local-dp", "privacy.epsilon": 0.1}, handler=watch)
     for (_, content), counts_C in zip(
         watch.of("query.histogram"), _histograms(plain[1]), strict=True
     ):
@@ -254,7 +254,7 @@ def test_both_together(runs: Simulation, plain: tuple[Outcome, Watch]):
 
 def test_much_budget_gives_the_plain_runs_result(runs: Simulation, plain: tuple[Outcome, Watch]):
     for mode in ("local-dp", "local-dp+secure-aggregation"):
-        outcome = runs({"privacy": mode, "epsilon": 1e6})
+        outcome = runs({"privacy": mode, "privacy.epsilon": 1e6})
         assert outcome.selections == plain[0].selections
 
 
@@ -398,8 +398,8 @@ def _asking_again(kind: str, change: Mapping[str, object], refused: list[str]) -
     [
         (SECURE, {}, "a single client's histogram is not told"),
         (SECURE, {"privacy": "none"}, "privacy='none' instead of 'secure-aggregation'"),
-        (DP, {"privacy": "none", "epsilon": 0.0}, "privacy='none' instead of 'local-dp'"),
-        (DP, {"epsilon": 1000.0}, "epsilon=1000.0 instead of 4.0"),
+        (DP, {"privacy": "none", "privacy.epsilon": 0.0}, "privacy='none' instead of 'local-dp'"),
+        (DP, {"privacy.epsilon": 1000.0}, "privacy.epsilon=1000.0 instead of 4.0"),
     ],
 )
 def test_server_that_asks_in_another_way_is_refused(
@@ -436,7 +436,7 @@ def test_server_that_asks_again_gets_the_same_noise_and_then_nothing(runs: Simul
                 exceeded += 1
         return reply
 
-    outcome = runs({"privacy": "local-dp", "epsilon": 0.2}, handler=handler)
+    outcome = runs({"privacy": "local-dp", "privacy.epsilon": 0.2}, handler=handler)
     assert exceeded == 3
     assert outcome.summary["privacy"]["epsilon_spent"] == 0.2
 

@@ -17,8 +17,8 @@ from support.fake_models import FakeModels, NoModels
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics, class_statistics
-from ahfal_app.config import Scalar
 from ahfal_app.errors import InvalidSelection, NonFiniteSignal
+from ahfal_app.parameters import Scalar
 from ahfal_app.query import (
     LocalOnlyTraining,
     PoolView,

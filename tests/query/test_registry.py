@@ -15,7 +15,7 @@ from pydantic import Field
 import ahfal_app.query
 from ahfal_app.class_statistics import class_statistics
 from ahfal_app.config import parse_settings
-from ahfal_app.errors import ConfigError, DuplicateStrategy, UnknownStrategy
+from ahfal_app.errors import ConfigError, DuplicateComponent, UnknownComponent
 from ahfal_app.query import (
     PoolView,
     QueryContext,
@@ -87,7 +87,7 @@ def test_public_names_can_all_be_imported() -> None:
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownStrategy, match=r"'entrpy'; did you mean 'entropy'\?; there are: "):
+    with pytest.raises(UnknownComponent, match=r"'entrpy'; did you mean 'entropy'\?; there are: "):
         make_strategy("entrpy")
 
 
@@ -113,7 +113,7 @@ def test_python_names_of_parameters_are_not_keys() -> None:
 
 def test_parameters_come_through_the_settings() -> None:
     settings = parse_settings({"strategy": "ahfal", "strategy.low-if": "local-or-global"})
-    strategy = make_strategy(settings.strategy, settings.strategy_parameters)
+    strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
     assert strategy.parameters.model_dump(by_alias=True)["low-if"] == "local-or-global"
 
 
@@ -172,7 +172,7 @@ def test_example_of_the_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_name_taken_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "entropy", f"{__name__}:ThirdParty")
-    with pytest.raises(DuplicateStrategy, match=r"'entropy' .*ahfal_app\.query\.entropy and test_"):
+    with pytest.raises(DuplicateComponent, match=r"'entropy' .*ahfal_app\.query\.entropy and test_"):
         strategy_names()
 
 
@@ -181,7 +181,7 @@ def test_entry_point_must_be_a_strategy_of_that_name(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     register(monkeypatch, "other", f"{__name__}:{value}")
-    with pytest.raises(UnknownStrategy, match="holds no QueryStrategy whose `name` is 'other'"):
+    with pytest.raises(UnknownComponent, match="holds no QueryStrategy whose `name` is 'other'"):
         make_strategy("other")
 
 
@@ -195,5 +195,5 @@ def test_one_strategy_is_told_in_full() -> None:
     entry = strategy_entry("feal")
     assert entry.description.startswith(entry.summary)
     assert "strategy.loss" in {parameter.key for parameter in entry.parameters}
-    with pytest.raises(UnknownStrategy, match="did you mean 'feal'"):
+    with pytest.raises(UnknownComponent, match="did you mean 'feal'"):
         strategy_entry("fea")

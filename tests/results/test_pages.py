@@ -10,11 +10,11 @@ import pytest
 from support import browser
 from support.fake_run import make_fake_run
 
-from ahfal_app.config import Scalar
 from ahfal_app.experiments.charts import _style
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import EXPERIMENTS, ExperimentResults, RunResult
 from ahfal_app.experiments.scales import Scale
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import read_run
 from ahfal_app.results.records import Failure
 from ahfal_app.results.report import write_report

@@ -159,7 +159,7 @@ def test_secure_run_killed_at_every_fifth_event(
         shutil.rmtree(folder)
 
 
-NOISY = {"privacy": "local-dp", "epsilon": 0.2}
+NOISY = {"privacy": "local-dp", "privacy.epsilon": 0.2}
 
 
 class Heard:

@@ -318,17 +318,17 @@ def test_an_aggregate_that_is_not_finite_is_a_named_error(name: str):
 @pytest.mark.parametrize(
     ("values", "clients", "needed"),
     [
-        ({"aggregation": "krum", "malicious-clients": 0}, 3, "3·"),
-        ({"aggregation": "krum", "malicious-clients": 2}, 7, "2·2 + 3 = 7 clients in a round"),
-        ({"aggregation": "multikrum", "malicious-clients": 2}, 7, "2·2 + 3 = 7"),
-        ({"aggregation": "bulyan", "malicious-clients": 1}, 7, "4·1 + 3 = 7"),
+        ({"aggregation": "krum", "aggregation.malicious-clients": 0}, 3, "3·"),
+        ({"aggregation": "krum", "aggregation.malicious-clients": 2}, 7, "2·2 + 3 = 7 clients in a round"),
+        ({"aggregation": "multikrum", "aggregation.malicious-clients": 2}, 7, "2·2 + 3 = 7"),
+        ({"aggregation": "bulyan", "aggregation.malicious-clients": 1}, 7, "4·1 + 3 = 7"),
         (
-            {"aggregation": "multikrum", "multikrum-clients": 5, "malicious-clients": 1},
+            {"aggregation": "multikrum", "aggregation.averaged-clients": 5, "aggregation.malicious-clients": 1},
             6,
-            "multikrum-clients=5: allowed is at most 4 with malicious-clients=1 and 5 clients",
+            "aggregation.averaged-clients=5: allowed is at most 4 with aggregation.malicious-clients=1 and 5 clients",
         ),
-        ({"aggregation": "fedtrimmedavg"}, 5, "trimmed-share=0.2: aggregation='fedtrimmedavg'"),
-        ({"aggregation": "fedtrimmedavg", "trimmed-share": 0.1}, 10, "must trim at least 1"),
+        ({"aggregation": "fedtrimmedavg"}, 5, "aggregation.trimmed-share=0.2: aggregation='fedtrimmedavg'"),
+        ({"aggregation": "fedtrimmedavg", "aggregation.trimmed-share": 0.1}, 10, "must trim at least 1"),
     ],
 )
 def test_too_few_clients_are_refused_before_a_run_and_in_a_round(
@@ -360,14 +360,14 @@ def test_too_few_clients_are_refused_before_a_run_and_in_a_round(
 
 
 def test_clients_that_are_not_asked_in_a_round_do_not_count():
-    values = {"aggregation": "krum", "malicious-clients": 2, "num-clients": 10}
+    values = {"aggregation": "krum", "aggregation.malicious-clients": 2, "num-clients": 10}
     check_settings({**values, "client-fraction": 0.7})
     with pytest.raises(ConfigError, match="= 7 clients in a round, there are 6"):
         check_settings({**values, "client-fraction": 0.6})
 
 
 def test_number_of_clients_that_is_not_known_yet_is_not_refused():
-    check_settings({"aggregation": "bulyan", "malicious-clients": 50, "num-clients": 0})
+    check_settings({"aggregation": "bulyan", "aggregation.malicious-clients": 50, "num-clients": 0})
 
 
 @pytest.mark.parametrize(
@@ -375,14 +375,14 @@ def test_number_of_clients_that_is_not_known_yet_is_not_refused():
     [
         ({"aggregation": "fedadm"}, "did you mean 'fedadam'?"),
         ({"aggregation": "qfedavg"}, "allowed is `fedavg` | `fedprox`"),
-        ({"proximal-mu": 0.0}, "proximal-mu=0.0: allowed is number, > 0"),
-        ({"trimmed-share": 0.5}, "trimmed-share=0.5: allowed is number, > 0, < 0.5"),
-        ({"server-momentum": 1.0}, "server-momentum=1.0: allowed is number, ≥ 0, < 1"),
-        ({"server-second-moment": -0.1}, "server-second-moment=-0.1"),
-        ({"server-adaptivity": 0}, "server-adaptivity=0: allowed is number, ≥ 1e-12"),
-        ({"server-learning-rate": -1.0}, "server-learning-rate=-1.0"),
-        ({"malicious-clients": 0.5}, "malicious-clients=0.5: allowed is integer"),
-        ({"multikrum-clients": -1}, "multikrum-clients=-1: allowed is integer, ≥ 0"),
+        ({"aggregation.proximal-mu": 0.0}, "aggregation.proximal-mu=0.0: allowed is number, > 0"),
+        ({"aggregation.trimmed-share": 0.5}, "aggregation.trimmed-share=0.5: allowed is number, > 0, < 0.5"),
+        ({"aggregation.momentum": 1.0}, "aggregation.momentum=1.0: allowed is number, ≥ 0, < 1"),
+        ({"aggregation.second-moment": -0.1}, "aggregation.second-moment=-0.1"),
+        ({"aggregation.adaptivity": 0}, "aggregation.adaptivity=0: allowed is number, ≥ 1e-12"),
+        ({"aggregation.learning-rate": -1.0}, "aggregation.learning-rate=-1.0"),
+        ({"aggregation.malicious-clients": 0.5}, "aggregation.malicious-clients=0.5: allowed is integer"),
+        ({"aggregation.averaged-clients": -1}, "aggregation.averaged-clients=-1: allowed is integer, ≥ 0"),
     ],
 )
 def test_parameters_out_of_range_are_refused(values: dict[str, object], message: str):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.simulation import Outcome, Simulation
 
-from ahfal_app.config import Scalar
 from ahfal_app.errors import ConfigError
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.records import CycleRecord, Ledger, RoundRecord
 from ahfal_app.server import run as run_module
 from ahfal_app.server.checkpoint import Checkpoint

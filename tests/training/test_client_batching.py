@@ -30,10 +30,10 @@ from ahfal_app.models import Classifier, build_model
 from ahfal_app.models.core.batch_norm import BatchNorm2d
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_run
-from ahfal_app.training.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
+from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
 from ahfal_app.training.objectives import Objective
 from ahfal_app.training.sgd import Recipe, TrainingResult, TrainingState
-from ahfal_app.training.together.choice import STACKABLE, resolve_client_batching
+from ahfal_app.training.together.choice import resolve_client_batching
 from ahfal_app.training.together.cuda_graphs import Recording, Replayed
 from ahfal_app.training.together.gathering import Gathering
 from ahfal_app.training.together.stacked_network import StackedNetwork
@@ -131,7 +131,7 @@ def assert_same_models(one: Classifier, other: Classifier, tolerance: float) -> 
 
 
 @pytest.mark.parametrize("update", ["plain", "kcfu", "kcfu as published"])
-@pytest.mark.parametrize("network", sorted(STACKABLE))
+@pytest.mark.parametrize("network", STACKABLE)
 def test_together_as_alone(network: str, update: str) -> None:
     """Weights, batch-norm statistics, momentum, losses; the rate drops in the second round."""
     recipe = dataclasses.replace(RECIPE, **GENTLE.get(network, {}))

@@ -25,7 +25,7 @@ from ahfal_app.query import make_strategy
 from ahfal_app.seeds import numpy_generator, torch_generator
 from ahfal_app.server.preflight import check_settings
 from ahfal_app.training import objectives
-from ahfal_app.training.kcfu import (
+from ahfal_app.training.local_updates.kcfu import (
     BalancedSoftmax,
     Compensation,
     CompensatoryLoss,
@@ -254,8 +254,8 @@ class TestUpdate:
         "changes",
         [
             {},
-            {"kcfu-mixing": "single-partner"},
-            {"kcfu-teacher": "train"},
+            {"local-update.mixing": "single-partner"},
+            {"local-update.teacher": "train"},
             # Four labelled batches, and a pool of six.
             {"batch-size": 9},
             # Seventeen labelled batches, so that the pool is gone through again.
@@ -275,8 +275,8 @@ class TestUpdate:
     def test_the_variants_differ(self, data_dir: Path) -> None:
         cases = [
             Situation(data_dir),
-            Situation(data_dir, **{"kcfu-mixing": "single-partner"}),
-            Situation(data_dir, **{"kcfu-teacher": "train"}),
+            Situation(data_dir, **{"local-update.mixing": "single-partner"}),
+            Situation(data_dir, **{"local-update.teacher": "train"}),
             Situation(data_dir, **{"local-update": "plain"}),
         ]
         losses = {case.train(case.student(), case.objective()) for case in cases}
@@ -312,7 +312,7 @@ class TestUpdate:
 
     def test_the_teacher_neither_learns_nor_changes(self, data_dir: Path) -> None:
         for mode in ("eval", "train"):
-            case = Situation(data_dir, **{"kcfu-teacher": mode})
+            case = Situation(data_dir, **{"local-update.teacher": mode})
             situation = case.situation()
             before = copy.deepcopy(situation.global_tensors)
             case.train(case.student(), case.objective())
@@ -409,7 +409,7 @@ class TestRun:
     def test_distils_on_what_was_unlabelled_at_the_start(
         self, simulation: Simulation, pools: Pools
     ) -> None:
-        simulation(KCFU, **{"kcfu-pool": "initial"})
+        simulation(KCFU, **{"local-update.pool": "initial"})
         assert pools[0, 0, 2].pool_rows_N.tolist() == pools[0, 2, 2].pool_rows_N.tolist()
         assert pools[0, 2, 2].class_counts_C.sum() > pools[0, 0, 2].class_counts_C.sum()
 

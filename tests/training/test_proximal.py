@@ -81,7 +81,7 @@ def test_it_is_added_to_kcfu_and_belongs_to_fedprox_alone(data_dir: Path):
     values: dict[tuple[str, str], float] = {}
     for update in ("plain", "kcfu"):
         for aggregation in ("fedavg", "fedprox"):
-            given = {"local-update": update, "aggregation": aggregation, "proximal-mu": 0.5}
+            given = {"local-update": update, "aggregation": aggregation, "aggregation.proximal-mu": 0.5}
             penalty = _objective(data_dir, **given).penalty
             values[update, aggregation] = penalty(moved).item() if penalty else 0.0
     proximal = 0.25 * 2.0**2

@@ -1,38 +1,28 @@
-"""Finds networks by name: the modules beside this package, torchvision's, and entry points.
+"""Networks by name: those beside this package, torchvision's, and other packages'.
 
 Listing names imports neither the networks nor torchvision.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import threading
-from collections.abc import Callable
-from functools import partial
-from importlib.metadata import EntryPoint
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from ahfal_app.config import suggestion
-from ahfal_app.errors import ConfigError, DuplicateModel
+from ahfal_app.errors import ConfigError
 from ahfal_app.models.core.base import Classifier
-from ahfal_app.plugins import entry_points
-
-#: Packages register networks of their own in this group: `name = "module:build"`.
-ENTRY_POINT_GROUP = "ahfal_app.models"
+from ahfal_app.models.core.facts import NetworkFacts
+from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
+from ahfal_app.plugins import MODELS
 
 #: What the names of torchvision's networks start with.
 TORCHVISION_PREFIX = "torchvision/"
 
 #: The network that suits the data set.
 AUTO = "auto"
-
-_Build = Callable[[tuple[int, int, int], int], Classifier]
-
-_PACKAGE = "ahfal_app.models"
 
 # Networks draw their weights from torch's global generator, which all threads share.
 _initialising = threading.Lock()
@@ -43,10 +33,10 @@ def model_names() -> tuple[str, ...]:
 
     Raises
     ------
-    DuplicateModel
+    DuplicateComponent
         Two networks claim the same name.
     """
-    return tuple(sorted(_origins()))
+    return MODELS.names()
 
 
 def resolve_model_name(model: str, dataset: str) -> str:
@@ -61,7 +51,7 @@ def model_problem(name: str) -> str | None:
 
     Raises
     ------
-    DuplicateModel
+    DuplicateComponent
         Two networks claim the same name.
     """
     if name.startswith(TORCHVISION_PREFIX):
@@ -80,13 +70,24 @@ def model_problem(name: str) -> str | None:
     )
 
 
+def network_facts(name: str) -> NetworkFacts:
+    """Return what is known of a network; of torchvision's nothing is."""
+    if name.startswith(TORCHVISION_PREFIX):
+        return NetworkFacts()
+    return cast(NetworkFacts, MODELS.trait(name, "FACTS", NetworkFacts()))
+
+
+def network_parameters(name: str) -> type[Parameters]:
+    """Return the model of a network's parameters; torchvision's have none."""
+    return Parameters if name.startswith(TORCHVISION_PREFIX) else MODELS.parameters(name)
+
+
 def build_model(
     name: str,
     image_shape: tuple[int, int, int],
     num_classes: int,
     seed: int,
-    *,
-    head_kernel: int = 3,
+    parameters: Mapping[str, Scalar] | None = None,
 ) -> Classifier:
     """Return a freshly initialised network; equal seeds give equal weights.
 
@@ -101,57 +102,26 @@ def build_model(
     seed : int
         Seed of the initial weights; torch's global generator is left as it was. Threads may
         build networks at the same time.
-    head_kernel : int
-        The setting of this name, for networks that have it.
+    parameters : Mapping[str, Scalar], optional
+        The network's parameters by their keys without `model.`.
 
     Raises
     ------
     ConfigError
-        No network has this name, or it does not fit the images.
-    DuplicateModel
+        No network has this name, a parameter is not allowed, or it does not fit the images.
+    DuplicateComponent
         Two networks claim the same name.
     """
     if problem := model_problem(name):
         raise ConfigError([problem])
-    build = _builder(name, {"head_kernel": head_kernel})
+    values = dict(parameters or {})
+    if problems := parameter_problems(MODELS.setting, name, network_parameters(name), values):
+        raise ConfigError(problems)
     with _initialising, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(image_shape, num_classes)
-
-
-def _origins() -> dict[str, str | EntryPoint]:
-    """Return where each network comes from: a module's name or an entry point."""
-    origins: dict[str, str | EntryPoint] = {}
-    folder = str(Path(__file__).parent.parent)
-    for module in pkgutil.iter_modules([folder]):
-        if not module.ispkg:
-            origins[module.name.replace("_", "-")] = f"{_PACKAGE}.{module.name}"
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        name = entry_point.name
-        if name == AUTO or name.startswith(TORCHVISION_PREFIX):
-            raise DuplicateModel(
-                f"model {name!r} has a meaning already, and {entry_point.value} claims it"
-            )
-        if name in origins:
-            first = origins[name]
-            other = first.value if isinstance(first, EntryPoint) else first
-            raise DuplicateModel(
-                f"model {name!r} is defined twice: {other} and {entry_point.value}"
-            )
-        origins[name] = entry_point
-    return origins
-
-
-def _builder(name: str, settings: dict[str, int]) -> _Build:
-    """Return the function that makes a network of a shape (H, W, c) and a number of classes."""
-    if name.startswith(TORCHVISION_PREFIX):
-        return partial(_build_torchvision, name)
-    origin = _origins()[name]
-    if isinstance(origin, EntryPoint):
-        return partial(_build_foreign, origin)
-    module = importlib.import_module(origin)
-    taken = {key: settings[key] for key in getattr(module, "SETTINGS", ())}
-    return partial(module.build, **taken)
+        if name.startswith(TORCHVISION_PREFIX):
+            return _build_torchvision(name, image_shape, num_classes)
+        return _build(name, image_shape, num_classes, values)
 
 
 # torchvision takes a while to import, and most networks do without: hence the late imports.
@@ -168,24 +138,26 @@ def _build_torchvision(
     return as_classifier(network, name, image_shape, num_classes)
 
 
-def _build_foreign(
-    entry_point: EntryPoint, image_shape: tuple[int, int, int], num_classes: int
+def _build(
+    name: str, image_shape: tuple[int, int, int], num_classes: int, values: Mapping[str, Scalar]
 ) -> Classifier:
-    """Call a function of another package, and refuse what is no network."""
-    from ahfal_app.models.core.adapted import as_classifier
-
-    where = f"model={entry_point.name!r}: {entry_point.value}"
-    try:
-        build = entry_point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError([f"{where} cannot be loaded: {error}"]) from error
+    """Call a network's function, and refuse what is no network."""
+    build, where = MODELS.component(name), f"model={name!r}: {MODELS.where(name)}"
     if not callable(build):
         raise ConfigError(
             [f"{where} is no function; allowed is build(image_shape, num_classes) -> nn.Module"]
         )
-    network = build(image_shape, num_classes)
+    arguments: list[Any] = [image_shape, num_classes]
+    model = network_parameters(name)
+    if model.model_fields:
+        arguments.append(model.model_validate(dict(values)))
+    network = build(*arguments)
+    if isinstance(network, Classifier):
+        return network
     if not isinstance(network, nn.Module):
         raise ConfigError(
             [f"{where} gives {type(network).__name__}; allowed is a Classifier or nn.Module"]
         )
-    return as_classifier(network, entry_point.name, image_shape, num_classes)
+    from ahfal_app.models.core.adapted import as_classifier
+
+    return as_classifier(network, name, image_shape, num_classes)

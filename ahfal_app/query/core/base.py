@@ -13,11 +13,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.errors import InvalidSelection
+from ahfal_app.parameters import Parameters as NoParameters
 from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.seeds import numpy_generator
@@ -112,16 +112,8 @@ class QueryStrategy(ABC):
     signals: ClassVar[frozenset[Signal]]
     """Everything that `select` may ask the pool for."""
 
-    class Parameters(BaseModel):
+    class Parameters(NoParameters):
         """Parameters of the strategy; each has a default and a description."""
-
-        model_config = ConfigDict(
-            frozen=True,
-            extra="forbid",
-            strict=True,
-            allow_inf_nan=False,
-            alias_generator=lambda name: name.replace("_", "-"),
-        )
 
     parameters: Parameters
 

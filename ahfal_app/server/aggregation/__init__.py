@@ -18,14 +18,19 @@ Flower's classes compute; this package decides what they are given, under cycles
 `docs/aggregation.md` tells what each name does and which settings belong to it.
 """
 
-from ahfal_app.server.aggregation.aggregation import Aggregation
-from ahfal_app.server.aggregation.answers import NO_LABELS, problem_with
-from ahfal_app.server.aggregation.requirements import clients_in_a_round, shortage
+from ahfal_app.server.aggregation.core.aggregation import Aggregation
+from ahfal_app.server.aggregation.core.answers import NO_LABELS, problem_with
+from ahfal_app.server.aggregation.core.requirements import (
+    clients_in_a_round,
+    make_aggregation,
+    shortage,
+)
 
 __all__ = [
     "NO_LABELS",
     "Aggregation",
     "clients_in_a_round",
+    "make_aggregation",
     "problem_with",
     "shortage",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ahfal_app.config import Scalar
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.records import CycleRecord, Record
 
 #: Where the report lies among the artifacts of a tracker that has any.

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ahfal_app.config import Scalar
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.records import Record
 from ahfal_app.trackers.core.points import Point, TrackedRun, Tracker, point_of
 

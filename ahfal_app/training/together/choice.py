@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ahfal_app.errors import ConfigError
-
-#: Networks whose copies were tested to train together as they do alone.
-STACKABLE = frozenset({"resnet8", "preact-resnet8", "mobilenet-v2", "small-cnn"})
+from ahfal_app.models import model_names, network_facts
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ def resolve_client_batching(setting: str, device: torch.device, model_name: str)
     """
     if setting == "never":
         return BatchingChoice(False, "as client-batching=never says")
-    if model_name not in STACKABLE:
+    if not network_facts(model_name).stackable:
         if setting == "always":
-            allowed = ", ".join(sorted(STACKABLE))
+            allowed = ", ".join(name for name in model_names() if network_facts(name).stackable)
             raise ConfigError(
                 [f"client-batching='always' with model={model_name!r}: allowed with {allowed}"]
             )

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.device import normalised
 from ahfal_app.models import Classifier
-from ahfal_app.training.kcfu import mean_divergence_terms
+from ahfal_app.training.local_updates.kcfu import mean_divergence_terms
 from ahfal_app.training.sgd import Recipe, network_logits
 from ahfal_app.training.together.stacked_network import StackedNetwork
 

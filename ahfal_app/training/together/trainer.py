@@ -20,7 +20,7 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.errors import DeviceMemoryExhausted
 from ahfal_app.models import Classifier
-from ahfal_app.training.kcfu import BalancedSoftmax, CompensatoryLoss
+from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, CompensatoryLoss
 from ahfal_app.training.sgd import Recipe, TrainingResult, TrainingState
 from ahfal_app.training.together.cuda_graphs import Replayed, Step
 from ahfal_app.training.together.schedule import (

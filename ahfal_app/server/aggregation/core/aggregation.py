@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from ahfal_app.config import Settings
 from ahfal_app.errors import NonFiniteModel, QuorumNotReached
 from ahfal_app.messages.keys import ARRAYS_KEY, LOSS_KEY, METRICS_KEY, WEIGHT_KEY
-from ahfal_app.server.aggregation.methods import METHODS, average
-from ahfal_app.server.aggregation.requirements import shortage
-from ahfal_app.server.aggregation.server_state import ServerState, read_state, restore_state
+from ahfal_app.server.aggregation.core.base import COMMON
+from ahfal_app.server.aggregation.core.requirements import make_aggregation
+from ahfal_app.server.aggregation.core.server_state import ServerState, read_state, restore_state
 
 
 class Aggregation:
@@ -42,7 +42,7 @@ class Aggregation:
     ) -> None:
         self._settings = settings
         self._trainable = sorted(trainable)
-        self._method = METHODS[settings.aggregation]
+        self._method = make_aggregation(settings)
         self._current = ArrayRecord()
         self.reset()
         restore_state(self._strategy, state or {})
@@ -55,8 +55,8 @@ class Aggregation:
     def reset(self) -> None:
         """Forget all rounds before, since the model starts afresh."""
         with _quiet():
-            self._strategy = self._method.make(self._settings)
-            self._average = average()
+            self._strategy = self._method.make()
+            self._average = FedAvg(**COMMON)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """Take note of the global model that clients are about to be sent."""
@@ -83,7 +83,7 @@ class Aggregation:
             Finite models gave an aggregate, or a state of the server's optimiser, that is not.
         """
         where = f"cycle {cycle}, round {round_}"
-        problem = shortage(self._settings, len(replies))
+        problem = self._method.shortage(len(replies))
         if problem is not None:
             raise QuorumNotReached(f"{where}: too few usable answers: {problem}")
         acted_on = self._acted_on()
@@ -102,6 +102,11 @@ class Aggregation:
                 result[name] = np.asarray(value, dtype=array.dtype)
         self._require_finite(result | self.state, where)
         return ArrayRecord({name: Array(value) for name, value in result.items()})
+
+    @property
+    def proximal_mu(self) -> float:
+        """Weight of the proximal term that the method wants in the clients' loss."""
+        return self._method.proximal_mu
 
     @property
     def can_merge(self) -> bool:

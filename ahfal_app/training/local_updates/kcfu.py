@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -28,7 +29,15 @@ from ahfal_app.data.device import (
     normalised,
 )
 from ahfal_app.models import Classifier
-from ahfal_app.training.sgd import batches, network_logits
+from ahfal_app.query import QueryStrategy
+from ahfal_app.seeds import numpy_generator, torch_generator
+from ahfal_app.training.local_updates.core.base import (
+    LocalSituation,
+    LocalUpdateMethod,
+    Objective,
+)
+from ahfal_app.training.resources import Resources
+from ahfal_app.training.sgd import Recipe, batches, network_logits
 
 #: Both parameters of the Beta distribution that mixing weights are drawn from.
 _BETA = 2.0
@@ -212,3 +221,66 @@ def mean_divergence_terms(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
 def mix(values_B: Tensor, weight_B: Tensor, partner_B: Tensor) -> Tensor:
     """Return each value mixed with its partner's; the first dimension is the batch's."""
     return weight_B * values_B + (1 - weight_B) * values_B[partner_B]
+
+
+class KCFU(LocalUpdateMethod):
+    """KAFAL's: balanced softmax, and distillation of what a client lacks."""
+
+    name = "kcfu"
+    paper = (
+        "Cao, Shi, Yu and Wang, Knowledge-aware federated active learning with non-IID data, "
+        "ICCV 2023"
+    )
+
+    class Parameters(LocalUpdateMethod.Parameters):
+        """Where the paper and its published code differ."""
+
+        mixing: Literal["permutation", "single-partner"] = Field(
+            default="permutation",
+            description="Mixes each image with another one each, or all with one (the published "
+            "code).",
+        )
+        teacher: Literal["eval", "train"] = Field(
+            default="eval",
+            description="Batch norm of the teacher: in evaluation mode, or by batch (the published "
+            "code).",
+        )
+        pool: Literal["current", "initial"] = Field(
+            default="current",
+            description="Distils on what is unlabelled now, or was at the start (the published "
+            "code).",
+        )
+
+    parameters: Parameters
+
+    def objective(
+        self,
+        strategy: QueryStrategy,
+        resources: Resources,
+        recipe: Recipe,
+        situation: LocalSituation,
+    ) -> Objective:
+        """Return what a client minimises in a round."""
+        how = self.parameters
+        loss = BalancedSoftmax(situation.class_counts_C, resources.device)
+        pool_N = situation.initial_pool_N if how.pool == "initial" else situation.pool_N
+        # In a cycle's first round the global model is fresh and has nothing to teach.
+        if situation.round == 1 or not len(pool_N):
+            return Objective(loss)
+        key = (situation.seed, "kcfu", situation.client, situation.cycle, situation.round)
+        penalty = CompensatoryLoss(
+            resources.loaded_model(situation.global_tensors),
+            resources.train_images,
+            torch.from_numpy(pool_N),
+            situation.class_counts_C,
+            Compensation(
+                mixing=how.mixing,
+                teacher=how.teacher,
+                batch_size=recipe.batch_size,
+                augmentation=recipe.augmentation,
+                precision=recipe.precision,
+            ),
+            numpy_generator(*key),
+            torch_generator(*key),
+        )
+        return Objective(loss, penalty)

@@ -1,0 +1,27 @@
+"""What was measured or tested of a network, and decides how it is trained by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Facts that stand with a network, as `FACTS` in its module or of its function.
+
+    The defaults are what is safe where nothing is known.
+
+    Attributes
+    ----------
+    stackable : bool
+        Whether copies were tested to train together, as one tensor program, as they do alone.
+    compiling_pays : bool
+        Whether a compiled training step was measured to be faster on a CPU.
+    bf16_pays : bool
+        Whether bf16 is faster than fp32 where the hardware has it; a tiny network loses by the
+        conversions.
+    """
+
+    stackable: bool = False
+    compiling_pays: bool = False
+    bf16_pays: bool = True

@@ -1,0 +1,1 @@
+"""Local updates by name: what local training minimises; each module is one."""

@@ -1,0 +1,1 @@
+"""What local updates are built from."""
