@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from starlette.applications import Starlette
 from support import browser
+from support.labelling import CLASSES, encoded, request
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app as command_line
@@ -30,33 +31,20 @@ from ahfal_app.label_page.desk import AlreadyAnswered, Answer, Desk
 from ahfal_app.label_page.images import for_browser
 from ahfal_app.label_page.open_requests import desk_folder
 from ahfal_app.label_page.shortcuts import shortcuts
-from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
+from ahfal_app.labels.store import LabelReceipt, LabelStore
 from ahfal_app.oracle import EncodedImage, Oracle, Site, make_oracle
 
 needs_browser = pytest.mark.skipif(
     browser.CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"
 )
 
-CLASSES = ("healthy", "benign", "malignant")
 PORT = 4711
 HOST = f"127.0.0.1:{PORT}"
 TOKEN = "right-token"
 
 
-def encoded(sample: int, format_: str = "PNG") -> EncodedImage:
-    content = io.BytesIO()
-    pixels = np.random.default_rng(sample).integers(0, 256, (32, 48), dtype=np.uint8)
-    Image.fromarray(pixels).save(content, format=format_)
-    return EncodedImage(f"ward/{sample}.{format_.lower()}", content.getvalue())
-
-
 def site(folder: Path | None, classes: tuple[str, ...] = CLASSES, image: Any = encoded) -> Site:
     return Site(0, classes, {}, image, folder)
-
-
-def request(*samples: int, cycle: int = 1) -> LabelRequest:
-    n = len(samples)
-    return LabelRequest(f"request{cycle}", cycle, "entropy", samples, (0.5,) * n, (2,) * n)
 
 
 @pytest.fixture

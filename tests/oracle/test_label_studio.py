@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support import browser
 from support.deployment import free_ports
+from support.labelling import CLASSES, encoded, request
 from support.studio import EMAIL, PASSWORD, TOKEN, annotate, api, installed_program, label_studio
-from test_label_page import CLASSES, encoded, request
 
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels.store import LabelReceipt, LabelRequest

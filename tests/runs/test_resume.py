@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from flwr.app import Context, Message
-from support.simulation import TINY, Handler, Outcome, Simulation
+from support.killing import Killed, KillSwitch, killed_at, number_of_events
+from support.simulation import TINY, Outcome, Simulation
 
 from ahfal_app.server import run as run_module
 from ahfal_app.server import secure_sum
@@ -27,92 +28,17 @@ from ahfal_app.results.run_folder import Recorder
 from ahfal_app.server.run import prepare
 
 
-class Killed(BaseException):
-    """Stops a run as SIGKILL does: nothing that handles errors sees it."""
-
-
-class KillSwitch:
-    """Kills at the n-th event; an event is any moment around a message or a write."""
-
-    def __init__(self, fatal: int | None = None, handler: Handler = client_app) -> None:
-        self.fatal = fatal
-        self._handler = handler
-        self.events = 0
-
-    def tick(self) -> None:
-        self.events += 1
-        if self.events == self.fatal:
-            raise Killed
-
-    def handler(self, message: Message, context: Context) -> Message:
-        self.tick()
-        reply = self._handler(message, context)
-        self.tick()
-        return reply
-
-    def around(self, function):
-        def wrapped(*arguments, **keywords):
-            self.tick()
-            result = function(*arguments, **keywords)
-            self.tick()
-            return result
-
-        return wrapped
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
-        patch.setattr(Recorder, "record", self.around(Recorder.record))
-        patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
-        patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
-        patch.setattr(LabelStore, "commit", self.around(LabelStore.commit))
-        patch.setattr(PrivacyStore, "release", self.around(PrivacyStore.release))
-        patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
-        patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))
-        patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
     return Simulation(tmp_path_factory.mktemp("straight"), data_dir)()
-
-
-def _number_of_events(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, **settings: object
-) -> int:
-    switch = KillSwitch()
-    with monkeypatch.context() as patch:
-        switch.install(patch)
-        simulation(settings, handler=switch.handler, name="counted")
-    return switch.events
-
-
-def _killed_at(
-    event: int,
-    simulation: Simulation,
-    monkeypatch: pytest.MonkeyPatch,
-    folder: Path | None = None,
-    watch: Handler = client_app,
-    **settings: object,
-) -> Path:
-    """Run, or resume, until an event; return the run's folder."""
-    switch = KillSwitch(event, watch)
-    with monkeypatch.context() as patch:
-        switch.install(patch)
-        if folder is not None:
-            with pytest.raises(Killed):
-                simulation.resume(folder, switch.handler)
-            return folder
-        with pytest.raises(Killed):
-            simulation(settings, handler=switch.handler, name=f"killed-{event}")
-    return Path(str(simulation.base["output-dir"])) / f"killed-{event}"
 
 
 @pytest.mark.parametrize("share", [i / 10 for i in range(1, 11)])
 def test_resumed_run_equals_an_uninterrupted_one(
     share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    total = _number_of_events(simulation, monkeypatch)
-    folder = _killed_at(max(3, round(share * total)), simulation, monkeypatch)
+    total = number_of_events(simulation, monkeypatch)
+    folder = killed_at(max(3, round(share * total)), simulation, monkeypatch)
     assert simulation.resume(folder).result == straight.result
 
 
@@ -122,8 +48,8 @@ def test_killed_at_every_event(
     first: int, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
     """In four parts, which can be tested at the same time."""
-    for event in range(first, _number_of_events(simulation, monkeypatch) + 1, 4):
-        folder = _killed_at(event, simulation, monkeypatch)
+    for event in range(first, number_of_events(simulation, monkeypatch) + 1, 4):
+        folder = killed_at(event, simulation, monkeypatch)
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
         shutil.rmtree(folder)
 
@@ -144,8 +70,8 @@ def test_secure_sums_are_the_same_after_a_resume(
     simulation: Simulation,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    total = _number_of_events(simulation, monkeypatch, **SECURE)
-    folder = _killed_at(round(share * total), simulation, monkeypatch, **SECURE)
+    total = number_of_events(simulation, monkeypatch, **SECURE)
+    folder = killed_at(round(share * total), simulation, monkeypatch, **SECURE)
     assert simulation.resume(folder).result == straight_secure.result
 
 
@@ -153,8 +79,8 @@ def test_secure_sums_are_the_same_after_a_resume(
 def test_secure_run_killed_at_every_fifth_event(
     straight_secure: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    for event in range(3, _number_of_events(simulation, monkeypatch, **SECURE) + 1, 5):
-        folder = _killed_at(event, simulation, monkeypatch, **SECURE)
+    for event in range(3, number_of_events(simulation, monkeypatch, **SECURE) + 1, 5):
+        folder = killed_at(event, simulation, monkeypatch, **SECURE)
         assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
         shutil.rmtree(folder)
 
@@ -194,8 +120,8 @@ def _check_noise(heard: Heard, outcome: Outcome) -> None:
 def test_noise_is_the_same_after_a_resume(
     share: float, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    total, heard = _number_of_events(simulation, monkeypatch, **NOISY), Heard()
-    folder = _killed_at(round(share * total), simulation, monkeypatch, watch=heard, **NOISY)
+    total, heard = number_of_events(simulation, monkeypatch, **NOISY), Heard()
+    folder = killed_at(round(share * total), simulation, monkeypatch, watch=heard, **NOISY)
     _check_noise(heard, simulation.resume(folder, heard))
 
 
@@ -203,9 +129,9 @@ def test_noise_is_the_same_after_a_resume(
 def test_noisy_run_killed_at_every_fifth_event(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    for event in range(3, _number_of_events(simulation, monkeypatch, **NOISY) + 1, 5):
+    for event in range(3, number_of_events(simulation, monkeypatch, **NOISY) + 1, 5):
         heard = Heard()
-        folder = _killed_at(event, simulation, monkeypatch, watch=heard, **NOISY)
+        folder = killed_at(event, simulation, monkeypatch, watch=heard, **NOISY)
         _check_noise(heard, simulation.resume(folder, heard))
         shutil.rmtree(folder)
 
@@ -213,9 +139,9 @@ def test_noisy_run_killed_at_every_fifth_event(
 def test_killed_again_and_again(
     straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    folder = _killed_at(20, simulation, monkeypatch)
+    folder = killed_at(20, simulation, monkeypatch)
     for event in (5, 17, 31):
-        _killed_at(event, simulation, monkeypatch, folder)
+        killed_at(event, simulation, monkeypatch, folder)
     assert simulation.resume(folder).result == straight.result
 
 
@@ -284,8 +210,8 @@ def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
 def test_damaged_newest_checkpoint_gives_the_same_result(
     share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
-    total = _number_of_events(simulation, monkeypatch)
-    folder = _killed_at(round(share * total), simulation, monkeypatch)
+    total = number_of_events(simulation, monkeypatch)
+    folder = killed_at(round(share * total), simulation, monkeypatch)
     newest = max((folder / "checkpoint").glob("[0-9]*"))
     (newest / "model.safetensors").write_bytes(b"damaged")
     resumed = simulation.resume(folder)

@@ -12,6 +12,7 @@ import pytest
 from flwr.app import Array, Context, Message
 from rich.console import Console
 from safetensors.numpy import load_file
+from support.killing import Killed
 from support.simulation import TINY, Outcome, Simulation
 
 from ahfal_app.client_app import app as client_app
@@ -31,10 +32,6 @@ ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 #: As many clients as Bulyan needs against one that is malicious, and one that fails; two
 #: epochs, since the first step of a round starts where FedProx holds it.
 EIGHT = {"num-clients": 8, "cycles": 1, "rounds": 2, "local-epochs": 2}
-
-
-class Killed(BaseException):
-    """Stops a run as SIGKILL does: nothing that handles errors sees it."""
 
 
 def _failing_once(message: Message, context: Context) -> Message:

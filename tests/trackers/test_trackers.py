@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from support.killing import Killed
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.errors import ConfigError
@@ -141,10 +142,6 @@ def check_mirrors(logged: Logged, outcome: Outcome) -> None:
             assert ("cycle/deviation/3", step) not in logged
         else:
             assert logged["cycle/deviation/3", step] == pytest.approx([cycle.deviation[3]])
-
-
-class Killed(BaseException):
-    """Stops a run as SIGKILL does."""
 
 
 def kill_at(call: int, patch: pytest.MonkeyPatch, *, written: bool) -> None:

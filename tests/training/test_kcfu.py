@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.killing import killed_at, number_of_events
 from support.simulation import Outcome, Simulation
-from test_resume import _killed_at, _number_of_events
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -449,6 +449,6 @@ class TestRun:
             Path(str(simulation.base["output-dir"])), Path(str(simulation.base["data-dir"]))
         )
         straight = ours(name="straight")
-        total = _number_of_events(ours, monkeypatch)
-        folder = _killed_at(round(share * total), ours, monkeypatch)
+        total = number_of_events(ours, monkeypatch)
+        folder = killed_at(round(share * total), ours, monkeypatch)
         assert ours.resume(folder).result == straight.result

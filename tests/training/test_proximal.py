@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, RECIPE, ROWS, generator, make_images, make_model
+from support.small_training import CPU, RECIPE, ROWS, generator, make_images, make_model
 
 from ahfal_app.config import parse_settings
 from ahfal_app.query import make_strategy

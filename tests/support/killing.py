@@ -1,0 +1,91 @@
+"""Runs that are killed at a chosen event, to be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message
+from support.simulation import Handler, Simulation
+
+from ahfal_app.client_app import app as client_app
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.privacy.store import PrivacyStore
+from ahfal_app.results.run_folder import Recorder
+from ahfal_app.server import run as run_module
+from ahfal_app.server import secure_sum
+
+
+class Killed(BaseException):
+    """Stops a run as SIGKILL does: nothing that handles errors sees it."""
+
+
+class KillSwitch:
+    """Kills at the n-th event; an event is any moment around a message or a write."""
+
+    def __init__(self, fatal: int | None = None, handler: Handler = client_app) -> None:
+        self.fatal = fatal
+        self._handler = handler
+        self.events = 0
+
+    def tick(self) -> None:
+        self.events += 1
+        if self.events == self.fatal:
+            raise Killed
+
+    def handler(self, message: Message, context: Context) -> Message:
+        self.tick()
+        reply = self._handler(message, context)
+        self.tick()
+        return reply
+
+    def around(self, function):
+        def wrapped(*arguments, **keywords):
+            self.tick()
+            result = function(*arguments, **keywords)
+            self.tick()
+            return result
+
+        return wrapped
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
+        patch.setattr(Recorder, "record", self.around(Recorder.record))
+        patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
+        patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
+        patch.setattr(LabelStore, "commit", self.around(LabelStore.commit))
+        patch.setattr(PrivacyStore, "release", self.around(PrivacyStore.release))
+        patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
+        patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))
+        patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
+
+
+def number_of_events(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, **settings: object
+) -> int:
+    switch = KillSwitch()
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        simulation(settings, handler=switch.handler, name="counted")
+    return switch.events
+
+
+def killed_at(
+    event: int,
+    simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path | None = None,
+    watch: Handler = client_app,
+    **settings: object,
+) -> Path:
+    """Run, or resume, until an event; return the run's folder."""
+    switch = KillSwitch(event, watch)
+    with monkeypatch.context() as patch:
+        switch.install(patch)
+        if folder is not None:
+            with pytest.raises(Killed):
+                simulation.resume(folder, switch.handler)
+            return folder
+        with pytest.raises(Killed):
+            simulation(settings, handler=switch.handler, name=f"killed-{event}")
+    return Path(str(simulation.base["output-dir"])) / f"killed-{event}"
