@@ -72,7 +72,19 @@ def parameter_problems(
         model.model_validate(dict(values))
     except ValidationError as error:
         return [_problem(setting, name, detail, model) for detail in error.errors()]
-    return []
+    fields = {field.alias: field for field in model.model_fields.values()}
+    return [
+        _refusal(setting, key, value, fields[key])
+        for key, value in values.items()
+        if not _is_a_choice(value, fields[key])
+    ]
+
+
+def _is_a_choice(value: object, field: FieldInfo) -> bool:
+    """Tell whether a value is of its choices' kind: `True == 1`, but it is no number."""
+    choices = typing.get_args(field.annotation)
+    is_choice = typing.get_origin(field.annotation) is Literal
+    return not is_choice or type(value) in {type(choice) for choice in choices}
 
 
 def _problem(setting: str, name: str, detail: ErrorDetails, model: type[Parameters]) -> str:
@@ -87,9 +99,12 @@ def _problem(setting: str, name: str, detail: ErrorDetails, model: type[Paramete
             f"{setting}.{key}: {name!r} has no such parameter"
             f"{suggestion(key, fields)}; it takes: {takes}"
         )
-    field, value = fields[key], detail["input"]
-    choices = getattr(field.annotation, "__args__", ())
-    nearest = suggestion(value, choices) if isinstance(value, str) and choices else ""
+    return _refusal(setting, key, detail["input"], fields[key])
+
+
+def _refusal(setting: str, key: str, value: object, field: FieldInfo) -> str:
+    choices = [choice for choice in typing.get_args(field.annotation) if isinstance(choice, str)]
+    nearest = suggestion(value, choices) if isinstance(value, str) else ""
     return f"{setting}.{key}={value!r}: allowed is {allowed_values(field)}{nearest}"
 
 

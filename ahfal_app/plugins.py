@@ -140,7 +140,13 @@ class Family:
 
         A class has it as an attribute; of a function it may be one, or stand in its module.
         """
-        component = self.component(name)
+        try:
+            component = self.component(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("ahfal_app"):
+                raise
+            # Its library is an extra that is not installed; who opens the component is told so.
+            return default
         if not self.base and not hasattr(component, trait):
             module = sys.modules.get(getattr(component, "__module__", ""))
             loaded = self.load(name)
@@ -277,7 +283,7 @@ LOCAL_UPDATES = Family(
     "local-update",
     "ahfal_app.training.local_updates",
     "ahfal_app.local_updates",
-    base="ahfal_app.training.local_updates.core.base:LocalUpdate",
+    base="ahfal_app.training.local_updates.core.base:LocalUpdateMethod",
 )
 TRACKERS = Family(
     "tracker",

@@ -52,7 +52,10 @@ def settings_toml() -> str:
     as empty text, which stands for each parameter's own default.
     """
     lines = ["[tool.flwr.app.config]"]
-    lines += [f"{key} = {_toml_value(field.default)}" for key, field in setting_fields().items()]
+    lines += [
+        f"{_toml_key(key)} = {_toml_value(field.default)}"
+        for key, field in setting_fields().items()
+    ]
     keys = {
         parameter.key
         for family, name in _components()
@@ -60,6 +63,11 @@ def settings_toml() -> str:
     }
     lines += [f'"{key}" = ""' for key in sorted(keys)]
     return "\n".join(lines)
+
+
+def _toml_key(key: str) -> str:
+    # Without quotes a dot would begin a table, and `privacy` is a value besides.
+    return f'"{key}"' if "." in key else key
 
 
 def _toml_value(value: object) -> str:

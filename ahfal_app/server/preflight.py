@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ahfal_app.config import SITES, Settings, read_settings
 from ahfal_app.data.partition import partition_names
-from ahfal_app.errors import ConfigError, DatasetError
+from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
 from ahfal_app.models import model_problem, network_parameters, resolve_model_name
 from ahfal_app.parameters import Parameters, parameter_problems, suggestion
 from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
@@ -148,7 +148,12 @@ def _component_problems(settings: Settings, key: str) -> list[str]:
     family, name = FAMILIES[key], str(getattr(settings, key.replace("-", "_")))
     if problem := _unknown(family, name):
         return [problem]
-    model = _parameters(family, settings, name)
+    try:
+        model = _parameters(family, settings, name)
+    except UnknownComponent as error:
+        return [str(error)]
+    except ConfigError as error:
+        return error.problems
     return parameter_problems(key, name, model, settings.parameters_of(key))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
+from support.registering import register
 from support.simulation import Simulation
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, linear
 
 from ahfal_app.errors import ConfigError, DuplicateComponent
 from ahfal_app.models import Classifier, build_model, model_names, model_problem
-from ahfal_app.models.core import registry
 from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.plugins import MODELS
 from ahfal_app.server.preflight import check_data, check_settings
 
 #: One of each kind that is adapted: residual, with dropout, with stochastic depth, windows.
@@ -169,11 +169,6 @@ def build_nothing(image_shape: Shape, num_classes: int) -> str:
     return "no network"
 
 
-def register(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    found = [EntryPoint(name, value, registry.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
-
-
 def images(size: int, shape: Shape) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(size, shape[2], shape[0], shape[1], generator=generator)
@@ -319,7 +314,7 @@ class TestEntryPoints:
     def test_a_classifier_is_taken_as_it_is_but_for_dropout(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        register(monkeypatch, "own", f"{__name__}:build_own")
+        register(monkeypatch, MODELS, "own", f"{__name__}:build_own")
         assert "own" in model_names()
         assert model_problem("own") is None
         model = build_model("own", (8, 8, 1), 10, 0)
@@ -329,7 +324,7 @@ class TestEntryPoints:
         assert model.feature_map(images(2, (8, 8, 1))).shape == (2, 8, 8, 8)
 
     def test_a_module_gets_a_head(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        register(monkeypatch, "lazy", f"{__name__}:build_lazy")
+        register(monkeypatch, MODELS, "lazy", f"{__name__}:build_lazy")
         model, again = (build_model("lazy", (8, 8, 1), 10, 3) for _ in range(2))
         assert model.head.in_features == 12
         assert model.features(images(2, (8, 8, 1))).min() >= 0
@@ -337,7 +332,7 @@ class TestEntryPoints:
             assert torch.equal(value, again.state_dict()[name])
 
     def test_what_is_shared_stays_shared(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        register(monkeypatch, "tied", f"{__name__}:build_tied")
+        register(monkeypatch, MODELS, "tied", f"{__name__}:build_tied")
         network = build_model("tied", (8, 8, 1), 10, 0).get_submodule("network")
         assert network.second.weight is network.first.weight
         assert network.same_norm is network.norm
@@ -370,19 +365,19 @@ class TestEntryPoints:
     def test_what_cannot_be_used_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, build: str, reason: str
     ) -> None:
-        register(monkeypatch, "odd", f"{__name__}:{build}")
+        register(monkeypatch, MODELS, "odd", f"{__name__}:{build}")
         problem = refusal("odd")
         assert problem.startswith("model='odd': ")
         assert reason in problem
 
     @pytest.mark.parametrize("name", ["resnet8", "auto", "torchvision/resnet18"])
     def test_a_taken_name_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        register(monkeypatch, name, f"{__name__}:build_own")
+        register(monkeypatch, MODELS, name, f"{__name__}:build_own")
         with pytest.raises(DuplicateComponent, match=f"{name!r}.*{__name__}:build_own"):
             model_names()
 
     def test_an_unknown_name_suggests_the_nearest(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        register(monkeypatch, "shallow", f"{__name__}:build_own")
+        register(monkeypatch, MODELS, "shallow", f"{__name__}:build_own")
         problem = model_problem("shalow")
         assert problem is not None
         assert problem.startswith("model='shalow': allowed is auto | mobilenet-v2 | ")
@@ -413,13 +408,14 @@ class TestRuns:
             "initial-fraction": 0.2,
             "query-fraction": 0.1,
             "target-fraction": 0.3,
-            "model.head-kernel": 1,
         }
+        small = {"head-kernel": 1} if model == "mobilenet-v2" else {}
+        values |= {f"model.{key}": value for key, value in small.items()}
         outcome = simulation(values, model=model)
         assert outcome.summary["model"] == model
         assert [cycle.labels for cycle in outcome.metrics.cycles] == [10, 16]
         trained = load_file(outcome.folder / "model.safetensors")
-        fresh = build_model(model, (16, 16, 3), 3, 0, {"head-kernel": 1}).state_dict()
+        fresh = build_model(model, (16, 16, 3), 3, 0, small).state_dict()
         assert trained.keys() == fresh.keys()
         counters = [trained[name] for name in trained if name.endswith("num_batches_tracked")]
         assert counters
@@ -447,7 +443,7 @@ class TestRuns:
     def test_what_is_shared_has_one_value_in_the_global_model(
         self, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, aggregation: str
     ) -> None:
-        register(monkeypatch, "tied", f"{__name__}:build_tied")
+        register(monkeypatch, MODELS, "tied", f"{__name__}:build_tied")
         outcome = simulation(SHORT, model="tied", aggregation=aggregation, strategy="entropy")
         trained = load_file(outcome.folder / "model.safetensors")
         for one, other in (("first.weight", "second.weight"), ("norm.bias", "same_norm.bias")):
@@ -460,23 +456,30 @@ class TestRuns:
         example = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
         (tmp_path / "documented_shallow.py").write_text(example, encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
-        register(monkeypatch, "shallow", "documented_shallow:build")
+        register(monkeypatch, MODELS, "shallow", "documented_shallow:build")
         outcome = simulation(model="shallow", strategy="entropy")
         assert outcome.summary["model"] == "shallow"
         assert len(outcome.metrics.cycles) == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "head_kernel", "row"),
+    ("name", "shape", "parameters", "row"),
     [
-        ("resnet8", (32, 32, 3), 3, "| `resnet8` | 32×32, 3 channels |"),
-        ("preact-resnet8", (32, 32, 3), 3, "| `preact-resnet8` | 32×32, 3 channels |"),
-        ("mobilenet-v2", (32, 32, 3), 3, "| `mobilenet-v2` | 32×32, 3 channels |"),
-        ("mobilenet-v2", (32, 32, 3), 1, "| `mobilenet-v2`, `model.head-kernel=1` | 32×32, 3 channels |"),
-        ("small-cnn", (8, 8, 1), 3, "| `small-cnn` | 8×8, 1 channel |"),
+        ("resnet8", (32, 32, 3), {}, "| `resnet8` | 32×32, 3 channels |"),
+        ("preact-resnet8", (32, 32, 3), {}, "| `preact-resnet8` | 32×32, 3 channels |"),
+        ("mobilenet-v2", (32, 32, 3), {}, "| `mobilenet-v2` | 32×32, 3 channels |"),
+        (
+            "mobilenet-v2",
+            (32, 32, 3),
+            {"head-kernel": 1},
+            "| `mobilenet-v2`, `model.head-kernel=1` | 32×32, 3 channels |",
+        ),
+        ("small-cnn", (8, 8, 1), {}, "| `small-cnn` | 8×8, 1 channel |"),
     ],
 )
-def test_documentation_has_the_counts(name: str, shape: Shape, head_kernel: int, row: str) -> None:
+def test_documentation_has_the_counts(
+    name: str, shape: Shape, parameters: dict[str, int], row: str
+) -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     model = build_model(name, shape, 10, 0, parameters)
     count = sum(parameter.numel() for parameter in model.parameters())

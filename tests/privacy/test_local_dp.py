@@ -31,7 +31,11 @@ def _settings(**values: object) -> Settings:
     """Five releases, as in the paper's protocol: 10 % to 35 % in steps of 5 %."""
     return parse_settings(
         {"num-clients": 3, "privacy": "local-dp", "privacy.epsilon": 5.0}
-        | {key.replace("_", "-"): value for key, value in values.items()}
+        | {
+            ("privacy." if key in ("epsilon", "adjacency", "threshold") else "")
+            + key.replace("_", "-"): value
+            for key, value in values.items()
+        }
     )
 
 
@@ -231,10 +235,16 @@ def test_damaged_store_is_named(tmp_path: Path):
     ("values", "problem"),
     [
         ({"privacy": "local-dp"}, r"privacy.epsilon=0\.0: allowed is at least 1e-06"),
-        ({"privacy": "local-dp", "privacy.epsilon": -1.0}, r"privacy.epsilon=-1\.0: allowed is number, ≥ 0"),
+        (
+            {"privacy": "local-dp", "privacy.epsilon": -1.0},
+            r"privacy.epsilon=-1\.0: allowed is number, ≥ 0",
+        ),
         ({"privacy": "local-dp+secure-aggregation"}, "privacy.epsilon=0.0"),
         ({"privacy.epsilon": 1.0}, "privacy.epsilon=1.0: has no effect with privacy='none'"),
-        ({"privacy": "secure-aggregation", "privacy.epsilon": 1.0}, "privacy.epsilon=1.0: has no effect"),
+        (
+            {"privacy": "secure-aggregation", "privacy.epsilon": 1.0},
+            "privacy.epsilon=1.0: has no effect",
+        ),
         ({"privacy.adjacency": "add-remove"}, "privacy.adjacency='add-remove': has no effect"),
         (
             {"privacy": "local-dp", "privacy.epsilon": 1.0, "privacy.threshold": 0.9},

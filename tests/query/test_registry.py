@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,17 +10,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from support.registering import register
 
 import ahfal_app.query
 from ahfal_app.class_statistics import class_statistics
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, DuplicateComponent, UnknownComponent
+from ahfal_app.parameters import parameter_problems
+from ahfal_app.plugins import STRATEGIES
 from ahfal_app.query import (
     PoolView,
     QueryContext,
     QueryStrategy,
     Signal,
-    check_parameters,
     checked_select,
     make_strategy,
     strategy_class,
@@ -29,7 +30,6 @@ from ahfal_app.query import (
     strategy_names,
     strategy_table,
 )
-from ahfal_app.query.core import registry
 
 
 class ThirdParty(QueryStrategy):
@@ -52,14 +52,13 @@ class ThirdParty(QueryStrategy):
         return pool.ids_N[: context.budget]
 
 
-def register(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    found = [EntryPoint(name, value, registry.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+def check_parameters(name: str, values: dict[str, object]) -> list[str]:
+    return parameter_problems("strategy", name, strategy_class(name).Parameters, values)
 
 
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, "third-party", f"{__name__}:ThirdParty")
+    register(monkeypatch, STRATEGIES, "third-party", f"{__name__}:ThirdParty")
 
 
 def test_every_module_is_a_strategy_and_nothing_else() -> None:
@@ -152,7 +151,7 @@ class TestThirdParty:
         ],
     )
     def test_nothing_is_silently_converted(self, key: str, value: object, allowed: str) -> None:
-        [problem] = check_parameters("third-party", {key: value})  # type: ignore[dict-item]
+        [problem] = check_parameters("third-party", {key: value})
         assert problem == f"strategy.{key}={value!r}: allowed is {allowed}"
 
 
@@ -161,7 +160,7 @@ def test_example_of_the_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path:
     example = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "documented_gap.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    register(monkeypatch, "logit-gap", "documented_gap:LogitGap")
+    register(monkeypatch, STRATEGIES, "logit-gap", "documented_gap:LogitGap")
     strategy = make_strategy("logit-gap", {"model": "global"})
     logits = torch.tensor([[4.0, 0.0], [1.0, 0.9], [0.0, 2.0]])
     pool = PoolView([3, 5, 8], {Signal.GLOBAL_LOGITS: lambda: logits})
@@ -171,8 +170,10 @@ def test_example_of_the_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_name_taken_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, "entropy", f"{__name__}:ThirdParty")
-    with pytest.raises(DuplicateComponent, match=r"'entropy' .*ahfal_app\.query\.entropy and test_"):
+    register(monkeypatch, STRATEGIES, "entropy", f"{__name__}:ThirdParty")
+    with pytest.raises(
+        DuplicateComponent, match=r"'entropy' .*ahfal_app\.query\.entropy and test_"
+    ):
         strategy_names()
 
 
@@ -180,7 +181,7 @@ def test_name_taken_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_entry_point_must_be_a_strategy_of_that_name(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    register(monkeypatch, "other", f"{__name__}:{value}")
+    register(monkeypatch, STRATEGIES, "other", f"{__name__}:{value}")
     with pytest.raises(UnknownComponent, match="holds no QueryStrategy whose `name` is 'other'"):
         make_strategy("other")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typing
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -23,14 +21,26 @@ from support.reference_aggregation import (
     trimmed_mean_of,
 )
 
-from ahfal_app.config import AggregationName, parse_settings
+from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, NonFiniteModel, QuorumNotReached
+from ahfal_app.plugins import AGGREGATIONS
 from ahfal_app.seeds import numpy_generator
 from ahfal_app.server.aggregation import Aggregation, shortage
-from ahfal_app.server.aggregation.methods import METHODS
 from ahfal_app.server.preflight import check_clients, check_settings
 
-NAMES = typing.get_args(AggregationName)
+NAMES = (
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedadagrad",
+    "fedyogi",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+)
 OPTIMIZERS = {
     "fedavgm": lambda: Momentum(1.0),
     "fedadagrad": lambda: Adagrad(0.1),
@@ -90,7 +100,11 @@ def to_model(record: ArrayRecord) -> Model:
 
 
 def make(name: str, state: Model | None = None, **values: object) -> Aggregation:
-    keys = {key.replace("_", "-"): value for key, value in values.items()}
+    own = ("rounds", "reset_model")
+    keys = {
+        ("" if key in own else "aggregation.") + key.replace("_", "-"): value
+        for key, value in values.items()
+    }
     return Aggregation(parse_settings({"aggregation": name, **keys}), TRAINABLE, state)
 
 
@@ -146,7 +160,7 @@ def expected_rounds(name: str, start: Model, rounds: int) -> Model:
 
 
 def test_every_name_is_allowed_and_made():
-    assert set(METHODS) == set(NAMES)
+    assert set(AGGREGATIONS.own_names()) == set(NAMES)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
@@ -261,7 +275,7 @@ def test_server_optimisers_leave_running_statistics_to_the_mean(name: str):
             model["norm.running_var"] = np.full(3, 0.5**round_, np.float32)
         return models
 
-    result = run(make(name, server_learning_rate=1.0), draw_model(0), range(1, 6), 0, falling)
+    result = run(make(name, learning_rate=1.0), draw_model(0), range(1, 6), 0, falling)
     np.testing.assert_allclose(result["norm.running_var"], 0.5**5, rtol=1e-6)
 
 
@@ -319,16 +333,33 @@ def test_an_aggregate_that_is_not_finite_is_a_named_error(name: str):
     ("values", "clients", "needed"),
     [
         ({"aggregation": "krum", "aggregation.malicious-clients": 0}, 3, "3·"),
-        ({"aggregation": "krum", "aggregation.malicious-clients": 2}, 7, "2·2 + 3 = 7 clients in a round"),
+        (
+            {"aggregation": "krum", "aggregation.malicious-clients": 2},
+            7,
+            "2·2 + 3 = 7 clients in a round",
+        ),
         ({"aggregation": "multikrum", "aggregation.malicious-clients": 2}, 7, "2·2 + 3 = 7"),
         ({"aggregation": "bulyan", "aggregation.malicious-clients": 1}, 7, "4·1 + 3 = 7"),
         (
-            {"aggregation": "multikrum", "aggregation.averaged-clients": 5, "aggregation.malicious-clients": 1},
+            {
+                "aggregation": "multikrum",
+                "aggregation.averaged-clients": 5,
+                "aggregation.malicious-clients": 1,
+            },
             6,
-            "aggregation.averaged-clients=5: allowed is at most 4 with aggregation.malicious-clients=1 and 5 clients",
+            "aggregation.averaged-clients=5: allowed is at most 4 with "
+            "aggregation.malicious-clients=1 and 5 clients",
         ),
-        ({"aggregation": "fedtrimmedavg"}, 5, "aggregation.trimmed-share=0.2: aggregation='fedtrimmedavg'"),
-        ({"aggregation": "fedtrimmedavg", "aggregation.trimmed-share": 0.1}, 10, "must trim at least 1"),
+        (
+            {"aggregation": "fedtrimmedavg"},
+            5,
+            "aggregation.trimmed-share=0.2: aggregation='fedtrimmedavg'",
+        ),
+        (
+            {"aggregation": "fedtrimmedavg", "aggregation.trimmed-share": 0.1},
+            10,
+            "must trim at least 1",
+        ),
     ],
 )
 def test_too_few_clients_are_refused_before_a_run_and_in_a_round(
@@ -374,37 +405,41 @@ def test_number_of_clients_that_is_not_known_yet_is_not_refused():
     ("values", "message"),
     [
         ({"aggregation": "fedadm"}, "did you mean 'fedadam'?"),
-        ({"aggregation": "qfedavg"}, "allowed is `fedavg` | `fedprox`"),
-        ({"aggregation.proximal-mu": 0.0}, "aggregation.proximal-mu=0.0: allowed is number, > 0"),
-        ({"aggregation.trimmed-share": 0.5}, "aggregation.trimmed-share=0.5: allowed is number, > 0, < 0.5"),
-        ({"aggregation.momentum": 1.0}, "aggregation.momentum=1.0: allowed is number, ≥ 0, < 1"),
-        ({"aggregation.second-moment": -0.1}, "aggregation.second-moment=-0.1"),
-        ({"aggregation.adaptivity": 0}, "aggregation.adaptivity=0: allowed is number, ≥ 1e-12"),
-        ({"aggregation.learning-rate": -1.0}, "aggregation.learning-rate=-1.0"),
-        ({"aggregation.malicious-clients": 0.5}, "aggregation.malicious-clients=0.5: allowed is integer"),
-        ({"aggregation.averaged-clients": -1}, "aggregation.averaged-clients=-1: allowed is integer, ≥ 0"),
+        ({"aggregation": "qfedavg"}, "allowed is bulyan | fedadagrad"),
+        ({"aggregation": "fedprox", "proximal-mu": 0.0}, "=0.0: allowed is number, > 0"),
+        ({"aggregation": "fedtrimmedavg", "trimmed-share": 0.5}, "=0.5: allowed is number, > 0, <"),
+        ({"aggregation": "fedavgm", "momentum": 1.0}, "=1.0: allowed is number, ≥ 0, < 1"),
+        ({"aggregation": "fedadam", "second-moment": -0.1}, "=-0.1: allowed is number, ≥ 0, < 1"),
+        ({"aggregation": "fedyogi", "adaptivity": 0.0}, "=0.0: allowed is number, ≥ 1e-12"),
+        ({"aggregation": "fedavgm", "learning-rate": -1.0}, "=-1.0: allowed is number, > 0, ≤ 100"),
+        ({"aggregation": "krum", "malicious-clients": 0.5}, "=0.5: allowed is integer, ≥ 0"),
+        ({"aggregation": "multikrum", "averaged-clients": -1}, "=-1: allowed is integer, ≥ 0"),
+        ({"aggregation": "fedavg", "momentum": 0.5}, "'fedavg' has no such parameter"),
     ],
 )
 def test_parameters_out_of_range_are_refused(values: dict[str, object], message: str):
+    parameters = {f"aggregation.{key}": value for key, value in values.items()}
+    name = parameters.pop("aggregation.aggregation")
     with pytest.raises(ConfigError) as caught:
-        check_settings(values)
+        check_settings({"aggregation": name, **parameters})
     assert message in str(caught.value)
+    assert all(key in str(caught.value) for key in parameters)
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("fedavgm", {"server_momentum": 0.5}),
-        ("fedavgm", {"server_learning_rate": 0.3}),
-        ("fedadam", {"server_learning_rate": 0.01}),
-        ("fedadam", {"server_momentum": 0.5}),
-        ("fedyogi", {"server_second_moment": 0.5}),
-        ("fedyogi", {"server_adaptivity": 0.1}),
-        ("fedadagrad", {"server_adaptivity": 0.1}),
-        ("fedadagrad", {"server_learning_rate": 0.01}),
+        ("fedavgm", {"momentum": 0.5}),
+        ("fedavgm", {"learning_rate": 0.3}),
+        ("fedadam", {"learning_rate": 0.01}),
+        ("fedadam", {"momentum": 0.5}),
+        ("fedyogi", {"second_moment": 0.5}),
+        ("fedyogi", {"adaptivity": 0.1}),
+        ("fedadagrad", {"adaptivity": 0.1}),
+        ("fedadagrad", {"learning_rate": 0.01}),
         ("fedtrimmedavg", {"trimmed_share": 0.4}),
         ("krum", {"malicious_clients": 2}),
-        ("multikrum", {"multikrum_clients": 2}),
+        ("multikrum", {"averaged_clients": 2}),
         ("multikrum", {"malicious_clients": 2}),
         ("bulyan", {"malicious_clients": 0}),
     ],
@@ -421,6 +456,6 @@ def test_each_parameter_has_an_effect(name: str, values: dict[str, object]):
 @pytest.mark.parametrize(("value", "same"), [(1, True), (2, False)])
 def test_multikrum_of_one_client_is_krum(value: int, same: bool):
     start = draw_model(0)
-    multi = run(make("multikrum", multikrum_clients=value), start, range(1, 2))
+    multi = run(make("multikrum", averaged_clients=value), start, range(1, 2))
     krum = run(make("krum"), start, range(1, 2))
     assert np.array_equal(multi["head.weight"], krum["head.weight"]) is same

@@ -105,7 +105,9 @@ def test_a_client_that_sends_huge_weights(name: str, simulation: Simulation):
 
 def test_too_few_answers_stop_the_run_by_name_and_it_can_go_on(simulation: Simulation):
     settings = {**EIGHT, "num-clients": 5, "aggregation": "krum"}
-    needed = r"cycle 0, round 1: too few usable answers: aggregation.malicious-clients=1: .* there are 4"
+    needed = (
+        r"cycle 0, round 1: too few usable answers: aggregation.malicious-clients=1: .* there are 4"
+    )
     with pytest.raises(QuorumNotReached, match=needed):
         simulation(settings, handler=_failing_once, name="stopped")
     folder = Path(str(simulation.base["output-dir"])) / "stopped"
@@ -116,7 +118,9 @@ def test_too_few_clients_are_refused_once_they_are_known(simulation: Simulation)
     start = prepare({**TINY, **simulation.base, "num-clients": 0, "aggregation": "bulyan"})
     with (
         InProcessGrid(client_app, 3) as grid,
-        pytest.raises(ConfigError, match=r"aggregation.malicious-clients=1: .* 7 clients in a round, .* 3"),
+        pytest.raises(
+            ConfigError, match=r"aggregation.malicious-clients=1: .* 7 clients in a round, .* 3"
+        ),
     ):
         execute(start, grid, Progress(Console(file=io.StringIO())))
 

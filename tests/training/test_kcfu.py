@@ -24,7 +24,8 @@ from ahfal_app.models import Classifier
 from ahfal_app.query import make_strategy
 from ahfal_app.seeds import numpy_generator, torch_generator
 from ahfal_app.server.preflight import check_settings
-from ahfal_app.training import objectives
+from ahfal_app.training.local_updates.core.base import LocalSituation, Objective
+from ahfal_app.training.local_updates.kcfu import KCFU as KCFU_METHOD
 from ahfal_app.training.local_updates.kcfu import (
     BalancedSoftmax,
     Compensation,
@@ -32,7 +33,7 @@ from ahfal_app.training.local_updates.kcfu import (
     rarity_weights,
     weighted_divergence,
 )
-from ahfal_app.training.objectives import LocalSituation, Objective, make_objective
+from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.resources import Resources, resources
 from ahfal_app.training.sgd import Recipe, train_locally
 
@@ -130,18 +131,25 @@ class Situation:
 
     def situation(self, round_: int = 2) -> LocalSituation:
         return LocalSituation(
+            seed=self.settings.seed,
             client=1,
             cycle=3,
             round=round_,
             class_counts_C=np.bincount(self.labels, minlength=10),
-            pool_rows_N=self.pool,
+            rows_N=np.union1d(self.pool, self.rows),
+            labelled_N=np.sort(self.rows),
+            initially_labelled_N=np.sort(self.rows),
             global_tensors=self.teacher,
         )
 
     def objective(self, round_: int = 2) -> Objective:
-        strategy = make_strategy(self.settings.strategy, self.settings.strategy_parameters)
+        strategy = make_strategy(self.settings.strategy, self.settings.parameters_of("strategy"))
         return make_objective(
-            self.settings, self.loaded, strategy, self.recipe, self.situation(round_)
+            make_local_update(self.settings),
+            self.loaded,
+            strategy,
+            self.recipe,
+            self.situation(round_),
         )
 
     def student(self) -> Classifier:
@@ -176,7 +184,7 @@ class SlowKcfu:
         self.case = case
         self.teacher = case.loaded.new_model(0)
         self.teacher.load_state_dict(case.situation().global_tensors)
-        self.teacher.train(case.settings.kcfu_teacher == "train")
+        self.teacher.train(case.settings.parameters_of("local-update").get("teacher") == "train")
         self.draws = numpy_generator(case.settings.seed, "kcfu", 1, 3, 2)
         self.queue: list[int] = []
         self.counts = np.bincount(case.labels, minlength=10).tolist()
@@ -193,7 +201,7 @@ class SlowKcfu:
         images = self.next_batch()
         size = len(images)
         betas = self.draws.beta(2, 2, size).tolist()
-        if self.case.settings.kcfu_mixing == "permutation":
+        if self.case.settings.parameters_of("local-update").get("mixing") != "single-partner":
             partners = self.draws.permutation(size).tolist()
         else:
             partners = [int(self.draws.integers(size))] * size
@@ -374,53 +382,59 @@ class TestUpdate:
         for key in ({}, {}, {"round": 3}, {"cycle": 4}, {"client": 2}):
             situation = dataclasses.replace(case.situation(), **key)
             strategy = make_strategy("entropy")
-            objective = make_objective(case.settings, case.loaded, strategy, case.recipe, situation)
+            objective = make_objective(
+                make_local_update(case.settings), case.loaded, strategy, case.recipe, situation
+            )
             assert objective.penalty is not None
             values.add(float(objective.penalty(case.student()).detach()))
         assert len(values) == 4
 
 
+#: By client, cycle and round: the pool that is distilled on, and all else that the client had.
+Pools = dict[tuple[int, int, int], tuple[np.ndarray, LocalSituation]]
+
+
 @pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, int], LocalSituation]:
+def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     """What each client had in each round of the runs of this test."""
-    seen: dict[tuple[int, int, int], LocalSituation] = {}
-    kcfu = objectives._kcfu
+    seen: Pools = {}
+    objective = KCFU_METHOD.objective
 
-    def spying(settings, loaded, recipe, situation):  # type: ignore[no-untyped-def]
-        seen[situation.client, situation.cycle, situation.round] = situation
-        return kcfu(settings, loaded, recipe, situation)
+    def spying(self, strategy, loaded, recipe, situation):  # type: ignore[no-untyped-def]
+        initial = self.parameters.pool == "initial"
+        pool = situation.initial_pool_N if initial else situation.pool_N
+        seen[situation.client, situation.cycle, situation.round] = (pool, situation)
+        return objective(self, strategy, loaded, recipe, situation)
 
-    monkeypatch.setattr(objectives, "_kcfu", spying)
+    monkeypatch.setattr(KCFU_METHOD, "objective", spying)
     return seen
-
-
-Pools = dict[tuple[int, int, int], LocalSituation]
 
 
 class TestRun:
     def test_distils_on_what_is_unlabelled_now(self, simulation: Simulation, pools: Pools) -> None:
         simulation(KCFU)
-        first, last = pools[0, 0, 2], pools[0, 2, 2]
+        (first_pool, first), (last_pool, last) = pools[0, 0, 2], pools[0, 2, 2]
         bought = int(last.class_counts_C.sum() - first.class_counts_C.sum())
         assert bought > 0
-        assert len(first.pool_rows_N) - len(last.pool_rows_N) == bought
-        assert set(last.pool_rows_N) < set(first.pool_rows_N)
+        assert len(first_pool) - len(last_pool) == bought
+        assert set(last_pool) < set(first_pool)
 
     def test_distils_on_what_was_unlabelled_at_the_start(
         self, simulation: Simulation, pools: Pools
     ) -> None:
         simulation(KCFU, **{"local-update.pool": "initial"})
-        assert pools[0, 0, 2].pool_rows_N.tolist() == pools[0, 2, 2].pool_rows_N.tolist()
-        assert pools[0, 2, 2].class_counts_C.sum() > pools[0, 0, 2].class_counts_C.sum()
+        (first_pool, first), (last_pool, last) = pools[0, 0, 2], pools[0, 2, 2]
+        assert first_pool.tolist() == last_pool.tolist()
+        assert last.class_counts_C.sum() > first.class_counts_C.sum()
 
     def test_the_pool_and_the_labels_are_the_clients(
         self, simulation: Simulation, pools: Pools
     ) -> None:
         simulation(KCFU, cycles=1)
         for client in range(3):
-            situation = pools[client, 0, 1]
-            assert len(situation.pool_rows_N) > 10 * situation.class_counts_C.sum()
-        rows = [set(pools[client, 0, 1].pool_rows_N) for client in range(3)]
+            pool, situation = pools[client, 0, 1]
+            assert len(pool) > 10 * situation.class_counts_C.sum()
+        rows = [set(pools[client, 0, 1][0]) for client in range(3)]
         assert not (rows[0] & rows[1] | rows[1] & rows[2] | rows[0] & rows[2])
 
     def test_learns(self, simulation: Simulation) -> None:

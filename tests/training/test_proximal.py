@@ -11,7 +11,9 @@ from support.small_training import CPU, RECIPE, ROWS, generator, make_images, ma
 
 from ahfal_app.config import parse_settings
 from ahfal_app.query import make_strategy
-from ahfal_app.training.objectives import LocalSituation, Objective, make_objective
+from ahfal_app.server.aggregation import make_aggregation
+from ahfal_app.training.local_updates.core.base import LocalSituation, Objective
+from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.proximal import ProximalTerm
 from ahfal_app.training.resources import resources
 from ahfal_app.training.sgd import train_locally
@@ -58,18 +60,29 @@ def test_a_larger_mu_holds_training_nearer_to_the_global_model():
 
 
 def _objective(data_dir: Path, **values: object) -> Objective:
+    """What a client minimises; the aggregation asks for the term, as the server does."""
     settings = parse_settings({"data-dir": str(data_dir), "num-clients": 3, **values})
     loaded = resources(settings)
     situation = LocalSituation(
+        seed=settings.seed,
         client=0,
         cycle=0,
         round=2,
         class_counts_C=np.full(10, 3),
-        pool_rows_N=np.arange(30),
+        rows_N=np.arange(30),
+        labelled_N=np.arange(0),
+        initially_labelled_N=np.arange(0),
         global_tensors={n: t.clone() for n, t in loaded.new_model(0).state_dict().items()},
     )
     strategy = make_strategy("entropy", {})
-    return make_objective(settings, loaded, strategy, loaded.recipe(settings), situation)
+    return make_objective(
+        make_local_update(settings),
+        loaded,
+        strategy,
+        loaded.recipe(settings),
+        situation,
+        make_aggregation(settings).proximal_mu,
+    )
 
 
 def test_it_is_added_to_kcfu_and_belongs_to_fedprox_alone(data_dir: Path):
@@ -81,7 +94,9 @@ def test_it_is_added_to_kcfu_and_belongs_to_fedprox_alone(data_dir: Path):
     values: dict[tuple[str, str], float] = {}
     for update in ("plain", "kcfu"):
         for aggregation in ("fedavg", "fedprox"):
-            given = {"local-update": update, "aggregation": aggregation, "aggregation.proximal-mu": 0.5}
+            given = {"local-update": update, "aggregation": aggregation}
+            if aggregation == "fedprox":
+                given |= {"aggregation.proximal-mu": 0.5}
             penalty = _objective(data_dir, **given).penalty
             values[update, aggregation] = penalty(moved).item() if penalty else 0.0
     proximal = 0.25 * 2.0**2

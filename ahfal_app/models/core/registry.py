@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ahfal_app.errors import ConfigError
+from ahfal_app.errors import ConfigError, UnknownComponent
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
@@ -78,8 +78,19 @@ def network_facts(name: str) -> NetworkFacts:
 
 
 def network_parameters(name: str) -> type[Parameters]:
-    """Return the model of a network's parameters; torchvision's have none."""
-    return Parameters if name.startswith(TORCHVISION_PREFIX) else MODELS.parameters(name)
+    """Return the model of a network's parameters; torchvision's have none.
+
+    Raises
+    ------
+    ConfigError
+        Another package's network cannot be loaded.
+    """
+    if name.startswith(TORCHVISION_PREFIX):
+        return Parameters
+    try:
+        return MODELS.parameters(name)
+    except UnknownComponent as error:
+        raise ConfigError([str(error)]) from error
 
 
 def build_model(
@@ -152,7 +163,7 @@ def _build(
     if model.model_fields:
         arguments.append(model.model_validate(dict(values)))
     network = build(*arguments)
-    if isinstance(network, Classifier):
+    if name in MODELS.own_names() and isinstance(network, Classifier):
         return network
     if not isinstance(network, nn.Module):
         raise ConfigError(
