@@ -19,3 +19,6 @@ class Augmentation:
 
     padding: int
     flip: bool
+
+
+NO_AUGMENTATION = Augmentation(padding=0, flip=False)

@@ -5,6 +5,7 @@ This module and those it imports are loaded only when a data set is not in the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,15 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.data.cache import Description
+from ahfal_app.data.cache import NOT_USED, Description
 from ahfal_app.data.images import Images
+from ahfal_app.data.not_used import summary
 from ahfal_app.data.preparation import describe, hold_out
+from ahfal_app.data.raw import Columns, RawData
+from ahfal_app.data.rows import MISSING
 from ahfal_app.errors import DatasetError
+from ahfal_app.labels.spreadsheet import write_csv
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ahfal_app.data.reading import RawSplits
+    from ahfal_app.data.decoding import Headers
+    from ahfal_app.data.folders import Folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Options:
     test_fraction: float
     image_size: int = 0
     only_tests: bool = False
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of a table hold images and labels."""
+        return Columns(self.image_column, self.label_column)
 
     def key(self) -> dict[str, object]:
         """Return what tells two ways of reading apart, for the cache."""
@@ -74,7 +83,7 @@ def build_digits(options: Options, target: Path) -> Description:
     return _finish(target, train, test, tuple(str(name) for name in raw.target_names))
 
 
-def build_folder(folder: Path, options: Options, target: Path) -> Description:
+def build_folder(folder: Folder, options: Options, target: Path) -> Description:
     """Write the data set of a local folder.
 
     Raises
@@ -82,12 +91,11 @@ def build_folder(folder: Path, options: Options, target: Path) -> Description:
     DatasetError
         It cannot be read, or its images or labels cannot be used.
     """
-    from ahfal_app.data.reading import read_folder
+    from ahfal_app.data.folders import read_folder
 
     # Beside the entry there is room for what `datasets` writes in between.
     with TemporaryDirectory(dir=target) as work_dir:
-        raw = read_folder(folder, Path(work_dir))
-        return _build(raw, f"dataset={str(folder)!r}", options, target)
+        return _build(read_folder(folder, options.columns, Path(work_dir)), options, target)
 
 
 def build_hub(path: str, configuration: str | None, options: Options, target: Path) -> Description:
@@ -100,31 +108,104 @@ def build_hub(path: str, configuration: str | None, options: Options, target: Pa
     """
     from ahfal_app.data.reading import read_hub
 
-    return _build(read_hub(path, configuration), f"dataset={path!r}", options, target)
+    return _build(read_hub(path, configuration, options.columns), options, target)
 
 
-def _build(raw: RawSplits, name: str, options: Options, target: Path) -> Description:
-    from ahfal_app.data.columns import encode_labels, find_columns
-    from ahfal_app.data.decoding import decode, image_shape
+def _build(raw: RawData, options: Options, target: Path) -> Description:
+    """Decode what can be used, and name what cannot."""
+    from ahfal_app.data.decoding import read_headers
 
-    splits = {"train": raw.train} if raw.test is None else {"train": raw.train, "test": raw.test}
-    image, label = find_columns(raw.train.features, options.image_column, options.label_column)
-    _check_splits(splits, (image, label), name)
-    labels, class_names = encode_labels(splits, label)
-    if raw.test is None:
-        train_rows, test_rows = _held_out(labels["train"], options)
-        splits = {"train": raw.train.select(train_rows), "test": raw.train.select(test_rows)}
-        labels = {"train": labels["train"][train_rows], "test": labels["train"][test_rows]}
-        _check_splits(splits, (image, label), f"{name}, test-fraction={options.test_fraction:g}")
-    shape = image_shape(splits, image, options.image_size)
-    train, test = (
-        Images(
-            decode(splits[split], split, image, shape, target / f"{split}-images.npy"),
-            labels[split],
+    headers = {
+        split: read_headers(part.images, several=not raw.sets_aside)
+        for split, part in raw.splits.items()
+    }
+    problems = {split: dict(found.problems) for split, found in headers.items()}
+    # Some damage shows in decoding alone: what is left then is split and decoded anew.
+    while True:
+        _check_usable(raw, problems)
+        decoded, damaged = _decoded(raw, headers, _rows(raw, problems, options), options, target)
+        if not any(damaged.values()):
+            break
+        problems = {split: found | damaged[split] for split, found in problems.items()}
+    not_used = raw.not_used | {
+        raw.splits[split].images.name(row): reason
+        for split, found in problems.items()
+        for row, reason in found.items()
+    }
+    if not_used:
+        write_csv(target / NOT_USED, ("file", "reason"), sorted(not_used.items()))
+    description = _finish(target, decoded["train"], decoded["test"], raw.class_names)
+    return description.model_copy(update={"not_used": summary(not_used), "notes": tuple(raw.notes)})
+
+
+def _decoded(
+    raw: RawData,
+    headers: Mapping[str, Headers],
+    rows: Mapping[str, tuple[str, NDArray[np.int64]]],
+    options: Options,
+    target: Path,
+) -> tuple[dict[str, Images], dict[str, dict[int, str]]]:
+    """Decode both splits; return what is damaged, too, by split and row as they were found."""
+    from ahfal_app.data.decoding import common_shape, decode
+
+    found = [(headers[source], rows_M) for source, rows_M in rows.values()]
+    shape = common_shape(found, raw.where, options.image_size)
+    images: dict[str, Images] = {}
+    damaged: dict[str, dict[int, str]] = {split: {} for split in raw.splits}
+    for split, (source, rows_M) in rows.items():
+        part = raw.splits[source]
+        images_MHWC, problems = decode(
+            part.images,
+            rows_M,
+            shape,
+            target / f"{split}-images.npy",
+            scaled=options.image_size > 0,
+            several=not raw.sets_aside,
         )
-        for split in ("train", "test")
-    )
-    return _finish(target, train, test, class_names)
+        images[split] = Images(images_MHWC, part.labels_N[rows_M])
+        damaged[source] |= problems
+    return images, damaged
+
+
+def _check_usable(raw: RawData, problems: Mapping[str, Mapping[int, str]]) -> None:
+    """Refuse what cannot be set aside: a row of a table, or all images of a class."""
+    for split, part in raw.splits.items():
+        found = problems[split]
+        if found and not raw.sets_aside:
+            row = min(found)
+            missing = found[row] == MISSING
+            told = MISSING if missing else f"the image cannot be read: {found[row]}"
+            raise DatasetError(f"{raw.where}: {part.images.name(row)}: {told}")
+        all_K = np.bincount(part.labels_N, minlength=len(raw.class_names))
+        lost_K = np.bincount(part.labels_N[list(found)], minlength=len(raw.class_names))
+        for label in np.flatnonzero((all_K > 0) & (all_K == lost_K)).tolist():
+            row = next(row for row in found if part.labels_N[row] == label)
+            raise DatasetError(
+                f"{raw.where}: none of the {all_K[label]} images of the class "
+                f"{raw.class_names[label]!r} in the split `{split}` can be used; "
+                f"{part.images.name(row)}: {found[row]}"
+            )
+
+
+def _rows(
+    raw: RawData, problems: Mapping[str, Mapping[int, str]], options: Options
+) -> dict[str, tuple[str, NDArray[np.int64]]]:
+    """Return of both splits where their rows lie, and which they are."""
+    left = {
+        split: np.setdiff1d(np.arange(len(part.images)), list(problems[split]))
+        for split, part in raw.splits.items()
+    }
+    if "test" in left:
+        return {split: (split, rows_M) for split, rows_M in left.items()}
+    usable_M = left["train"]
+    both = _held_out(raw.splits["train"].labels_N[usable_M], options)
+    rows = {split: usable_M[held] for split, held in zip(("train", "test"), both, strict=True)}
+    for split, rows_M in rows.items():
+        if not len(rows_M):
+            raise DatasetError(
+                f"{raw.where}, test-fraction={options.test_fraction:g}: split `{split}` is empty"
+            )
+    return {split: ("train", rows_M) for split, rows_M in rows.items()}
 
 
 def _held_out(
@@ -141,15 +222,3 @@ def _finish(target: Path, train: Images, test: Images, class_names: tuple[str, .
     for split, images in (("train", train), ("test", test)):
         np.save(target / f"{split}-labels.npy", images.labels_N, allow_pickle=False)
     return describe(train, test, class_names)
-
-
-def _check_splits(splits: dict[str, Dataset], columns: tuple[str, str], name: str) -> None:
-    for split, dataset in splits.items():
-        if not len(dataset):
-            raise DatasetError(f"{name}: split `{split}` is empty")
-        for column in columns:
-            if column not in dataset.column_names:
-                raise DatasetError(
-                    f"{name}: split `{split}` has no column {column!r}; it has "
-                    f"{', '.join(dataset.column_names)}"
-                )

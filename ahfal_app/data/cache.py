@@ -24,10 +24,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ahfal_app.config import Settings
+from ahfal_app.data.not_used import NotUsed
 from ahfal_app.errors import DatasetError
 
 #: Version of the entries' layout and of the rules they were decoded with.
 SCHEMA = 2
+
+#: What was found and is not used, and why: a file of an entry that is there for people.
+NOT_USED = "not-used.csv"
 
 _MANIFEST = "manifest.json"
 _HASH_BLOCK = 1 << 20
@@ -36,7 +40,10 @@ _log = logging.getLogger(__name__)
 
 
 class Description(BaseModel):
-    """What an entry says about its data set besides the arrays."""
+    """What an entry says about its data set besides the arrays.
+
+    `not_used` and `notes` say what was found besides, and what may have been meant otherwise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +51,8 @@ class Description(BaseModel):
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
     fingerprint: str
+    not_used: tuple[NotUsed, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _File(BaseModel):
@@ -64,10 +73,11 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Entry:
-    """A decoded data set: its description and its arrays by name, memory-mapped read-only."""
+    """A decoded data set: its description, its arrays by name, memory-mapped, and its folder."""
 
     description: Description
     arrays: dict[str, NDArray[np.generic]]
+    folder: Path
 
 
 def data_dir(settings: Settings) -> Path:
@@ -174,7 +184,7 @@ def _open(folder: Path) -> Entry | None:
         }
     except (OSError, ValueError):
         return None
-    return Entry(manifest.description, arrays)
+    return Entry(manifest.description, arrays, folder)
 
 
 def _intact(folder: Path, manifest: _Manifest) -> bool:

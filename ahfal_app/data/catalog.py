@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
 
 #: Largest distance of a channel's mean at which a data set is taken for a known one.
 _MEAN_TOLERANCE = 0.02
 
-#: Padding of random crops where a data set's literature names none.
+#: Padding in parts of an image's shorter side where nothing is known of the images.
+_USUAL_SHARE = 1 / 8
+
+#: Padding of random crops where a data set's own augmentation has none.
 _DEFAULT_PADDING = 4
 
 
@@ -127,14 +130,33 @@ def recognise(
     return None
 
 
-def resolve_augmentation(augment: str, known: KnownDataset | None) -> Augmentation:
+def is_known(path: str) -> bool:
+    """Return whether a Hugging Face name is that of a known data set."""
+    return any(path == known.path for known in _KNOWN)
+
+
+def usual_augmentation(image_shape: tuple[int, int, int]) -> Augmentation:
+    """Return how photographs of a shape are augmented where nothing is known of them.
+
+    They are moved by up to an eighth of their shorter side, as CIFAR-10's are by 4 of 32 pixels,
+    and mirrored if they are in colour. Grey ones are not: letters and digits would not be
+    themselves any more, and radiographs have a left and a right.
+    """
+    height, width, channels = image_shape
+    padding = max(1, round(min(height, width) * _USUAL_SHARE))
+    return Augmentation(padding=padding, flip=channels > 1)
+
+
+def resolve_augmentation(
+    augment: str, known: KnownDataset | None, usual: Augmentation = NO_AUGMENTATION
+) -> Augmentation:
     """Return what the setting `augment` means for a data set.
 
-    `auto` is the known data set's own, and nothing for an unknown one.
+    `auto` is what a known data set's literature uses, and what is usual for an unknown one.
     """
-    own = known.augmentation if known else Augmentation(padding=0, flip=False)
+    own = known.augmentation if known else usual
     if augment == "auto":
         return own
     if augment == "none":
-        return Augmentation(padding=0, flip=False)
+        return NO_AUGMENTATION
     return Augmentation(padding=own.padding or _DEFAULT_PADDING, flip=augment == "crop-flip")

@@ -90,9 +90,11 @@ def encode_labels(
 
 
 def _holds_images(feature: object) -> bool:
-    # Parquet files from elsewhere lack the mark of `datasets`, but not the two fields.
-    return isinstance(feature, Image) or (
-        isinstance(feature, Mapping) and feature.keys() == {"bytes", "path"}
+    # Parquet files from elsewhere lack the mark of `datasets`, but not the fields, or hold bytes.
+    return (
+        isinstance(feature, Image)
+        or (isinstance(feature, Mapping) and feature.keys() == {"bytes", "path"})
+        or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
     )
 
 

@@ -1,167 +1,192 @@
 """Compressed images to one array of pixels on disk, a batch at a time.
 
-Shapes: N images, H height, W width, C channels (1 or 3).
+Shapes: N images of a split, M of them that are used, H height, W width, C channels (1 or 3).
 """
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import datasets
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-from ahfal_app.data.pixels import COLOUR_MODES, GRAY_MODES, pixels
+from ahfal_app.data.encoded import UnusableImage, use_image, without_warnings
+from ahfal_app.data.pixels import GRAY_MODES, pixels, upright_size
+from ahfal_app.data.rows import MISSING, Encoded, EncodedImages
 from ahfal_app.errors import DatasetError
 
 #: Images that one thread takes at a time; a batch is one such part for each thread.
 _PART = 128
 
-#: EXIF orientations from this one on swap width and height.
-_FIRST_TURNED = 5
-
-_Encoded = dict[str, object]
 _Result = TypeVar("_Result")
+_Shape = tuple[int, int, int]
 
 
-def image_shape(
-    splits: dict[str, Dataset], column: str, image_size: int = 0
-) -> tuple[int, int, int]:
-    """Return height, width and channels of all images, reading only their headers.
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a split's images say.
+
+    Attributes
+    ----------
+    sizes_N2 : NDArray[np.int64]
+        Height and width, upright; 0 where the image cannot be used.
+    is_gray_N : NDArray[np.bool_]
+        Whether an image has one channel.
+    problems : dict[int, str]
+        Why images cannot be used, by row.
+    """
+
+    sizes_N2: NDArray[np.int64]
+    is_gray_N: NDArray[np.bool_]
+    problems: dict[int, str]
+
+
+def read_headers(images: EncodedImages, several: bool) -> Headers:
+    """Read the headers of all images of a split.
+
+    Parameters
+    ----------
+    images : EncodedImages
+        The images.
+    several : bool
+        Whether the first one is meant where a file holds several images.
+    """
+    sizes_N2 = np.zeros((len(images), 2), np.int64)
+    is_gray_N = np.zeros(len(images), np.bool_)
+    problems: dict[int, str] = {}
+    rows_N = np.arange(len(images))
+    for row, found in zip(rows_N, _used(images, rows_N, _header, several), strict=True):
+        if isinstance(found, UnusableImage):
+            problems[int(row)] = found.reason
+        else:
+            *sizes_N2[row], is_gray_N[row] = found
+    return Headers(sizes_N2, is_gray_N, problems)
+
+
+def common_shape(
+    headers: Sequence[tuple[Headers, NDArray[np.int64]]], name: str, image_size: int = 0
+) -> _Shape:
+    """Return height, width and channels that all images are brought to.
 
     Grey images of any mode have 1 channel. All others have 3, and so has a mixture.
 
     Parameters
     ----------
-    splits : dict[str, Dataset]
-        The splits by name.
-    column : str
-        The column with the images.
+    headers : Sequence[tuple[Headers, NDArray[np.int64]]]
+        Those of each split, and its rows that are used.
+    name : str
+        The data set, for messages.
     image_size : int
         Height and width that images are brought to; 0: they must have one size.
 
     Raises
     ------
     DatasetError
-        Images are missing, unreadable, of different sizes or of more than 8 bits.
+        Images are of different sizes, and none is wanted.
     """
-    headers: Counter[tuple[int, int, str]] = Counter()
-    for split, dataset in splits.items():
-        for part in _in_threads(_read_headers, dataset, split, column):
-            headers.update(part)
-    modes = {mode for _, _, mode in headers}
-    if unusable := modes - GRAY_MODES - COLOUR_MODES:
-        raise DatasetError(
-            f"image-column={column!r}: images of mode {', '.join(sorted(unusable))} cannot be "
-            "used; convert them to 8 bits for each channel"
-        )
-    channels = 1 if modes <= GRAY_MODES else 3
+    is_gray_M = np.concatenate([split.is_gray_N[rows_M] for split, rows_M in headers])
+    channels = 1 if is_gray_M.all() else 3
     if image_size:
         return image_size, image_size, channels
-    sizes: Counter[tuple[int, int]] = Counter()
-    for (height, width, _), count in headers.items():
-        sizes[height, width] += count
+    sizes_M2 = np.concatenate([split.sizes_N2[rows_M] for split, rows_M in headers])
+    sizes = Counter(map(tuple, sizes_M2.tolist()))
     if len(sizes) > 1:
         shown = ", ".join(f"{h}x{w} ({count} images)" for (h, w), count in sizes.most_common(5))
         raise DatasetError(
-            f"image-column={column!r}: images have {len(sizes)} different sizes (height x "
-            f"width): {shown}; set image-size to bring all of them to one"
+            f"{name}: images have {len(sizes)} different sizes (height x width): {shown}; set "
+            "image-size to bring all of them to one"
         )
     ((height, width),) = sizes
     return height, width, channels
 
 
 def decode(
-    dataset: Dataset, split: str, column: str, shape: tuple[int, int, int], path: Path
-) -> NDArray[np.uint8]:
-    """Decode a split's images into a `.npy` file and return it, memory-mapped.
+    images: EncodedImages,
+    rows_M: NDArray[np.int64],
+    shape: _Shape,
+    path: Path,
+    *,
+    scaled: bool,
+    several: bool,
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Decode images into a `.npy` file; return it, memory-mapped, and what is damaged, by row.
 
     Parameters
     ----------
-    dataset : Dataset
-        The split.
-    split : str
-        Its name, for messages.
-    column : str
-        The column with the images.
+    images : EncodedImages
+        The images of a split.
+    rows_M : NDArray[np.int64]
+        Those that are wanted, in this order.
     shape : tuple[int, int, int]
-        Height, width and channels, as `image_shape` returned them.
+        Height, width and channels, as `common_shape` returned them.
     path : Path
-        The file to write: uint8 of shape (N, H, W, C).
-
-    Raises
-    ------
-    DatasetError
-        An image is damaged.
+        The file to write: uint8 of shape (M, H, W, C).
+    scaled : bool
+        Whether images may be of another size, and are scaled to this one.
+    several : bool
+        Whether the first one is meant where a file holds several images.
     """
-    images_NHWC = np.lib.format.open_memmap(path, "w+", np.uint8, (len(dataset), *shape))
-    start = 0
-    for part_NHWC in _in_threads(partial(_read_pixels, shape), dataset, split, column):
-        images_NHWC[start : start + len(part_NHWC)] = part_NHWC
-        start += len(part_NHWC)
-    images_NHWC.flush()
-    return images_NHWC
+    images_MHWC = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows_M), *shape))
+    problems: dict[int, str] = {}
+    use = partial(pixels, shape=shape) if scaled else partial(_exact_pixels, shape)
+    for place, found in enumerate(_used(images, rows_M, use, several)):
+        if isinstance(found, UnusableImage):
+            problems[int(rows_M[place])] = found.reason
+        else:
+            images_MHWC[place] = found
+    images_MHWC.flush()
+    return images_MHWC, problems
 
 
-def _in_threads(
-    read: Callable[[list[_Encoded], str, int], _Result], dataset: Dataset, split: str, column: str
-) -> Iterator[_Result]:
-    """Apply a function to all parts of a split, in order, with one batch in memory."""
-    encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+def _used(
+    images: EncodedImages,
+    rows_M: NDArray[np.int64],
+    use: Callable[[Image.Image], _Result],
+    several: bool,
+) -> Iterator[_Result | UnusableImage]:
+    """Apply a function to images in threads, in order, with one batch in memory."""
     workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        first = 0
-        for batch in encoded.iter(_PART * workers):
-            images = batch[column]
-            starts = range(0, len(images), _PART)
-            parts = [images[start : start + _PART] for start in starts]
-            rows = [first + start for start in starts]
-            yield from pool.map(read, parts, [split] * len(parts), rows)
-            first += len(images)
+    apply = partial(_apply, use, several)
+    with without_warnings(), ThreadPoolExecutor(workers) as pool:
+        for batch in images.batches(rows_M, _PART * workers):
+            parts = [batch[start : start + _PART] for start in range(0, len(batch), _PART)]
+            for part in pool.map(apply, parts):
+                yield from part
 
 
-def _read_headers(images: list[_Encoded], split: str, row: int) -> Counter[tuple[int, int, str]]:
-    headers: Counter[tuple[int, int, str]] = Counter()
-    for offset, encoded in enumerate(images):
-        headers[_read(encoded, split, row + offset, _header)] += 1
-    return headers
+def _apply(
+    use: Callable[[Image.Image], _Result], several: bool, images: Sequence[Encoded]
+) -> list[_Result | UnusableImage]:
+    found: list[_Result | UnusableImage] = []
+    for encoded in images:
+        try:
+            if encoded is None:
+                raise UnusableImage(MISSING)
+            found.append(use_image(encoded, use, several))
+        except UnusableImage as problem:
+            found.append(problem)
+    return found
 
 
-def _read_pixels(
-    shape: tuple[int, int, int], images: list[_Encoded], split: str, row: int
-) -> NDArray[np.uint8]:
-    part_NHWC = np.empty((len(images), *shape), np.uint8)
-    for offset, encoded in enumerate(images):
-        part_NHWC[offset] = _read(encoded, split, row + offset, partial(pixels, shape=shape))
-    return part_NHWC
+def _header(image: Image.Image) -> tuple[int, int, bool]:
+    height, width = upright_size(image)
+    return height, width, image.mode in GRAY_MODES
 
 
-def _read(
-    encoded: _Encoded, split: str, row: int, use: Callable[[Image.Image], _Result]
-) -> _Result:
-    """Open an image and use it, naming the row if it is missing or damaged."""
-    where = f"split `{split}`, row {row}"
-    content, path = (encoded.get(key) for key in ("bytes", "path")) if encoded else (None, None)
-    if content is None and path is None:
-        raise DatasetError(f"{where}: the image is missing")
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else str(path)) as image:
-            return use(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{where}: the image cannot be read: {error}") from error
-
-
-def _header(image: Image.Image) -> tuple[int, int, str]:
-    width, height = image.size
-    if image.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED:
-        width, height = height, width
-    return height, width, image.mode
+def _exact_pixels(shape: _Shape, image: Image.Image) -> NDArray[np.uint8]:
+    found = pixels(image, shape)
+    height, width, _ = shape
+    # Decoding has turned it upright.
+    if image.size != (width, height):
+        raise UnusableImage(
+            f"its header says {height}x{width}, but it is {image.height}x{image.width}"
+        )
+    return found

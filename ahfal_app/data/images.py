@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.not_used import NotUsed
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class ImageDataset:
         What is done at random to the images in training.
     fingerprint : str
         SHA-256 in hexadecimal of pixels, labels and class names of both splits.
+    not_used : tuple[NotUsed, ...]
+        What was found besides and is not used.
     """
 
     name: str
@@ -103,6 +106,7 @@ class ImageDataset:
     std_C: tuple[float, ...]
     augmentation: Augmentation
     fingerprint: str
+    not_used: tuple[NotUsed, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -11,10 +11,28 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+
+#: EXIF orientations that swap width and height; others that no standard knows change nothing.
+_TURNED = (5, 6, 7, 8)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an opened image, turned as its orientation says.
+
+    Only its header is read, as far as its format allows.
+    """
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # What Pillow calls the size of a TIFF may be that of the turned image.
+        tags = image.tag_v2
+        width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
+        width, height = height, width
+    return height, width
 
 
 def pixels(image: Image.Image, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

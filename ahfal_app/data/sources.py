@@ -7,7 +7,7 @@ A data set is decoded once, into the cache folder, and from then on memory-mappe
 
 from __future__ import annotations
 
-import os
+import logging
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -17,9 +17,20 @@ import numpy as np
 
 from ahfal_app.config import Settings
 from ahfal_app.data import catalog
+from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.builders import Options, build_digits, build_folder, build_hub
-from ahfal_app.data.cache import Description, Entry, cache_key, data_dir, open_or_build
+from ahfal_app.data.cache import (
+    NOT_USED,
+    Description,
+    Entry,
+    cache_key,
+    data_dir,
+    open_or_build,
+)
+from ahfal_app.data.files import files_below, readable
+from ahfal_app.data.folders import Folder
 from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.data.not_used import told
 from ahfal_app.data.preparation import limited, limited_fingerprint, with_classes
 from ahfal_app.errors import DatasetError
 
@@ -31,7 +42,13 @@ DIGITS = "digits"
 #: `name` or `owner/name`.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+#: Version of the rules by which images are found and used. Known data sets hold nothing that they
+#: touch, and what was decoded of these is kept.
+_RULES = 1
+
 _Build = Callable[[Path], Description]
+
+_log = logging.getLogger(__name__)
 
 
 def load_dataset(settings: Settings) -> ImageDataset:
@@ -44,7 +61,8 @@ def load_dataset(settings: Settings) -> ImageDataset:
 
     A known data set (CIFAR-10, CIFAR-100, SVHN, MNIST) is recognised by its content and
     normalised and augmented as in the literature. Any other is normalised with the mean
-    and standard deviation of its training pixels and not augmented by default.
+    and standard deviation of its training pixels, and augmented as photographs usually are.
+    What a folder holds and is not used is logged, and named in `not-used.csv` of the entry.
 
     Parameters
     ----------
@@ -80,8 +98,11 @@ def _load(
     entry = open_or_build(root, key, build)
     train, test = (_images(entry, split) for split in ("train", "test"))
     found = entry.description
+    _tell(dataset, entry)
     height, width, channels = train.images_NHWC.shape[1:]
-    known = catalog.recognise((height, width, channels), len(found.class_names), found.mean_C)
+    shape = (height, width, channels)
+    known = catalog.recognise(shape, len(found.class_names), found.mean_C)
+    usual = NO_AUGMENTATION if dataset == DIGITS else catalog.usual_augmentation(shape)
     train, test = (limited(split, size) for split, size in zip((train, test), most, strict=True))
     sizes = (len(train), len(test))
     return ImageDataset(
@@ -91,10 +112,11 @@ def _load(
         class_names=found.class_names,
         mean_C=known.mean_C if known else found.mean_C,
         std_C=known.std_C if known else found.std_C,
-        augmentation=catalog.resolve_augmentation(augment, known),
+        augmentation=catalog.resolve_augmentation(augment, known, usual),
         fingerprint=limited_fingerprint(found.fingerprint, sizes)
         if any(most)
         else found.fingerprint,
+        not_used=found.not_used,
     )
 
 
@@ -105,8 +127,10 @@ def _locate(dataset: str, options: Options) -> tuple[str, dict[str, object], _Bu
     folder = Path(dataset).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
-        source: dict[str, object] = {"files": _listing(folder)}
-        return _short(folder.name), source, partial(build_folder, folder, options)
+        found = Folder(folder, *files_below(folder, "dataset"))
+        listing = [(file.path, file.size, file.modified_ns) for file in found.files]
+        source: dict[str, object] = {"files": listing, "problems": found.problems, "rules": _RULES}
+        return _short(folder.name), source, partial(_build_folder, found, options)
     path, configuration = catalog.hub_source(dataset)
     if folder.exists() or not _HUB_NAME.fullmatch(path):
         what = "a file and not a folder" if folder.exists() else "no such folder"
@@ -115,20 +139,37 @@ def _locate(dataset: str, options: Options) -> tuple[str, dict[str, object], _Bu
             "Hugging Face name such as `uoft-cs/cifar10`, or an existing folder"
         )
     source = {"path": path, "configuration": configuration}
+    if not catalog.is_known(path):
+        source["rules"] = _RULES
     return _short(path), source, partial(build_hub, path, configuration, options)
 
 
-def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    """Return all files of a folder with their sizes and times in nanoseconds."""
-    files = []
-    try:
-        for parent, _, names in os.walk(folder):
-            for path in (os.path.join(parent, name) for name in names):
-                status = os.stat(path)
-                files.append((path, status.st_size, status.st_mtime_ns))
-    except OSError as error:
-        raise DatasetError(f"dataset={str(folder)!r}: cannot be read: {error}") from error
-    return sorted(files)
+def _build_folder(folder: Folder, options: Options, target: Path) -> Description:
+    """Build an entry of a folder, unless files are still being copied to it."""
+    description = build_folder(folder, options, target)
+    files, _ = files_below(folder.path, "dataset")
+    before, after = (
+        {(f.name, f.size, f.modified_ns) for f in look} for look in (folder.files, files)
+    )
+    if changed := sorted({name for name, *_ in before ^ after}):
+        raise DatasetError(
+            f"{folder.where}: {len(changed)} files changed while they were read, such as "
+            f"{readable(changed[0])}; start again when all of them are there"
+        )
+    return description
+
+
+def _tell(dataset: str, entry: Entry) -> None:
+    """Log what was found and is not used, in each process that goes on without it."""
+    found = entry.description
+    if found.not_used:
+        count = sum(line.count for line in found.not_used)
+        path = entry.folder / NOT_USED
+        _log.warning(
+            "dataset=%r: %d not used: %s; see %s", dataset, count, told(found.not_used), path
+        )
+    for note in found.notes:
+        _log.warning("dataset=%r: %s", dataset, note)
 
 
 def _short(path: str) -> str:

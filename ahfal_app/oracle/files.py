@@ -6,6 +6,7 @@ line, and what cannot be used is told in `errors.csv`, in the same folder.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -30,12 +31,14 @@ _IMAGES = "images"
 _REQUEST = "request.csv"
 _INDEX = "request.json"
 _ERRORS = "errors.csv"
+_LOOKS = ".looks.json"
 _ANSWERS = re.compile(r"labels(?:-(?P<annotator>.+))?\.csv", re.IGNORECASE)
 
 _ID_LETTERS = 12
 _LONGEST_STEM = 80
 
-# A spreadsheet may still be writing a file that is younger than this.
+# A spreadsheet may still be writing a file that is younger than this. By another machine's clock
+# it may be from the future: then it must be as it was at the look before.
 _SETTLED_S = 2.0
 
 _README = """\
@@ -187,13 +190,8 @@ class FilesOracle:
     ) -> tuple[list[LabelReceipt], dict[str, list[LineProblem]]]:
         receipts: list[LabelReceipt] = []
         problems: dict[str, list[LineProblem]] = {}
-        for path in sorted(folder.iterdir()):
-            match = _ANSWERS.fullmatch(path.name)
-            if match is None or 0 <= time.time() - path.stat().st_mtime < _SETTLED_S:
-                continue
-            lines, wrong = read_label_lines(
-                path.read_bytes(), self._classes, samples, match["annotator"] or ANNOTATOR
-            )
+        for path, annotator in _settled_answers(folder):
+            lines, wrong = read_label_lines(path.read_bytes(), self._classes, samples, annotator)
             if wrong:
                 problems[path.name] = wrong
             else:
@@ -215,6 +213,34 @@ class FilesOracle:
             ", ".join(problems),
             _ERRORS,
         )
+
+
+def _settled_answers(folder: Path) -> list[tuple[Path, str]]:
+    """Return the files of answers that nobody is writing any more, and who has written each."""
+    answers = {path: match for path in folder.iterdir() if (match := _ANSWERS.fullmatch(path.name))}
+    before = _looks(folder)
+    looks, settled = {}, []
+    for path, match in sorted(answers.items()):
+        status = path.stat()
+        look = [status.st_size, status.st_mtime_ns]
+        looks[path.name] = look
+        age = time.time() - status.st_mtime
+        if age >= _SETTLED_S or (age < 0 and before.get(path.name) == look):
+            settled.append((path, match["annotator"] or ANNOTATOR))
+    if looks != before:
+        # Where it cannot be written, files from the future wait until their time has come.
+        with contextlib.suppress(OSError):
+            (folder / _LOOKS).write_text(json.dumps(looks), encoding="utf-8")
+    return settled
+
+
+def _looks(folder: Path) -> dict[str, object]:
+    """Return size and time of each file of answers at the look before; empty if nobody knows."""
+    try:
+        found = json.loads((folder / _LOOKS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _file_name(image: EncodedImage) -> str:

@@ -6,11 +6,7 @@ Shapes: N rows, one for each id; H height, W width, C channels (1 or 3).
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
-import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,35 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ahfal_app.data.cache import Description
-from ahfal_app.data.pixels import COLOUR_MODES, GRAY_MODES, pixels
-from ahfal_app.data.site.files import FORMATS, SiteImage, Source, contents
-
-#: An image with more pixels is set aside; Pillow warns of decompression bombs from here on.
-MOST_PIXELS = 89_478_485
+from ahfal_app.data.encoded import UnusableImage, may_pass, told, use_image, without_warnings
+from ahfal_app.data.pixels import pixels
+from ahfal_app.data.site.files import SiteImage, Source, contents
 
 _PART = 64
 _LONGEST_REASON = 120
-
-# Whatever Pillow's decoders raise on damaged files.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    ZeroDivisionError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 _Shape = tuple[int, int, int]
 
@@ -127,9 +102,7 @@ def _decoded(
     """Decode in threads, in order, with a bounded number of images in memory."""
     workers = os.cpu_count() or 1
     decode = partial(_decode, shape)
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        # Of metadata that does not matter here; what matters comes as an error.
-        warnings.simplefilter("ignore")
+    with without_warnings(), ThreadPoolExecutor(workers) as pool:
         batch: list[tuple[SiteImage, Source]] = []
         for part in contents(images, image_column, _PART):
             batch += part
@@ -152,28 +125,12 @@ def _decode(shape: _Shape, source: Source) -> _Decoded | _Problem:
     """Return digest and pixels of an image, or why it has none."""
     encoded = _read(source)
     if isinstance(encoded, Exception):
-        return _problem(f"cannot be read: {_told(encoded)}", _passes(encoded))
-    if not encoded:
-        return _problem("empty")
+        return _problem(f"cannot be read: {told(encoded)}", may_pass(encoded))
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            reason = _reason_against(image)
-            if reason:
-                return _problem(reason)
-            return _Decoded(hashlib.sha256(encoded).digest(), pixels(image, shape))
-    except UnidentifiedImageError:
-        return _problem(f"no image of the formats {', '.join(FORMATS)}")
-    except _DAMAGED as error:
-        return _problem(f"cannot be decoded: {_told(error)}", _passes(error))
-
-
-def _told(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _passes(error: Exception) -> bool:
-    """Return whether it may be the machine's fault: no memory, no right, a disk that is away."""
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        pixels_HWC = use_image(encoded, partial(pixels, shape=shape))
+    except UnusableImage as problem:
+        return _problem(problem.reason, problem.passes)
+    return _Decoded(hashlib.sha256(encoded).digest(), pixels_HWC)
 
 
 def _read(source: Source) -> bytes | Exception:
@@ -185,15 +142,3 @@ def _read(source: Source) -> bytes | Exception:
 
 def _problem(reason: str, passes: bool = False) -> _Problem:
     return _Problem(reason[:_LONGEST_REASON], passes)
-
-
-def _reason_against(image: Image.Image) -> str:
-    """Return why an image that opens is not used, or nothing."""
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        return f"{width}x{height} pixels; at most {MOST_PIXELS} are decoded"
-    if image.mode not in GRAY_MODES | COLOUR_MODES:
-        return f"mode {image.mode}; convert it to 8 bits for each channel"
-    # Cameras put a preview behind the picture of a JPEG: that alone is no reason.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    return f"{frames} images in one file" if frames > 1 else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,24 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from ahfal_app.data.files import LARGEST_FILE, NO_IMAGE, PARQUET, SUFFIXES, FoundFile, files_below
+from ahfal_app.data.parquet import image_columns
 from ahfal_app.errors import DatasetError
-
-#: What Pillow is let to read: no format that starts another program or is a container.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
-
-_SUFFIXES = frozenset(
-    (
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
-    )
-)
-_PARQUET = ".parquet"
 
 #: Where an image's bytes are: a file, these bytes, or nowhere, for this reason.
 Source = Path | bytes | Exception
-
-#: A file that is larger is set aside, and not read into memory.
-LARGEST_FILE = 256 << 20
 
 
 @dataclass(frozen=True, order=True)
@@ -45,8 +31,8 @@ class SiteImage:
         The file. Not a `Path`, which would take most of the time of listing a large folder.
     row : int | None
         Row of a parquet file, from 0.
-    size, modified_ns : int
-        Of the file, in bytes, and in nanoseconds since 1970.
+    size, modified_ns, changed_ns : int
+        Of the file, in bytes, and in nanoseconds since 1970 (`FoundFile`).
     """
 
     name: str
@@ -54,6 +40,7 @@ class SiteImage:
     row: int | None
     size: int
     modified_ns: int
+    changed_ns: int
 
 
 def list_images(
@@ -75,15 +62,13 @@ def list_images(
     DatasetError
         The folder cannot be read.
     """
+    found, others_told = files_below(folder, "data", others)
     images: list[SiteImage] = []
-    problems: dict[str, str] = {}
-    left_out = {str(path) for path in others}
-    for path in _files(folder):
-        if path in left_out:
-            continue
-        name = _text(path[len(str(folder)) :].replace(os.sep, "/").lstrip("/"))
+    problems = {_text(name): reason for name, reason in others_told.items()}
+    for file in found:
+        name = _text(file.name)
         try:
-            images += _images(path, name, image_column)
+            images += _images(file, name, image_column)
         except (OSError, ValueError, pa.ArrowException) as error:
             problems[name] = str(error)
     return sorted(images), problems
@@ -141,48 +126,28 @@ def content(image: SiteImage, image_column: str) -> bytes:
     raise DatasetError(f"{image.name}: cannot be read any more: the file has fewer rows")
 
 
-def _files(folder: Path) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise DatasetError(f"data={str(folder)!r}: cannot be read: {error}") from error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")
-
-
-def _images(path: str, name: str, image_column: str) -> list[SiteImage]:
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix != _PARQUET and suffix not in _SUFFIXES:
-        raise ValueError("no image, by its name")
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("no regular file")
-    if suffix != _PARQUET:
-        if status.st_size > LARGEST_FILE:
-            raise ValueError(f"{status.st_size} bytes; at most {LARGEST_FILE} are read")
-        return [SiteImage(name, path, None, status.st_size, status.st_mtime_ns)]
-    with parquet.ParquetFile(path) as file:
-        _column(file.schema_arrow, image_column)
-        return [
-            SiteImage(f"{name}#{row}", path, row, status.st_size, status.st_mtime_ns)
-            for row in range(file.metadata.num_rows)
-        ]
+def _images(file: FoundFile, name: str, image_column: str) -> list[SiteImage]:
+    facts = (file.size, file.modified_ns, file.changed_ns)
+    if file.suffix == PARQUET:
+        with parquet.ParquetFile(file.path) as table:
+            _column(table.schema_arrow, image_column)
+            return [
+                SiteImage(f"{name}#{row}", file.path, row, *facts)
+                for row in range(table.metadata.num_rows)
+            ]
+    if file.suffix not in SUFFIXES:
+        raise ValueError(NO_IMAGE)
+    if file.size > LARGEST_FILE:
+        raise ValueError(f"{file.size} bytes; at most {LARGEST_FILE} are read")
+    return [SiteImage(name, file.path, None, *facts)]
 
 
 def _column(schema: pa.Schema, image_column: str) -> str:
-    found = [field.name for field in schema if _holds_images(field.type)]
-    if image_column:
-        found = [name for name in found if name == image_column]
+    found = image_columns(schema, image_column)
     if len(found) != 1:
         names = ", ".join(schema.names)
         raise ValueError(f"no column that alone holds images (set image-column); it has {names}")
-    return str(found[0])
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return found[0]
 
 
 def _bytes(value: object) -> bytes:

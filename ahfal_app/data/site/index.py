@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -11,11 +12,20 @@ from pathlib import Path
 from ahfal_app.errors import StoreError
 from ahfal_app.storage.database import connect, reason, transaction
 
-_SCHEMA = """
+_IMAGES = """
 CREATE TABLE IF NOT EXISTS images (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     digest BLOB
+) STRICT
+"""
+
+# Files as they were when they had settled.
+_LOOKS = """
+CREATE TABLE IF NOT EXISTS looks (
+    path BLOB PRIMARY KEY,
+    size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL
 ) STRICT
 """
 
@@ -60,18 +70,41 @@ class SiteIndex:
             return known | {name: Known(i, None) for i, name in enumerate(new, first)}
 
     def note(self, digests: Mapping[int, bytes]) -> None:
-        """Keep the digests of images that have been found usable for the first time, by id."""
+        """Keep digests of images, by id."""
         if digests:
             with self._open() as connection, transaction(connection):
                 connection.executemany(
-                    "UPDATE images SET digest = ? WHERE id = ? AND digest IS NULL",
+                    "UPDATE images SET digest = ? WHERE id = ?",
                     [(digest, identity) for identity, digest in digests.items()],
                 )
+
+    def looks(self) -> dict[str, tuple[int, int]]:
+        """Return size and time of files when they had settled, by path."""
+        with self._open() as connection:
+            rows = connection.execute("SELECT path, size, modified_ns FROM looks")
+            return {os.fsdecode(path): (size, time) for path, size, time in rows}
+
+    def remember(self, looks: Mapping[str, tuple[int, int]]) -> None:
+        """Keep size and time of files that have settled, by path, and of no others."""
+        before = self.looks()
+        if before == looks:
+            return
+        new = {path: look for path, look in looks.items() if before.get(path) != look}
+        with self._open() as connection, transaction(connection):
+            connection.executemany(
+                "DELETE FROM looks WHERE path = ?",
+                [(os.fsencode(path),) for path in before.keys() - looks.keys()],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO looks VALUES (?, ?, ?)",
+                [(os.fsencode(path), *look) for path, look in new.items()],
+            )
 
     def _open(self) -> closing[sqlite3.Connection]:
         try:
             connection = connect(self._path)
-            connection.execute(_SCHEMA)
+            for table in (_IMAGES, _LOOKS):
+                connection.execute(table)
         except (sqlite3.DatabaseError, OSError) as error:
             raise StoreError(
                 f"table of images {self._path}: {reason(self._path, error)}"

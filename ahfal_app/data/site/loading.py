@@ -6,9 +6,10 @@ Shapes: N rows, one for each id; H height, W width, C channels.
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,16 +22,11 @@ from ahfal_app.data.images import DataFormat, ImageDataset, Images
 from ahfal_app.data.site.decoding import can_be_decoded, decode_site
 from ahfal_app.data.site.files import SiteImage, content, list_images
 from ahfal_app.data.site.index import Known, SiteIndex
+from ahfal_app.data.site.label_file import labelled_ids, read_site_labels
+from ahfal_app.data.site.settling import look_at, recent, unsettled
+from ahfal_app.data.site.survey import Survey, asked_or_labelled, survey
 from ahfal_app.errors import DatasetError, LabelFileError
-from ahfal_app.labels.spreadsheet import (
-    SKIP,
-    ClassNames,
-    LabelLine,
-    read_csv,
-    read_label_lines,
-    refusal,
-    write_csv,
-)
+from ahfal_app.labels.spreadsheet import SKIP, ClassNames, read_csv, write_csv
 
 #: Labels that are there already.
 LABELS = "labels.csv"
@@ -39,8 +35,11 @@ LABELS = "labels.csv"
 SET_ASIDE = "set-aside.csv"
 
 _INDEX = "images.sqlite"
-_GONE = "gone; labels that it has are kept, and it is not trained on"
-_CHANGED = "not what it was when it was first seen; give another image another name"
+_COPIED = "still being copied; looked at again with the next message"
+_NO_LABEL = f"called like a class, which labels nothing: labels are given in {LABELS}"
+
+#: Version of the rules by which images are decoded.
+_RULES = 1
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +80,8 @@ class SiteData:
         Labels that are there already: class index by id, by who gave them.
     images : Mapping[int, SiteImage]
         Where the bytes of each are, by id.
+    digests_N32 : NDArray[np.uint8]
+        SHA-256 of the bytes of each, by id.
     image_column : str
         The setting of this name, for parquet files.
     """
@@ -90,6 +91,7 @@ class SiteData:
     names: Mapping[int, str]
     given: Mapping[str, Mapping[int, int]]
     images: Mapping[int, SiteImage]
+    digests_N32: NDArray[np.uint8]
     image_column: str
 
     def content(self, sample: int) -> bytes:
@@ -98,9 +100,13 @@ class SiteData:
         Raises
         ------
         DatasetError
-            It cannot be read any more.
+            It cannot be read any more, or is another one than was decoded: whoever labels it
+            would label an image that nobody has asked for.
         """
-        return content(self.images[sample], self.image_column)
+        found = content(self.images[sample], self.image_column)
+        if hashlib.sha256(found).digest() != self.digests_N32[sample].tobytes():
+            raise DatasetError(f"{self.images[sample].name}: changed since it was looked at")
+        return found
 
 
 def load_site(
@@ -110,7 +116,8 @@ def load_site(
 
     Images are decoded once, and anew when a file was added, changed or removed. An image keeps
     its id as long as the state folder lives: ids follow the sorted paths when the folder is
-    first seen, and the order of arrival from then on.
+    first seen, and the order of arrival from then on. What is still being copied is left for the
+    next time; where files are new, this takes a moment.
 
     Parameters
     ----------
@@ -133,84 +140,113 @@ def load_site(
     if not folders.data.is_dir():
         raise DatasetError(f"data={str(folders.data)!r}: no such folder")
     others = [folders.data / LABELS] + ([folders.truth] if folders.truth else [])
-    listed, set_aside = list_images(folders.data, image_column, others)
-    if not listed:
+    present, set_aside = list_images(folders.data, image_column, others)
+    if not present:
         raise DatasetError(f"data={str(folders.data)!r}: there is no image in it")
     index = SiteIndex(folders.state / _INDEX)
+    copied = _still_copied({*(image.path for image in present), *map(str, others)}, index)
+    set_aside |= {image.name: _COPIED for image in present if image.path in copied}
+    listed = [image for image in present if image.path not in copied]
+    if not listed:
+        raise _nothing_usable(folders, set_aside, len(present))
+
     known = index.know([image.name for image in listed])
     entry = _decoded(folders, listed, known, data_format, cache, image_column)
-    survey = _Survey(listed, known, entry)
-    set_aside |= survey.problems
-    index.note(survey.new_digests)
-
-    classes = ClassNames(data_format.class_names)
-    lines = _labels(folders.data / LABELS, classes, survey, set_aside, must_exist=False)
-    given: dict[str, dict[int, int]] = {}
-    for line in lines:
-        if line.label is not None:
-            given.setdefault(line.annotator, {})[line.sample] = line.label
-        elif line.sample in survey.usable:
-            set_aside[survey.usable.pop(line.sample).name] = f"{SKIP}, says {LABELS}"
-    given = {
-        by: {s: c for s, c in labels.items() if s in survey.usable} for by, labels in given.items()
-    }
-    labels_N = np.full(len(entry.arrays["images"]), -1, np.int64)
-    if folders.truth is not None:
-        for line in _labels(folders.truth, classes, survey, {}, must_exist=True):
-            labels_N[line.sample] = -1 if line.label is None else line.label
-    _report(folders, set_aside, len(survey.usable))
-    if not survey.usable:
-        raise DatasetError(
-            f"data={str(folders.data)!r}: none of {len(listed)} images can be used; "
-            f"{folders.state / SET_ASIDE} says why"
-        )
+    labels = _GivenLabels(folders, ClassNames(data_format.class_names), copied)
+    ids = {image.name: known[image.name].id for image in listed}
+    found = survey(listed, known, entry, lambda: labels.bound(ids))
+    index.note(found.new_digests)
+    set_aside |= found.problems
+    given, lines_set_aside = labels.read(found, set_aside)
+    set_aside |= lines_set_aside
+    set_aside |= _called_like_classes(found, given, data_format.class_names)
+    if not found.usable:
+        raise _nothing_usable(folders, set_aside, len(present))
+    labels_N = labels.truth(found, len(entry.arrays["images"]))
+    _report(folders, set_aside, len(found.usable))
     return SiteData(
         dataset=_dataset(entry, labels_N, data_format),
-        ids_N=np.array(sorted(survey.usable), np.int64),
-        names={identity: image.name for identity, image in survey.usable.items()},
+        ids_N=np.array(sorted(found.usable), np.int64),
+        names={identity: image.name for identity, image in found.usable.items()},
         given=given,
-        images=survey.usable,
+        images=found.usable,
+        digests_N32=np.asarray(entry.arrays["digests"], np.uint8),
         image_column=image_column,
     )
 
 
-class _Survey:
-    """Which images can be used, and why the others cannot."""
+def _still_copied(paths: Collection[str], index: SiteIndex) -> set[str]:
+    """Return the files that are not as they were at the last look, or a moment ago."""
+    looks = look_at(paths)
+    changing = unsettled(looks, index.looks())
+    index.remember({path: look for path, look in recent(looks).items() if path not in changing})
+    return changing
 
-    def __init__(
-        self, listed: Sequence[SiteImage], known: Mapping[str, Known], entry: Entry
-    ) -> None:
-        ids, texts = entry.arrays["problem-ids"], entry.arrays["problems"]
-        undecodable = dict(zip(ids.tolist(), texts.tolist(), strict=True))
-        digests_N32 = np.asarray(entry.arrays["digests"], np.uint8)
-        self.problems: dict[str, str] = {}
-        self.usable: dict[int, SiteImage] = {}
-        self.new_digests: dict[int, bytes] = {}
-        #: Id by name, of duplicates that of the image that is used.
-        self.samples: dict[str, int] = {}
-        first: dict[bytes, SiteImage] = {}
-        for image in sorted(listed, key=lambda image: known[image.name].id):
-            identity, digest_before = known[image.name].id, known[image.name].digest
-            digest = digests_N32[identity].tobytes()
-            if identity in undecodable:
-                self.problems[image.name] = undecodable[identity]
-            elif digest_before is not None and digest_before != digest:
-                self.problems[image.name] = _CHANGED
-            else:
-                if digest_before is None:
-                    self.new_digests[identity] = digest
-                same = first.setdefault(digest, image)
-                self.samples[image.name] = known[same.name].id
-                if same is image:
-                    self.usable[identity] = image
-                else:
-                    self.problems[image.name] = f"the same image as {same.name}"
-        present = {image.name for image in listed}
-        self.problems |= {
-            name: _GONE
-            for name, image in known.items()
-            if name not in present and image.digest is not None
-        }
+
+class _GivenLabels:
+    """The files of labels that a site has."""
+
+    def __init__(self, folders: SiteFolders, classes: ClassNames, copied: Collection[str]) -> None:
+        self._folders = folders
+        self._classes = classes
+        self._copied = copied
+        self._path = folders.data / LABELS
+
+    def bound(self, ids: Mapping[str, int]) -> Collection[int]:
+        """Return the ids that a label was asked or given for: all, where nobody knows."""
+        asked = asked_or_labelled(self._folders.state)
+        if asked is None or str(self._path) in self._copied:
+            return set(ids.values())
+        return asked | labelled_ids(self._path, self._classes, ids)
+
+    def read(
+        self, found: Survey, set_aside: Mapping[str, str]
+    ) -> tuple[dict[str, dict[int, int]], dict[str, str]]:
+        """Return the labels by who gave them, and what is set aside; take skipped images out."""
+        if not self._path.exists():
+            return {}, {}
+        if str(self._path) in self._copied:
+            return {}, {LABELS: _COPIED}
+        lines, passed_over = read_site_labels(self._path, self._classes, found.samples, set_aside)
+        given: dict[str, dict[int, int]] = {}
+        for line in lines:
+            if line.label is not None:
+                given.setdefault(line.annotator, {})[line.sample] = line.label
+            elif line.sample in found.usable:
+                passed_over[found.usable.pop(line.sample).name] = f"{SKIP}, says {LABELS}"
+        return {
+            by: {s: c for s, c in labels.items() if s in found.usable}
+            for by, labels in given.items()
+        }, passed_over
+
+    def truth(self, found: Survey, rows: int) -> NDArray[np.int64]:
+        """Return the labels that the simulated oracle gives, by id; -1 where there is none."""
+        labels_N = np.full(rows, -1, np.int64)
+        path = self._folders.truth
+        if path is None:
+            return labels_N
+        if str(path) in self._copied:
+            raise LabelFileError(f"{path}: {_COPIED}")
+        for line in read_site_labels(path, self._classes, found.samples, found.problems)[0]:
+            labels_N[line.sample] = -1 if line.label is None else line.label
+        return labels_N
+
+
+def _called_like_classes(
+    found: Survey, given: Mapping[str, Mapping[int, int]], class_names: Sequence[str]
+) -> dict[str, str]:
+    """Return folders that seem to label their images, which no folder of a site does."""
+    names = {name.strip().casefold() for name in class_names}
+    labelled = {sample for labels in given.values() for sample in labels}
+    folders = {
+        "/".join(parts[: depth + 1])
+        for identity, image in found.usable.items()
+        if identity not in labelled
+        for parts in [image.name.split("/")[:-1]]
+        for depth, part in enumerate(parts)
+        if part.strip().casefold() in names
+    }
+    return {f"{folder}/": _NO_LABEL for folder in folders}
 
 
 def _decoded(
@@ -222,9 +258,10 @@ def _decoded(
     image_column: str,
 ) -> Entry:
     ids = {image.name: known[image.name].id for image in listed}
-    files = [(ids[i.name], i.name, i.size, i.modified_ns) for i in listed]
+    files = [(ids[i.name], i.name, i.size, i.modified_ns, i.changed_ns) for i in listed]
     key = cache_key(
         "site",
+        rules=_RULES,
         folder=str(folders.data.resolve()),
         files=files,
         shape=data_format.image_shape,
@@ -257,28 +294,14 @@ def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat)
     )
 
 
-def _labels(
-    path: Path,
-    classes: ClassNames,
-    survey: _Survey,
-    set_aside: dict[str, str],
-    must_exist: bool,
-) -> list[LabelLine]:
-    """Return the labels of a file; lines about images that cannot be used are passed over.
-
-    They are set aside like images, so that a mistyped name does not go unseen.
-    """
-    if not must_exist and not path.exists():
-        return []
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LabelFileError(f"{path}: cannot be read: {error}") from error
-    lines, problems = read_label_lines(content, classes, survey.samples, path.name)
-    if wrong := [problem for problem in problems if not problem.unknown_file]:
-        raise LabelFileError(refusal(path, wrong))
-    set_aside |= {f"{path.name}, line {p.line}": p.reason for p in problems}
-    return lines
+def _nothing_usable(
+    folders: SiteFolders, set_aside: Mapping[str, str], present: int
+) -> DatasetError:
+    _report(folders, set_aside, 0)
+    return DatasetError(
+        f"data={str(folders.data)!r}: none of {present} images can be used; "
+        f"{folders.state / SET_ASIDE} says why"
+    )
 
 
 def _told_before(path: Path) -> list[list[str]] | None:
