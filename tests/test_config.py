@@ -25,6 +25,7 @@ from ahfal_app.server.run import prepare
 from ahfal_app.settings_table import settings_markdown, settings_toml
 
 ROOT = Path(__file__).parent.parent
+MOBILENET = {"model": "mobilenet-v2"}
 
 
 def problems(values: dict[str, object]) -> str:
@@ -51,9 +52,9 @@ def problems(values: dict[str, object]) -> str:
         ({"partition": "dirichlet-ballanced"}, "did you mean 'dirichlet-balanced'?"),
         ({"model": "resnet9"}, "did you mean 'resnet8'?"),
         ({"oracle": "people"}, "oracle='people': allowed is "),
-        ({"model": "mobilenet-v2", "model.head-kernel": 2}, "model.head-kernel=2: allowed is `3` | `1`"),
-        ({"model": "mobilenet-v2", "model.head-kernel": True}, "model.head-kernel=True: allowed is `3` | `1`"),
-        ({"model": "mobilenet-v2", "model.head-kernel": "1"}, "model.head-kernel='1': allowed is `3` | `1`"),
+        ({**MOBILENET, "model.head-kernel": 2}, "model.head-kernel=2: allowed is `3` | `1`"),
+        ({**MOBILENET, "model.head-kernel": True}, "head-kernel=True: allowed is `3` | `1`"),
+        ({**MOBILENET, "model.head-kernel": "1"}, "head-kernel='1': allowed is `3` | `1`"),
         ({"precision": "fp16"}, "precision='fp16': allowed is `auto` | `fp32` | `bf16`"),
         ({"device": "cuda:77"}, "device='cuda:77': allowed is auto, or what is there: cpu"),
         ({"device": "tpu"}, "device='tpu'"),
@@ -214,8 +215,8 @@ def test_manifest_has_every_setting_with_its_default():
     assert parse_settings(manifest) == Settings()
 
 
-def test_readme_has_the_table_of_settings():
-    assert settings_markdown() in (ROOT / "README.md").read_text()
+def test_docs_have_the_table_of_settings():
+    assert settings_markdown() in (ROOT / "docs" / "settings.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda p: p.name)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.data.cache import NOT_USED, Description
 from ahfal_app.data.images import Images
+from ahfal_app.data.known.core.base import Arrays
 from ahfal_app.data.not_used import summary
 from ahfal_app.data.preparation import describe, hold_out
 from ahfal_app.data.raw import Columns, RawData
@@ -60,27 +61,81 @@ class Options:
         }
 
 
-def build_digits(options: Options, target: Path) -> Description:
-    """Write scikit-learn's handwritten digits: 8x8 pixels from 0 to 16, scaled to 255."""
+def build_arrays(arrays: Arrays, where: str, options: Options, target: Path) -> Description:
+    """Write a data set that is made in memory.
+
+    Parameters
+    ----------
+    arrays : Arrays
+        The data set.
+    where : str
+        What it is called in messages.
+    options : Options
+        How it is read.
+    target : Path
+        Folder of the entry.
+
+    Raises
+    ------
+    DatasetError
+        Its arrays do not go together.
+    """
+    if problem := _array_problem(arrays):
+        raise DatasetError(f"{where}: {problem}")
+    train_images_NHWC, train_labels_N = arrays.train_images_NHWC, arrays.train_labels_N
+    if arrays.test_images_NHWC is None or arrays.test_labels_N is None:
+        held = _held_out(train_labels_N, options)
+        train, test = (
+            _scaled(train_images_NHWC[rows], train_labels_N[rows], options) for rows in held
+        )
+    else:
+        train = _scaled(train_images_NHWC, train_labels_N, options)
+        test = _scaled(arrays.test_images_NHWC, arrays.test_labels_N, options)
+    for split, images in (("train", train), ("test", test)):
+        np.save(target / f"{split}-images.npy", images.images_NHWC, allow_pickle=False)
+    return _finish(target, train, test, arrays.class_names)
+
+
+def _array_problem(arrays: Arrays) -> str | None:
+    splits = [("train", arrays.train_images_NHWC, arrays.train_labels_N)]
+    if (arrays.test_images_NHWC is None) != (arrays.test_labels_N is None):
+        return "it has test images without labels, or the other way round"
+    if arrays.test_images_NHWC is not None and arrays.test_labels_N is not None:
+        splits.append(("test", arrays.test_images_NHWC, arrays.test_labels_N))
+    for split, images_NHWC, labels_N in splits:
+        shape, kind = images_NHWC.shape, images_NHWC.dtype
+        if len(shape) != 4 or shape[3] not in (1, 3) or kind != np.uint8 or not len(images_NHWC):
+            return (
+                f"its {split} images are {kind} {shape}; allowed is uint8 (N, height, width, "
+                "channels) with 1 or 3 channels, at least one"
+            )
+        if shape[1:] != arrays.train_images_NHWC.shape[1:]:
+            return f"its {split} images are of another shape than those for training: {shape[1:]}"
+        if labels_N.shape != shape[:1] or labels_N.dtype != np.int64:
+            return (
+                f"its {split} labels are {labels_N.dtype} {labels_N.shape}; allowed is int64 (N,)"
+            )
+        if labels_N.min() < 0 or labels_N.max() >= len(arrays.class_names):
+            return (
+                f"its {split} labels go from {labels_N.min()} to {labels_N.max()}; allowed is 0 to "
+                f"{len(arrays.class_names) - 1}, the number of its class names less one"
+            )
+    return None
+
+
+def _scaled(
+    images_NHWC: NDArray[np.uint8], labels_N: NDArray[np.int64], options: Options
+) -> Images:
+    if not (size := options.image_size):
+        return Images(images_NHWC, labels_N)
     from PIL import Image
-    from sklearn.datasets import load_digits
 
     from ahfal_app.data.pixels import pixels
 
-    raw = load_digits()
-    images_NHWC = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
-    if size := options.image_size:
-        shape = (size, size, 1)
-        images_NHWC = np.stack(
-            [pixels(Image.fromarray(image_HW), shape) for image_HW in images_NHWC[..., 0]]
-        )
-    labels_N = raw.target.astype(np.int64)
-    train, test = (
-        Images(images_NHWC[rows], labels_N[rows]) for rows in _held_out(labels_N, options)
-    )
-    for split, images in (("train", train), ("test", test)):
-        np.save(target / f"{split}-images.npy", images.images_NHWC, allow_pickle=False)
-    return _finish(target, train, test, tuple(str(name) for name in raw.target_names))
+    channels = images_NHWC.shape[3]
+    shown = images_NHWC[..., 0] if channels == 1 else images_NHWC
+    scaled = [pixels(Image.fromarray(image), (size, size, channels)) for image in shown]
+    return Images(np.stack(scaled), labels_N)
 
 
 def build_folder(folder: Folder, options: Options, target: Path) -> Description:

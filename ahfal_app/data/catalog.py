@@ -1,16 +1,13 @@
-"""Data sets that are known: where they come from and how the literature treats them.
-
-Normalisation and augmentation are those of Cao et al. (KAFAL, ICCV 2023) for CIFAR-10, and
-the usual ones for the others. Note that the standard deviations of CIFAR-10 that the
-literature uses are near the mean of those of single images, and below those of all pixels.
-"""
+"""Known data sets by name and by content, and what is usual where nothing is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
+from ahfal_app.data.known.core.base import KnownDataset
+from ahfal_app.errors import DatasetError
+from ahfal_app.plugins import DATASETS
 
 #: Largest distance of a channel's mean at which a data set is taken for a known one.
 _MEAN_TOLERANCE = 0.02
@@ -22,85 +19,38 @@ _USUAL_SHARE = 1 / 8
 _DEFAULT_PADDING = 4
 
 
-@dataclass(frozen=True)
-class KnownDataset:
-    """A known data set.
+def known_datasets() -> tuple[KnownDataset, ...]:
+    """Return our own known data sets."""
+    return tuple(_known(name) for name in DATASETS.own_names())
 
-    Parameters
-    ----------
-    name : str
-        Short name.
-    path, configuration : str, str | None
-        Name and configuration on Hugging Face.
-    num_classes : int
-        Number of classes.
-    image_shape : tuple[int, int, int]
-        Height, width and channels.
-    mean_C, std_C : tuple[float, ...]
-        What pixels scaled to [0, 1] are normalised with.
-    augmentation : Augmentation
-        What is done at random in training.
+
+def registered(dataset: str) -> KnownDataset | None:
+    """Return the data set of a name, ours or another package's, or None.
+
+    Raises
+    ------
+    DatasetError
+        Another package's is no `KnownDataset`.
     """
-
-    name: str
-    path: str
-    configuration: str | None
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    mean_C: tuple[float, ...]
-    std_C: tuple[float, ...]
-    augmentation: Augmentation
+    return _known(dataset) if dataset in DATASETS.names() else None
 
 
-_KNOWN = (
-    KnownDataset(
-        "cifar10",
-        "uoft-cs/cifar10",
-        None,
-        10,
-        (32, 32, 3),
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),
-        Augmentation(padding=4, flip=True),
-    ),
-    KnownDataset(
-        "cifar100",
-        "uoft-cs/cifar100",
-        None,
-        100,
-        (32, 32, 3),
-        (0.5071, 0.4867, 0.4408),
-        (0.2675, 0.2565, 0.2761),
-        Augmentation(padding=4, flip=True),
-    ),
-    KnownDataset(
-        "svhn",
-        "ufldl-stanford/svhn",
-        "cropped_digits",
-        10,
-        (32, 32, 3),
-        (0.4377, 0.4438, 0.4728),
-        (0.1980, 0.2010, 0.1970),
-        Augmentation(padding=4, flip=False),
-    ),
-    KnownDataset(
-        "mnist",
-        "ylecun/mnist",
-        None,
-        10,
-        (28, 28, 1),
-        (0.1307,),
-        (0.3081,),
-        Augmentation(padding=2, flip=False),
-    ),
-)
+def _known(name: str) -> KnownDataset:
+    known = DATASETS.component(name)
+    if not isinstance(known, KnownDataset):
+        raise DatasetError(
+            f"dataset={name!r}: {DATASETS.where(name)} is no KnownDataset "
+            "(ahfal_app.data.known.core.base)"
+        )
+    return known
 
 
 def hub_source(dataset: str) -> tuple[str, str | None]:
     """Return the Hugging Face name and configuration that a data set's name stands for."""
-    for known in _KNOWN:
-        if dataset in (known.name, known.path):
-            return known.path, known.configuration
+    named = registered(dataset)
+    for known in (*known_datasets(), *([named] if named else [])):
+        if known.hub and dataset in (known.name, known.hub):
+            return known.hub, known.configuration
     return dataset, None
 
 
@@ -121,10 +71,14 @@ def recognise(
     mean_C : Sequence[float]
         Mean of the training pixels, scaled to [0, 1], for each channel.
     """
-    for known in _KNOWN:
-        if (known.image_shape, known.num_classes) == (image_shape, num_classes) and all(
-            abs(mean - expected) <= _MEAN_TOLERANCE
-            for mean, expected in zip(mean_C, known.mean_C, strict=True)
+    for known in known_datasets():
+        if (
+            known.mean_C
+            and (known.image_shape, known.num_classes) == (image_shape, num_classes)
+            and all(
+                abs(mean - expected) <= _MEAN_TOLERANCE
+                for mean, expected in zip(mean_C, known.mean_C, strict=True)
+            )
         ):
             return known
     return None
@@ -132,7 +86,7 @@ def recognise(
 
 def is_known(path: str) -> bool:
     """Return whether a Hugging Face name is that of a known data set."""
-    return any(path == known.path for known in _KNOWN)
+    return any(path == known.hub for known in known_datasets())
 
 
 def usual_augmentation(image_shape: tuple[int, int, int]) -> Augmentation:

@@ -17,8 +17,7 @@ import numpy as np
 
 from ahfal_app.config import Settings
 from ahfal_app.data import catalog
-from ahfal_app.data.augmentation import NO_AUGMENTATION
-from ahfal_app.data.builders import Options, build_digits, build_folder, build_hub
+from ahfal_app.data.builders import Options, build_arrays, build_folder, build_hub
 from ahfal_app.data.cache import (
     NOT_USED,
     Description,
@@ -30,14 +29,14 @@ from ahfal_app.data.cache import (
 from ahfal_app.data.files import files_below, readable
 from ahfal_app.data.folders import Folder
 from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.data.known.core.base import Arrays, KnownDataset
 from ahfal_app.data.not_used import told
 from ahfal_app.data.preparation import limited, limited_fingerprint, with_classes
 from ahfal_app.errors import DatasetError
+from ahfal_app.parameters import Scalar
+from ahfal_app.plugins import DATASETS
 
 __all__ = ["ImageDataset", "Images", "load_dataset"]
-
-#: The built-in data set.
-DIGITS = "digits"
 
 #: `name` or `owner/name`.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -85,15 +84,23 @@ def load_dataset(settings: Settings) -> ImageDataset:
         only_tests=settings.has_sites,
     )
     most = (settings.max_train_samples, settings.max_test_samples)
-    loaded = _load(settings.dataset, options, settings.augment, data_dir(settings), most)
+    parameters = tuple(sorted(settings.parameters_of("dataset").items()))
+    loaded = _load(
+        settings.dataset, options, settings.augment, data_dir(settings), most, parameters
+    )
     return with_classes(loaded, settings.class_list) if settings.class_list else loaded
 
 
 @lru_cache(maxsize=4)
 def _load(
-    dataset: str, options: Options, augment: str, root: Path, most: tuple[int, int]
+    dataset: str,
+    options: Options,
+    augment: str,
+    root: Path,
+    most: tuple[int, int],
+    parameters: tuple[tuple[str, Scalar], ...],
 ) -> ImageDataset:
-    name, source, build = _locate(dataset, options)
+    name, source, build = _locate(dataset, options, parameters)
     key = cache_key(name, **options.key(), **source)
     entry = open_or_build(root, key, build)
     train, test = (_images(entry, split) for split in ("train", "test"))
@@ -101,8 +108,8 @@ def _load(
     _tell(dataset, entry)
     height, width, channels = train.images_NHWC.shape[1:]
     shape = (height, width, channels)
-    known = catalog.recognise(shape, len(found.class_names), found.mean_C)
-    usual = NO_AUGMENTATION if dataset == DIGITS else catalog.usual_augmentation(shape)
+    known = catalog.recognise(shape, len(found.class_names), found.mean_C) or _by_name(dataset)
+    usual = catalog.usual_augmentation(shape)
     train, test = (limited(split, size) for split, size in zip((train, test), most, strict=True))
     sizes = (len(train), len(test))
     return ImageDataset(
@@ -110,8 +117,8 @@ def _load(
         train=train,
         test=test,
         class_names=found.class_names,
-        mean_C=known.mean_C if known else found.mean_C,
-        std_C=known.std_C if known else found.std_C,
+        mean_C=known.mean_C if known and known.mean_C else found.mean_C,
+        std_C=known.std_C if known and known.std_C else found.std_C,
         augmentation=catalog.resolve_augmentation(augment, known, usual),
         fingerprint=limited_fingerprint(found.fingerprint, sizes)
         if any(most)
@@ -120,10 +127,17 @@ def _load(
     )
 
 
-def _locate(dataset: str, options: Options) -> tuple[str, dict[str, object], _Build]:
+def _locate(
+    dataset: str, options: Options, parameters: tuple[tuple[str, Scalar], ...]
+) -> tuple[str, dict[str, object], _Build]:
     """Return a data set's short name, what identifies its content, and how it is decoded."""
-    if dataset == DIGITS:
-        return DIGITS, {}, partial(build_digits, options)
+    known = catalog.registered(dataset)
+    if known is not None and known.load is not None:
+        return (
+            dataset,
+            _made_by(dataset, parameters),
+            partial(_build_made, known, options, parameters),
+        )
     folder = Path(dataset).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
@@ -135,13 +149,42 @@ def _locate(dataset: str, options: Options) -> tuple[str, dict[str, object], _Bu
     if folder.exists() or not _HUB_NAME.fullmatch(path):
         what = "a file and not a folder" if folder.exists() else "no such folder"
         raise DatasetError(
-            f"dataset={dataset!r}: {what} (tried {folder.absolute()}); must be `{DIGITS}`, a "
-            "Hugging Face name such as `uoft-cs/cifar10`, or an existing folder"
+            f"dataset={dataset!r}: {what} (tried {folder.absolute()}); must be one of "
+            f"{', '.join(DATASETS.names())}, a Hugging Face name such as `uoft-cs/cifar10`, or an "
+            "existing folder"
         )
     source = {"path": path, "configuration": configuration}
     if not catalog.is_known(path):
         source["rules"] = _RULES
     return _short(path), source, partial(build_hub, path, configuration, options)
+
+
+def _by_name(dataset: str) -> KnownDataset | None:
+    """Return the known data set of a name, unless the name is that of a folder here."""
+    known = catalog.registered(dataset)
+    is_folder = known is not None and known.load is None and Path(dataset).is_dir()
+    return None if is_folder else known
+
+
+def _made_by(dataset: str, parameters: tuple[tuple[str, Scalar], ...]) -> dict[str, object]:
+    """Return what identifies the content of a data set that is made: its code and parameters."""
+    origin = DATASETS.provenance(dataset)
+    source: dict[str, object] = {"source": origin.source} if origin else {}
+    return source | ({"parameters": dict(parameters)} if parameters else {})
+
+
+def _build_made(
+    known: KnownDataset,
+    options: Options,
+    parameters: tuple[tuple[str, Scalar], ...],
+    target: Path,
+) -> Description:
+    where, model = f"dataset={known.name!r}", DATASETS.parameters(known.name)
+    arguments = [model.model_validate(dict(parameters))] if model.model_fields else []
+    arrays = known.load(*arguments) if known.load else None
+    if not isinstance(arrays, Arrays):
+        raise DatasetError(f"{where}: `load` gives {type(arrays).__name__}; allowed is Arrays")
+    return build_arrays(arrays, where, options, target)
 
 
 def _build_folder(folder: Folder, options: Options, target: Path) -> Description:

@@ -153,7 +153,7 @@ def _component_problems(settings: Settings, key: str) -> list[str]:
     except UnknownComponent as error:
         return [str(error)]
     except ConfigError as error:
-        return error.problems
+        return list(error.problems)
     return parameter_problems(key, name, model, settings.parameters_of(key))
 
 

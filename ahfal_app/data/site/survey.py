@@ -13,8 +13,7 @@ from ahfal_app.data.cache import Entry
 from ahfal_app.data.site.files import SiteImage
 from ahfal_app.data.site.index import Known
 from ahfal_app.errors import StoreError
-from ahfal_app.labels.location import STORE
-from ahfal_app.labels.store import LabelStore
+from ahfal_app.labels.store import STORE_FILE, LabelStore
 
 _GONE = "gone; labels that it has are kept, and it is not trained on"
 _CHANGED = "not what it was when a label was asked or given for it; give another image another name"
@@ -110,7 +109,7 @@ def asked_or_labelled(state: Path) -> set[int] | None:
         The ids; None where a label store cannot be read, so that nobody knows.
     """
     ids: set[int] = set()
-    for path in sorted(state.glob(f"*/*/{STORE}")):
+    for path in sorted(state.glob(f"*/*/{STORE_FILE}")):
         try:
             store = LabelStore.open_existing(path)
             try:

@@ -16,13 +16,16 @@ from ahfal_app.errors import ConfigError, UnknownComponent
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
-from ahfal_app.plugins import MODELS
+from ahfal_app.plugins import DATASETS, MODELS
 
 #: What the names of torchvision's networks start with.
 TORCHVISION_PREFIX = "torchvision/"
 
 #: The network that suits the data set.
 AUTO = "auto"
+
+# What that is where a data set does not say.
+_USUAL = "resnet8"
 
 # Networks draw their weights from torch's global generator, which all threads share.
 _initialising = threading.Lock()
@@ -43,7 +46,8 @@ def resolve_model_name(model: str, dataset: str) -> str:
     """Return the network that the setting `model` means for a data set."""
     if model != AUTO:
         return model
-    return "small-cnn" if dataset == "digits" else "resnet8"
+    known = DATASETS.component(dataset) if dataset in DATASETS.names() else None
+    return str(getattr(known, "model", _USUAL))
 
 
 def model_problem(name: str) -> str | None:

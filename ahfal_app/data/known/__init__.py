@@ -1,0 +1,1 @@
+"""Data sets that are known by name; each module is one, named after its file."""

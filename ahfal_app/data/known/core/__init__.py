@@ -1,0 +1,1 @@
+"""What known data sets are made of."""
