@@ -26,6 +26,9 @@ from ahfal_app.seeds import numpy_generator, seed_sequence
 
 _NAMES = ("dirichlet", "dirichlet-capped", "dirichlet-balanced", "iid")
 
+#: Purpose of the random generator of a partition.
+_PURPOSE = "partition"
+
 #: Draws that flwr-datasets' DirichletPartitioner makes before it gives up.
 _DRAWS_OF_FLOWER = 11
 
@@ -141,7 +144,7 @@ def _check(
 
 @lru_cache(maxsize=8)
 def _partition(request: _Request) -> Partition:
-    generator = numpy_generator(request.seed, splits.PURPOSE)
+    generator = numpy_generator(request.seed, _PURPOSE)
     labels_N, num_clients = request.labels_N, request.num_clients
     if request.name == "dirichlet":
         return _kept_partition(request)
@@ -194,7 +197,7 @@ def _flower_dirichlet(request: _Request) -> list[NDArray[np.int64]]:
     dataset = Dataset.from_dict({"label": labels_N, "row": np.arange(len(labels_N))})
     dataset = dataset.with_format("numpy")
     for attempt in range(math.ceil(request.attempts / _DRAWS_OF_FLOWER)):
-        seed = seed_sequence(request.seed, splits.PURPOSE, attempt).generate_state(1)[0]
+        seed = seed_sequence(request.seed, _PURPOSE, attempt).generate_state(1)[0]
         partitioner = DirichletPartitioner(
             request.num_clients,
             "label",

@@ -24,9 +24,6 @@ _BALANCE_TOLERANCE = 1e-3
 _DECIMALS = 6
 _CLOSE = 10.0**-_DECIMALS
 
-#: Purpose of the random generator of a partition.
-PURPOSE = "partition"
-
 Rows = list[NDArray[np.int64]]
 
 

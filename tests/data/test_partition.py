@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -16,12 +15,6 @@ from numpy.typing import NDArray
 from ahfal_app.config import Settings
 from ahfal_app.data import partition as partition_module
 from ahfal_app.data.partition import Partition, make_partition, partition_names
-from ahfal_app.data.partitioners import (
-    BalancedDirichletPartitioner,
-    CappedDirichletPartitioner,
-    RowPartitioner,
-    ShuffledIidPartitioner,
-)
 from ahfal_app.errors import PartitionError
 
 OWN = ("dirichlet-capped", "dirichlet-balanced", "iid")
@@ -251,31 +244,3 @@ def test_other_settings_are_kept_apart(tmp_path: Path) -> None:
     # A lower limit changes nothing where the first draw keeps it.
     assert len(set(fingerprints)) == 4
     assert len(list((tmp_path / "partitions").iterdir())) == 5
-
-
-@pytest.mark.parametrize(
-    ("name", "partitioner"),
-    [
-        ("iid", ShuffledIidPartitioner(7, seed=3)),
-        ("dirichlet-capped", CappedDirichletPartitioner(7, "label", alpha=0.3, seed=3)),
-        ("dirichlet-balanced", BalancedDirichletPartitioner(7, "label", alpha=0.3, seed=3)),
-    ],
-)
-def test_partitioners_of_flwr_datasets_give_the_same_rows(
-    name: str, partitioner: RowPartitioner
-) -> None:
-    names = [f"class-{label}" for label in LABELS]
-    partitioner.dataset = Dataset.from_dict({"label": names, "row": np.arange(len(LABELS))})
-    expected = split(LABELS, 7, partition=name, seed=3)
-    assert partitioner.num_partitions == 7
-    for client, rows in enumerate(expected.indices):
-        assert partitioner.load_partition(client)["row"][:] == rows.tolist()
-
-
-def test_a_partitioner_refuses_impossible_numbers() -> None:
-    with pytest.raises(PartitionError, match="num_partitions=0"):
-        ShuffledIidPartitioner(0)
-    partitioner = ShuffledIidPartitioner(3)
-    partitioner.dataset = Dataset.from_dict({"label": [0, 1]})
-    with pytest.raises(PartitionError, match="at most the number of samples, 2"):
-        partitioner.load_partition(0)
