@@ -51,6 +51,7 @@ from ahfal_app.seeds import torch_generator
 from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.membership import join
+from ahfal_app.storage.files import write_json
 from ahfal_app.training.resources import Resources, resolve_device, resources
 from ahfal_app.training.sgd import evaluate
 from ahfal_app.training.together.gathering import TrainTogether
@@ -402,9 +403,7 @@ class _Measurements:
             "rounds": self._rounds,
             "accuracies": self._accuracies,
         }
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(self._path)
+        write_json(self._path, content)
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:

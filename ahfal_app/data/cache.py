@@ -11,9 +11,7 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
-import uuid
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from ahfal_app.config import Settings
 from ahfal_app.data.not_used import NotUsed
 from ahfal_app.errors import DatasetError
+from ahfal_app.storage.files import new_folder, remove_parts, write_bytes
 
 #: Version of the entries' layout and of the rules they were decoded with.
 SCHEMA = 2
@@ -146,14 +145,8 @@ def _build(root: Path, folder: Path, build: Callable[[Path], Description]) -> En
             if entry is not None:
                 return entry
             _clear(folder)
-            part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
-            part.mkdir()
-            try:
+            with new_folder(folder) as part:
                 _write_manifest(part, _manifest(part, build(part)))
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-            _sync(folder.parent)
             entry = _open(folder)
     except OSError as error:
         raise DatasetError(
@@ -168,8 +161,8 @@ def _clear(folder: Path) -> None:
     """Remove a damaged entry and what killed processes left; the lock must be held."""
     if folder.exists():
         _log.warning("%s is damaged and built again", folder)
-    for leftover in (folder, *folder.parent.glob(f"{folder.name}.*.part")):
-        shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    remove_parts(folder)
 
 
 def _open(folder: Path) -> Entry | None:
@@ -208,7 +201,6 @@ def _intact(folder: Path, manifest: _Manifest) -> bool:
 def _manifest(folder: Path, description: Description) -> _Manifest:
     files = {}
     for path in sorted(folder.glob("*.npy")):
-        _sync(path)
         status = path.stat()
         files[path.name] = _File(
             size=status.st_size, modified_ns=status.st_mtime_ns, sha256=_sha256(path)
@@ -217,7 +209,7 @@ def _manifest(folder: Path, description: Description) -> _Manifest:
 
 
 def _write_manifest(folder: Path, manifest: _Manifest) -> None:
-    _replace(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+    write_bytes(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode())
 
 
 def _sha256(path: Path) -> str:
@@ -240,7 +232,7 @@ def save_arrays(path: Path, **arrays: NDArray[np.generic]) -> None:
     np.savez(content, allow_pickle=False, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content.getvalue())
+        write_bytes(path, content.getvalue())
     except OSError as error:
         raise DatasetError(f"data-dir: {path} cannot be written: {error}") from error
 
@@ -253,26 +245,3 @@ def load_arrays(path: Path) -> dict[str, NDArray[np.generic]] | None:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or absent, whatever interrupts this."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, durable."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder to sync it
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,10 +11,7 @@ Until the client has collected it, whoever gave it may take it back.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ahfal_app.errors import OracleError
 from ahfal_app.labels.store import LabelReceipt
 from ahfal_app.storage.database import connect, transaction
+from ahfal_app.storage.files import new_folder
 
 #: The folder of the requests, in that of the desk.
 REQUESTS = "requests"
@@ -129,21 +127,15 @@ class Desk:
             It cannot be written.
         """
         target = self._request_folder(sheet.request)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
         try:
-            (part / _IMAGES).mkdir(parents=True)
-            for name, content in images:
-                _write_synced(part / _IMAGES / name, content)
-            _write_synced(part / _INDEX, sheet.model_dump_json(indent=1).encode())
-            _sync_folder(part / _IMAGES)
-            _sync_folder(part)
-            part.rename(target)
-            _sync_folder(target.parent)
+            with new_folder(target) as part:
+                (part / _IMAGES).mkdir()
+                for name, content in images:
+                    (part / _IMAGES / name).write_bytes(content)
+                (part / _INDEX).write_bytes(sheet.model_dump_json(indent=1).encode())
         except OSError as error:
             if not self.has(sheet.request):  # Else another process was faster.
                 raise OracleError(f"{target}: cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
     def has(self, request: str) -> bool:
         """Return whether a request lies here."""
@@ -288,18 +280,3 @@ def _undoable(connection: sqlite3.Connection, annotator: str) -> Answer | None:
         (annotator,),
     ).fetchone()
     return None if row is None or row[-1] else Answer(*row[:-1])
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

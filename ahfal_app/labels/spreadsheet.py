@@ -8,12 +8,14 @@ whichever the first line has; any line ends; quotes as spreadsheets use them.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError
 from ahfal_app.parameters import suggestion
+from ahfal_app.storage.files import write_bytes
 
 #: What is written in place of a class where nobody can tell.
 SKIP = "skip"
@@ -177,12 +179,11 @@ def read_csv(path: Path) -> list[list[str]]:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file that spreadsheets open, in one step: a reader sees it whole or not."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding=_ENCODING, newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(_ENCODING))
 
 
 def _rows(texts: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:

@@ -12,9 +12,7 @@ import json
 import logging
 import mimetypes
 import re
-import shutil
 import time
-import uuid
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -23,6 +21,7 @@ from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels.spreadsheet import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import EncodedImage, Site, check_folder
+from ahfal_app.storage.files import new_folder, remove_parts
 
 #: Who labels, where an answer file does not say.
 ANNOTATOR = "files"
@@ -105,21 +104,14 @@ class FilesOracle:
         if self._find(request.request_id) is not None:
             return
         name = f"cycle-{request.cycle:03d}-{request.request_id[:_ID_LETTERS]}"
-        part = self._folder / f".{name}.{uuid.uuid4().hex}.part"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob(f".{name}.*.part"):
-                shutil.rmtree(leftover)
-            part.mkdir()
-            self._write(request, part)
-            part.rename(self._folder / name)
+            remove_parts(self._folder / name)
+            with new_folder(self._folder / name) as part:
+                self._write(request, part)
         except OSError as error:
             raise OracleError(
                 f"request {name}: cannot be written to {self._folder}: {error}"
             ) from error
-        finally:
-            # Once it is renamed, there is nothing to remove.
-            shutil.rmtree(part, ignore_errors=True)
 
     def collect(self, request_id: str) -> list[LabelReceipt]:
         """Return the answers of all files that are free of mistakes, and tell of the others.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from ahfal_app.results.reading import (
 from ahfal_app.results.records import CycleRecord, Record
 from ahfal_app.results.selections import merge_selections
 from ahfal_app.results.summary import build_summary
-from ahfal_app.storage.files import sync_folder, write_bytes, write_json, write_text
+from ahfal_app.storage.files import append_bytes, write_bytes, write_json, write_text
 
 
 def new_run_folder(settings: Settings) -> Path:
@@ -133,13 +132,7 @@ class Recorder:
 
     def record(self, record: Record) -> None:
         """Append one record; it is whole and on disk when this returns."""
-        line = record.model_dump_json().encode() + b"\n"
-        is_new = not self._metrics.exists()
-        with self._metrics.open("ab", buffering=0) as file:
-            file.write(line)
-            os.fsync(file.fileno())
-        if is_new:
-            sync_folder(self.folder)
+        append_bytes(self._metrics, record.model_dump_json().encode() + b"\n")
 
     def truncate_after(self, cycle: int, round: int) -> list[Record]:
         """Drop all records after a round, to go on from there.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +20,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ahfal_app.errors import CheckpointError
+from ahfal_app.storage.files import new_folder, remove_parts
 
 SCHEMA_VERSION = 2
 _KEPT = 2
@@ -69,9 +69,6 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as the newest in `folder`, durably, and drop all but two."""
     numbers = _numbers(folder)
     number = numbers[-1] + 1 if numbers else 1
-    temporary = folder / f".{number:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     contents = {
         _MODEL: save_arrays(_ordered(checkpoint.arrays)),
         _AGGREGATION: save_arrays(_ordered(checkpoint.aggregation)),
@@ -85,11 +82,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         },
     }
     state["sha256"] = _state_hash(state)
-    for name, content in contents.items():
-        _write_synced(temporary / name, content)
-    _write_synced(temporary / _STATE, json.dumps(state, indent=1).encode())
-    temporary.rename(folder / f"{number:08d}")
-    _sync_folder(folder)
+    contents[_STATE] = json.dumps(state, indent=1).encode()
+    target = folder / f"{number:08d}"
+    remove_parts(target)
+    with new_folder(target) as part:
+        for name, content in contents.items():
+            (part / name).write_bytes(content)
     for old in numbers[: len(numbers) - _KEPT + 1]:
         shutil.rmtree(folder / f"{old:08d}")
 
@@ -155,18 +153,3 @@ def _ordered(arrays: Arrays) -> Arrays:
     return {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,13 @@
-"""Files that are either complete or absent, whatever interrupts their writing."""
+"""Files and folders that are either complete or absent, whatever interrupts their writing."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,12 +26,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     OSError
         The file cannot be written; the old content is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(content)
+        _sync_file(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,6 +52,56 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append to a file, or begin it; what is appended is on disk when this returns."""
+    is_new = not path.exists()
+    with path.open("ab", buffering=0) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Make a folder that is there with all that it holds, or not there at all.
+
+    Parameters
+    ----------
+    target : Path
+        The folder; the folders above it are made where they are missing.
+
+    Yields
+    ------
+    Path
+        An empty folder beside it, to be filled. At the end of the `with` block all that is in
+        it is synced to the disk, and it is renamed; after an error it is removed.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or there is already something at the target.
+    """
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for folder, _, names in os.walk(part):
+            for name in names:
+                _sync_file(Path(folder, name))
+            sync_folder(Path(folder))
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def remove_parts(target: Path) -> None:
+    """Remove what killed processes left of a `new_folder`; no other may be making it now."""
+    for part in target.parent.glob(f".{target.name}.*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; a rename alone may be lost with the power."""
     if os.name == "nt":  # Windows cannot open a folder to sync it
@@ -59,3 +111,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone.
+        os.fsync(file.fileno())

@@ -128,7 +128,7 @@ def test_a_copied_entry_is_still_good(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_neither_used_nor_kept(tmp_path: Path) -> None:
-    left = tmp_path / "decoded" / f"{KEY}.0123.part"
+    left = tmp_path / "decoded" / f".{KEY}.0123.part"
     left.mkdir(parents=True)
     (left / "images.npy").write_bytes(b"half")
     open_entry(tmp_path)

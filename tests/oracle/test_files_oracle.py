@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.disk import watched_disk
 
 from ahfal_app.errors import ConfigError, LabelFileError, OracleError
 from ahfal_app.labels.spreadsheet import ClassNames, read_label_file, read_label_lines
@@ -113,6 +114,12 @@ def test_a_repeated_request_changes_nothing(oracle: FilesOracle, folder: Path):
     oracle.submit(REQUEST)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert len(list(folder.parent.iterdir())) == 1
+
+
+def test_a_request_is_on_disk_before_people_see_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with watched_disk(monkeypatch) as disk:
+        FilesOracle(_site(tmp_path), tmp_path).submit(REQUEST)
+    disk.check("request.csv", f"cycle-003-{REQUEST.request_id[:12]}")
 
 
 def test_what_a_kill_left_is_cleared_away(oracle: FilesOracle, folder: Path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.disk import watched_disk
 
 from ahfal_app.errors import CheckpointError
 from ahfal_app.server.checkpoint import Checkpoint, Position, read_checkpoint, write_checkpoint
@@ -64,7 +65,7 @@ def test_a_crash_at_any_step_of_a_write_leaves_the_old_one(
 ):
     write_checkpoint(tmp_path, _checkpoint(0))
     real_fsync, real_rename = os.fsync, Path.rename
-    for failing_call in range(5):
+    for failing_call in range(6):
         calls = 0
 
         def step() -> None:
@@ -86,7 +87,13 @@ def test_a_crash_at_any_step_of_a_write_leaves_the_old_one(
             patch.setattr(Path, "rename", rename)
             with pytest.raises(OSError, match="disk gone"):
                 write_checkpoint(tmp_path, _checkpoint(1))
-        renamed = failing_call == 4
+        renamed = failing_call == 5
         assert read_checkpoint(tmp_path).position.round == (1 if renamed else 0)
     write_checkpoint(tmp_path, _checkpoint(2))
     assert read_checkpoint(tmp_path).position.round == 2
+
+
+def test_a_checkpoint_is_on_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with watched_disk(monkeypatch) as disk:
+        write_checkpoint(tmp_path, _checkpoint(0))
+    disk.check("00000001")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from ahfal_app.oracle.label_studio.interface import (
     make_task,
     task_answers,
 )
+from ahfal_app.storage.files import write_json
 
 URL = "oracle-url"
 TOKEN_FILE = "oracle-token-file"  # noqa: S105
@@ -181,13 +181,8 @@ class LabelStudioOracle:
 
     def _remember(self, about: dict[str, object]) -> None:
         path = self._folder / _PROJECT
-        part = path.with_suffix(".part")
         try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(about, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            write_json(path, about)
         except OSError as error:
             raise OracleError(f"{path}: cannot be written: {error}") from error
 
