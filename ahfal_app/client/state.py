@@ -7,12 +7,10 @@ that the label store in a folder is a database file of its own.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,77 +36,43 @@ _MOMENTUM = "momentum."
 _KEPT_ROUNDS = 3
 
 
-class Blobs(Protocol):
-    """Named pieces of bytes."""
-
-    def read(self, name: str) -> bytes | None:
-        """Return a piece, or None."""
-        ...
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a piece; a reader sees the old one or the new one."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Remove a piece, if it is there."""
-        ...
-
-    def names(self) -> list[str]:
-        """Return the names of all pieces."""
-        ...
-
-
-class FolderBlobs:
-    """Pieces of bytes as files, each replaced as a whole.
+class FolderPieces(MutableMapping[str, bytes]):
+    """Named pieces of bytes as the files of a folder, each replaced as a whole.
 
     They are not synced to the disk: unlike labels, they can be computed again.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing; files that begin with a dot are no pieces.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, name: str) -> bytes | None:
-        """Return a piece, or None."""
-        path = self._folder / name
-        return path.read_bytes() if path.exists() else None
+    def __getitem__(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            raise KeyError(name) from None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a piece; a reader sees the old one or the new one."""
+    def __setitem__(self, name: str, content: bytes) -> None:
         temporary = self._folder / f".{name}.tmp"
         temporary.write_bytes(content)
-        os.replace(temporary, self._folder / name)
+        temporary.replace(self._folder / name)
 
-    def delete(self, name: str) -> None:
-        """Remove a piece."""
-        (self._folder / name).unlink(missing_ok=True)
+    def __delitem__(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink()
+        except FileNotFoundError:
+            raise KeyError(name) from None
 
-    def names(self) -> list[str]:
-        """Return the names of all pieces."""
-        return [path.name for path in self._folder.iterdir() if not path.name.startswith(".")]
+    def __iter__(self) -> Iterator[str]:
+        return iter([path.name for path in self._folder.iterdir() if not path.name.startswith(".")])
 
-
-class RecordBlobs:
-    """Pieces of bytes in a mapping, such as a record of Flower's `context.state`."""
-
-    def __init__(self, record: MutableMapping[str, bytes]) -> None:
-        self._record = record
-
-    def read(self, name: str) -> bytes | None:
-        """Return a piece, or None."""
-        return self._record.get(name)
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a piece."""
-        self._record[name] = content
-
-    def delete(self, name: str) -> None:
-        """Remove a piece."""
-        self._record.pop(name, None)
-
-    def names(self) -> list[str]:
-        """Return the names of all pieces."""
-        return list(self._record)
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class ClientState:
@@ -116,25 +80,25 @@ class ClientState:
 
     Parameters
     ----------
-    blobs : Blobs
+    pieces : MutableMapping[str, bytes]
         Where the pieces are kept.
     folder : Path | None
         Where the label store is a database file; None keeps it among the pieces.
     """
 
-    def __init__(self, blobs: Blobs, folder: Path | None) -> None:
-        self._blobs = blobs
+    def __init__(self, pieces: MutableMapping[str, bytes], folder: Path | None) -> None:
+        self._pieces = pieces
         self._folder = folder
 
     @classmethod
     def on_disk(cls, folder: Path) -> ClientState:
         """Return a state that survives the process."""
-        return cls(FolderBlobs(folder), folder)
+        return cls(FolderPieces(folder), folder)
 
     @classmethod
     def in_record(cls, record: MutableMapping[str, bytes]) -> ClientState:
         """Return a state that lives as long as a mapping does."""
-        return cls(RecordBlobs(record), None)
+        return cls(record, None)
 
     @property
     def oracle_folder(self) -> Path | None:
@@ -149,14 +113,14 @@ class ClientState:
         if self._folder is not None:
             store = LabelStore.open_file(self._folder / STORE_FILE, samples_N, num_classes, grows)
         else:
-            content = self._blobs.read(STORE_FILE) or b""
+            content = self._pieces.get(STORE_FILE, b"")
             store = LabelStore.from_bytes(content, samples_N, num_classes, grows)
         try:
             yield store
         finally:
             # Also after an error: what was committed before it stays committed.
             if self._folder is None:
-                self._blobs.write(STORE_FILE, store.to_bytes())
+                self._pieces[STORE_FILE] = store.to_bytes()
             store.close()
 
     @contextmanager
@@ -178,9 +142,9 @@ class ClientState:
             _MOMENTUM + name: tensor.cpu().contiguous() for name, tensor in state.momentum.items()
         }
         tensors[_EPOCHS] = torch.tensor(state.epochs)
-        self._blobs.write(f"training-{cycle}-{round_}.safetensors", save_tensors(tensors))
+        self._pieces[f"training-{cycle}-{round_}.safetensors"] = save_tensors(tensors)
         for old in self._training_rounds()[:-_KEPT_ROUNDS]:
-            self._blobs.delete("training-{}-{}.safetensors".format(*old))
+            self._forget("training-{}-{}.safetensors".format(*old))
 
     def load_training(self, cycle: int, before_round: int) -> TrainingState | None:
         """Return the newest sound state of a cycle from before a round, or None."""
@@ -201,22 +165,26 @@ class ClientState:
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for key, tensor in state_dict.items()
         }
-        self._blobs.write(name, save_tensors(tensors))
-        for other in self._blobs.names():
+        self._pieces[name] = save_tensors(tensors)
+        for other in list(self._pieces):
             if other.startswith("local-model-") and other != name:
-                self._blobs.delete(other)
+                self._forget(other)
 
     def load_local_model(self, cycle: int) -> dict[str, Tensor] | None:
         """Return the local model f^L of a cycle, or None where it is missing or damaged."""
         return self._load(f"local-model-{cycle}.safetensors")
 
+    def _forget(self, name: str) -> None:
+        with suppress(KeyError):  # Where a round is repeated, another process may be at it, too.
+            del self._pieces[name]
+
     def _training_rounds(self) -> list[tuple[int, int]]:
-        matches = (_TRAINING.fullmatch(name) for name in self._blobs.names())
+        matches = (_TRAINING.fullmatch(name) for name in self._pieces)
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def _load(self, name: str) -> dict[str, Tensor] | None:
         """Return tensors, or None: a power cut may damage what is not synced to the disk."""
-        content = self._blobs.read(name)
+        content = self._pieces.get(name)
         if content is None:
             return None
         try:

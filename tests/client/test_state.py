@@ -1,0 +1,58 @@
+"""What a client keeps between messages, in a folder and in a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ahfal_app.client.state import ClientState, FolderPieces
+from ahfal_app.training.sgd import TrainingState
+
+
+@pytest.fixture(params=["folder", "record"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> ClientState:
+    return ClientState.on_disk(tmp_path) if request.param == "folder" else ClientState.in_record({})
+
+
+def _after(epochs: int) -> TrainingState:
+    return TrainingState({"weight": torch.full((2,), float(epochs))}, epochs)
+
+
+def test_the_last_rounds_of_training_are_kept(state: ClientState):
+    for round_ in range(1, 6):
+        state.save_training(0, round_, _after(round_))
+    found = {before: state.load_training(0, before) for before in range(1, 7)}
+    assert {before: kept.epochs if kept else None for before, kept in found.items()} == {
+        **dict.fromkeys((1, 2, 3)),
+        **{before: before - 1 for before in (4, 5, 6)},
+    }
+    assert found[6] is not None
+    assert torch.equal(found[6].momentum["weight"], torch.full((2,), 5.0))
+    assert state.load_training(1, 1) is None
+
+
+def test_one_local_model_is_kept(state: ClientState):
+    for cycle in range(3):
+        state.save_local_model(cycle, {"weight": torch.full((2,), float(cycle))})
+    assert [state.load_local_model(cycle) for cycle in (0, 1)] == [None, None]
+    newest = state.load_local_model(2)
+    assert newest is not None
+    assert torch.equal(newest["weight"], torch.full((2,), 2.0))
+
+
+def test_pieces_in_a_folder_are_a_mapping(tmp_path: Path):
+    folder = tmp_path / "client" / "3"
+    pieces = FolderPieces(folder)
+    assert dict(pieces) == {}
+    pieces["a"], pieces["b"], pieces["a"] = b"old", b"", b"new"
+    (folder / ".a.tmp").write_bytes(b"half of a piece that was being written")
+    assert dict(FolderPieces(folder)) == {"a": b"new", "b": b""}
+    assert len(pieces) == 2
+    del pieces["a"]
+    for use in (pieces.__getitem__, pieces.__delitem__):
+        with pytest.raises(KeyError, match="a"):
+            use("a")
+    assert pieces.get("a") is None
+    assert list(pieces) == ["b"]
