@@ -52,8 +52,8 @@ from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.membership import join
 from ahfal_app.storage.files import write_json
+from ahfal_app.training.prediction import evaluate
 from ahfal_app.training.resources import Resources, resolve_device, resources
-from ahfal_app.training.sgd import evaluate
 from ahfal_app.training.together.gathering import TrainTogether
 
 State = dict[str, Tensor]

@@ -53,8 +53,9 @@ from ahfal_app.query import (
 )
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.seeds import torch_generator
-from ahfal_app.training.local_only import train_alone
-from ahfal_app.training.sgd import Recipe, predict, train_locally
+from ahfal_app.training.local_only import train_local_only_model
+from ahfal_app.training.prediction import predict
+from ahfal_app.training.sgd import LocalUpdate, Objective, Recipe, train_locally
 
 #: Strategies whose time is measured on parts of the pool, too, and which parts.
 GROWTH = dict.fromkeys(("badge", "core-set"), (0.25, 0.5))
@@ -138,7 +139,7 @@ def _logo_training(sizes: Sizes, seed: int) -> dict[str, float]:
     model = build_model("resnet8", (32, 32, 3), sizes.classes, 0)
     generator = torch_generator(seed, "benchmark-training")
     seconds = _seconds(
-        lambda: train_alone(
+        lambda: train_local_only_model(
             model, images, rows_N, labels_N, training, Augmentation(4, True), "fp32", generator
         )
     )
@@ -162,10 +163,9 @@ def _feal_training(sizes: Sizes, seed: int) -> dict[str, float]:
             raise RuntimeError("feal has no loss of its own")
         model = build_model("resnet8", (32, 32, 3), sizes.classes, 0)
         generator = torch_generator(seed, "benchmark-training")
-        train = partial(
-            train_locally, model, images, rows_N, labels_N, recipe, None, generator, loss
-        )
-        seconds[name] = _seconds(train)
+        objective = Objective(loss)
+        update = LocalUpdate(model, images, rows_N, labels_N, recipe, None, generator, objective)
+        seconds[name] = _seconds(partial(train_locally, update))
     return seconds
 
 

@@ -17,8 +17,8 @@ from ahfal_app.seeds import torch_generator
 from ahfal_app.training.local_updates.core.base import LocalSituation
 from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.resources import Resources
-from ahfal_app.training.sgd import TrainingResult, TrainingState
-from ahfal_app.training.update import LocalUpdate, carry_out
+from ahfal_app.training.sgd import LocalUpdate, TrainingResult, TrainingState
+from ahfal_app.training.update import carry_out
 
 
 @dataclass(frozen=True, eq=False)

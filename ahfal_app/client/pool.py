@@ -18,9 +18,9 @@ from ahfal_app.config import Settings
 from ahfal_app.models import Classifier
 from ahfal_app.query import LocalOnlyTraining, Outputs, PoolView, QueryStrategy, Signal
 from ahfal_app.seeds import torch_generator
-from ahfal_app.training.local_only import train_alone
+from ahfal_app.training.local_only import train_local_only_model
+from ahfal_app.training.prediction import Predictions, predict
 from ahfal_app.training.resources import Resources
-from ahfal_app.training.sgd import Predictions, predict
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ class ClientModels:
         key = (self._settings.seed, "local-only", situation.client, situation.cycle)
         # Strategies run without gradients; this is the one place that needs them.
         with torch.enable_grad():
-            train_alone(
+            train_local_only_model(
                 model,
                 resources.train_images,
                 torch.from_numpy(situation.labelled_ids_L),

@@ -42,8 +42,8 @@ from ahfal_app.server.preflight import (
 )
 from ahfal_app.server.strategy import FederatedActiveLearning, Hooks
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
+from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
-from ahfal_app.training.sgd import Evaluation, evaluate
 
 _CHECKPOINTS = "checkpoint"
 _MODEL = "model.safetensors"

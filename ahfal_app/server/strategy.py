@@ -35,7 +35,7 @@ from ahfal_app.server.aggregation import (
 from ahfal_app.server.federation import Federation, Replies
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
-from ahfal_app.training.sgd import Evaluation
+from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
 Evaluate = Callable[[ArrayRecord], Evaluation]

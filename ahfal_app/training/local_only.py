@@ -22,7 +22,7 @@ _DECAY = 0.1
 _EVALUATION_BATCH = 1000
 
 
-def train_alone(
+def train_local_only_model(
     model: Classifier,
     images: DeviceImages,
     rows_N: Tensor,

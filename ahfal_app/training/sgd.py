@@ -1,24 +1,22 @@
-"""Local training, prediction and evaluation: the only code that runs networks.
+"""Local training of one client at a time: SGD as the AHFAL paper trains.
 
-SGD with momentum and weight decay on the labelled set, as the AHFAL paper trains. The
-learning rate drops once, after a number of local epochs of the cycle; momentum persists
-over the rounds of a cycle although the weights are overwritten by the global model's.
+With momentum and weight decay, on the labelled set. The learning rate drops once, after a number
+of local epochs of the cycle; momentum persists over the rounds of a cycle although the weights
+are overwritten by the global model's. Other code that runs networks: `prediction.py`, and
+`together/` for several clients at a time, `local_only.py` for LoGo's extra model.
 
-Shapes: N samples, B of a batch, C classes, D features, c channels of a map, H height,
-W width, F = 9 c numbers of an averaged map.
+Shapes: N samples, B of a batch, C classes, c channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages, normalised
@@ -31,14 +29,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 #: Maps the model to a scalar that is added to the loss of a batch.
 Penalty = Callable[[Classifier], Tensor]
 
-#: Most images in a batch of prediction, and most pixels: what 1000 of 32x32 have. On a CPU 64 of
-#: them, whose activations stay in its caches: twice as fast with ResNet-8.
-_PREDICTION_BATCH = 1000
-_PREDICTION_PIXELS = 1000 * 32 * 32
-_PREDICTION_PIXELS_ON_CPU = 64 * 32 * 32
 
-# Feature maps are averaged to this many rows and columns.
-_MAP_SIDE = 3
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the loss of a labelled batch, and what is added to it."""
+
+    loss: Loss
+    penalty: Penalty | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,39 @@ class TrainingState:
     epochs: int
 
 
+@dataclass(frozen=True, eq=False)
+class LocalUpdate:
+    """What a client trains in a round.
+
+    Attributes
+    ----------
+    model : Classifier
+        Trained in place; on the device of the images.
+    images : DeviceImages
+        The training split.
+    rows_N, labels_N : Tensor
+        Rows of the labelled set and their labels, int64, at least one.
+    recipe : Recipe
+        How to train.
+    state : TrainingState | None
+        What the cycle's rounds before have left; None in a cycle's first.
+    generator : torch.Generator
+        Draws batches and augmentations, on the CPU; keyed by cycle and round, or all rounds would
+        see the same batches.
+    objective : Objective
+        What is minimised.
+    """
+
+    model: Classifier
+    images: DeviceImages
+    rows_N: Tensor
+    labels_N: Tensor
+    recipe: Recipe
+    state: TrainingState | None
+    generator: torch.Generator
+    objective: Objective = Objective(cross_entropy)
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """What local training gives besides the trained model."""
@@ -78,32 +108,6 @@ class TrainingResult:
     num_examples: int
     loss: float
     state: TrainingState
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What one forward pass gives, float32.
-
-    Attributes
-    ----------
-    logits_NC, embeddings_ND : Tensor
-        Logits, and the features that they are computed from.
-    feature_maps_NF : Tensor | None
-        The last feature map, averaged to 3x3 and flattened; None if it was not asked for.
-    """
-
-    logits_NC: Tensor
-    embeddings_ND: Tensor
-    feature_maps_NF: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model does on a test set; a class without test samples has no accuracy."""
-
-    accuracy: float
-    class_accuracy_C: tuple[float | None, ...]
-    loss: float
 
 
 def forward_logits(
@@ -170,145 +174,53 @@ def resolve_precision(
     return "bf16" if precision == "bf16" else "fp32"
 
 
-def train_locally(
-    model: Classifier,
-    images: DeviceImages,
-    rows_N: Tensor,
-    labels_N: Tensor,
-    recipe: Recipe,
-    state: TrainingState | None,
-    generator: torch.Generator,
-    loss: Loss = cross_entropy,
-    penalty: Penalty | None = None,
-) -> TrainingResult:
-    """Train a model in place on some rows of a split.
-
-    Parameters
-    ----------
-    model : Classifier
-        On the device of the images.
-    images : DeviceImages
-        The split.
-    rows_N, labels_N : Tensor
-        Rows of the split and their labels, int64, at least one.
-    recipe : Recipe
-        How to train.
-    state : TrainingState | None
-        Momentum and epochs of the cycle's rounds before; None in a cycle's first.
-    generator : torch.Generator
-        On the CPU; keyed by cycle and round, or all rounds would see the same batches.
-    loss : Loss
-        Of a batch's logits and labels.
-    penalty : Penalty | None
-        What is added to the loss of each batch.
+def train_locally(update: LocalUpdate) -> TrainingResult:
+    """Train a client's model in place.
 
     Returns
     -------
     TrainingResult
         With the mean loss of the last epoch.
     """
+    model, recipe, state = update.model, update.recipe, update.state
     epochs_before = state.epochs if state is not None else 0
+    epochs = epochs_before + recipe.local_epochs
     optimizer = _optimizer(model, recipe, state)
-    labels_N = labels_N.to(images.device)
+    labels_N = update.labels_N.to(update.images.device)
     was_training = model.training
     model.train()
-    total = torch.zeros((), dtype=torch.float64, device=images.device)
-    for epoch in range(epochs_before, epochs_before + recipe.local_epochs):
+    total = torch.zeros((), dtype=torch.float64)
+    for epoch in range(epochs_before, epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(epoch)
-        total = torch.zeros((), dtype=torch.float64, device=images.device)
-        order_N = torch.randperm(len(rows_N), generator=generator)
-        for batch_B in torch.split(order_N, recipe.batch_size):
-            images_BHWC = images.augmented(rows_N[batch_B], recipe.augmentation, generator)
-            labels_B = labels_N[batch_B.to(images.device)]
-            batch_loss = _batch_loss(model, images, images_BHWC, labels_B, recipe, loss)
-            if penalty is not None:
-                batch_loss = batch_loss + penalty(model)
-            optimizer.zero_grad(set_to_none=True)
-            batch_loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += batch_loss.detach() * len(batch_B)
+        total = _train_epoch(update, labels_N, optimizer)
     model.train(was_training)
     momentum = {
         name: optimizer.state[parameter]["momentum_buffer"]
         for name, parameter in model.named_parameters()
         if optimizer.state[parameter].get("momentum_buffer") is not None
     }
+    num_examples = len(update.rows_N)
     return TrainingResult(
-        len(rows_N),
-        float(total) / len(rows_N),
-        TrainingState(momentum, epochs_before + recipe.local_epochs),
+        num_examples, float(total) / num_examples, TrainingState(momentum, epochs)
     )
 
 
-def predict(
-    model: Classifier,
-    images: DeviceImages,
-    rows_N: Tensor,
-    feature_maps: bool = False,
-    at_once: int = 1,
-) -> Predictions:
-    """Return what a model gives for rows of a split, not augmented, in evaluation mode.
-
-    The batches, and so the results, are the same whatever `at_once` is.
-
-    Parameters
-    ----------
-    model : Classifier
-        On the device of the images.
-    images : DeviceImages
-        The split.
-    rows_N : Tensor
-        Rows of the split, int64.
-    feature_maps : bool
-        Whether feature maps are wanted, too; they come from the same forward pass.
-    at_once : int
-        Batches that are computed at the same time, each on the caller's number of threads.
-    """
-    threads = torch.get_num_threads()
-
-    def forward(rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        # The mode is a thread's own.
-        with torch.inference_mode():
-            map_BcHW = model.feature_map(images.batch(rows_B))
-            embeddings_BD = model.features_of_map(map_BcHW)
-            maps_BF = adaptive_avg_pool2d(map_BcHW, _MAP_SIDE).flatten(1) if feature_maps else None
-            return model.head(embeddings_BD), embeddings_BD, maps_BF
-
-    batches = torch.split(rows_N, _prediction_batch(images))
-    with (
-        _evaluation(model),
-        ThreadPoolExecutor(
-            at_once, initializer=torch.set_num_threads, initargs=(threads,)
-        ) as workers,
-    ):
-        parts = list((workers.map if at_once > 1 else map)(forward, batches))
-    logits, embeddings, maps = zip(*parts, strict=True)
-    return Predictions(
-        torch.cat(logits), torch.cat(embeddings), torch.cat(maps) if feature_maps else None
-    )
-
-
-def evaluate(
-    model: Classifier, images: DeviceImages, num_classes: int, at_once: int = 1
-) -> Evaluation:
-    """Return accuracy, accuracy of each class and mean cross-entropy on a whole split.
-
-    `at_once` batches are computed at the same time.
-    """
-    rows_N = torch.arange(len(images))
-    logits_NC = predict(model, images, rows_N, at_once=at_once).logits_NC
-    labels_N = images.labels_N
-    correct_N = logits_NC.argmax(dim=1) == labels_N
-    counts_C = torch.bincount(labels_N, minlength=num_classes).tolist()
-    right_C = torch.bincount(labels_N[correct_N], minlength=num_classes).tolist()
-    losses_N = cross_entropy(logits_NC, labels_N, reduction="none")
-    return Evaluation(
-        accuracy=int(correct_N.sum()) / len(labels_N),
-        class_accuracy_C=tuple(
-            right / count if count else None for right, count in zip(right_C, counts_C, strict=True)
-        ),
-        loss=float(losses_N.double().mean()),
-    )
+def _train_epoch(update: LocalUpdate, labels_N: Tensor, optimizer: torch.optim.SGD) -> Tensor:
+    """Go once through the labelled set, in an order of its own; return the sum of its losses."""
+    model, images, rows_N, recipe = update.model, update.images, update.rows_N, update.recipe
+    penalty = update.objective.penalty
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
+    order_N = torch.randperm(len(rows_N), generator=update.generator)
+    for batch_B in torch.split(order_N, recipe.batch_size):
+        images_BHWC = images.augmented(rows_N[batch_B], recipe.augmentation, update.generator)
+        loss = _batch_loss(update, images_BHWC, labels_N[batch_B.to(images.device)])
+        if penalty is not None:
+            loss = loss + penalty(model)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.detach() * len(batch_B)
+    return total
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, state: TrainingState | None) -> torch.optim.SGD:
@@ -334,43 +246,20 @@ def _has_native_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _batch_loss(
-    model: Classifier,
-    images: DeviceImages,
-    images_BHWC: Tensor,
-    labels_B: Tensor,
-    recipe: Recipe,
-    loss: Loss,
-) -> Tensor:
+def _batch_loss(update: LocalUpdate, images_BHWC: Tensor, labels_B: Tensor) -> Tensor:
     """Return the loss of a batch, compiled where the recipe says so.
 
     Only cross-entropy is compiled with the network: other losses are made anew for each
     round, and the compiler would start over with each.
     """
+    recipe, images, loss = update.recipe, update.images, update.objective.loss
 
     def step(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return (
             compiled(function, len(labels_B) == recipe.batch_size) if recipe.compile else function
         )
 
-    inputs = (model, images_BHWC, images.scale_C, images.shift_C)
+    inputs = (update.model, images_BHWC, images.scale_C, images.shift_C)
     if loss is cross_entropy:
         return step(forward_cross_entropy)(*inputs, labels_B, recipe.precision)
     return loss(step(forward_logits)(*inputs, recipe.precision), labels_B)
-
-
-def _prediction_batch(images: DeviceImages) -> int:
-    pixels = images.images_NHWC[0, ..., 0].numel()
-    on_cpu = images.device.type == "cpu"
-    most = _PREDICTION_PIXELS_ON_CPU if on_cpu else _PREDICTION_PIXELS
-    return max(1, min(_PREDICTION_BATCH, most // pixels))
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -1,7 +1,7 @@
-"""One client's training in a round, as a task that something else may carry out.
+"""Who trains a client's model in a round.
 
-By default it is done at once. An engine that serves several clients of a process can have
-them carried out together, without the clients knowing.
+By default it is trained at once, alone. An engine that serves several clients of a process can
+have them trained together, without the clients knowing.
 """
 
 from __future__ import annotations
@@ -9,69 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ahfal_app.data.device import DeviceImages
-from ahfal_app.models import Classifier
-from ahfal_app.training.local_updates.core.base import Objective
-from ahfal_app.training.sgd import Recipe, TrainingResult, TrainingState, train_locally
-
-
-@dataclass(frozen=True, eq=False)
-class LocalUpdate:
-    """What a client trains in a round; the fields are the arguments of `train_locally`.
-
-    Attributes
-    ----------
-    model : Classifier
-        Trained in place.
-    images : DeviceImages
-        The training split.
-    rows_N, labels_N : Tensor
-        Rows of the labelled set and their labels, int64, at least one.
-    recipe : Recipe
-        How to train.
-    state : TrainingState | None
-        What the cycle's rounds before have left.
-    generator : torch.Generator
-        Draws batches and augmentations, on the CPU.
-    objective : Objective
-        What is minimised.
-    """
-
-    model: Classifier
-    images: DeviceImages
-    rows_N: Tensor
-    labels_N: Tensor
-    recipe: Recipe
-    state: TrainingState | None
-    generator: torch.Generator
-    objective: Objective
-
+from ahfal_app.training.sgd import LocalUpdate, TrainingResult, train_locally
 
 #: Carries out an update: trains its model in place.
 Trainer = Callable[[LocalUpdate], TrainingResult]
 
-
-def train_alone(update: LocalUpdate) -> TrainingResult:
-    """Train one client at once."""
-    return train_locally(
-        update.model,
-        update.images,
-        update.rows_N,
-        update.labels_N,
-        update.recipe,
-        update.state,
-        update.generator,
-        update.objective.loss,
-        update.objective.penalty,
-    )
-
-
-_trainer: ContextVar[Trainer] = ContextVar("trainer", default=train_alone)
+_trainer: ContextVar[Trainer] = ContextVar("trainer", default=train_locally)
 
 
 def carry_out(update: LocalUpdate) -> TrainingResult:

@@ -18,8 +18,8 @@ from ahfal_app.client.pool import ClientModels, PoolSituation, make_pool
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.models import build_model, model_names
 from ahfal_app.query import LocalOnlyTraining, PoolView, Signal, checked_select, make_strategy
+from ahfal_app.training.prediction import Predictions, predict
 from ahfal_app.training.resources import Resources, resources
-from ahfal_app.training.sgd import Predictions, predict
 
 TRAINING = LocalOnlyTraining(
     epochs=3,
@@ -182,10 +182,10 @@ class TestLocalOnly:
 
         def counting(*arguments: object) -> int:
             trainings.append(arguments)
-            return train_alone(*arguments)  # type: ignore[arg-type]
+            return train_local_only_model(*arguments)  # type: ignore[arg-type]
 
-        train_alone = pool_models.train_alone
-        monkeypatch.setattr(pool_models, "train_alone", counting)
+        train_local_only_model = pool_models.train_local_only_model
+        monkeypatch.setattr(pool_models, "train_local_only_model", counting)
         models = ClientModels(settings, loaded, situation)
         first = models.local_only(TRAINING)
         assert models.local_only(TRAINING) is first

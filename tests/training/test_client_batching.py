@@ -32,14 +32,20 @@ from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_run
 from ahfal_app.training.local_updates.core.base import Objective
 from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
-from ahfal_app.training.sgd import Recipe, TrainingResult, TrainingState
+from ahfal_app.training.sgd import (
+    LocalUpdate,
+    Recipe,
+    TrainingResult,
+    TrainingState,
+    train_locally,
+)
 from ahfal_app.training.together.choice import resolve_client_batching
 from ahfal_app.training.together.cuda_graphs import Recording, Replayed
 from ahfal_app.training.together.gathering import Gathering
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import Batch, MixedBatch
 from ahfal_app.training.together.trainer import TogetherTrainer
-from ahfal_app.training.update import LocalUpdate, carry_out, train_alone, trained_by
+from ahfal_app.training.update import carry_out, trained_by
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 5
@@ -143,7 +149,7 @@ def test_together_as_alone(network: str, update: str) -> None:
     rounds, clients = (1, 2) if network in GENTLE else (2, len(SIZES))
     for round_ in range(rounds):
         alone, together = (federation.updates(round_)[:clients] for _ in range(2))
-        expected = [train_alone(each) for each in alone]
+        expected = [train_locally(each) for each in alone]
         results = train_together(together)
         for one, other in zip(together, alone, strict=True):
             assert_same_models(one.model, other.model, 1e-5 if network in GENTLE else 1e-7)
@@ -163,7 +169,7 @@ def test_half_precision_stays_near() -> None:
     recipe = dataclasses.replace(RECIPE, precision="bf16", learning_rate=0.01)
     federation = Federation("resnet8", "kcfu", recipe)
     alone, together = federation.updates(0), federation.updates(0)
-    expected = [train_alone(each).loss for each in alone]
+    expected = [train_locally(each).loss for each in alone]
     losses = [result.loss for result in TogetherTrainer(graphs=False)(together)]
     assert losses == pytest.approx(expected, rel=0.05)
 
@@ -186,7 +192,7 @@ def test_losses_that_cannot_be_stacked_are_trained_one_after_the_other() -> None
         for _ in range(2)
     )
     for each in alone:
-        train_alone(each)
+        train_locally(each)
     TogetherTrainer(graphs=False)(together)
     for one, other in zip(together, alone, strict=True):
         assert_same_models(one.model, other.model, 0.0)
@@ -208,7 +214,7 @@ def test_a_program_serves_other_clients_of_the_same_shapes() -> None:
     federation = Federation("small-cnn", "kcfu", RECIPE)
     alone, together = federation.updates(0), federation.updates(0)
     for each in alone:
-        train_alone(each)
+        train_locally(each)
     train_together(together)
     for one, other in zip(together, alone, strict=True):
         assert_same_models(one.model, other.model, 1e-7)

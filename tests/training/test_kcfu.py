@@ -35,7 +35,7 @@ from ahfal_app.training.local_updates.kcfu import (
 )
 from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.resources import Resources, resources
-from ahfal_app.training.sgd import Recipe, train_locally
+from ahfal_app.training.sgd import LocalUpdate, Recipe, train_locally
 
 CPU = torch.device("cpu")
 KCFU = {"local-update": "kcfu", "strategy": "entropy"}
@@ -122,7 +122,8 @@ class Situation:
         labels = self.loaded.train_images.labels_N[rows]
         recipe = dataclasses.replace(self.recipe, local_epochs=5, batch_size=16)
         generator = torch.Generator().manual_seed(0)
-        train_locally(model, self.loaded.train_images, rows, labels, recipe, None, generator)
+        images = self.loaded.train_images
+        train_locally(LocalUpdate(model, images, rows, labels, recipe, None, generator))
         return model.state_dict()
 
     @property
@@ -158,7 +159,7 @@ class Situation:
 
     def train(self, model: nn.Module, objective: Objective) -> float:
         assert isinstance(model, Classifier)
-        result = train_locally(
+        update = LocalUpdate(
             model,
             self.loaded.train_images,
             torch.from_numpy(self.rows),
@@ -166,10 +167,9 @@ class Situation:
             self.recipe,
             None,
             torch.Generator().manual_seed(4),
-            objective.loss,
-            objective.penalty,
+            objective,
         )
-        return result.loss
+        return train_locally(update).loss
 
 
 def softmax(row: list[float]) -> list[float]:

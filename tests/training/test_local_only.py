@@ -15,7 +15,7 @@ from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
 from ahfal_app.models import Classifier, build_model
 from ahfal_app.query import LocalOnlyTraining
-from ahfal_app.training.local_only import train_alone
+from ahfal_app.training.local_only import train_local_only_model
 from ahfal_app.training.sgd import batches
 
 TRAINING = LocalOnlyTraining(
@@ -46,7 +46,7 @@ def train(model: Classifier, rows: Tensor, seed: int = 0, **changes: object) -> 
     images = make_images()
     augmentation = changes.pop("augmentation", NONE)
     assert isinstance(augmentation, Augmentation)
-    return train_alone(
+    return train_local_only_model(
         model,
         images,
         rows,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.small_training import CPU, RECIPE, ROWS, generator, make_images, make_model
+from torch.nn.functional import cross_entropy
 
 from ahfal_app.config import parse_settings
 from ahfal_app.query import make_strategy
@@ -16,7 +17,7 @@ from ahfal_app.training.local_updates.core.base import LocalSituation, Objective
 from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.proximal import ProximalTerm
 from ahfal_app.training.resources import resources
-from ahfal_app.training.sgd import train_locally
+from ahfal_app.training.sgd import LocalUpdate, train_locally
 
 
 def _anchors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -43,15 +44,10 @@ def test_a_larger_mu_holds_training_nearer_to_the_global_model():
     for mu in (0.0, 0.1, 1.0, 5.0):
         model = make_model()
         anchors = _anchors(model)
+        objective = Objective(cross_entropy, ProximalTerm(mu, anchors, CPU))
+        labels = images.labels_N[ROWS]
         train_locally(
-            model,
-            images,
-            ROWS,
-            images.labels_N[ROWS],
-            RECIPE,
-            None,
-            generator(0),
-            penalty=ProximalTerm(mu, anchors, CPU),
+            LocalUpdate(model, images, ROWS, labels, RECIPE, None, generator(0), objective)
         )
         moved = [(p.detach() - anchors[n]).square().sum() for n, p in model.named_parameters()]
         distances.append(float(torch.stack(moved).sum()))

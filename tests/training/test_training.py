@@ -23,12 +23,13 @@ from ahfal_app.models import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
 from ahfal_app.training import compilation
 from ahfal_app.training.compilation import resolve_compile
+from ahfal_app.training.prediction import evaluate, predict
 from ahfal_app.training.sgd import (
+    LocalUpdate,
+    Objective,
     Recipe,
     TrainingResult,
     TrainingState,
-    evaluate,
-    predict,
     resolve_precision,
     train_locally,
 )
@@ -42,7 +43,8 @@ def train(
     seed: int = 0,
     rows: Tensor = ROWS,
 ) -> TrainingResult:
-    return train_locally(model, images, rows, images.labels_N[rows], recipe, state, generator(seed))
+    labels = images.labels_N[rows]
+    return train_locally(LocalUpdate(model, images, rows, labels, recipe, state, generator(seed)))
 
 
 def plain_epochs(
@@ -200,7 +202,9 @@ def test_every_row_is_trained_on_once_an_epoch(num_rows: int) -> None:
     rows = torch.arange(num_rows)
     unique_labels = torch.arange(num_rows) % 3
     train_locally(
-        make_model(), images, rows, unique_labels, RECIPE, None, generator(0), loss=spying
+        LocalUpdate(
+            make_model(), images, rows, unique_labels, RECIPE, None, generator(0), Objective(spying)
+        )
     )
     sizes = [len(labels) for labels in seen]
     full, remainder = divmod(num_rows, 8)
@@ -251,8 +255,10 @@ def test_the_loss_gets_float32_logits_under_bf16() -> None:
 
     images = make_images()
     recipe = dataclasses.replace(RECIPE, precision="bf16")
+    labels = images.labels_N[ROWS]
+    objective = Objective(spying)
     train_locally(
-        make_model(), images, ROWS, images.labels_N[ROWS], recipe, None, generator(0), spying
+        LocalUpdate(make_model(), images, ROWS, labels, recipe, None, generator(0), objective)
     )
     assert set(kinds) == {torch.float32}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from ahfal_app.training.sgd import TrainingResult
-from ahfal_app.training.update import LocalUpdate
+from ahfal_app.training.sgd import LocalUpdate, TrainingResult
 
 #: Trains several clients in place; results in the same order.
 TrainTogether = Callable[[Sequence[LocalUpdate]], Sequence[TrainingResult]]

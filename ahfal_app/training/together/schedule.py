@@ -16,7 +16,7 @@ from torch import Tensor
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import AugmentationDraws, draw_augmentation
 from ahfal_app.training.local_updates.kcfu import CompensatoryLoss
-from ahfal_app.training.update import LocalUpdate
+from ahfal_app.training.sgd import LocalUpdate
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,13 @@ from ahfal_app.data.device import DeviceImages
 from ahfal_app.errors import DeviceMemoryExhausted
 from ahfal_app.models import Classifier
 from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, CompensatoryLoss
-from ahfal_app.training.sgd import Recipe, TrainingResult, TrainingState
+from ahfal_app.training.sgd import (
+    LocalUpdate,
+    Recipe,
+    TrainingResult,
+    TrainingState,
+    train_locally,
+)
 from ahfal_app.training.together.cuda_graphs import Replayed, Step
 from ahfal_app.training.together.schedule import (
     Batches,
@@ -37,7 +43,6 @@ from ahfal_app.training.together.steps import (
     Teacher,
     TogetherStep,
 )
-from ahfal_app.training.update import LocalUpdate, train_alone
 
 
 def can_train_together(updates: Sequence[LocalUpdate]) -> bool:
@@ -79,7 +84,7 @@ class TogetherTrainer:
             The device has not enough memory for all of them.
         """
         if len(updates) == 1 or not can_train_together(updates):
-            return [train_alone(update) for update in updates]
+            return [train_locally(update) for update in updates]
         try:
             return self._train(updates)
         except torch.OutOfMemoryError as error:

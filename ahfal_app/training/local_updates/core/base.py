@@ -17,7 +17,9 @@ from torch import Tensor
 from ahfal_app.parameters import Parameters as NoParameters
 from ahfal_app.query import QueryStrategy
 from ahfal_app.training.resources import Resources
-from ahfal_app.training.sgd import Loss, Penalty, Recipe
+from ahfal_app.training.sgd import Objective, Recipe
+
+__all__ = ["LocalSituation", "LocalUpdateMethod", "Objective"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +61,6 @@ class LocalSituation:
     def initial_pool_N(self) -> NDArray[np.int64]:
         """Its samples that had no label before the first cycle."""
         return np.setdiff1d(self.rows_N, self.initially_labelled_N, assume_unique=True)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The loss of a labelled batch, and what is added to it."""
-
-    loss: Loss
-    penalty: Penalty | None = None
 
 
 class LocalUpdateMethod(ABC):
