@@ -44,6 +44,10 @@ class DuplicateComponent(AhfalError):
     """Two components of a kind claim the same name."""
 
 
+class InvalidMetric(AhfalError):
+    """A metric gave something that is no number."""
+
+
 class InvalidSelection(AhfalError):
     """A query strategy broke its contract: wrong count, duplicates or foreign ids."""
 

@@ -21,6 +21,8 @@ ENVIRONMENT = "environment.json"
 PARTITION = "partition.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+REPORT = "report.html"
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)

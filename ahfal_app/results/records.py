@@ -85,7 +85,8 @@ class CycleRecord(_Record):
     """One cycle: the test of its model, the class statistics and the selection.
 
     `labels` and `labels_per_client` (K) are those the cycle's model was trained on.
-    `class_accuracy` (C) is None for a class without test samples. `mean` and `deviation`
+    `class_accuracy` (C) is None for a class without test samples; `metrics` has the others by
+    name, None where one is not defined. `mean` and `deviation`
     (C, proportions in [0, 1]) and `low` (C) are None in the last cycle, which selects
     nothing; `tau` is in percentage points. `epsilon_spent` is what the histograms have cost
     of a client's privacy budget so far, the most of any client; None without noise. `budget`
@@ -101,6 +102,7 @@ class CycleRecord(_Record):
     accuracy: Share
     class_accuracy: tuple[Share | None, ...]
     loss: Loss
+    metrics: dict[str, float | None] = Field(default_factory=dict)
     mean: tuple[Share, ...] | None = None
     deviation: tuple[Share, ...] | None = None
     low: tuple[bool, ...] | None = None

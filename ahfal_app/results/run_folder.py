@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,13 @@ def new_run_folder(settings: Settings) -> Path:
         ) from error
 
 
+def free_run_name(settings: Settings) -> str:
+    """Return the name that a new run's folder would get now, for a process that makes it later."""
+    parent = Path(settings.output_dir).expanduser().absolute()
+    free = (name for name in _names(_default_name(settings)) if not (parent / name).exists())
+    return settings.name or next(free)
+
+
 def _explicit_folder(folder: Path) -> Path:
     try:
         folder.mkdir()
@@ -73,14 +80,18 @@ def _explicit_folder(folder: Path) -> Path:
 
 
 def _numbered_folder(parent: Path, name: str) -> Path:
-    for number in itertools.count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
+    for each in _names(name):
         try:
-            folder.mkdir()
+            (parent / each).mkdir()
         except FileExistsError:
             continue
-        return folder
-    raise AssertionError  # itertools.count does not end
+        return parent / each
+    raise AssertionError  # there is always another number
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def _default_name(settings: Settings) -> str:

@@ -20,6 +20,7 @@ from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
+from ahfal_app.results.reading import MODEL
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, RoundRecord
@@ -46,7 +47,6 @@ from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
 _CHECKPOINTS = "checkpoint"
-_MODEL = "model.safetensors"
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
 _ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
@@ -162,7 +162,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             tracking.finish(write_report(start.folder), stopped)
             raise
         final = result.arrays if len(result.arrays) else arrays
-        save_file(_to_numpy(final), start.folder / _MODEL)
+        save_file(_to_numpy(final), start.folder / MODEL)
         recorder.finish()
         tracking.finish(write_report(start.folder))
     return start.folder

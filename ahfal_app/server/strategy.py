@@ -23,6 +23,7 @@ from ahfal_app.labels.records import Ledger
 from ahfal_app.messages.answers import QueryAnswer, TrainAnswer
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY
 from ahfal_app.messages.protocol import TRAIN, Order
+from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
 from ahfal_app.results.records import Ledger as LedgerRecord
@@ -412,6 +413,7 @@ class FederatedActiveLearning(Strategy):
             accuracy=evaluation.accuracy,
             class_accuracy=evaluation.class_accuracy_C,
             loss=evaluation.loss,
+            metrics=measure_all(evaluation.confusion_CC),
             mean=tuple(statistics.mean_C.tolist()) if statistics else None,
             deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
             low=tuple(statistics.low_C.tolist()) if statistics else None,

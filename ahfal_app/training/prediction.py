@@ -45,13 +45,32 @@ class Predictions:
     feature_maps_NF: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How a model does on a test set; a class without test samples has no accuracy."""
+    """How a model does on a test set.
 
-    accuracy: float
-    class_accuracy_C: tuple[float | None, ...]
+    Attributes
+    ----------
+    confusion_CC : NDArray[np.int64]
+        Test samples by true class (row) and predicted class (column).
+    loss : float
+        Mean cross-entropy.
+    """
+
+    confusion_CC: NDArray[np.int64]
     loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the test samples whose class was predicted."""
+        return int(self.confusion_CC.trace()) / int(self.confusion_CC.sum())
+
+    @property
+    def class_accuracy_C(self) -> tuple[float | None, ...]:
+        """Accuracy of each class; None without test samples."""
+        right_C, tested_C = self.confusion_CC.diagonal(), self.confusion_CC.sum(axis=1)
+        pairs = zip(right_C.tolist(), tested_C.tolist(), strict=True)
+        return tuple(right / tested if tested else None for right, tested in pairs)
 
 
 def predict(
@@ -105,22 +124,18 @@ def predict(
 def evaluate(
     model: Classifier, images: DeviceImages, num_classes: int, at_once: int = 1
 ) -> Evaluation:
-    """Return accuracy, accuracy of each class and mean cross-entropy on a whole split.
+    """Return the confusion matrix and the mean cross-entropy on a whole split.
 
     `at_once` batches are computed at the same time.
     """
     rows_N = torch.arange(len(images))
     logits_NC = predict(model, images, rows_N, at_once=at_once).logits_NC
     labels_N = images.labels_N
-    correct_N = logits_NC.argmax(dim=1) == labels_N
-    counts_C = torch.bincount(labels_N, minlength=num_classes).tolist()
-    right_C = torch.bincount(labels_N[correct_N], minlength=num_classes).tolist()
+    cells_N = labels_N * num_classes + logits_NC.argmax(dim=1)
+    counts = torch.bincount(cells_N, minlength=num_classes**2)
     losses_N = cross_entropy(logits_NC, labels_N, reduction="none")
     return Evaluation(
-        accuracy=int(correct_N.sum()) / len(labels_N),
-        class_accuracy_C=tuple(
-            right / count if count else None for right, count in zip(right_C, counts_C, strict=True)
-        ),
+        confusion_CC=counts.reshape(num_classes, num_classes).cpu().numpy(),
         loss=float(losses_N.double().mean()),
     )
 
