@@ -94,13 +94,13 @@ def sweep(
     force: Annotated[bool, typer.Option(help="Do again what is done.")] = False,
 ) -> None:
     """Run experiments' grids, what is missing of them; `conf/paper/` has the paper's."""
-    from ahfal_app.config_sources import read_arguments
+    from ahfal_app.config_sources import is_setting, read_arguments
     from ahfal_app.experiments.files import load_experiments
     from ahfal_app.experiments.report import write_sweep_report
     from ahfal_app.experiments.sweep import run_sweep
 
-    files = [Path(argument) for argument in arguments if "=" not in argument]
-    overrides = read_arguments([argument for argument in arguments if "=" in argument])
+    files = [Path(argument) for argument in arguments if not is_setting(argument)]
+    overrides = read_arguments([argument for argument in arguments if is_setting(argument)])
     experiments = load_experiments(files, scale, overrides)
     try:
         result = run_sweep(experiments, out, Console(), jobs, force)

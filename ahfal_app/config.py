@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from ahfal_app.errors import ConfigError
 from ahfal_app.parameters import Scalar, allowed_values, kebab, suggestion
 from ahfal_app.plugins import FAMILIES
+from ahfal_app.storage.yaml_text import dump_yaml, load_yaml
 
 #: Settings that choose a component, whose parameters are `<setting>.<parameter>`.
 COMPONENTS = tuple(FAMILIES)
@@ -399,7 +400,7 @@ class Settings(BaseModel):
 
     def to_yaml(self) -> str:
         """Return all settings as YAML."""
-        return yaml.safe_dump(self.to_flat(), sort_keys=False)
+        return dump_yaml(self.to_flat())
 
 
 def exact_fraction(value: float) -> Fraction:
@@ -516,15 +517,9 @@ def read_scalar(text: str) -> Scalar:
         It is neither.
     """
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = load_yaml(text) if text else ""
     except yaml.YAMLError as error:
         raise ConfigError([f"{text!r}: not a value: {error}"]) from error
-    if isinstance(value, str):
-        # YAML 1.1 takes 1e-3 for text.
-        try:
-            return float(value)
-        except ValueError:
-            return value
     return value if isinstance(value, bool | int | float) else text
 
 
@@ -544,7 +539,8 @@ def _type_problem(key: str, value: object, field: FieldInfo) -> str | None:
     elif annotation is bool:
         fits = isinstance(value, bool)
     elif annotation is int:
-        fits = isinstance(value, int) and not isinstance(value, bool)
+        # In TOML, `1e3` is a floating-point number, and a whole one all the same.
+        fits = type(value) is int or (isinstance(value, float) and value.is_integer())
     elif annotation is float:
         fits = (
             isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,6 +10,12 @@ import yaml
 
 from ahfal_app.config import read_scalar, setting_fields
 from ahfal_app.errors import ConfigError
+from ahfal_app.storage.yaml_text import RepeatedKey, load_yaml
+
+#: What an experiment's file has besides settings.
+EXPERIMENT_KEYS = ("title", "base", "sweep", "paper")
+
+_YAML = (".yaml", ".yml")
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, object]:
@@ -23,16 +29,45 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, object]:
     values: dict[str, object] = {}
     problems: list[str] = []
     for argument in arguments:
-        key, equals, text = argument.partition("=")
+        key, _, text = argument.partition("=")
         try:
-            if equals:
+            if is_setting(argument):
                 values[key] = _scalar(key, text)
             else:
-                values |= read_yaml(Path(argument))
+                values |= _settings_alone(Path(argument))
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
+    return values
+
+
+def is_setting(argument: str) -> bool:
+    """Tell whether an argument is `key=value`, and not the path of a file such as `a=1/b.yaml`."""
+    key, equals, _ = argument.partition("=")
+    if not equals or Path(key).name != key or key.startswith(("~", ".")):
+        return False
+    # A file may be called `tau=5.yaml`; what is no setting's name is a file if there is one.
+    is_file = Path(argument).is_file()
+    return not (is_file and (argument.endswith(_YAML) or key not in setting_fields()))
+
+
+def _settings_alone(path: Path) -> dict[str, object]:
+    """Read a file that a command takes which runs one thing.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or describes an experiment.
+    """
+    values = read_yaml(path)
+    if found := [key for key in EXPERIMENT_KEYS if key in values]:
+        raise ConfigError(
+            [
+                f"{path}: an experiment, since it has {' and '.join(found)}; allowed is a file of "
+                f"settings alone. `ahfal sweep {path} --out FOLDER` runs it"
+            ]
+        )
     return values
 
 
@@ -45,11 +80,13 @@ def read_yaml(path: Path) -> dict[str, object]:
         The file is missing, is not YAML, or is not a mapping of settings.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = load_yaml(path.expanduser().read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             [f"{path}: {error.strerror}; allowed is a YAML file, or key=value"]
         ) from error
+    except RepeatedKey as error:
+        raise ConfigError([f"{path}, {error}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not YAML: {error}"]) from error
     if content is None:
@@ -60,7 +97,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def _scalar(key: str, text: str) -> object:
-    """Parse the value of a setting as YAML does, but keep text for settings that are text."""
+    """Read a setting's value as in a file, but keep text for settings that are text."""
     field = setting_fields().get(key)
     if field is not None and _takes_text(field.annotation):
         return text

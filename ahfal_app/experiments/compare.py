@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ahfal_app.code_version import code_hash
 from ahfal_app.errors import ReportError
-from ahfal_app.experiments.files import NOT_IDENTITY, SEED
+from ahfal_app.experiments.files import NOT_IDENTITY
+from ahfal_app.experiments.grid import SEED
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_done
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.parameters import Scalar

@@ -18,47 +18,36 @@ All other keys are settings, as in the run config.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import COMPONENTS, DEFAULT_NUM_CLIENTS, Settings
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.errors import ConfigError
+from ahfal_app.experiments.grid import (
+    SEED,
+    Axes,
+    Point,
+    clashes,
+    points_of,
+    read_axes,
+    repetitions,
+    scale_problems,
+    untrue_names,
+)
+from ahfal_app.experiments.paper import PaperNumber, read_paper_numbers
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import provenances, with_provenances
-
-#: The axis whose values are repetitions of the same experiment.
-SEED = "seed"
 
 #: Where a run lies and is shown, and how long it waits, does not change what comes out.
 NOT_IDENTITY = frozenset(
     {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker"}
 )
-
-
-class PaperNumber(BaseModel):
-    """A number that the paper reports for one point of the grid, in percent.
-
-    Its other keys are the point's labels on the axes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    accuracy: float = Field(ge=0, le=100)
-    std: float | None = Field(default=None, ge=0)
-
-    @property
-    def labels(self) -> dict[str, Scalar]:
-        """The point's labels on the axes."""
-        return dict(self.model_extra or {})
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A file's grid of runs, at a scale."""
+    """A file's grid of runs, at a scale.
+
+    `warnings` says what a reader of its results should know.
+    """
 
     title: str
     file: Path
@@ -105,6 +97,7 @@ class Experiment:
     runs: tuple[PlannedRun, ...]
     paper: tuple[PaperNumber, ...] = ()
     overrides: dict[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def load_experiment(
@@ -129,14 +122,16 @@ def load_experiment(
         problems at once, with the point of the grid.
     """
     values = _inherited(file, ())
-    title = values.pop("title", file.stem)
-    paper = _paper_numbers(file, values.pop("paper", []))
+    title = values.pop("title", None) or file.stem
     overrides = dict(overrides or {})
-    axes = _axes(file, values.pop("sweep", {}))
+    axes = read_axes(file, values.pop("sweep", {}))
+    paper = read_paper_numbers(file, values.pop("paper", []), axes)
     axes = {name: points for name, points in axes.items() if name not in overrides}
     if SEED in axes:
         axes[SEED] = {label: axes[SEED][label] for label in seeds_at(scale, axes[SEED])}
-    runs = _runs(values, axes, scale, overrides)
+    if problems := clashes(axes, overrides):
+        raise ConfigError([f"{file}: {problem}" for problem in problems])
+    runs, warnings = _runs(file, values, axes, scale, overrides)
     return Experiment(
         title=str(title),
         file=file.absolute(),
@@ -145,6 +140,7 @@ def load_experiment(
         runs=runs,
         paper=paper,
         overrides=overrides,
+        warnings=warnings,
     )
 
 
@@ -176,12 +172,9 @@ def load_experiments(
     return experiments
 
 
-_Axes = dict[str, dict[Scalar, dict[str, object]]]
-
-
 def _inherited(file: Path, below: Sequence[Path]) -> dict[str, Any]:
     """Return a file's content over that of its bases; `sweep` axis by axis."""
-    file = file.absolute()
+    file = file.expanduser().absolute()
     if file in below:
         chain = " -> ".join(str(path) for path in (*below, file))
         raise ConfigError([f"base: files inherit from each other: {chain}"])
@@ -191,90 +184,84 @@ def _inherited(file: Path, below: Sequence[Path]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError([f"{file}: base={base!r}: allowed is a file's path"])
-    inherited = _inherited(file.parent / base, (*below, file))
+    inherited = _inherited(file.parent / Path(base).expanduser(), (*below, file))
     # A base's numbers are those of another experiment.
     inherited = {k: v for k, v in inherited.items() if k not in ("title", "paper")}
-    if isinstance(inherited.get("sweep"), dict) and isinstance(values.get("sweep"), dict):
-        values["sweep"] = inherited["sweep"] | values["sweep"]
+    if isinstance(inherited.get("sweep"), dict) and isinstance(values.get("sweep", {}), dict):
+        own = values.get("sweep", {})
+        if unheard := sorted(values.keys() & inherited["sweep"].keys() - own.keys()):
+            key = unheard[0]
+            raise ConfigError(
+                [
+                    f"{file}: {key}={values[key]!r}: {base} sweeps it, and this would not be run; "
+                    f"allowed is sweep: {{{key}: [{values[key]!r}]}}"
+                ]
+            )
+        values["sweep"] = inherited["sweep"] | own
     return inherited | values
 
 
-def _axes(file: Path, sweep: object) -> _Axes:
-    if not isinstance(sweep, dict):
-        raise ConfigError([f"{file}: sweep={sweep!r}: allowed is a mapping of axes"])
-    problems = []
-    axes: _Axes = {}
-    for name, points in sweep.items():
-        if isinstance(points, list) and points and all(isinstance(p, Scalar) for p in points):
-            axes[str(name)] = {point: {str(name): point} for point in points}
-        elif isinstance(points, dict) and points and _are_groups(points):
-            axes[str(name)] = {label: dict(group or {}) for label, group in points.items()}
-        else:
-            problems.append(
-                f"{file}: sweep.{name}={points!r}: allowed is a list of values of that setting, or "
-                "a mapping of labels to settings"
-            )
-    if problems:
-        raise ConfigError(problems)
-    return axes
-
-
-def _are_groups(points: dict[Any, Any]) -> bool:
-    return all(group is None or isinstance(group, dict) for group in points.values())
-
-
-def _paper_numbers(file: Path, content: object) -> tuple[PaperNumber, ...]:
-    if not isinstance(content, list):
-        raise ConfigError([f"{file}: paper={content!r}: allowed is a list of numbers"])
-    try:
-        return tuple(PaperNumber.model_validate(entry) for entry in content)
-    except ValidationError as error:
-        problems = [(detail["loc"], detail["input"], detail["msg"]) for detail in error.errors()]
-        raise ConfigError(
-            [
-                f"{file}: paper.{'.'.join(map(str, loc))}={value!r}: {why}"
-                for loc, value, why in problems
-            ]
-        ) from error
-
-
 def _runs(
-    values: dict[str, object], axes: _Axes, scale: Scale, overrides: dict[str, object]
-) -> tuple[PlannedRun, ...]:
-    from ahfal_app.server.preflight import check_settings, with_absolute_paths
+    file: Path,
+    values: Mapping[str, object],
+    axes: Axes,
+    scale: Scale,
+    overrides: Mapping[str, object],
+) -> tuple[tuple[PlannedRun, ...], tuple[str, ...]]:
+    """Return the runs of a grid, and what is to be known about them.
 
-    runs = []
+    Raises
+    ------
+    ConfigError
+        The settings of a point cannot be used, or labels do not say what is run.
+    """
+    runs: list[PlannedRun] = []
+    points: list[Point] = []
     problems: dict[str, str] = {}
-    for point in itertools.product(*axes.values()):
-        labels = dict(zip(axes, point, strict=True))
-        merged = dict(values)
-        for name, label in labels.items():
-            merged |= axes[name][label]
-        merged = settings_at(scale, merged) | overrides
-        if not merged.get("num-clients"):
-            merged["num-clients"] = DEFAULT_NUM_CLIENTS
-        merged = _own_parameters(merged)
+    for labels, of_point in points_of(axes):
+        full = {**values, **of_point}
+        scaled = settings_at(scale, full)
         try:
-            runs.append(PlannedRun(labels, with_absolute_paths(check_settings(merged))))
+            run = PlannedRun(labels, _checked(scaled, overrides))
         except ConfigError as error:
             where = " ".join(f"{name}={label}" for name, label in labels.items())
             # A problem of many points of the grid is told once, with the first of them.
             for problem in error.problems:
                 problems.setdefault(problem, where)
+            continue
+        runs.append(run)
+        points.append(Point(labels, full, scaled, run.key))
     if problems:
         raise ConfigError(
             [f"{problem} (at {where})" if where else problem for problem, where in problems.items()]
         )
-    return tuple(runs)
+    untrue = untrue_names(axes, points, _is_value) + scale_problems(axes, points, scale)
+    if untrue:
+        raise ConfigError([f"{file}: {problem}" for problem in untrue])
+    return tuple(runs), tuple(f"{file.name}: {warning}" for warning in repetitions(points))
 
 
-def _own_parameters(values: dict[str, object]) -> dict[str, object]:
-    """Return settings without empty parameters, which stand for their defaults."""
-    return {
-        key: value
-        for key, value in values.items()
-        if not (key.partition(".")[0] in COMPONENTS and "." in key and value == "")
-    }
+def _checked(values: Mapping[str, object], overrides: Mapping[str, object]) -> Settings:
+    from ahfal_app.server.preflight import check_settings, with_absolute_paths, without_defaults
+
+    merged = {**values, **overrides}
+    if not merged.get("num-clients"):
+        merged["num-clients"] = DEFAULT_NUM_CLIENTS
+    return with_absolute_paths(without_defaults(check_settings(merged)))
+
+
+def _is_value(key: str, label: Scalar) -> bool:
+    """Return whether a label could only be a value of a setting; free text could be a name."""
+    from ahfal_app.server.preflight import check_settings
+
+    def is_allowed(value: Scalar) -> bool:
+        try:
+            check_settings({key: value})
+        except ConfigError as error:
+            return not any(problem.startswith(f"{key}=") for problem in error.problems)
+        return True
+
+    return is_allowed(label) and not is_allowed("no-such-value")
 
 
 def _word(text: str) -> str:

@@ -113,6 +113,7 @@ def _banner(results: ExperimentResults) -> str:
     if overrides:
         changed = ", ".join(f"{key}={value}" for key, value in overrides.items())
         lines.append(f"Settings that are not the file's: {changed}.")
+    lines += [f"{warning}." for warning in results.warnings]
     if results.other_code:
         lines.append("Run by another version of the code than the one that made this report.")
     lines += [f"Not the paper's protocol on {name}: {what}." for name, what in _departures(results)]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ahfal_app.class_statistics import class_proportions
 from ahfal_app.code_version import code_hash
 from ahfal_app.errors import ReportError, SweepError
-from ahfal_app.experiments.files import SEED, PaperNumber
+from ahfal_app.experiments.grid import SEED
+from ahfal_app.experiments.paper import PaperNumber
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import Run, read_run
@@ -113,6 +114,8 @@ class ExperimentResults:
         Why some of these failed.
     other_code : bool
         Whether they were run by another version of the code than this.
+    warnings : tuple[str, ...]
+        What a reader should know: labels that stand for the same run.
     """
 
     title: str
@@ -125,6 +128,7 @@ class ExperimentResults:
     missing: tuple[str, ...]
     failures: dict[str, str]
     other_code: bool
+    warnings: tuple[str, ...] = ()
 
     @property
     def method_axis(self) -> str:
@@ -223,6 +227,7 @@ def _read_experiment(out: Path, file: Path) -> ExperimentResults:
         missing=tuple(missing),
         failures=failures,
         other_code=plan["code"] != code_hash(),
+        warnings=tuple(plan.get("warnings", ())),
     )
 
 

@@ -72,6 +72,8 @@ def run_sweep(
         with FileLock(out / ".lock", blocking=False):
             for experiment in experiments:
                 _write_plan(experiment, out)
+                for warning in experiment.warnings:
+                    console.print(f"warning: {warning}", markup=False, soft_wrap=True)
             runs = {run.name: run for experiment in experiments for run in experiment.runs}
             if force:
                 for name in runs:
@@ -175,6 +177,7 @@ def _write_plan(experiment: Experiment, out: Path) -> None:
             "axes": {name: list(points) for name, points in experiment.axes.items()},
             "overrides": experiment.overrides,
             "paper": [number.model_dump() for number in experiment.paper],
+            "warnings": list(experiment.warnings),
             "runs": [{"folder": run.name, "labels": run.labels} for run in experiment.runs],
         },
     )

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ahfal_app.config import Settings, recorded_settings
 from ahfal_app.errors import ConfigError, ReportError
 from ahfal_app.results.records import CycleRecord, Record, RoundRecord, parse_record
+from ahfal_app.storage.yaml_text import load_yaml
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -176,8 +177,8 @@ def _read(path: Path) -> bytes:
 
 def _read_settings(path: Path) -> Settings:
     try:
-        values = yaml.safe_load(_read(path))
-    except yaml.YAMLError as error:
+        values = load_yaml(_read(path).decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ReportError(f"{path}: allowed is a mapping of settings")

@@ -13,7 +13,7 @@ from ahfal_app.config import SITES, Settings, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
 from ahfal_app.models import model_problem, network_parameters, resolve_model_name
-from ahfal_app.parameters import Parameters, parameter_problems, suggestion
+from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
 from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
 from ahfal_app.query import ScoringStrategy, make_strategy, strategy_class, strategy_names
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
@@ -58,6 +58,20 @@ def with_absolute_paths(settings: Settings) -> Settings:
     if dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
     return settings.model_copy(update=update)
+
+
+def without_defaults(settings: Settings) -> Settings:
+    """Return settings without parameters that say their defaults: the run is the same.
+
+    They must have passed `check_settings`.
+    """
+    said: dict[str, Scalar] = {}
+    for key, family in FAMILIES.items():
+        name = str(getattr(settings, key.replace("-", "_")))
+        model = _parameters(family, settings, name).model_validate(settings.parameters_of(key))
+        own = model.model_dump(by_alias=True, exclude_defaults=True)
+        said |= {f"{key}.{parameter}": value for parameter, value in own.items()}
+    return settings.model_copy(update={"parameters": said})
 
 
 def check_data(settings: Settings) -> Resources:

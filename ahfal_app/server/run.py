@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
+from ahfal_app.config_sources import read_yaml
 from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.protocol import Order
@@ -173,7 +173,7 @@ def _resumed(given: Settings) -> Start:
     config = folder / "config.yaml"
     if not config.is_file():
         raise ResumeError(f"resume={given.resume!r}: allowed is the folder of a run")
-    stored = check_settings(yaml.safe_load(config.read_text()))
+    stored = check_settings(read_yaml(config))
     _refuse_changes(given, stored)
     checkpoint = read_checkpoint(folder / _CHECKPOINTS)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}

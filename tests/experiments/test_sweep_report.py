@@ -21,8 +21,7 @@ from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments import tables
 from ahfal_app.experiments.compare import compare_runs
-from ahfal_app.experiments.files import PaperNumber
-from ahfal_app.experiments.paper import departures
+from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import ExperimentResults, RunResult
 from ahfal_app.experiments.scales import Scale
