@@ -138,9 +138,11 @@ def compare(
 ) -> None:
     """Compare runs: a table here, and a page with figures and tests."""
     from ahfal_app.experiments.compare import compare_runs
+    from ahfal_app.experiments.output import check_output, write_output
     from ahfal_app.experiments.report import render_sweep_report
     from ahfal_app.experiments.tables import accuracy_table
 
+    check_output(out, ".html")
     results = compare_runs(folders)
     table = accuracy_table(results)
     console = Console()
@@ -148,7 +150,7 @@ def compare(
     for row in table.rows:
         grid.add_row(*row)
     console.print(grid)
-    out.write_text(render_sweep_report(results))
+    write_output(out, render_sweep_report(results))
     console.print(f"report: {out.absolute()}", soft_wrap=True, markup=False)
 
 

@@ -11,6 +11,7 @@ import shlex
 import typing
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -412,6 +413,32 @@ def exact_fraction(value: float) -> Fraction:
 def share_of(fraction: float, count: int) -> int:
     """Return that share of a count, rounded up, at least 1."""
     return max(1, math.ceil(exact_fraction(fraction) * count))
+
+
+def expanded(key: str, path: str | Path) -> Path:
+    """Return a path in which `~` is the home folder that it stands for.
+
+    Parameters
+    ----------
+    key : str
+        The setting, or whatever else says so; for the message.
+    path : str | Path
+        The path as a person has written it.
+
+    Raises
+    ------
+    ConfigError
+        There is no such home: `HOME` is not set and the system knows of none, or of no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            [
+                f"{key}={str(path)!r}: no home folder is known for this user (HOME is not set); "
+                "allowed is a path without ~"
+            ]
+        ) from None
 
 
 def setting_fields() -> dict[str, FieldInfo]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ahfal_app.config import read_scalar, setting_fields
+from ahfal_app.config import expanded, read_scalar, setting_fields
 from ahfal_app.errors import ConfigError
 from ahfal_app.storage.yaml_text import RepeatedKey, load_yaml
 
@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> dict[str, object]:
         The file is missing, is not YAML, or is not a mapping of settings.
     """
     try:
-        content = load_yaml(path.expanduser().read_text(encoding="utf-8-sig"))
+        content = load_yaml(expanded("file", path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             [f"{path}: {error.strerror}; allowed is a YAML file, or key=value"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ahfal_app.config import SITES, Settings
+from ahfal_app.config import SITES, Settings, expanded
 from ahfal_app.data.site.loading import SiteFolders
 from ahfal_app.errors import ConfigError
 
@@ -107,8 +107,14 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
 
 
 def path_of(value: object) -> Path:
-    """Return the folder that a site names; `~` is its home, since no shell sees it."""
-    return Path(str(value)).expanduser().absolute()
+    """Return the folder that a site names; `~` is its home, since no shell sees it.
+
+    Raises
+    ------
+    ConfigError
+        It starts with `~`, and there is no such home.
+    """
+    return expanded("--node-config", str(value)).absolute()
 
 
 def _count(node_config: NodeConfig, key: str) -> int | None:

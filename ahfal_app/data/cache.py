@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ahfal_app.config import Settings
+from ahfal_app.config import Settings, expanded
 from ahfal_app.data.not_used import NotUsed
 from ahfal_app.errors import DatasetError
 from ahfal_app.storage.files import new_folder, remove_parts, write_bytes
@@ -81,7 +81,7 @@ class Entry:
 
 def data_dir(settings: Settings) -> Path:
     """Return the folder for decoded data that the settings name."""
-    return Path(settings.data_dir or "~/.cache/ahfal").expanduser()
+    return expanded("data-dir", settings.data_dir or "~/.cache/ahfal")
 
 
 def cache_key(name: str, **source: object) -> str:

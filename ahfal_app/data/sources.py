@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ahfal_app.config import Settings
+from ahfal_app.config import Settings, expanded
 from ahfal_app.data import catalog
 from ahfal_app.data.builders import Options, build_arrays, build_folder, build_hub
 from ahfal_app.data.cache import (
@@ -138,7 +138,7 @@ def _locate(
             _made_by(dataset, parameters),
             partial(_build_made, known, options, parameters),
         )
-    folder = Path(dataset).expanduser()
+    folder = expanded("dataset", dataset)
     if folder.is_dir():
         folder = folder.resolve()
         found = Folder(folder, *files_below(folder, "dataset"))

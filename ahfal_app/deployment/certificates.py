@@ -71,7 +71,7 @@ def write_certificates(
     ------
     CertificateError
         A name or the number of days cannot be used, or a file exists already; nothing is
-        written then.
+        written then. Or the folder cannot be written.
     """
     _check(hosts, sites, days)
     contents = _contents([*LOCAL_HOSTS, *hosts], sites, dt.timedelta(days=days))
@@ -79,8 +79,11 @@ def write_certificates(
     existing = sorted(str(path) for path in paths if path.exists())
     if existing:
         raise CertificateError(f"nothing is overwritten, and these exist: {', '.join(existing)}")
-    for path, content in paths.items():
-        _write_private(path, content)
+    try:
+        for path, content in paths.items():
+            _write_private(path, content)
+    except OSError as error:
+        raise CertificateError(f"{folder}: cannot be written ({error.strerror})") from error
     return list(paths)
 
 

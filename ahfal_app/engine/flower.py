@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from ahfal_app.code_version import PACKAGE_FOLDER
-from ahfal_app.config import DEFAULT_NUM_CLIENTS, MORE, Settings
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, MORE, Settings, expanded
 from ahfal_app.errors import EngineError
 from ahfal_app.results.reading import read_run
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
@@ -44,18 +44,20 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
     ------
     ConfigError
         A setting cannot be used; Flower is not started.
+    PartitionError
+        There is no split of the data as the settings want it.
     EngineError
         Flower cannot be started, or the run failed.
     """
     settings = check_settings(values)
+    num_clients = settings.num_clients or _clients_before(settings) or DEFAULT_NUM_CLIENTS
     if not settings.resume:
-        check_data(settings)
+        check_data(settings.model_copy(update={"num_clients": num_clients}))
     if not (_APP_FOLDER / "pyproject.toml").is_file():
         raise EngineError(
             f"{_APP_FOLDER}: no pyproject.toml there; Flower's engine runs from a checkout of the "
             "project, the in-process engine from anywhere"
         )
-    num_clients = settings.num_clients or _clients_before(settings) or DEFAULT_NUM_CLIENTS
     with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
         config = Path(home) / "run-config.toml"
         # Flower's processes have another working directory.
@@ -67,7 +69,7 @@ def _clients_before(settings: Settings) -> int:
     """Return the number of clients of the run that is resumed, or 0."""
     if not settings.resume:
         return 0
-    return read_run(Path(settings.resume).expanduser()).settings.num_clients
+    return read_run(expanded("resume", settings.resume)).settings.num_clients
 
 
 def _gpus(device: str) -> str:

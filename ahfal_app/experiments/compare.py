@@ -31,12 +31,17 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
     Raises
     ------
     ReportError
-        A folder holds no run that has come to its end, or there are fewer than two.
+        A folder holds no run that has come to its end, there are fewer than two, or one is there
+        twice.
     """
     if len(folders) < 2:
         raise ReportError(f"{len(folders)} run to compare; at least 2 are needed")
     runs = []
+    first: dict[Path, Path] = {}
     for folder in folders:
+        known = first.setdefault(folder.resolve(), folder)
+        if known is not folder:
+            raise ReportError(f"{folder}: the same run as {known}; allowed is each once")
         run = read_done(folder)
         if run is None:
             raise ReportError(f"{folder}: not the folder of a run that has come to its end")
@@ -53,7 +58,7 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
         {key: flat.get(key, "") for key in differing} for flat in flats
     ]
     if len({tuple(place.values()) for place in places}) < len(runs):
-        names = [run.folder.name for run in runs]
+        names = _distinct_names([run.folder for run in runs])
         places = [{RUN: name, **place} for name, place in zip(names, places, strict=True)]
     return ExperimentResults(
         title="Comparison of runs",
@@ -67,6 +72,16 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
         failures={},
         other_code=any(run.summary.get("code_hash") != code_hash() for run in runs),
     )
+
+
+def _distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Return what tells folders apart: their names, with as many parents as that takes."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _rank(key: str) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, expanded
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.errors import ConfigError
 from ahfal_app.experiments.grid import (
@@ -174,7 +174,7 @@ def load_experiments(
 
 def _inherited(file: Path, below: Sequence[Path]) -> dict[str, Any]:
     """Return a file's content over that of its bases; `sweep` axis by axis."""
-    file = file.expanduser().absolute()
+    file = expanded("file", file).absolute()
     if file in below:
         chain = " -> ".join(str(path) for path in (*below, file))
         raise ConfigError([f"base: files inherit from each other: {chain}"])
@@ -184,7 +184,7 @@ def _inherited(file: Path, below: Sequence[Path]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError([f"{file}: base={base!r}: allowed is a file's path"])
-    inherited = _inherited(file.parent / Path(base).expanduser(), (*below, file))
+    inherited = _inherited(file.parent / expanded("base", base), (*below, file))
     # A base's numbers are those of another experiment.
     inherited = {k: v for k, v in inherited.items() if k not in ("title", "paper")}
     if isinstance(inherited.get("sweep"), dict) and isinstance(values.get("sweep", {}), dict):

@@ -15,6 +15,7 @@ from rich.table import Table
 from ahfal_app.class_statistics import class_statistics
 from ahfal_app.config import DEFAULT_NUM_CLIENTS
 from ahfal_app.experiments.charts import partition_bubbles
+from ahfal_app.experiments.output import check_output, write_output
 from ahfal_app.server.preflight import check_data, check_settings
 
 
@@ -33,8 +34,9 @@ def draw_partition(values: Mapping[str, object], out: Path, console: Console) ->
     Raises
     ------
     ConfigError, PartitionError
-        The settings cannot be used, or there is no such split.
+        The settings or the file's name cannot be used, or there is no such split.
     """
+    check_output(out, ".svg")
     settings = check_settings({"num-clients": DEFAULT_NUM_CLIENTS, **values})
     loaded = check_data(settings)
     labels_N = loaded.dataset.train.labels_N
@@ -58,5 +60,5 @@ def draw_partition(values: Mapping[str, object], out: Path, console: Console) ->
     )
     point = (("partition", settings.partition), ("alpha", settings.alpha), ("seed", settings.seed))
     chart = partition_bubbles(counts_KC, point, "partition")
-    out.write_text(chart.svg)
+    write_output(out, chart.svg)
     console.print(f"picture: {out.absolute()}", soft_wrap=True, markup=False)

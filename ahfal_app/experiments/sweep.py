@@ -64,10 +64,13 @@ def run_sweep(
     Raises
     ------
     SweepError
-        Another process is at this folder.
+        The folder cannot be used, or another process is at it.
     """
     out = out.absolute()
-    (out / RUNS).mkdir(parents=True, exist_ok=True)
+    try:
+        (out / RUNS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"{out}: no folder can be made there ({error.strerror})") from error
     try:
         with FileLock(out / ".lock", blocking=False):
             for experiment in experiments:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ahfal_app.config import Settings
+from ahfal_app.config import Settings, expanded
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import (
     CONFIG,
@@ -45,7 +45,7 @@ def new_run_folder(settings: Settings) -> Path:
     ConfigError
         A folder with the given name exists already, or no folder can be made there.
     """
-    parent = Path(settings.output_dir).expanduser().absolute()
+    parent = expanded("output-dir", settings.output_dir).absolute()
     if settings.name in {".", ".."}:
         raise ConfigError([f"name={settings.name!r}: allowed is the name of a folder"])
     try:

@@ -7,9 +7,8 @@ name exists, and whether they go together, is checked here. All problems are tol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from ahfal_app.config import SITES, Settings, read_settings
+from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
 from ahfal_app.models import model_problem, network_parameters, resolve_model_name
@@ -50,11 +49,11 @@ def check_settings(values: Mapping[str, object]) -> Settings:
 def with_absolute_paths(settings: Settings) -> Settings:
     """Return settings that mean the same from every working directory."""
     update = {
-        name: str(Path(value).expanduser().absolute())
+        name: str(expanded(name.replace("_", "-"), value).absolute())
         for name in ("output_dir", "data_dir", "resume")
         if (value := getattr(settings, name))
     }
-    dataset = Path(settings.dataset).expanduser()
+    dataset = expanded("dataset", settings.dataset)
     if dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
     return settings.model_copy(update=update)
@@ -81,6 +80,8 @@ def check_data(settings: Settings) -> Resources:
     ------
     ConfigError
         The data set cannot be used, or the settings or the network do not fit it.
+    PartitionError
+        There is no split of it as the settings want it.
     """
     try:
         loaded = resources(settings)
@@ -105,6 +106,9 @@ def check_data(settings: Settings) -> Resources:
         problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
+    if settings.num_clients and not settings.has_sites:
+        # Else each client would fail at it, one after the other.
+        _ = loaded.partition
     # With an unknown number of clients this is a first check; it is made again when they join.
     if not settings.has_sites:
         check_budget(settings, -(-num_samples // (settings.num_clients or 1)))

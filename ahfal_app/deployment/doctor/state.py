@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
+from ahfal_app.config import expanded
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
+from ahfal_app.errors import ConfigError
 from ahfal_app.storage.database import connect, transaction
 
 _LOW_DISK_BYTES = 2**30
@@ -21,7 +23,11 @@ def check_state(node_config: Mapping[str, object]) -> Iterator[Finding]:
     if not named:
         yield failure("state", "state-dir is not in --node-config: name a folder for the labels")
         return
-    folder = Path(str(named)).expanduser().absolute()
+    try:
+        folder = expanded("state-dir", str(named)).absolute()
+    except ConfigError as error:
+        yield failure("state", error.problems[0])
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mode = _try_database(folder)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from ahfal_app.config import expanded
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import Site, check_folder
@@ -250,7 +251,7 @@ def _token(name: str) -> tuple[str, str]:
     if not name:
         return "", f"{TOKEN_FILE}='': {allowed}"
     try:
-        token = Path(name).expanduser().read_text(encoding="utf-8").strip()
+        token = expanded("oracle-token-file", name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         return "", f"{TOKEN_FILE}={name!r}: {allowed}; {type(error).__name__}"
     if not token or not token.isascii() or len(token.split()) != 1:
