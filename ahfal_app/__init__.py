@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ahfal_app.code_version import __version__
+
 if TYPE_CHECKING:
     from ahfal_app.api import RunResult, SweepResult, run, sweep
 
 __all__ = ["RunResult", "SweepResult", "__version__", "run", "sweep"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,12 @@
-"""A hash of this package's source, so that server and clients can tell whether they agree."""
+"""This package's version, and a hash of its source by which server and clients agree."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import cache
 from pathlib import Path
+
+__version__ = "0.1.0"
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 

@@ -29,6 +29,7 @@ from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, MORE, Settings, expanded
 from ahfal_app.errors import EngineError
 from ahfal_app.results.reading import read_run
+from ahfal_app.results.run_folder import free_run_name
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
 from ahfal_app.training.resources import resolve_device
 
@@ -37,8 +38,13 @@ _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 20
 
 
-def run_on_flower(values: Mapping[str, object], console: Console) -> None:
+def run_on_flower(values: Mapping[str, object], console: Console) -> Path:
     """Run a simulation on Flower's engine, with one virtual SuperNode for each client.
+
+    Returns
+    -------
+    Path
+        The run's folder.
 
     Raises
     ------
@@ -61,8 +67,12 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
         config = Path(home) / "run-config.toml"
         # Flower's processes have another working directory.
-        config.write_text(_run_config(with_absolute_paths(settings).to_flat()))
+        settings = with_absolute_paths(settings)
+        if not settings.resume:
+            settings = settings.model_copy(update={"name": free_run_name(settings)})
+        config.write_text(_run_config(settings.to_flat()))
         _run(Path(home), config, num_clients, settings.device, console)
+    return Path(settings.resume or Path(settings.output_dir) / settings.name)
 
 
 def _clients_before(settings: Settings) -> int:

@@ -16,7 +16,8 @@ from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
 from ahfal_app.parameters import Scalar
-from ahfal_app.results.report import REPORT, Fact, Panel
+from ahfal_app.results.reading import REPORT
+from ahfal_app.results.report import Fact, Panel
 from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.template import PAGE, STYLE

@@ -13,8 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ahfal_app
-from ahfal_app.code_version import PACKAGE_FOLDER, code_hash
+from ahfal_app.code_version import PACKAGE_FOLDER, __version__, code_hash
 from ahfal_app.plugins import provenances
 
 _PACKAGES = (
@@ -65,7 +64,7 @@ def describe_environment(
 
 def describe_code() -> dict[str, Any]:
     """Return the package's version and hash, and the commit if it runs from a checkout."""
-    return {"version": ahfal_app.__version__, "hash": code_hash(), **_commit()}
+    return {"version": __version__, "hash": code_hash(), **_commit()}
 
 
 def describe_hardware() -> dict[str, Any]:

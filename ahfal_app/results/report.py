@@ -15,7 +15,7 @@ from ahfal_app.config import SITES, Settings
 from ahfal_app.errors import ReportError
 from ahfal_app.results import figures, heat_maps, tables
 from ahfal_app.results.privacy import privacy_table
-from ahfal_app.results.reading import PARTITION, Run, read_run
+from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.selections import read_class_counts
 from ahfal_app.results.summary import status_text
@@ -24,8 +24,6 @@ from ahfal_app.results.tables import TextTable, grid_table
 from ahfal_app.results.template import PAGE, STYLE
 from ahfal_app.results.units import bytes_text, percent, seconds_text
 from ahfal_app.storage.files import write_text
-
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
-from ahfal_app.results.reading import MODEL
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
+from ahfal_app.results.reading import MODEL
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
