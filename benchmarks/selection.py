@@ -67,6 +67,7 @@ PASSES = {
     Signal.GLOBAL_LOGITS: "global",
     Signal.GLOBAL_EMBEDDINGS: "global",
     Signal.LABELLED_LOCAL_EMBEDDINGS: "labelled",
+    Signal.LABELLED_GLOBAL_EMBEDDINGS: "labelled",
     Signal.LOCAL_FEATURE_MAPS: "local",
     Signal.PERTURBED_LOCAL_MODEL: "noisy",
     Signal.LOCAL_ONLY_MODEL: "local-only",
@@ -287,6 +288,7 @@ def _signals(seed: int, sizes: Sizes) -> dict[Signal, Tensor]:
         Signal.GLOBAL_EMBEDDINGS: global_ND,
         Signal.GLOBAL_LOGITS: logits(global_ND),
         Signal.LABELLED_LOCAL_EMBEDDINGS: embeddings(sizes.labelled),
+        Signal.LABELLED_GLOBAL_EMBEDDINGS: embeddings(sizes.labelled),
         Signal.LOCAL_FEATURE_MAPS: torch.relu(randn(sizes.pool, 9 * _MAP_CHANNELS)),
     }
 

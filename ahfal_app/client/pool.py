@@ -81,15 +81,16 @@ def make_pool(
     def of_global() -> Predictions:
         return predictions(situation.global_tensors, ids_N)
 
-    def labelled_embeddings() -> Tensor:
-        return predictions(situation.local_tensors, labelled_ids_L).embeddings_ND
+    def labelled_embeddings(tensors: dict[str, Tensor]) -> Tensor:
+        return predictions(tensors, labelled_ids_L).embeddings_ND
 
     sources: dict[Signal, Callable[[], Tensor]] = {
         Signal.LOCAL_LOGITS: lambda: of_local().logits_NC,
         Signal.LOCAL_EMBEDDINGS: lambda: of_local().embeddings_ND,
         Signal.GLOBAL_LOGITS: lambda: of_global().logits_NC,
         Signal.GLOBAL_EMBEDDINGS: lambda: of_global().embeddings_ND,
-        Signal.LABELLED_LOCAL_EMBEDDINGS: labelled_embeddings,
+        Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: labelled_embeddings(situation.local_tensors),
+        Signal.LABELLED_GLOBAL_EMBEDDINGS: lambda: labelled_embeddings(situation.global_tensors),
     }
     if wants_maps:
         sources[Signal.LOCAL_FEATURE_MAPS] = lambda: _maps(of_local())

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from ahfal_app.query.core.balance import Balance, balanced_selection, pseudo_labels
-from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.balance import ClassBalanced, pseudo_labels
+from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.scores import entropy
 
 
-class Ahfal(ScoringStrategy):
+class Ahfal(ClassBalanced):
     """Class-adaptive local-global entropy within budgets for rare classes.
 
     Section 6.1 of the paper. A sample's pseudo-label is the local model's prediction. Its
@@ -27,8 +25,12 @@ class Ahfal(ScoringStrategy):
     the mean of both models' entropies (equation 3). Of each class those with the highest
     scores are taken, within class budgets (equation 4).
 
-    The paper leaves open how fractions of labels are rounded and deficits are shared out;
-    `budgets.allocate` says how it is done here. Appendix F describes budgets by
+    The paper leaves open how fractions of labels are rounded; `budgets.allocate` says how it is
+    done here. A deficit of a class "is redistributed proportionally to underrepresented
+    classes": in proportion to equation 4's weights, which grow the fewer labels a class has; or
+    (`deficits=shortfall`) in proportion to how far a class's share of the client's labels is
+    below the clients' mean, max(0, p̄_c - p_ic), and by equation 4's weights where no class
+    below it has samples left. Appendix F describes budgets by
     representation ratio without formulas; `representation.representation_ratio_budgets`
     is one reading, with the clients' mean class distribution of the same cycle as target
     and the true counts of the client's labels as its current state. Other readings are to
@@ -43,13 +45,9 @@ class Ahfal(ScoringStrategy):
     )
     signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS, Signal.GLOBAL_LOGITS})
 
-    class Parameters(QueryStrategy.Parameters):
+    class Parameters(ClassBalanced.Parameters):
         """Variants and ablations."""
 
-        balance: Balance = Field(
-            default="inverse-count",
-            description="Class budgets: by equation 4, by appendix F, or none (ablation).",
-        )
         low_if: Literal["local", "local-or-global"] = Field(
             default="local",
             description="Whose predicted class must have low variance for both entropies to count.",
@@ -72,11 +70,6 @@ class Ahfal(ScoringStrategy):
             return local_N
         global_N = entropy(pool.signal(Signal.GLOBAL_LOGITS))
         return torch.where(hybrid_N, (local_N + global_N) / 2, local_N)
-
-    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
-        """Return the highest scores of each pseudo-class, within the class budgets."""
-        scores_N = self.scores(pool, context)
-        return balanced_selection(scores_N, pool, context, self.parameters.balance)
 
     def _hybrid(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return for which samples both models' entropies count. Shape (N,)."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from ahfal_app.query.core.balance import Balance, balanced_selection, pseudo_labels
-from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.balance import ClassBalanced, pseudo_labels
+from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.scores import entropy
 
@@ -22,7 +22,7 @@ from ahfal_app.query.core.scores import entropy
 _SMALLEST_GAP = 1e-12
 
 
-class AhfalLambda(ScoringStrategy):
+class AhfalLambda(ClassBalanced):
     """AHFAL with the estimated optimal weight of local and global entropy for each class.
 
     Appendix C.2 of the paper derives the weight λ of the local entropy, and 1 - λ of the
@@ -59,13 +59,9 @@ class AhfalLambda(ScoringStrategy):
     )
     signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS, Signal.GLOBAL_LOGITS})
 
-    class Parameters(QueryStrategy.Parameters):
-        """Class budgets, and how the gap between the models is explained."""
+    class Parameters(ClassBalanced.Parameters):
+        """How the gap between the models is explained."""
 
-        balance: Balance = Field(
-            default="inverse-count",
-            description="Class budgets: by equation 4, by appendix F, or none (ablation).",
-        )
         bias: Literal["by-evidence", "global"] = Field(
             default="by-evidence",
             description="Whose bias the gap is: shared by counts and σ, or global (equation 9).",
@@ -81,11 +77,6 @@ class AhfalLambda(ScoringStrategy):
         share_C = torch.from_numpy(self._share_of_global_bias(context)).to(local_N.device)
         weight_N = local_weights(local_N, global_N, classes_N, share_C)[classes_N]
         return weight_N * local_N + (1 - weight_N) * global_N
-
-    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
-        """Return the highest scores of each pseudo-class, within the class budgets."""
-        scores_N = self.scores(pool, context)
-        return balanced_selection(scores_N, pool, context, self.parameters.balance)
 
     def _share_of_global_bias(self, context: QueryContext) -> NDArray[np.float64]:
         if self.parameters.bias == "global":

@@ -14,13 +14,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ahfal_app.query.core.base import QueryContext, QueryStrategy
+from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.d_squared import d_squared_sampling
+from ahfal_app.query.core.one_model import EMBEDDINGS, LOGITS, OneModelStrategy
+from ahfal_app.query.core.picking import first_highest
 from ahfal_app.query.core.points import OuterProductPoints
 from ahfal_app.query.core.pool import PoolView, Signal
 
 
-class Badge(QueryStrategy):
+class Badge(OneModelStrategy):
     """Samples by k-means++ seeding on their gradient embeddings.
 
     Algorithm 1 of the paper. A sample's gradient embedding is the gradient of the
@@ -40,22 +42,11 @@ class Badge(QueryStrategy):
         "Ash, Zhang, Krishnamurthy, Langford and Agarwal, Deep batch active learning by "
         "diverse, uncertain gradient lower bounds, ICLR 2020"
     )
-    signals: ClassVar[frozenset[Signal]] = frozenset(
-        {
-            Signal.LOCAL_LOGITS,
-            Signal.LOCAL_EMBEDDINGS,
-            Signal.GLOBAL_LOGITS,
-            Signal.GLOBAL_EMBEDDINGS,
-        }
-    )
+    signals: ClassVar[frozenset[Signal]] = LOGITS | EMBEDDINGS
 
-    class Parameters(QueryStrategy.Parameters):
+    class Parameters(OneModelStrategy.Parameters):
         """Variants."""
 
-        model: Literal["local", "global"] = Field(
-            default="local",
-            description="Whose gradients count: the client's own model's or the aggregated one's.",
-        )
         first: Literal["max-norm", "uniform"] = Field(
             default="max-norm",
             description="The first sample: the largest gradient, or any with equal probability.",
@@ -72,7 +63,7 @@ class Badge(QueryStrategy):
         gradients = self.gradient_embeddings(pool)
         generator = context.generator(self.name)
         if self.parameters.first == "max-norm":
-            first = int(gradients.squared_norms_N.argmax())
+            first = first_highest(gradients.squared_norms_N)
         else:
             first = int(generator.integers(len(gradients)))
         positions_B = d_squared_sampling(gradients, first, context.budget, generator)
@@ -80,14 +71,10 @@ class Badge(QueryStrategy):
 
     def gradient_embeddings(self, pool: PoolView) -> OuterProductPoints:
         """Return the gradient embeddings of a pool, as points that know their distances."""
-        if self.parameters.model == "local":
-            logits, embeddings = Signal.LOCAL_LOGITS, Signal.LOCAL_EMBEDDINGS
-        else:
-            logits, embeddings = Signal.GLOBAL_LOGITS, Signal.GLOBAL_EMBEDDINGS
-        embeddings_ND = pool.signal(embeddings)
+        embeddings_ND = self.embeddings(pool)
         if self.parameters.bias:
             embeddings_ND = pad(embeddings_ND, (0, 1), value=1.0)
-        return OuterProductPoints(_logit_gradients(pool.signal(logits)), embeddings_ND)
+        return OuterProductPoints(_logit_gradients(self.logits(pool)), embeddings_ND)
 
 
 def _logit_gradients(logits_NC: Tensor) -> Tensor:

@@ -12,14 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ahfal_app.query.core.base import QueryContext, QueryStrategy
+from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.k_center import greedy_k_center
+from ahfal_app.query.core.one_model import EMBEDDINGS, LABELLED_EMBEDDINGS, OneModelStrategy
+from ahfal_app.query.core.picking import first_highest
 from ahfal_app.query.core.points import EmbeddingPoints
 from ahfal_app.query.core.pool import PoolView, Signal
 
 
-class CoreSet(QueryStrategy):
-    """Samples by greedy k-center on the local model's embeddings, from the labelled set.
+class CoreSet(OneModelStrategy):
+    """Samples by greedy k-center on one model's embeddings, from the labelled set.
 
     Algorithm 1 of the paper: again and again the sample that is furthest, in Euclidean
     distance, from the labelled samples and those already chosen. The paper's robust variant
@@ -36,14 +38,11 @@ class CoreSet(QueryStrategy):
         "Sener and Savarese, Active learning for convolutional neural networks: a core-set "
         "approach, ICLR 2018"
     )
-    signals: ClassVar[frozenset[Signal]] = frozenset(
-        {Signal.LOCAL_EMBEDDINGS, Signal.LABELLED_LOCAL_EMBEDDINGS}
-    )
+    signals: ClassVar[frozenset[Signal]] = EMBEDDINGS | LABELLED_EMBEDDINGS
 
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return the samples in the order in which they were the furthest."""
-        embeddings_ND = pool.signal(Signal.LOCAL_EMBEDDINGS)
-        labelled_LD = pool.signal(Signal.LABELLED_LOCAL_EMBEDDINGS)
+        embeddings_ND, labelled_LD = self.embeddings(pool), self.labelled_embeddings(pool)
         points = EmbeddingPoints(torch.cat([embeddings_ND, labelled_LD.to(embeddings_ND)]))
         # Nothing is near yet; the largest number leaves room for what is to be the furthest.
         nothing_near = torch.finfo(torch.float64).max
@@ -55,7 +54,6 @@ class CoreSet(QueryStrategy):
         return pool.ids_N[greedy_k_center(points, nearest_N, context.budget)]
 
 
-def _most_central(embeddings_ND: Tensor) -> Tensor:
+def _most_central(embeddings_ND: Tensor) -> int:
     mean_D = embeddings_ND.mean(dim=0, dtype=torch.float64)
-    position: Tensor = torch.linalg.vector_norm(embeddings_ND - mean_D, dim=1).argmin()
-    return position
+    return first_highest(-torch.linalg.vector_norm(embeddings_ND - mean_D, dim=1))

@@ -5,17 +5,17 @@ Shape suffix: N samples in the pool.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
-from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.base import QueryContext, ScoringStrategy
+from ahfal_app.query.core.one_model import LOGITS, OneModelStrategy
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.scores import entropy
 
 
-class Entropy(ScoringStrategy):
+class Entropy(OneModelStrategy, ScoringStrategy):
     """Samples with the highest entropy of one model's prediction."""
 
     name: ClassVar[str] = "entropy"
@@ -23,19 +23,8 @@ class Entropy(ScoringStrategy):
         "Holub, Perona and Burl, Entropy-based active learning for object recognition, "
         "CVPR Workshops 2008"
     )
-    signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS, Signal.GLOBAL_LOGITS})
-
-    class Parameters(QueryStrategy.Parameters):
-        """Which model predicts."""
-
-        model: Literal["local", "global"] = Field(
-            default="local",
-            description="Whose prediction counts: the client's own model or the aggregated one.",
-        )
-
-    parameters: Parameters
+    signals: ClassVar[frozenset[Signal]] = LOGITS
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return the entropy of each prediction, in nats. Shape (N,)."""
-        local = self.parameters.model == "local"
-        return entropy(pool.signal(Signal.LOCAL_LOGITS if local else Signal.GLOBAL_LOGITS))
+        return entropy(self.logits(pool))

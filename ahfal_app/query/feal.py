@@ -28,7 +28,7 @@ from ahfal_app.query.core.evidence import (
     epistemic_uncertainty,
     evidential_loss,
 )
-from ahfal_app.query.core.picking import falling
+from ahfal_app.query.core.picking import SAME, falling
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.relaxation import relaxed_picks
 
@@ -43,6 +43,11 @@ class Feal(ScoringStrategy):
     the local model's feature map, and one of the most similar `neighbours` is taken already.
     Where too few are left, those passed over follow by falling uncertainty (the published code
     takes arbitrary ones).
+
+    A sample is no neighbour of itself. The published code takes the most similar one for the
+    sample itself and leaves it out; where there are exact duplicates that may be the duplicate,
+    so that of two equal samples both can be taken. Here the second has the first among its
+    neighbours. Without duplicates both rules are the same.
 
     The published feature map is that of an inner block of EfficientNet; here it is the network's
     last one, averaged to 3x3. A network that has no map gives its features as one pixel, whose
@@ -121,7 +126,7 @@ class Feal(ScoringStrategy):
         epistemic_N = epistemic_uncertainty(global_NC)
         lowest, highest = epistemic_N[self._taking_part(pool, context)].aminmax()
         weight_N = torch.ones_like(epistemic_N)
-        if highest > lowest:
+        if highest - lowest > SAME * max(1.0, float(highest.abs()), float(lowest.abs())):
             weight_N = (epistemic_N - lowest) / (highest - lowest)
         return weight_N * (aleatoric_uncertainty(global_NC) + aleatoric_uncertainty(local_NC))
 

@@ -1,21 +1,21 @@
 """Least-confidence sampling: the samples whose most likely class is least likely.
 
-Shape suffixes: N samples in the pool, C classes.
+Shape suffix: N samples in the pool.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
-from pydantic import Field
 from torch import Tensor
 
-from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.base import QueryContext, ScoringStrategy
+from ahfal_app.query.core.one_model import LOGITS, OneModelStrategy
 from ahfal_app.query.core.pool import PoolView, Signal
+from ahfal_app.query.core.scores import other_probabilities
 
 
-class LeastConfidence(ScoringStrategy):
+class LeastConfidence(OneModelStrategy, ScoringStrategy):
     """Samples whose most likely class has the lowest probability.
 
     The paper, on two classes, takes what is nearest to a probability of one half; for more
@@ -26,22 +26,8 @@ class LeastConfidence(ScoringStrategy):
     paper: ClassVar[str] = (
         "Lewis and Gale, A sequential algorithm for training text classifiers, SIGIR 1994"
     )
-    signals: ClassVar[frozenset[Signal]] = frozenset({Signal.LOCAL_LOGITS, Signal.GLOBAL_LOGITS})
-
-    class Parameters(QueryStrategy.Parameters):
-        """Which model predicts."""
-
-        model: Literal["local", "global"] = Field(
-            default="local",
-            description="Whose prediction counts: the client's own model or the aggregated one.",
-        )
-
-    parameters: Parameters
+    signals: ClassVar[frozenset[Signal]] = LOGITS
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return 1 - highest probability of each prediction. Shape (N,)."""
-        local = self.parameters.model == "local"
-        logits_NC = pool.signal(Signal.LOCAL_LOGITS if local else Signal.GLOBAL_LOGITS)
-        falling_NC = torch.softmax(logits_NC.double(), dim=1).sort(dim=1, descending=True).values
-        # The sum of the others: 1 - p₁ would round confident predictions to ties.
-        return falling_NC[:, 1:].sum(dim=1)
+        return other_probabilities(self.logits(pool)).sum(dim=1)

@@ -28,7 +28,9 @@ class Logo(QueryStrategy):
     predicted class's row of the last layer's gradient, up to sign). Micro step: of each
     cluster the sample with the highest entropy of the global model.
 
-    K-means runs to convergence on all samples, its seeding is k-means++. Where there are fewer
+    K-means runs to convergence on all samples, its seeding is k-means++. The best of 10 runs
+    counts (`starts`): the published code leaves the number to scikit-learn, whose default was 10
+    in the version that it names (1.0.1), and is 1 since version 1.4. Where there are fewer
     distinct embeddings than labels to buy, clusters are gone round again, each giving its next
     sample; the published code tops up in an order that is not reproducible.
 
@@ -77,7 +79,7 @@ class Logo(QueryStrategy):
             default=0.99, gt=0, description="Training accuracy that ends the training early."
         )
         starts: int = Field(
-            default=1, ge=1, description="Runs of k-means of which the best counts."
+            default=10, ge=1, description="Runs of k-means of which the best counts."
         )
 
     parameters: Parameters

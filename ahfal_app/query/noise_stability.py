@@ -7,7 +7,6 @@ V numbers that describe a sample, B selected samples.
 from __future__ import annotations
 
 import functools
-import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -22,8 +21,8 @@ from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 from ahfal_app.query.core.pool import Outputs, PoolView, Signal
 
-#: A later draw that moves a sample further than this many times the first's largest is cut.
-_LARGEST = torch.finfo(torch.float16).max
+#: What a vanishing feature vector moves by, relative to its length, may exceed what is kept.
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class NoiseStability(ScoringStrategy):
@@ -67,10 +66,7 @@ class NoiseStability(ScoringStrategy):
     parameters: Parameters
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
-        """Return the squared length of each sample's deviations, float64. Shape (N,).
-
-        In units of a power of 2 that is the same for all samples.
-        """
+        """Return the squared length of each sample's deviations, float64. Shape (N,)."""
         return EmbeddingPoints(self._deviations(pool, context)).squared_norms_N
 
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
@@ -82,11 +78,10 @@ class NoiseStability(ScoringStrategy):
         return pool.ids_N[greedy_k_center(points, scores_N, context.budget)]
 
     def _deviations(self, pool: PoolView, context: QueryContext) -> Tensor:
-        """Return the deviations of all draws side by side, float16. Shape (N, V).
+        """Return the deviations of all draws side by side, float32. Shape (N, V).
 
-        With 50 draws of 100 classes they are by far the largest thing in memory, and 11 bits
-        are more than what one draw of the noise is worth. A power of 2, found in the first
-        draw, keeps them within that type's range; only their proportions count.
+        In float32, which reaches down to 10⁻⁴⁵: half precision made all samples equal whose
+        deviations are ten million times smaller than the pool's largest, and there are many.
         """
         key = (self.name, self.parameters, context.seed, context.client, context.cycle)
         return pool.once(key, lambda: self._computed_deviations(pool, context))
@@ -94,13 +89,8 @@ class NoiseStability(ScoringStrategy):
     def _computed_deviations(self, pool: PoolView, context: QueryContext) -> Tensor:
         clean = Outputs(pool.signal(Signal.LOCAL_LOGITS), pool.signal(Signal.LOCAL_EMBEDDINGS))
         size, width = len(pool.ids_N), self._target(clean, slice(0, 1)).shape[1]
-        deviations_NV = torch.empty(
-            size,
-            self.parameters.draws * width,
-            dtype=torch.float16,
-            device=clean.logits_NC.device,
-        )
-        unit = 1.0
+        shape = (size, self.parameters.draws * width)
+        deviations_NV = clean.logits_NC.new_empty(shape, dtype=torch.float32)
         for draw in range(self.parameters.draws):
             perturb = functools.partial(
                 add_weight_noise,
@@ -108,37 +98,30 @@ class NoiseStability(ScoringStrategy):
                 generator=context.generator(f"noise-stability.{draw}"),
             )
             noisy = pool.perturbed(perturb)
-            if draw == 0:
-                blocks = (self._moved(clean, noisy, rows) for rows in row_blocks(size))
-                unit = power_of_two(max(map(_largest, blocks), default=0.0))
             columns = slice(draw * width, (draw + 1) * width)
             for rows in row_blocks(size):
-                moved_RV = self._moved(clean, noisy, rows) / unit
-                deviations_NV[rows, columns] = moved_RV.clamp_(-_LARGEST, _LARGEST)
+                moved_RV = self._moved(clean, noisy, rows)
+                deviations_NV[rows, columns] = moved_RV.clamp_(-_LARGEST, _LARGEST).float()
         return deviations_NV
 
     def _moved(self, clean: Outputs, noisy: Outputs, rows: slice) -> Tensor:
         """Return how far rows' outputs have moved, relative to their length, float64."""
         output_RV = self._target(clean, rows)
+        moved_RV = self._target(noisy, rows) - output_RV
+        if self.parameters.target == "softmax":
+            # The likeliest class moves against all others; near 1 a difference would not tell.
+            likeliest_R1 = output_RV.argmax(dim=1, keepdim=True)
+            moved_RV.scatter_(1, likeliest_R1, 0.0)
+            moved_RV.scatter_(1, likeliest_R1, -moved_RV.sum(dim=1, keepdim=True))
         norm_R1 = output_RV.norm(dim=1, keepdim=True)
         # A vanishing feature vector has no relative deviation; the plain one stands in.
-        norm_R1 = torch.where(norm_R1 > 0, norm_R1, 1.0)
-        return (self._target(noisy, rows) - output_RV) / norm_R1
+        return moved_RV / torch.where(norm_R1 > 0, norm_R1, 1.0)
 
     def _target(self, outputs: Outputs, rows: slice) -> Tensor:
         """Return the output of some rows that is watched, float64."""
         if self.parameters.target == "feature":
             return outputs.embeddings_ND[rows].double()
         return torch.softmax(outputs.logits_NC[rows].double(), dim=1)
-
-
-def power_of_two(largest: float) -> float:
-    """Return the power of 2 at or above a magnitude; 1 where it is 0."""
-    return 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
-
-
-def _largest(values_NV: Tensor) -> float:
-    return float(values_NV.abs().max())
 
 
 def add_weight_noise(model: nn.Module, scale: float, generator: np.random.Generator) -> None:

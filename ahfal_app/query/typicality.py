@@ -18,16 +18,18 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.base import QueryContext, ScoringStrategy
 from ahfal_app.query.core.clustering import k_means
 from ahfal_app.query.core.neighbourhood import Neighbourhood
+from ahfal_app.query.core.one_model import EMBEDDINGS, LABELLED_EMBEDDINGS, OneModelStrategy
+from ahfal_app.query.core.picking import first_highest
 from ahfal_app.query.core.pool import PoolView, Signal
 
 #: Keeps the typicality of a sample finite whose neighbours are all equal to it.
 SMOOTHING = 1e-5
 
 
-class Typicality(ScoringStrategy):
+class Typicality(OneModelStrategy, ScoringStrategy):
     """The most typical sample of each cluster, clusters with the fewest labels first.
 
     The paper's TPC_RP, on embeddings:
@@ -47,9 +49,9 @@ class Typicality(ScoringStrategy):
 
     Elsewhere we differ. The authors' code takes squared distances, the paper plain ones: so
     do we, by default. The paper's embeddings come from self-supervised learning, here they
-    are the local model's. A cluster that has given all its samples loses its turn, and where
-    all clusters have, the small ones take theirs in the same order; the code fails on both.
-    A sample that is alone in its cluster has no neighbours; its typicality is 0.
+    are those of one of the run's models. A cluster that has given all its samples loses its
+    turn, and where all clusters have, the small ones take theirs in the same order; the code
+    fails on both. A sample that is alone in its cluster has no neighbours; its typicality is 0.
     """
 
     name: ClassVar[str] = "typicality"
@@ -57,11 +59,9 @@ class Typicality(ScoringStrategy):
         "Hacohen, Dekel and Weinshall, Active learning on a budget: opposite strategies suit "
         "high and low budgets, ICML 2022"
     )
-    signals: ClassVar[frozenset[Signal]] = frozenset(
-        {Signal.LOCAL_EMBEDDINGS, Signal.LABELLED_LOCAL_EMBEDDINGS}
-    )
+    signals: ClassVar[frozenset[Signal]] = EMBEDDINGS | LABELLED_EMBEDDINGS
 
-    class Parameters(QueryStrategy.Parameters):
+    class Parameters(OneModelStrategy.Parameters):
         """Sizes, and variants."""
 
         max_clusters: int = Field(
@@ -102,9 +102,9 @@ class Typicality(ScoringStrategy):
 
     def _clusters(self, pool: PoolView, context: QueryContext) -> list[_Cluster]:
         """Return the clusters that have samples in the pool, by number."""
-        signals = (Signal.LOCAL_EMBEDDINGS, Signal.LABELLED_LOCAL_EMBEDDINGS)
+        embeddings = (self.embeddings(pool), self.labelled_embeddings(pool))
         # A tensor of its own, so that it may be changed in place.
-        both_ND = torch.cat([pool.signal(signal).double() for signal in signals])
+        both_ND = torch.cat([values.double() for values in embeddings])
         if self.parameters.normalise:
             normalize(both_ND, dim=1, out=both_ND)
         pool_ND, labelled_LD = both_ND[: len(pool)], both_ND[len(pool) :]
@@ -176,7 +176,7 @@ class _Cluster:
 
     def _highest(self) -> int:
         left_M = self._neighbourhood.left_M
-        return int(self.typicality_M.masked_fill(~left_M, -torch.inf).argmax())
+        return first_highest(self.typicality_M.masked_fill(~left_M, -torch.inf))
 
 
 def _in_turns(clusters: list[_Cluster]) -> Iterator[int]:

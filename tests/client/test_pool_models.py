@@ -76,11 +76,13 @@ def test_each_signal_comes_from_its_model_and_rows(
     local = outputs_of(loaded, situation.local_tensors, IDS)
     global_ = outputs_of(loaded, situation.global_tensors, IDS)
     labelled = outputs_of(loaded, situation.local_tensors, LABELLED)
+    labelled_by_global = outputs_of(loaded, situation.global_tensors, LABELLED)
     assert local.feature_maps_NF is not None
     for signal, expected in {
         # In an order that makes the models take turns.
         Signal.GLOBAL_LOGITS: global_.logits_NC,
         Signal.LABELLED_LOCAL_EMBEDDINGS: labelled.embeddings_ND,
+        Signal.LABELLED_GLOBAL_EMBEDDINGS: labelled_by_global.embeddings_ND,
         Signal.LOCAL_FEATURE_MAPS: local.feature_maps_NF,
         Signal.GLOBAL_EMBEDDINGS: global_.embeddings_ND,
         Signal.LOCAL_LOGITS: local.logits_NC,

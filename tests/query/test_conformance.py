@@ -70,7 +70,7 @@ def make_tensors(size: int, num_classes: int, seed: int = 0) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for signal in sorted(MATRICES, key=lambda signal: signal.value):
-        rows = LABELLED if signal is Signal.LABELLED_LOCAL_EMBEDDINGS else size
+        rows = LABELLED if signal.value.startswith("labelled") else size
         columns = num_classes if signal.value.endswith("logits") else WIDTH
         tensors[signal] = torch.randn(rows, columns, generator=generator)
     return tensors
@@ -190,7 +190,7 @@ def test_order_of_the_pool_does_not_matter(strategy: QueryStrategy) -> None:
     tensors, context = make_tensors(60, 5), make_context(17, 5)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     shuffled = {
-        signal: values if signal is Signal.LABELLED_LOCAL_EMBEDDINGS else values[order]
+        signal: values if signal.value.startswith("labelled") else values[order]
         for signal, values in tensors.items()
     }
     selected = select(strategy, shuffled, context)
@@ -268,6 +268,7 @@ def test_skewed_labelled_sets(
 def test_no_labelled_samples(strategy: QueryStrategy) -> None:
     tensors = make_tensors(30, 4)
     tensors[Signal.LABELLED_LOCAL_EMBEDDINGS] = torch.empty(0, WIDTH)
+    tensors[Signal.LABELLED_GLOBAL_EMBEDDINGS] = torch.empty(0, WIDTH)
     context = make_context(11, 4, class_counts_C=np.zeros(4, dtype=np.int64))
     assert_valid(select(strategy, tensors, context), range(30), 11)
 

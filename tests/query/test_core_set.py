@@ -14,23 +14,38 @@ from ahfal_app.query import PoolView, Signal, checked_select, make_strategy
 from ahfal_app.query.core import k_center
 
 
-def select(embeddings: Any, labelled: Any, budget: int) -> list[int]:
+def select(embeddings: Any, labelled: Any, budget: int, model: str = "local") -> list[int]:
     pool_ND = torch.as_tensor(np.array(embeddings), dtype=torch.float32)
     labelled_LD = torch.as_tensor(np.array(labelled), dtype=torch.float32)
     pool = PoolView(
         np.arange(len(pool_ND)),
         {
-            Signal.LOCAL_EMBEDDINGS: lambda: pool_ND,
-            Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: labelled_LD.reshape(-1, pool_ND.shape[1]),
+            Signal(f"{model}-embeddings"): lambda: pool_ND,
+            Signal(f"labelled-{model}-embeddings"): lambda: labelled_LD.reshape(
+                -1, pool_ND.shape[1]
+            ),
         },
     )
-    selected = checked_select(make_strategy("core-set"), pool, context_of(budget, [1, 1]))
-    return [int(i) for i in selected]
+    strategy = make_strategy("core-set", {"model": model})
+    return [int(i) for i in checked_select(strategy, pool, context_of(budget, [1, 1]))]
 
 
 def test_by_hand() -> None:
     # The furthest from 0 is 10; then 4 and 6 are equally far, and the smaller id wins.
     assert select([[1], [4], [6], [10]], [[0]], 2) == [3, 1]
+
+
+def test_the_global_model_alone_is_asked() -> None:
+    assert select([[1], [4], [6], [10]], [[0]], 2, model="global") == [3, 1]
+    assert select([[1], [4], [6], [10]], [], 2, model="global") == [2, 0]
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-5, 1e-7, 6e-8])
+def test_near_samples_are_not_duplicates(distance: float) -> None:
+    """Down to neighbouring float32 numbers, relative to the length of an embedding."""
+    labelled = [[1.0, 1.0]]
+    pool = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0 + 2 * distance], [1.0, 1.0 - distance]]
+    assert select(pool, labelled, 3) == [2, 3, 0]
 
 
 def test_duplicates_of_what_was_chosen_come_last_and_only_once() -> None:

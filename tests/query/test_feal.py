@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -71,6 +72,15 @@ class TestUncertainty:
         scores = Feal().scores(pool_of(signals), context_for(1, 2))
         expected = [0.5 + 0.266270, 0.910813 * (0.583333 + 0.266270), 0.0]
         assert scores.tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_epistemic_uncertainties_that_differ_by_rounding_weigh_1(self) -> None:
+        """The same evidence for other classes: scaled to [0, 1] this was noise."""
+        rows = list(itertools.permutations([0.3, 1.7, 2.9, 0.1]))
+        signals = signals_of([list(row) for row in rows], [[1.0, 0.0]] * len(rows))
+        scores = Feal().scores(pool_of(signals), context_for(1, 4))
+        alpha = concentration(torch.tensor(rows[:1]))
+        expected = 2 * float(aleatoric_uncertainty(alpha))
+        assert scores.tolist() == pytest.approx([expected] * len(rows), rel=1e-12)
 
     def test_equal_epistemic_uncertainties_weigh_1(self) -> None:
         """No evidence anywhere: the highest entropy that there is, of a flat distribution."""
@@ -161,6 +171,34 @@ class TestRelaxation:
             picks = relaxed_picks(features, count, threshold, neighbours)
         assert picks.dtype == torch.int64
         assert picks.tolist() == slow_picks(features, count, threshold, neighbours)
+
+
+def published_picks(features: Tensor, count: int, threshold: float, neighbours: int) -> list[int]:
+    """The rule of the published code: the most similar sample passes for the sample itself."""
+    directions = torch.nn.functional.normalize(features.double(), dim=1)
+    taken: list[int] = []
+    for i in range(len(features)):
+        cosines = (directions @ directions[i]).float().tolist()
+        order = sorted(range(len(features)), key=lambda j: (-cosines[j], j))
+        near = [j for j in order if cosines[j] > threshold][1 : 1 + neighbours]
+        if len(taken) < count and (not set(near) & set(taken) or len(near) < neighbours):
+            taken.append(i)
+    return taken
+
+
+class TestPublishedRelaxation:
+    def test_without_duplicates_both_rules_agree(self) -> None:
+        for seed in range(5):
+            features = random_signals(80, 2, 3, seed)[Signal.LOCAL_FEATURE_MAPS]
+            picks = relaxed_picks(features, 30, 0.85, 5).tolist()
+            assert picks == published_picks(features, 30, 0.85, 5)
+            assert picks != list(range(30))
+
+    def test_of_two_duplicates_only_the_published_rule_takes_both(self) -> None:
+        """Samples 0 and 1 are equal; each has 2 as another neighbour, which is not taken."""
+        features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.1]])
+        assert published_picks(features, 2, 0.85, 1) == [0, 1]
+        assert relaxed_picks(features, 2, 0.85, 1).tolist() == [0]
 
 
 class TestSelection:

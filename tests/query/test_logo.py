@@ -121,7 +121,18 @@ def test_whole_selection_equals_plain_loops() -> None:
     entropies = generator.uniform(0.01, 0.69, 60)
     pool = client_pool(embeddings.tolist(), entropies.tolist())
     expected = slow_best_of_each(entropies.tolist(), which.tolist(), 6)
-    assert select(pool, 6, starts=20) == expected
+    assert select(pool, 6) == expected
+
+
+def test_the_best_of_ten_starts_is_clustered_by_default() -> None:
+    """As scikit-learn 1.0.1 did, which the published code asks for."""
+    answers: dict[object, list[list[int]]] = {}
+    for starts in (None, 10, 1):
+        parameters = {"macro": "client", **({} if starts is None else {"starts": starts})}
+        answers[starts] = [
+            select(random_pool(150, 2, 4, seed)[0], 20, **parameters) for seed in range(3)
+        ]
+    assert answers[None] == answers[10] != answers[1]
 
 
 class TestLloyd:

@@ -101,7 +101,7 @@ def test_all_bad_parameters_are_reported_at_once() -> None:
     assert toggle.startswith("strategy.toggle=True: allowed is `by-class` | ")
     assert low_iff == (
         "strategy.low-iff: 'ahfal' has no such parameter; did you mean 'low-if'?; "
-        "it takes: balance, low-if, toggle"
+        "it takes: balance, deficits, low-if, toggle"
     )
 
 

@@ -23,14 +23,16 @@ def typicality(**parameters: Any) -> Typicality:
     return strategy
 
 
-def pool(embeddings: Any, labelled: Any = ()) -> PoolView:
+def pool(embeddings: Any, labelled: Any = (), model: str = "local") -> PoolView:
     pool_ND = torch.as_tensor(np.array(embeddings), dtype=torch.float64)
     labelled_LD = torch.as_tensor(np.array(labelled), dtype=torch.float64)
     return PoolView(
         np.arange(len(pool_ND)),
         {
-            Signal.LOCAL_EMBEDDINGS: lambda: pool_ND,
-            Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: labelled_LD.reshape(-1, pool_ND.shape[1]),
+            Signal(f"{model}-embeddings"): lambda: pool_ND,
+            Signal(f"labelled-{model}-embeddings"): lambda: labelled_LD.reshape(
+                -1, pool_ND.shape[1]
+            ),
         },
     )
 
@@ -61,6 +63,12 @@ class TestScores:
             means = [sum(sorted((x - y) ** 2 for [y] in LINE)[1:3]) / 2 for [x] in LINE]
         assert scores.tolist() == pytest.approx([1 / (mean + 1e-5) for mean in means])
         assert checked_select(strategy, pool(LINE), context_of(1, [1, 1])).tolist() == [2]
+
+    def test_of_the_global_model(self) -> None:
+        local, global_ = typicality(max_clusters=1), typicality(max_clusters=1, model="global")
+        context, labelled = context_of(2, [1, 1]), [[5.2]]
+        scores = global_.scores(pool(LINE, labelled, model="global"), context)
+        assert torch.equal(scores, local.scores(pool(LINE, labelled), context))
 
     def test_half_of_a_small_cluster(self) -> None:
         # Of seven samples three neighbours count, although twenty are allowed.

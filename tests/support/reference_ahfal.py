@@ -59,19 +59,31 @@ def round_shares(shares: Sequence[Fraction], total: int) -> list[int]:
     return rounded
 
 
-def class_budgets(counts: Sequence[int], pool: Sequence[int], budget: int) -> list[int]:
-    """Return the budgets of equation 4, with deficits shared out by the same weights."""
+def class_budgets(
+    counts: Sequence[int], pool: Sequence[int], budget: int, mean: Sequence[float] | None = None
+) -> list[int]:
+    """Return the budgets of equation 4.
+
+    Deficits are shared out by the same weights, or, with the clients' mean proportions, by how
+    far each class is below them as long as such a class has samples.
+    """
     weights = [Fraction(1) if n == 0 else Fraction(1, n) for n in counts]
+    shortfalls = [Fraction(0)] * len(counts)
+    if mean is not None:
+        labelled = max(1, sum(counts))
+        exact = [Fraction(m) - Fraction(n, labelled) for n, m in zip(counts, mean, strict=True)]
+        shortfalls = [Fraction(max(0, round(gap * 10**12))) for gap in exact]
     budgets = [0] * len(counts)
-    takers = set(range(len(counts)))
+    takers, by = set(range(len(counts))), weights
     while sum(budgets) < min(budget, sum(pool)):
         missing = min(budget, sum(pool)) - sum(budgets)
-        whole = sum((weights[c] for c in takers), Fraction(0))
+        whole = sum((by[c] for c in takers), Fraction(0))
         order = sorted(takers)
-        parts = round_shares([missing * weights[c] / whole for c in order], missing)
+        parts = round_shares([missing * by[c] / whole for c in order], missing)
         for c, part in zip(order, parts, strict=True):
             budgets[c] = min(budgets[c] + part, pool[c])
         takers = {c for c in takers if budgets[c] < pool[c]}
+        by = shortfalls if any(shortfalls[c] for c in takers) else weights
     return budgets
 
 

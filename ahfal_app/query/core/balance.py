@@ -11,56 +11,61 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
-from ahfal_app.query.core.base import QueryContext
-from ahfal_app.query.core.budgets import allocate, inverse_count_weights
+from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
+from ahfal_app.query.core.budgets import allocate, inverse_count_weights, shortfall_weights
 from ahfal_app.query.core.picking import top_per_class, top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.representation import representation_ratio_budgets
-
-#: Names of the ways to set class budgets, for the settings of strategies.
-Balance = Literal["inverse-count", "representation-ratio", "none"]
 
 #: Maps the number of samples of each class in the pool to class budgets, both (C,).
 ClassBudgets = Callable[[list[int]], NDArray[np.int64]]
 
 
-def balanced_selection(
-    scores_N: Tensor, pool: PoolView, context: QueryContext, balance: Balance
-) -> NDArray[np.int64]:
-    """Return the highest scores of each pseudo-class, within AHFAL's class budgets.
+class ClassBalanced(ScoringStrategy):
+    """A scoring strategy that takes the highest scores of each class, within AHFAL's budgets.
 
     Section 6.1, step 3 of the AHFAL paper; its pseudo-labels are the local model's
-    predictions. Equation 4 sets the budgets, or appendix F, or (`none`) nothing does.
-
-    Parameters
-    ----------
-    scores_N : Tensor
-        How much each sample is worth labelling. Shape (N,).
-    pool : PoolView
-        Gives the local model's logits.
-    context : QueryContext
-        Budget, class counts and statistics.
-    balance : str
-        How class budgets are set.
-
-    Returns
-    -------
-    NDArray[np.int64]
-        Ids in falling order of their scores. Shape (B,).
+    predictions, so that a subclass declares `Signal.LOCAL_LOGITS`.
     """
-    if balance == "none":
-        return top_scores(scores_N, pool.ids_N, context.budget)
-    counts_C = context.class_counts_C.tolist()
 
-    def budgets(capacity_C: list[int]) -> NDArray[np.int64]:
-        if balance == "representation-ratio":
-            target_C = context.statistics.mean_C
-            return representation_ratio_budgets(counts_C, target_C, capacity_C, context.budget)
-        return allocate(inverse_count_weights(counts_C), capacity_C, context.budget)
+    class Parameters(QueryStrategy.Parameters):
+        """How class budgets are set."""
 
-    return selection_within(scores_N, pool, pseudo_labels(pool), context.num_classes, budgets)
+        balance: Literal["inverse-count", "representation-ratio", "none"] = Field(
+            default="inverse-count",
+            description="Class budgets: by equation 4, by appendix F, or none (ablation).",
+        )
+        deficits: Literal["inverse-count", "shortfall"] = Field(
+            default="inverse-count",
+            description="Equation 4: what a class has no samples for goes to the others by the "
+            "same weights, or by how far their shares are below the clients' mean.",
+        )
+
+    parameters: Parameters
+
+    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
+        """Return the highest scores of each pseudo-class, within the class budgets."""
+        scores_N = self.scores(pool, context)
+        if self.parameters.balance == "none":
+            return top_scores(scores_N, pool.ids_N, context.budget)
+
+        def budgets(capacity_C: list[int]) -> NDArray[np.int64]:
+            return self._budgets(capacity_C, context)
+
+        return selection_within(scores_N, pool, pseudo_labels(pool), context.num_classes, budgets)
+
+    def _budgets(self, capacity_C: list[int], context: QueryContext) -> NDArray[np.int64]:
+        counts_C, mean_C = context.class_counts_C.tolist(), context.statistics.mean_C
+        if self.parameters.balance == "representation-ratio":
+            return representation_ratio_budgets(counts_C, mean_C, capacity_C, context.budget)
+        deficits_C = None
+        if self.parameters.deficits == "shortfall":
+            deficits_C = shortfall_weights(counts_C, mean_C.tolist())
+        weights_C = inverse_count_weights(counts_C)
+        return allocate(weights_C, capacity_C, context.budget, deficits_C)
 
 
 def selection_within(

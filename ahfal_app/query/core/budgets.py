@@ -14,6 +14,9 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import NDArray
 
+#: Differences of proportions are counted in steps of one over this.
+GAP_STEPS = 10**12
+
 #: A weight; a float stands for the binary fraction that it is.
 Weight = int | float | Fraction
 
@@ -31,40 +34,36 @@ def inverse_count_weights(counts_C: Iterable[int]) -> tuple[Fraction, ...]:
     return tuple(Fraction(1, max(int(count), 1)) for count in counts_C)
 
 
-def largest_remainder(weights_C: Sequence[Weight], total: int) -> NDArray[np.int64]:
-    """Split a whole number in proportion to weights, by the largest-remainder method.
-
-    Each class gets its share rounded down; what is left goes one each to the largest
-    remainders, among equals to the lowest class.
+def shortfall_weights(counts_C: Iterable[int], mean_C: Iterable[float]) -> tuple[Fraction, ...]:
+    """Return how far each class's share of the labels is below a mean: max(0, p̄_c - p_c).
 
     Parameters
     ----------
-    weights_C : Sequence[Weight]
-        Weights, finite and at least 0. If all are 0, all count the same.
-    total : int
-        Number to split, at least 0.
-
-    Returns
-    -------
-    NDArray[np.int64]
-        Shares that sum to `total`. Shape (C,).
-
-    Raises
-    ------
-    ValueError
-        There are no weights, one is negative, NaN or infinite, or the total is negative.
+    counts_C : Iterable[int]
+        Labelled samples of each class; where there are none at all, all shares are 0.
+    mean_C : Iterable[float]
+        Mean proportions p̄ of the classes over clients.
     """
-    return np.array(_split(_integers(weights_C), _checked_total(total)), dtype=np.int64)
+    counts = [int(count) for count in counts_C]
+    labelled = max(sum(counts), 1)
+    gaps = (mean - count / labelled for count, mean in zip(counts, mean_C, strict=True))
+    # Whole numbers of the grid, so that rounding parts no two classes that lack the same.
+    return tuple(Fraction(max(0, round(gap * GAP_STEPS)), GAP_STEPS) for gap in gaps)
 
 
 def allocate(
-    weights_C: Sequence[Weight], capacity_C: Iterable[int], budget: int
+    weights_C: Sequence[Weight],
+    capacity_C: Iterable[int],
+    budget: int,
+    deficit_weights_C: Sequence[Weight] | None = None,
 ) -> NDArray[np.int64]:
     """Split a budget in proportion to weights, where classes can take only so much.
 
-    The whole budget is split over all classes by `largest_remainder`; what a class cannot
-    take is split again, with the same weights, over the classes that can take more, until
-    the budget is spent or nothing is left to take (AHFAL paper, section 6.1, step 3).
+    The whole budget is split over all classes by the largest-remainder method: each gets its
+    share rounded down, and what is left goes one each to the largest remainders, among equals
+    to the lowest class. What a class cannot take is split again over the classes that can take
+    more, until the budget is spent or nothing is left to take (AHFAL paper, section 6.1,
+    step 3).
 
     Parameters
     ----------
@@ -75,6 +74,9 @@ def allocate(
         Most that each class can take.
     budget : int
         Number to split, at least 0.
+    deficit_weights_C : Sequence[Weight], optional
+        Weights for what classes could not take; the same ones if left out. Classes of weight 0
+        get of it only what no other can take, in proportion to `weights_C`.
 
     Returns
     -------
@@ -84,21 +86,26 @@ def allocate(
     Raises
     ------
     ValueError
-        As for `largest_remainder`, or a capacity is negative, or the lengths differ.
+        There are no weights, one is negative, NaN or infinite, the budget or a capacity is
+        negative, or the lengths differ.
     """
     weights = _integers(weights_C)
+    later = weights if deficit_weights_C is None else _integers(deficit_weights_C)
+    if len(later) != len(weights):
+        raise ValueError(f"{len(weights)} weights for deficits are needed, got {len(later)}")
     spare = _checked_capacities(capacity_C, len(weights))
     remaining = min(_checked_total(budget), sum(spare))
     budgets = [0] * len(weights)
-    open_classes = list(range(len(weights)))
+    takers, shares_by = list(range(len(weights))), weights
     while remaining:
-        shares = _split([weights[c] for c in open_classes], remaining)
-        for c, share in zip(open_classes, shares, strict=True):
+        shares = _split([shares_by[c] for c in takers], remaining)
+        for c, share in zip(takers, shares, strict=True):
             taken = min(share, spare[c])
             budgets[c] += taken
             spare[c] -= taken
             remaining -= taken
-        open_classes = [c for c in open_classes if spare[c]]
+        takers = [c for c in range(len(weights)) if spare[c]]
+        shares_by = later if any(later[c] for c in takers) else weights
     return np.array(budgets, dtype=np.int64)
 
 

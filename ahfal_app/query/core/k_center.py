@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ahfal_app.query.core.picking import level, ranked
 from ahfal_app.query.core.points import Points
 
 #: Points that are kept up to date between two passes over all.
@@ -18,6 +19,8 @@ CANDIDATES = 512
 
 def greedy_k_center(points: Points, nearest_N: Tensor, count: int) -> NDArray[np.int64]:
     """Return the picks of the greedy algorithm in order, ties to the lowest position.
+
+    What ties is said in `picking`: distances that are equal on paper are equal here.
 
     Exactly what one pass over all points for each pick would give, in far fewer passes: a
     point's distance to its nearest centre only ever falls, so one that is known from an
@@ -53,18 +56,19 @@ def greedy_k_center(points: Points, nearest_N: Tensor, count: int) -> NDArray[np
 
 def _picks_of_a_pass(points: Points, nearest_N: Tensor, count: int) -> list[int]:
     """Return the next picks, as many as distances that are not up to date can settle."""
-    falling_N = torch.sort(nearest_N, descending=True, stable=True).indices
+    falling_N = ranked(nearest_N)
     candidates_K = falling_N[:CANDIDATES].sort().values
     others_N = falling_N[CANDIDATES:]
-    bound = float(nearest_N[others_N[0]]) if len(others_N) else -np.inf
+    bound = float(nearest_N[others_N].max()) if len(others_N) else -np.inf
     between_KK = points.squared_distances(candidates_K, candidates_K).cpu().numpy()
     nearest_K = nearest_N[candidates_K].cpu().numpy()
     picks: list[int] = []
     while len(picks) < count:
-        furthest = int(nearest_K.argmax())
+        least = level(float(nearest_K.max()))
         # The first is exact. After it, a bound of the same value may have a lower position.
-        if picks and not nearest_K[furthest] > bound:
+        if picks and not least > bound:
             break
+        furthest = int((nearest_K >= least).argmax())
         picks.append(int(candidates_K[furthest]))
         nearest_K = np.minimum(nearest_K, between_KK[furthest])
         nearest_K[furthest] = -np.inf

@@ -1,9 +1,15 @@
 """From scores to ids: the highest scores, over all samples or within class budgets.
 
+Numbers that are equal on paper differ here in their last digits, by the order in which a sum was
+taken, and so by machine and by place in a batch. What ranks them must not: whatever agrees to
+within `SAME` counts as equal, and the lowest id decides.
+
 Shape suffixes: N samples in the pool, C classes, B selected samples.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -11,6 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ahfal_app.errors import NonFiniteSignal
+
+#: Neighbours in order whose difference is at most this share of the larger are equal. It is far
+#: above what float64 rounds away, and far below what float32 outputs of a network can tell.
+SAME = 2.0**-32
 
 
 def falling(scores_N: Tensor) -> Tensor:
@@ -24,7 +34,31 @@ def falling(scores_N: Tensor) -> Tensor:
     bad_rows = int((~torch.isfinite(scores_N)).sum())
     if bad_rows:
         raise NonFiniteSignal(f"{bad_rows} of {len(scores_N)} scores are NaN or infinite")
-    return torch.sort(scores_N, descending=True, stable=True).indices
+    return ranked(scores_N)
+
+
+def ranked(values_N: Tensor) -> Tensor:
+    """Return positions by falling value, among equals the lowest first; not for NaN. Shape (N,)."""
+    values_N, order_N = torch.sort(values_N, descending=True, stable=True)
+    above, below = values_N[:-1], values_N[1:]
+    close = above - below <= SAME * torch.maximum(above.abs(), below.abs())
+    # Where the upper one is infinite, so is the margin.
+    close &= torch.isfinite(above) & torch.isfinite(below) & (above != below)
+    if not close.any():
+        return order_N
+    starts = (~close & (above != below)).long()
+    group_N = torch.cat([starts.new_zeros(1), starts.cumsum(dim=0)])
+    return order_N[(group_N * len(order_N) + order_N).argsort()]
+
+
+def level(highest: float) -> float:
+    """Return the least value that counts as equal to the highest."""
+    return highest - SAME * abs(highest) if math.isfinite(highest) else highest
+
+
+def first_highest(values_N: Tensor) -> int:
+    """Return the lowest position of a value that counts as equal to the highest; N > 0."""
+    return int((values_N >= level(float(values_N.max()))).int().argmax())
 
 
 def top_scores(scores_N: Tensor, ids_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:

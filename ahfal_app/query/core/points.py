@@ -1,6 +1,6 @@
 """Points of a pool, and their squared distances in blocks of bounded size.
 
-Shape suffixes: N points, C classes, D embedding width, R rows, K centres.
+Shape suffixes: N points, C classes, D embedding width, R rows, K centres, P pairs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ ROWS, CENTRES = 1024, 1024
 #: Numbers of each point that are converted at a time.
 COLUMNS = 512
 
-#: Squared distances below this share of the squared norms are rounding errors: points that
-#: cannot be told apart in float64 count as equal.
-TOLERANCE = 64 * torch.finfo(torch.float64).eps
+#: Squared distances up to this share of the squared norms are computed again from differences:
+#: in the sum of norms and inner products all but a fraction of their digits cancels.
+NEAR = 2.0**-16
+
+#: Numbers of the pairs that are computed again at a time.
+PAIRED = 2**20
 
 
 class Points(ABC):
@@ -45,7 +48,8 @@ class Points(ABC):
     def squared_distances(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
         """Return the squared distance of each row to each centre, float64. Shape (R, K).
 
-        As |x - y|² = |x|² + |y|² - 2 x·y, in float64 since the sum cancels for near points.
+        As |x - y|² = |x|² + |y|² - 2 x·y by one matrix product; where that cancels, pair by
+        pair. So it is 0 for equal points alone, and keeps its digits however near they are.
 
         Parameters
         ----------
@@ -55,7 +59,26 @@ class Points(ABC):
         rows_R1 = self.squared_norms_N[rows_R][:, None]
         norms_RK = rows_R1 + self.squared_norms_N[centres_K]
         distances_RK = self.inner_products(rows_R, centres_K).mul_(-2).add_(norms_RK)
-        return distances_RK.masked_fill_(distances_RK <= norms_RK.mul_(TOLERANCE), 0.0)
+        near = (distances_RK <= norms_RK.mul_(NEAR)).nonzero(as_tuple=True)
+        positions_N = torch.arange(len(self), device=distances_RK.device)
+        distances_RK[near] = self._paired(
+            positions_N[rows_R][near[0]], positions_N[centres_K][near[1]]
+        )
+        return distances_RK
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers that a point is kept as."""
+
+    @abstractmethod
+    def pair_distances(self, first_P: Tensor, second_P: Tensor) -> Tensor:
+        """Return the squared distance of each pair from differences, float64. Shape (P,)."""
+
+    def _paired(self, first_P: Tensor, second_P: Tensor) -> Tensor:
+        at_once = max(1, PAIRED // self.width)
+        pairs = zip(torch.split(first_P, at_once), torch.split(second_P, at_once), strict=True)
+        return torch.cat([self.pair_distances(*pair) for pair in pairs])
 
     def lower(self, nearest_N: Tensor, centres_K: Tensor) -> None:
         """Take more centres into each point's squared distance to its nearest centre.
@@ -90,6 +113,16 @@ class EmbeddingPoints(Points):
         """Return the inner product of each row with each centre, float64. Shape (R, K)."""
         return _inner_products(self._embeddings_ND, rows_R, centres_K)
 
+    @property
+    def width(self) -> int:
+        """Numbers that a point is kept as."""
+        return self._embeddings_ND.shape[1]
+
+    def pair_distances(self, first_P: Tensor, second_P: Tensor) -> Tensor:
+        """Return the squared distance of each pair from differences, float64. Shape (P,)."""
+        values_ND = self._embeddings_ND
+        return (values_ND[first_P].double() - values_ND[second_P].double()).square().sum(dim=1)
+
 
 class OuterProductPoints(Points):
     """Outer products a ⊗ b of the rows of two matrices, which are never formed.
@@ -112,6 +145,24 @@ class OuterProductPoints(Points):
         left_RK = _inner_products(self._left_NC, rows_R, centres_K)
         return left_RK.mul_(_inner_products(self._right_ND, rows_R, centres_K))
 
+    @property
+    def width(self) -> int:
+        """Numbers that a point is kept as."""
+        return self._left_NC.shape[1] + self._right_ND.shape[1]
+
+    def pair_distances(self, first_P: Tensor, second_P: Tensor) -> Tensor:
+        """Return the squared distance of each pair from differences, float64. Shape (P,).
+
+        With means m, n and half differences d, e of the factors, a ⊗ b - a' ⊗ b' is
+        2 (m ⊗ e + d ⊗ n). Split into their parts along the means, d = α m + d' and
+        e = β n + e', the two give three orthogonal terms: |m|² |e'|², |n|² |d'|² and
+        (α + β)² |m|² |n|². None of them is a difference of larger numbers.
+        """
+        left_P, along_left_P, across_left_P = _parts(self._left_NC, first_P, second_P)
+        right_P, along_right_P, across_right_P = _parts(self._right_ND, first_P, second_P)
+        along_P = (along_left_P + along_right_P).square() * left_P * right_P
+        return 4 * (along_P + left_P * across_right_P + right_P * across_left_P)
+
 
 def row_blocks(size: int) -> Iterator[slice]:
     """Yield slices of at most `ROWS` that cover the positions below a size."""
@@ -131,6 +182,16 @@ def _inner_products(values_ND: Tensor, rows_R: Tensor | slice, centres_K: Tensor
     if products_RK is None:
         raise ValueError("points need at least one number each")
     return products_RK
+
+
+def _parts(values_ND: Tensor, first_P: Tensor, second_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return |m|², α and |d'|² of each pair: the mean m, half the difference d = α m + d'."""
+    first_PD, second_PD = values_ND[first_P].double(), values_ND[second_P].double()
+    mean_PD, half_PD = (first_PD + second_PD) / 2, (first_PD - second_PD) / 2
+    squared_P = mean_PD.square().sum(dim=1)
+    along_P = (mean_PD * half_PD).sum(dim=1) / torch.where(squared_P > 0, squared_P, 1.0)
+    across_P = (half_PD - along_P[:, None] * mean_PD).square().sum(dim=1)
+    return squared_P, along_P, across_P
 
 
 def _squared_norms(values_ND: Tensor) -> Tensor:

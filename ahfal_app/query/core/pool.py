@@ -39,6 +39,8 @@ class Signal(Enum):
     """Shape (N, D)."""
     LABELLED_LOCAL_EMBEDDINGS = "labelled-local-embeddings"
     """Shape (L, D): of the client's labelled set, not of its pool."""
+    LABELLED_GLOBAL_EMBEDDINGS = "labelled-global-embeddings"
+    """Shape (L, D): of the client's labelled set, not of its pool."""
     LOCAL_FEATURE_MAPS = "local-feature-maps"
     """Shape (N, 9 c): the last feature map of c channels, averaged to 3x3 and flattened."""
     PERTURBED_LOCAL_MODEL = "perturbed-local-model"
@@ -46,6 +48,9 @@ class Signal(Enum):
     LOCAL_ONLY_MODEL = "local-only-model"
     """Outputs of a model trained on this client's labels alone: `PoolView.local_only`."""
 
+
+#: What has a row for each labelled sample, and not for each of the pool.
+_LABELLED = frozenset({Signal.LABELLED_LOCAL_EMBEDDINGS, Signal.LABELLED_GLOBAL_EMBEDDINGS})
 
 #: What a view's models give, where it has models.
 _FROM_MODELS = frozenset({Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL})
@@ -115,7 +120,7 @@ class PoolView:
         Ids of the samples, integers, strictly increasing.
     sources : Mapping[Signal, Callable[[], Tensor]]
         What computes each signal: a finite floating-point matrix whose rows follow `ids_N`
-        (but for `Signal.LABELLED_LOCAL_EMBEDDINGS`).
+        (but for embeddings of the labelled set).
     models : PoolModels, optional
         What computes the signals that take arguments.
 
@@ -261,8 +266,7 @@ class PoolView:
                 f"signal {signal.value!r} has shape {tuple(values.shape)}, dtype {values.dtype}; "
                 "a floating-point matrix is needed"
             )
-        follows_ids = signal is not Signal.LABELLED_LOCAL_EMBEDDINGS
-        if follows_ids and len(values) != len(self):
+        if signal not in _LABELLED and len(values) != len(self):
             raise ValueError(f"signal {signal.value!r} has {len(values)} rows for {len(self)} ids")
         if not _is_finite(values):
             bad_rows = int((~torch.isfinite(values)).any(dim=1).sum())

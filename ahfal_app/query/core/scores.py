@@ -8,13 +8,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Gaps to the highest logit above this give a probability of 0; it keeps products finite.
+_VANISHING = 1e4
+
 
 def entropy(logits_NC: Tensor) -> Tensor:
     """Return the entropy of each row's softmax, in nats and float64. Shape (N,).
 
-    In float64 throughout: float32 rounds the entropies of confident samples to ties, and
-    this is a vanishing part of a forward pass.
+    With the gaps d_k to the highest logit and S = Σ exp(-d_k) over the other classes, it is
+    log(1 + S) + Σ d_k exp(-d_k) / (1 + S): a sum of positive terms, so that the entropies of
+    confident samples keep all their digits, too.
+    """
+    logits_NC = logits_NC.double()
+    highest_N1, predicted_N1 = logits_NC.max(dim=1, keepdim=True)
+    gaps_NC = (highest_N1 - logits_NC).clamp_(max=_VANISHING)
+    weights_NC = torch.exp(-gaps_NC).scatter_(1, predicted_N1, 0.0)
+    others_N = weights_NC.sum(dim=1)
+    return torch.log1p(others_N) + (gaps_NC * weights_NC).sum(dim=1) / (1 + others_N)
+
+
+def other_probabilities(logits_NC: Tensor) -> Tensor:
+    """Return the probabilities of all but the likeliest class, falling, float64. Shape (N, C-1).
+
+    Their sum is 1 - p₁, which as a difference would round confident samples to ties.
     """
     probabilities_NC = torch.softmax(logits_NC.double(), dim=1)
-    entropy_N: Tensor = torch.special.entr(probabilities_NC).sum(dim=1)
-    return entropy_N
+    return probabilities_NC.sort(dim=1, descending=True).values[:, 1:]
