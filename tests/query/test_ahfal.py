@@ -133,6 +133,21 @@ class TestSelection:
         selected = checked_select(strategy, pool_of(log(*rows), None), context)
         assert np.bincount(selected // 20, minlength=4).tolist() == [3, 3, 3, 11]
 
+    @pytest.mark.parametrize("name", ["ahfal", "ahfal-lambda"])
+    @pytest.mark.parametrize(
+        ("deficits", "expected"), [("inverse-count", [1, 3, 1, 5]), ("shortfall", [1, 2, 1, 6])]
+    )
+    def test_what_a_class_lacks_in_the_pool_goes_to_others(
+        self, name: str, deficits: str, expected: list[int]
+    ) -> None:
+        """Budgets of (1, 2, 4, 3), and one sample of class 2; only class 3 is below the mean."""
+        classes = torch.tensor([0] * 10 + [1] * 10 + [2] + [3] * 10)
+        logits = torch.nn.functional.one_hot(classes, 4).double()
+        strategy = make_strategy(name, {"deficits": deficits})
+        context = context_of(10, [4, 2, 0, 1], [True] * 4)
+        selected = checked_select(strategy, pool_of(logits, logits), context)
+        assert torch.bincount(classes[selected], minlength=4).tolist() == expected
+
     def test_without_toggling_and_balance_it_is_entropy(self) -> None:
         generator = torch.Generator().manual_seed(3)
         pool = pool_of(torch.randn(200, 5, generator=generator), None)

@@ -75,6 +75,11 @@ class Points(ABC):
     def pair_distances(self, first_P: Tensor, second_P: Tensor) -> Tensor:
         """Return the squared distance of each pair from differences, float64. Shape (P,)."""
 
+    def _positions(self, rows_R: Tensor | slice) -> Tensor:
+        if isinstance(rows_R, Tensor):
+            return rows_R
+        return torch.arange(len(self), device=self.squared_norms_N.device)[rows_R]
+
     def _paired(self, first_P: Tensor, second_P: Tensor) -> Tensor:
         at_once = max(1, PAIRED // self.width)
         pairs = zip(torch.split(first_P, at_once), torch.split(second_P, at_once), strict=True)
