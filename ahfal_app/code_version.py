@@ -1,4 +1,4 @@
-"""This package's version, and a hash of its source by which server and clients agree."""
+"""The package's version, and a hash of its source by which server and clients agree."""
 
 from __future__ import annotations
 
