@@ -1,0 +1,54 @@
+"""The package of a user's own that docs/extending.md describes, made of the page's examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+#: Settings that choose one of each.
+SETTINGS: dict[str, object] = {
+    "strategy": "logit-gap",
+    "strategy.model": "global",
+    "oracle": "tired-reader",
+    "oracle.errors": 0.25,
+    "dataset": "stripes",
+    "dataset.images": 240,
+    "model": "shallow",
+    "model.width": 8,
+    "aggregation": "equal-weights",
+    "aggregation.fewest": 3,
+    "local-update": "smoothed",
+    "local-update.share": 0.2,
+    "tracker": "text-lines",
+    "tracker.file": "said.txt",
+    "num-clients": 3,
+    "rounds": 2,
+    "local-epochs": 1,
+    "cycles": 2,
+    "initial-fraction": 0.2,
+    "query-fraction": 0.1,
+    "partition": "iid",
+}
+
+
+def write_package(folder: Path) -> Path:
+    """Write the package's project into a folder and return its package folder."""
+    page = (DOCS / "extending.md").read_text(encoding="utf-8")
+    strategy = (DOCS / "adding-a-strategy.md").read_text(encoding="utf-8")
+    package = folder / "ward"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('"""A package of a user\'s own."""\n')
+    (package / "logit_gap.py").write_text(_blocks(strategy, "python")[0])
+    names = re.findall(r"This\s+is\s+all\s+of\s+`(\w+\.py)`", page)
+    modules = _blocks(page, "python")
+    assert len(names) == len(modules) == 7
+    for name, module in zip(names, modules, strict=True):
+        (package / name).write_text(module)
+    (folder / "pyproject.toml").write_text(_blocks(page, "toml")[0])
+    return package
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)

@@ -1,0 +1,169 @@
+"""A package of a user's own with one component of each kind: installed, and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from support.documented_package import SETTINGS, write_package
+
+from ahfal_app.api import RunResult
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.plugins import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """Install the package as `pip install --target` would; return an environment that has it."""
+    write_package(folder)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    about = folder / "ward-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ward\nVersion: 1.0\n")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
+    (about / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    paths = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths}
+
+
+def ahfal(
+    program: list[str], environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def settings_file(tmp_path: Path, data_dir: Path, **more: object) -> str:
+    values = {
+        **SETTINGS,
+        "output-dir": str(tmp_path / "runs"),
+        "data-dir": str(data_dir),
+        **{key.replace("_", "-"): value for key, value in more.items()},
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def check_run(folder: Path) -> RunResult:
+    """See that each component of the package did its part."""
+    run = RunResult.read(folder)
+    said = (folder / "said.txt").read_text().splitlines()
+    assert len(said) == len(run.metrics.records) == 6
+    assert "cycle/metrics/worst-class=" in said[-1]
+    last = run.metrics.cycles[-1]
+    tested = [each for each in last.class_accuracy if each is not None]
+    assert last.metrics["worst-class"] == min(tested)
+    assert len(last.class_accuracy) == 3
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {each["setting"] for each in environment["components"]} == set(FAMILIES)
+    assert {(each["package"], each["version"]) for each in environment["components"]} == {
+        ("ward", "1.0")
+    }
+    assert environment["data"]["class_names"] == ["across", "along", "both"]
+    store = LabelStore.open_existing(folder / "clients" / "0" / "labels.sqlite")
+    with closing(store):
+        annotators = {entry.annotator for entry in store.entries()}
+    assert annotators == {"tired"}
+    return run
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return installed(tmp_path_factory.mktemp("package"))
+
+
+AHFAL = [sys.executable, "-m", "ahfal_app"]
+
+
+def test_one_of_each_runs_in_process(
+    tmp_path: Path, data_dir: Path, environment: dict[str, str]
+) -> None:
+    done = ahfal(AHFAL, environment, "run", settings_file(tmp_path, data_dir, name="own"))
+    assert done.returncode == 0, done.stderr
+    check_run(tmp_path / "runs" / "own")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("strategy.model=globl", "did you mean 'global'?"),
+        ("oracle.errors=1.5", "oracle.errors=1.5: allowed is number, ≥ 0, ≤ 1"),
+        ("dataset.images=7", "dataset.images=7: allowed is integer, ≥ 30"),
+        ("model.width=true", "model.width=True: allowed is integer, ≥ 8"),
+        ("aggregation.fewest=4", "aggregation.fewest=4: there are 3"),
+        ("local-update.shar=0.1", "did you mean 'share'?"),
+        ("local-update=smoothd", "did you mean 'smoothed'?"),
+        ("aggregation=equal-weight", "did you mean 'equal-weights'?"),
+        ("oracle=tired", "allowed is "),
+    ],
+)
+def test_what_they_cannot_take_is_refused_before_a_run(
+    change: str, told: str, tmp_path: Path, data_dir: Path, environment: dict[str, str]
+) -> None:
+    done = ahfal(AHFAL, environment, "run", settings_file(tmp_path, data_dir), change)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_does_again_what_ran_with_other_code(tmp_path: Path, data_dir: Path) -> None:
+    package = tmp_path / "package"
+    environment = installed(package)
+    experiment = tmp_path / "experiment.yaml"
+    values = {**SETTINGS, "data-dir": str(data_dir), "cycles": 1, "rounds": 1}
+    experiment.write_text(yaml.safe_dump({**values, "sweep": {"seed": [0]}}))
+
+    def sweep() -> str:
+        out = str(tmp_path / "sweep")
+        done = ahfal(AHFAL, environment, "sweep", str(experiment), "--out", out, "--jobs", "1")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    sweep()
+    assert len(list((tmp_path / "sweep" / "runs").iterdir())) == 1
+    assert "1 of 1 runs are done already" in sweep()
+    module = package / "ward" / "logit_gap.py"
+    module.write_text(module.read_text().replace("- top_N2[:, 0]", "- 2 * top_N2[:, 0]"))
+    assert "1 of 1 runs are done already" not in sweep()
+    assert len(list((tmp_path / "sweep" / "runs").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_one_of_each_in_a_clean_environment_on_both_engines(tmp_path: Path, data_dir: Path) -> None:
+    """As a user would: an empty environment, AHFAL from its checkout, the package beside it."""
+    write_package(tmp_path / "package")
+    env = tmp_path / "env"
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("\n".join(pins["constraint-dependencies"]))
+    python = ["--python", str(env / "bin" / "python")]
+    for command in (
+        ["uv", "venv", "--quiet", "--python", sys.executable, str(env)],
+        ["uv", "pip", "install", "--quiet", *python, "-c", str(constraints), "-e", str(ROOT)],
+        ["uv", "pip", "install", "--quiet", *python, "--no-deps", str(tmp_path / "package")],
+    ):
+        subprocess.run(command, check=True)
+    program = [str(env / "bin" / "ahfal"), "run"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    results = []
+    for engine in ("in-process", "flower"):
+        file = settings_file(tmp_path, data_dir, name=engine)
+        done = ahfal(program, environment, file, "--engine", engine)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append(check_run(tmp_path / "runs" / engine))
+    assert results[0].accuracies == results[1].accuracies
