@@ -23,9 +23,9 @@ from ahfal_app.labels.store import (
     Entry,
     LabelReceipt,
     LabelStore,
-    Ledger,
     find_store,
 )
+from ahfal_app.ledger import Ledger
 
 _EXPORTED = (
     "file",

@@ -53,25 +53,6 @@ class LabelReceipt:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """Labels in integers: `allotted = spent + reserved + free`."""
-
-    allotted: int
-    spent: int
-    reserved: int
-    free: int
-
-    def __add__(self, other: Ledger) -> Ledger:
-        """Return the ledger of two clients together."""
-        return Ledger(
-            self.allotted + other.allotted,
-            self.spent + other.spent,
-            self.reserved + other.reserved,
-            self.free + other.free,
-        )
-
-
-@dataclass(frozen=True)
 class Labelled:
     """The labelled set L_i, by increasing sample id."""
 

@@ -30,7 +30,6 @@ from ahfal_app.labels.records import (
     Labelled,
     LabelReceipt,
     LabelRequest,
-    Ledger,
     request_id,
 )
 from ahfal_app.labels.schema import prepare_schema
@@ -45,7 +44,6 @@ __all__ = [
     "LabelRequest",
     "LabelStore",
     "Labelled",
-    "Ledger",
     "find_store",
     "request_id",
 ]

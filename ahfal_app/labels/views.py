@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.errors import StoreError
-from ahfal_app.labels.records import Conflict, Entry, Labelled, LabelRequest, Ledger
+from ahfal_app.labels.records import Conflict, Entry, Labelled, LabelRequest
+from ahfal_app.ledger import Ledger
 
 
 class LabelViews:
@@ -99,11 +100,20 @@ class LabelViews:
         return np.setdiff1d(self._samples_N, np.array(taken, dtype=np.int64), assume_unique=True)
 
     def ledger(self) -> Ledger:
-        """Return the ledger."""
+        """Return the ledger.
+
+        Raises
+        ------
+        StoreError
+            It does not add up.
+        """
         row = self._connection.execute(
             "SELECT allotted, spent, reserved, free FROM ledger"
         ).fetchone()
-        return Ledger(*row)
+        try:
+            return Ledger(*row)
+        except ValueError as error:
+            raise StoreError(f"label store: {error}") from error
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, by label; empty where `describe` was not called."""

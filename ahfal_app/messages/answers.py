@@ -6,12 +6,12 @@ Shape suffix: C classes.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
 
-from ahfal_app.labels.records import Ledger
+from ahfal_app.ledger import Ledger
 from ahfal_app.messages.fields import count, number
 from ahfal_app.messages.keys import LOSS_KEY, WEIGHT_KEY
 from ahfal_app.privacy.sessions import HistogramAnswer
@@ -243,10 +243,7 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
 
 
 def _ledger(metrics: MetricRecord) -> Ledger:
-    ledger = Ledger(**{key: count(metrics, key) for key in Ledger.__dataclass_fields__})
-    if ledger.allotted != ledger.spent + ledger.reserved + ledger.free:
-        raise ValueError(f"{ledger}: allotted must be spent + reserved + free")
-    return ledger
+    return Ledger(**{field.name: count(metrics, field.name) for field in fields(Ledger)})
 
 
 def _text(record: ConfigRecord, key: str, default: str | None = None) -> str:

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from ahfal_app.ledger import Ledger
+
 
 def _finite_or_none(value: object) -> object:
     # A diverged loss must not make the run's record unreadable: JSON knows no NaN.
@@ -50,15 +52,6 @@ class Failure(_Record):
 
     client: int
     reason: str
-
-
-class Ledger(_Record):
-    """The labels of all clients together: `allotted = spent + reserved + free`."""
-
-    allotted: Count
-    spent: Count
-    reserved: Count
-    free: Count
 
 
 class RoundRecord(_Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "final_accuracy": cycles[-1].accuracy if cycles else None,
         "accuracy_per_cycle": [cycle.accuracy for cycle in cycles],
         "labels_per_cycle": [cycle.labels for cycle in cycles],
-        "ledger": cycles[-1].ledger.model_dump() if cycles else None,
+        "ledger": asdict(cycles[-1].ledger) if cycles else None,
         "seconds": {"total": sum(seconds.values()), **seconds},
         "privacy": describe_privacy(run),
         "bytes_down": run.metrics.bytes_down,

@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import Settings, share_of
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached, ResumeError
-from ahfal_app.labels.records import Ledger
+from ahfal_app.ledger import Ledger
 from ahfal_app.messages.answers import Introduction, JoinAnswer
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import CONFIG_KEY

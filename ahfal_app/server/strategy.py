@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from ahfal_app.config import share_of
 from ahfal_app.errors import QuorumNotReached
-from ahfal_app.labels.records import Ledger
+from ahfal_app.ledger import Ledger
 from ahfal_app.messages.answers import QueryAnswer, TrainAnswer
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY
 from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
-from ahfal_app.results.records import Ledger as LedgerRecord
 from ahfal_app.seeds import numpy_generator
 from ahfal_app.server.aggregation import (
     NO_LABELS,
@@ -429,17 +428,11 @@ class FederatedActiveLearning(Strategy):
             bytes_up=traffic[1],
         )
 
-    def _ledger(self, purchase: Purchase | None) -> LedgerRecord:
+    def _ledger(self, purchase: Purchase | None) -> Ledger:
         """Return the clients' ledgers together, as last heard of."""
         if purchase is not None:
             self._ledgers |= {c: answer.ledger for c, answer in purchase.answers.items()}
-        ledgers = self._ledgers.values()
-        return LedgerRecord(
-            allotted=sum(ledger.allotted for ledger in ledgers),
-            spent=sum(ledger.spent for ledger in ledgers),
-            reserved=sum(ledger.reserved for ledger in ledgers),
-            free=sum(ledger.free for ledger in ledgers),
-        )
+        return Ledger.total(self._ledgers.values())
 
     def _traffic(self, before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
         """Return the bytes sent down and up since then."""

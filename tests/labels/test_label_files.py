@@ -10,7 +10,8 @@ import pytest
 from ahfal_app.cli import main
 from ahfal_app.errors import LabelFileError, StoreError
 from ahfal_app.labels.exchange import Imported, export_labels, import_labels, verify_store
-from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, Ledger
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
+from ahfal_app.ledger import Ledger
 
 CLASSES = ("cat", "dog", "owl")
 

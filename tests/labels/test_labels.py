@@ -22,9 +22,9 @@ from ahfal_app.labels.store import (
     LabelReceipt,
     LabelRequest,
     LabelStore,
-    Ledger,
     request_id,
 )
+from ahfal_app.ledger import Ledger
 
 SAMPLES_N = np.arange(0, 60, 2, dtype=np.int64)
 

@@ -4,8 +4,9 @@ import io
 
 from rich.console import Console
 
+from ahfal_app.ledger import Ledger
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.records import CycleRecord, Failure, Ledger, RoundRecord
+from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
 
 
 def observed(times: list[float], terminal: bool = False, failures: tuple[Failure, ...] = ()) -> str:

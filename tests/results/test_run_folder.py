@@ -16,9 +16,10 @@ from support.fake_run import make_fake_run
 
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.errors import ConfigError, ReportError
+from ahfal_app.ledger import Ledger
 from ahfal_app.results.environment import code_hash, describe_environment
 from ahfal_app.results.reading import Metrics, read_metrics, read_run
-from ahfal_app.results.records import CycleRecord, Ledger, RoundRecord
+from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
 from ahfal_app.results.selections import (
     merge_selections,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ahfal_app.config import parse_settings
+from ahfal_app.ledger import Ledger
 from ahfal_app.results.environment import describe_environment
-from ahfal_app.results.records import CycleRecord, Failure, Ledger, RoundRecord
+from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.seeds import numpy_generator

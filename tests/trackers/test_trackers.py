@@ -13,8 +13,9 @@ from support.killing import Killed
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.errors import ConfigError
+from ahfal_app.ledger import Ledger
 from ahfal_app.parameters import Scalar
-from ahfal_app.results.records import CycleRecord, Ledger, RoundRecord
+from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.server import run as run_module
 from ahfal_app.server.checkpoint import Checkpoint
 from ahfal_app.server.preflight import check_settings
