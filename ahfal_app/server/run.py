@@ -41,7 +41,7 @@ from ahfal_app.server.preflight import (
     check_settings,
     with_absolute_paths,
 )
-from ahfal_app.server.strategy import FederatedActiveLearning, Hooks
+from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
