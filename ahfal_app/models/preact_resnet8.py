@@ -5,7 +5,7 @@ He, Zhang, Ren and Sun, Identity mappings in deep residual networks, ECCV 2016, 
 published MNIST numbers of federated active learning with "ResNet-8" rest on this graph,
 those on CIFAR-10 on `resnet8`.
 
-Shapes: B samples of a batch, c channels, H height, W width, D features, C classes.
+Shapes: B samples of a batch, c channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -16,14 +16,22 @@ from torch import Tensor, nn
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
 from ahfal_app.models.core.facts import NetworkFacts
-from ahfal_app.models.core.initial_weights import initialise_convolutions
+from ahfal_app.models.resnet8 import ResNet8
 
 FACTS = NetworkFacts(stackable=True)
 
-_WIDTHS = (16, 32, 64)
 
+class PreActivationBlock(nn.Module):
+    """Two convolutions, each after normalisation, and a shortcut around them.
 
-class _Block(nn.Module):
+    Parameters
+    ----------
+    channels, width : int
+        Of its input and of its output.
+    stride : int
+        Of the first convolution.
+    """
+
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.bn1 = BatchNorm2d(channels)
@@ -35,6 +43,7 @@ class _Block(nn.Module):
             self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False)
 
     def forward(self, x_BcHW: Tensor) -> Tensor:
+        """Return the block's output, not rectified."""
         rectified_BcHW = torch.relu(self.bn1(x_BcHW))
         # Where the size changes, the shortcut starts from the rectified map.
         short_BcHW = x_BcHW if self.shortcut is None else self.shortcut(rectified_BcHW)
@@ -43,33 +52,10 @@ class _Block(nn.Module):
         return result_BcHW
 
 
-class PreActResNet8(Classifier):
+class PreActResNet8(ResNet8):
     """Pre-activation ResNet-8 with `channels` input channels and `num_classes` outputs."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(channels, _WIDTHS[0], 3, padding=1, bias=False)
-        self.blocks = nn.Sequential(
-            _Block(_WIDTHS[0], _WIDTHS[0], 1),
-            _Block(_WIDTHS[0], _WIDTHS[1], 2),
-            _Block(_WIDTHS[1], _WIDTHS[2], 2),
-        )
-        self.bn = BatchNorm2d(_WIDTHS[2])
-        self.head = nn.Linear(_WIDTHS[2], num_classes)
-        initialise_convolutions(self)
-
-    def features(self, images_BcHW: Tensor) -> Tensor:
-        """Return the input of the last linear layer, shape (B, 64)."""
-        return self.features_of_map(self.feature_map(images_BcHW))
-
-    def feature_map(self, images_BcHW: Tensor) -> Tensor:
-        """Return what the last block gives, before normalisation, shape (B, 64, H/4, W/4)."""
-        map_BDHW: Tensor = self.blocks(self.stem(images_BcHW))
-        return map_BDHW
-
-    def features_of_map(self, map_BcHW: Tensor) -> Tensor:
-        """Return the average of the normalised, rectified map, shape (B, 64)."""
-        return torch.relu(self.bn(map_BcHW)).mean(dim=(2, 3))
+    block = PreActivationBlock
 
 
 def build(image_shape: tuple[int, int, int], num_classes: int) -> Classifier:

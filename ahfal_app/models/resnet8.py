@@ -9,6 +9,8 @@ Shapes: B samples of a batch, c channels, H height, W width, D features, C class
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,17 @@ FACTS = NetworkFacts(stackable=True, compiling_pays=True)
 _WIDTHS = (16, 32, 64)
 
 
-class _Block(nn.Module):
+class PostActivationBlock(nn.Module):
+    """Two convolutions, each followed by normalisation, and a shortcut around them.
+
+    Parameters
+    ----------
+    channels, width : int
+        Of its input and of its output.
+    stride : int
+        Of the first convolution.
+    """
+
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
@@ -34,6 +46,7 @@ class _Block(nn.Module):
             self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False)
 
     def forward(self, x_BcHW: Tensor) -> Tensor:
+        """Return the block's output, rectified."""
         hidden_BcHW = torch.relu(self.bn1(self.conv1(x_BcHW)))
         return torch.relu(self.bn2(self.conv2(hidden_BcHW)) + self.shortcut(x_BcHW))
 
@@ -41,13 +54,16 @@ class _Block(nn.Module):
 class ResNet8(Classifier):
     """ResNet-8 with `channels` input channels and `num_classes` outputs."""
 
+    block: ClassVar[type[nn.Module]] = PostActivationBlock
+    """Made with the channels of its input and of its output, and a stride."""
+
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, _WIDTHS[0], 3, padding=1, bias=False)
         self.blocks = nn.Sequential(
-            _Block(_WIDTHS[0], _WIDTHS[0], 1),
-            _Block(_WIDTHS[0], _WIDTHS[1], 2),
-            _Block(_WIDTHS[1], _WIDTHS[2], 2),
+            self.block(_WIDTHS[0], _WIDTHS[0], 1),
+            self.block(_WIDTHS[0], _WIDTHS[1], 2),
+            self.block(_WIDTHS[1], _WIDTHS[2], 2),
         )
         self.bn = BatchNorm2d(_WIDTHS[2])
         self.head = nn.Linear(_WIDTHS[2], num_classes)
