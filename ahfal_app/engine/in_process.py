@@ -1,6 +1,6 @@
 """Flower's `Grid` without Flower's processes: clients are called in this one.
 
-The same strategy and the same ClientApp functions as on Flower's simulation and
+The same loop and the same ClientApp functions as on Flower's simulation and
 deployment, without Ray and without copying what need not be copied.
 """
 

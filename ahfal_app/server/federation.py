@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -78,6 +78,16 @@ class Replies:
         self.failures[key] = reason
 
 
+@runtime_checkable
+class BoundedGrid(Protocol):
+    """A grid that is to be handed no more than some messages at once."""
+
+    @property
+    def most_at_once(self) -> int:
+        """Messages whose answers, models of as many clients, may be in memory together."""
+        ...
+
+
 class Federation:
     """The clients of a run, reached through a grid.
 
@@ -105,6 +115,11 @@ class Federation:
     def clients(self) -> tuple[int, ...]:
         """All clients that joined, in increasing order."""
         return tuple(sorted(self._nodes))
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Messages that may be sent at once; None: all."""
+        return self.grid.most_at_once if isinstance(self.grid, BoundedGrid) else None
 
     def name(self, client: int) -> str:
         """Return what a client is called in messages to people."""

@@ -1,8 +1,8 @@
-"""The federated active-learning strategy: cycles of rounds, each ending in a purchase.
+"""Federated active learning: cycles of rounds, each ending in a purchase.
 
-A Flower strategy of the Message API. Flower's own `Strategy.start` knows no cycles, no
-checkpoints and no resume, so `start` is ours; training messages are made and aggregated by
-the usual hooks, `configure_train` and `aggregate_train`.
+Flower's `Strategy.start` knows no cycles, no checkpoints and no resume, so the loop is ours. It
+reaches clients through Flower's `Grid` alone, and what they answer is aggregated by one of
+Flower's strategies (`aggregation/`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from ahfal_app.config import share_of
@@ -43,7 +42,7 @@ Evaluate = Callable[[ArrayRecord], Evaluation]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the strategy calls as a run goes on.
+    """What is called as a run goes on.
 
     Attributes
     ----------
@@ -67,7 +66,7 @@ class Hooks:
     joined: Callable[[Membership], None]
 
 
-class FederatedActiveLearning(Strategy):
+class FederatedActiveLearning:
     """Federated training with a purchase of labels after each cycle of rounds.
 
     Parameters
@@ -116,73 +115,22 @@ class FederatedActiveLearning(Strategy):
         self._labelled: dict[int, int] = {}
         self._ledgers: dict[int, Ledger] = {}
 
-    # --- Flower's hooks -----------------------------------------------------------------
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Return one message for each client that trains in a round of the current cycle.
-
-        A list and not a generator: in deployment Flower sends nothing of the latter.
-        """
-        self._aggregation.configure_train(server_round, arrays, grid)
-        content = RecordDict({ARRAYS_KEY: arrays, CONFIG_KEY: config})
-        group = f"cycle {self._order.cycle} round {server_round}"
-        return [
-            self._clients.message(client, TRAIN, content, group)
-            for client in self._participants(server_round)
-        ]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord]:
-        """Aggregate usable answers, given by increasing client."""
-        usable = list(replies)
-        arrays = self._aggregation.aggregate_train(self._order.cycle, server_round, usable)
-        return arrays, _training_metrics(usable)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Return nothing: the global model is tested on the server."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Return nothing: the global model is tested on the server."""
-
-    def summary(self) -> None:
-        """Tell what is about to be run."""
-        settings = self._order.settings
-        self._progress.note(
-            f"{settings.strategy} on {settings.dataset}: {settings.num_clients} clients, "
-            f"{settings.num_cycles} cycles of {settings.rounds} rounds, run folder "
-            f"{self._order.run_folder}"
-        )
-
-    # --- the loop -----------------------------------------------------------------------
-
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 0,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
+    def run(self, grid: Grid, arrays: ArrayRecord, timeout: float) -> ArrayRecord:
         """Run all cycles that are left.
 
         Parameters
         ----------
         grid : Grid
             Flower's grid or the in-process one.
-        initial_arrays : ArrayRecord
+        arrays : ArrayRecord
             The model to go on from: a fresh one, or an interrupted run's.
-        num_rounds, train_config, evaluate_config, evaluate_fn
-            Not used: the settings say how many rounds a cycle has, and the hooks evaluate.
         timeout : float
             Seconds to wait for the answers to one message.
+
+        Returns
+        -------
+        ArrayRecord
+            The last cycle's model; the one to go on from where no cycle is left.
 
         Raises
         ------
@@ -192,25 +140,32 @@ class FederatedActiveLearning(Strategy):
             The clients' models are too far apart to be aggregated.
         """
         self._join(grid, timeout)
-        self.summary()
+        self._announce()
         settings = self._order.settings
-        cycle, round_ = self._first
-        self._progress.run_started(
-            settings.num_cycles, settings.rounds, cycle * settings.rounds + round_
-        )
-        result = Result()
-        arrays = initial_arrays
+        model = arrays
         for cycle in range(self._first[0], settings.num_cycles):
             self._order = replace(self._order, cycle=cycle)
             if cycle > self._first[0]:
                 self._join_again()
-            done = round_ if cycle == self._first[0] else 0
-            for current in range(done + 1, settings.rounds + 1):
-                arrays = self._round(current, arrays, result)
-            result.arrays = arrays
-            arrays = self._close_cycle(arrays, result)
+            done = self._first[1] if cycle == self._first[0] else 0
+            for round_ in range(done + 1, settings.rounds + 1):
+                arrays = self._round(round_, arrays)
+            model = arrays
+            arrays = self._close_cycle(model)
         self._progress.run_done()
-        return result
+        return model
+
+    def _announce(self) -> None:
+        """Tell what is about to be run."""
+        settings, (cycle, round_) = self._order.settings, self._first
+        self._progress.note(
+            f"{settings.strategy} on {settings.dataset}: {settings.num_clients} clients, "
+            f"{settings.num_cycles} cycles of {settings.rounds} rounds, run folder "
+            f"{self._order.run_folder}"
+        )
+        self._progress.run_started(
+            settings.num_cycles, settings.rounds, cycle * settings.rounds + round_
+        )
 
     def _join(self, grid: Grid, timeout: float) -> None:
         # A message must outlive the slowest exchange, a site's labels any single message.
@@ -258,7 +213,7 @@ class FederatedActiveLearning(Strategy):
     @property
     def _clients(self) -> Federation:
         if self._federation is None:
-            raise RuntimeError("start() has not been called")
+            raise RuntimeError("run() has not been called")
         return self._federation
 
     def _participants(self, round_: int) -> list[int]:
@@ -270,20 +225,20 @@ class FederatedActiveLearning(Strategy):
         size = share_of(settings.client_fraction, len(clients))
         return sorted(generator.choice(clients, size=size, replace=False).tolist())
 
-    def _round(self, round_: int, arrays: ArrayRecord, result: Result) -> ArrayRecord:
+    def _round(self, round_: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, record it and write a checkpoint."""
         sent = self._traffic()
-        config = replace(self._order, round=round_).to_record()
-        messages = self.configure_train(round_, arrays, config, self._clients.grid)
+        messages = self._training_messages(round_, arrays)
         replies, idle = self._train(messages, arrays)
         seconds = {"train": replies.seconds}
         start = time.monotonic()
         self._require(replies, len(messages) - idle, f"round {round_}")
-        arrays, metrics = self.aggregate_train(round_, replies.messages.values())
+        usable = list(replies.messages.values())
+        arrays = self._aggregation.aggregate_train(self._order.cycle, round_, usable)
         seconds["aggregate"] = time.monotonic() - start
         accuracy = self._accuracy_between(round_, arrays, seconds)
         down, up = self._traffic(sent)
-        trained = TrainAnswer.from_metrics(metrics)
+        trained = _trained(usable)
         record = RoundRecord(
             cycle=self._order.cycle,
             round=round_,
@@ -299,9 +254,21 @@ class FederatedActiveLearning(Strategy):
         self._hooks.record(record)
         self._hooks.checkpoint(self._order.cycle, round_, arrays, self._bought)
         self._progress.round_done(record)
-        settings = self._order.settings
-        result.train_metrics_clientapp[self._order.cycle * settings.rounds + round_] = metrics
         return arrays
+
+    def _training_messages(self, round_: int, arrays: ArrayRecord) -> list[Message]:
+        """Return one message for each client that trains in a round.
+
+        A list and not a generator: in deployment Flower sends nothing of the latter.
+        """
+        self._aggregation.configure_train(round_, arrays, self._clients.grid)
+        config = replace(self._order, round=round_).to_record()
+        content = RecordDict({ARRAYS_KEY: arrays, CONFIG_KEY: config})
+        group = f"cycle {self._order.cycle} round {round_}"
+        return [
+            self._clients.message(client, TRAIN, content, group)
+            for client in self._participants(round_)
+        ]
 
     def _train(self, messages: list[Message], arrays: ArrayRecord) -> tuple[Replies, int]:
         """Have clients train; return usable answers, and how many had nothing to train on.
@@ -309,9 +276,9 @@ class FederatedActiveLearning(Strategy):
         A grid may want no more than some messages at once. Then the answers to these are
         merged where the aggregation allows it, or memory would grow with clients times model.
         """
-        size = getattr(self._clients.grid, "most_at_once", len(messages))
-        if not self._aggregation.can_merge:
-            size = len(messages)
+        size = len(messages)
+        if self._aggregation.can_merge:
+            size = self._clients.most_at_once or size
         replies, idle = Replies(), 0
         for start in range(0, len(messages), size):
             part = self._clients.exchange(messages[start : start + size])
@@ -351,7 +318,7 @@ class FederatedActiveLearning(Strategy):
         seconds["evaluate"] = time.monotonic() - start
         return accuracy
 
-    def _close_cycle(self, arrays: ArrayRecord, result: Result) -> ArrayRecord:
+    def _close_cycle(self, arrays: ArrayRecord) -> ArrayRecord:
         """Test the model, buy labels, record the cycle; return what the next one starts from."""
         settings, cycle = self._order.settings, self._order.cycle
         sent = self._traffic()
@@ -365,9 +332,6 @@ class FederatedActiveLearning(Strategy):
         record = self._cycle_record(evaluation, trained_on, purchase, seconds, (down, up))
         self._hooks.record(record)
         self._progress.cycle_done(record)
-        result.evaluate_metrics_serverapp[(cycle + 1) * settings.rounds] = MetricRecord(
-            {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-        )
         following = arrays
         if settings.reset_model and not is_last:
             following = self._hooks.new_arrays(cycle + 1)
@@ -451,14 +415,14 @@ class FederatedActiveLearning(Strategy):
             )
 
 
-def _training_metrics(replies: Iterable[Message]) -> MetricRecord:
-    """Return the number of examples of all, and their mean loss, as `train` answers them."""
+def _trained(replies: Iterable[Message]) -> TrainAnswer:
+    """Return the number of examples of all usable answers, and their mean loss."""
     answers = [
         TrainAnswer.from_metrics(reply.content.metric_records[METRICS_KEY]) for reply in replies
     ]
     examples = sum(answer.num_examples for answer in answers)
     weighted = sum(answer.num_examples * answer.loss for answer in answers)
-    return TrainAnswer(examples, weighted / examples).to_metrics()
+    return TrainAnswer(examples, weighted / examples)
 
 
 def _failures(failures: Mapping[int, str]) -> tuple[Failure, ...]:

@@ -34,6 +34,7 @@ from ahfal_app.server.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.server.membership import Membership
 from ahfal_app.server.preflight import (
     check_clients,
@@ -41,7 +42,6 @@ from ahfal_app.server.preflight import (
     check_settings,
     with_absolute_paths,
 )
-from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
@@ -133,7 +133,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         progress.warn,
         start.settings.parameters_of("tracker"),
     )
-    strategy = FederatedActiveLearning(
+    learning = FederatedActiveLearning(
         Order(
             start.settings,
             position.run,
@@ -155,13 +155,12 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     with tracking:
         try:
             with progress:
-                result = strategy.start(grid, arrays, timeout=start.settings.round_timeout)
+                final = learning.run(grid, arrays, start.settings.round_timeout)
         except AhfalError as error:
             stopped = f"{type(error).__name__}: {error}"
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        final = result.arrays if len(result.arrays) else arrays
         save_file(_to_numpy(final), start.folder / MODEL)
         recorder.finish()
         tracking.finish(write_report(start.folder))

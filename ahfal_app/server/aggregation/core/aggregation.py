@@ -45,24 +45,24 @@ class Aggregation:
         self._method = make_aggregation(settings)
         self._current = ArrayRecord()
         self.reset()
-        restore_state(self._strategy, state or {})
+        restore_state(self._aggregator, state or {})
 
     @property
     def state(self) -> ServerState:
         """What has to be kept besides the global model for an equal next round, by name."""
-        return read_state(self._strategy, self._trainable)
+        return read_state(self._aggregator, self._trainable)
 
     def reset(self) -> None:
         """Forget all rounds before, since the model starts afresh."""
         with _quiet():
-            self._strategy = self._method.make()
+            self._aggregator = self._method.make()
             self._average = FedAvg(**COMMON)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """Take note of the global model that clients are about to be sent."""
         self._current = arrays
         record = ArrayRecord({name: arrays[name] for name in self._acted_on()})
-        self._strategy.configure_train(server_round, record, ConfigRecord(), grid)
+        self._aggregator.configure_train(server_round, record, ConfigRecord(), grid)
 
     def aggregate_train(self, cycle: int, round_: int, replies: Sequence[Message]) -> ArrayRecord:
         """Return the next global model, in the order and dtypes of the current one.
@@ -88,7 +88,7 @@ class Aggregation:
             raise QuorumNotReached(f"{where}: too few usable answers: {problem}")
         acted_on = self._acted_on()
         step, widen = self._step(cycle, round_), self._method.in_float64
-        aggregated = _aggregated(self._strategy, step, replies, acted_on, widen)
+        aggregated = _aggregated(self._aggregator, step, replies, acted_on, widen)
         if others := sorted(self._floating().difference(acted_on)):
             aggregated |= _aggregated(self._average, step, replies, others)
         received = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
@@ -178,13 +178,13 @@ class _Arrays(ArrayRecord):
 
 
 def _aggregated(
-    strategy: FedAvg,
+    aggregator: FedAvg,
     step: int,
     replies: Sequence[Message],
     names: Sequence[str],
     widen: bool = False,
 ) -> ServerState:
-    """Return what a strategy makes of some arrays, in the precision that it computes in."""
+    """Return what Flower's strategy makes of some arrays, in the precision that it computes in."""
     messages = []
     for reply in replies:
         message = copy.copy(reply)
@@ -192,9 +192,11 @@ def _aggregated(
         messages.append(message)
     # An overflow is told as an error afterwards, by the name of the array.
     with _quiet(), np.errstate(over="ignore", invalid="ignore"):
-        arrays, _ = strategy.aggregate_train(step, messages)
+        arrays, _ = aggregator.aggregate_train(step, messages)
     if arrays is None:
-        raise QuorumNotReached(f"{type(strategy).__name__} made no model of {len(replies)} answers")
+        raise QuorumNotReached(
+            f"{type(aggregator).__name__} made no model of {len(replies)} answers"
+        )
     return {name: array.numpy() for name, array in arrays.items()}
 
 

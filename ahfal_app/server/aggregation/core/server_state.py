@@ -18,41 +18,41 @@ ServerState = dict[str, NDArray[np.generic]]
 _FIRST_MOMENT, _SECOND_MOMENT, _VELOCITY = "first-moment/", "second-moment/", "velocity/"
 
 
-def read_state(strategy: FedAvg, names: Sequence[str]) -> ServerState:
-    """Return a strategy's state by `<kind>/<array>`; empty where it has none, or none yet.
+def read_state(aggregator: FedAvg, names: Sequence[str]) -> ServerState:
+    """Return the state of Flower's strategy, by `<kind>/<array>`; empty where it has none so far.
 
     Parameters
     ----------
-    strategy : FedAvg
+    aggregator : FedAvg
         One of Flower's.
     names : Sequence[str]
         The arrays that it acts on, in the order in which it gets them, which is sorted.
     """
-    if isinstance(strategy, FedOpt):
-        first, second = strategy.m_t or {}, strategy.v_t or {}
+    if isinstance(aggregator, FedOpt):
+        first, second = aggregator.m_t or {}, aggregator.v_t or {}
         return _prefixed(_FIRST_MOMENT, first) | _prefixed(_SECOND_MOMENT, second)
-    if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
-        return _prefixed(_VELOCITY, dict(zip(names, strategy.momentum_vector, strict=True)))
+    if isinstance(aggregator, FedAvgM) and aggregator.momentum_vector is not None:
+        return _prefixed(_VELOCITY, dict(zip(names, aggregator.momentum_vector, strict=True)))
     return {}
 
 
-def restore_state(strategy: FedAvg, state: Mapping[str, NDArray[np.generic]]) -> None:
-    """Give a fresh strategy a state that was read before.
+def restore_state(aggregator: FedAvg, state: Mapping[str, NDArray[np.generic]]) -> None:
+    """Give a fresh strategy of Flower's a state that was read before.
 
     Parameters
     ----------
-    strategy : FedAvg
+    aggregator : FedAvg
         One of the kind that the state was read from.
     state : Mapping[str, NDArray]
         What `read_state` returned, in any order; may be empty.
     """
     if not state:
         return
-    if isinstance(strategy, FedOpt):
-        strategy.m_t = _without_prefix(_FIRST_MOMENT, state)
-        strategy.v_t = _without_prefix(_SECOND_MOMENT, state)
-    elif isinstance(strategy, FedAvgM):
-        strategy.momentum_vector = list(_without_prefix(_VELOCITY, state).values())
+    if isinstance(aggregator, FedOpt):
+        aggregator.m_t = _without_prefix(_FIRST_MOMENT, state)
+        aggregator.v_t = _without_prefix(_SECOND_MOMENT, state)
+    elif isinstance(aggregator, FedAvgM):
+        aggregator.momentum_vector = list(_without_prefix(_VELOCITY, state).values())
 
 
 def _prefixed(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> ServerState:
