@@ -13,8 +13,8 @@ from rich.console import Console
 from ahfal_app.config import Settings
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.experiments.scales import Scale
+from ahfal_app.ledger import Ledger
 from ahfal_app.results.reading import MODEL, REPORT, SUMMARY, Metrics, read_run
-from ahfal_app.results.records import Ledger
 
 
 @dataclass(frozen=True)
