@@ -100,7 +100,8 @@ def slow_picks(features: Tensor, count: int, threshold: float, neighbours: int) 
         if not lengths[i] or not lengths[j]:
             return 0.0
         product = math.fsum(a * b for a, b in zip(rows[i], rows[j], strict=True))
-        return float(np.float32(product / lengths[i] / lengths[j]))
+        # Of small integers, so that what is equal on paper is so to nine digits.
+        return round(product / lengths[i] / lengths[j], 9)
 
     taken: list[int] = []
     for i in range(len(rows)):
@@ -141,6 +142,20 @@ class TestRelaxation:
         features = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 0.0]])
         assert relaxed_picks(features, 4, 0.5, 2).tolist() == slow_picks(features, 4, 0.5, 2)
         assert relaxed_picks(features, 2, 0.5, 2).tolist() == [0, 2]
+
+    def test_similarities_that_float32_cannot_tell_apart_are_told_apart(self) -> None:
+        """Sample 3 is nearer to 2 than 0 and 1 are, by a hundred millionth, and 2 is its own."""
+        angles = torch.tensor([0.4 + 2e-8, 0.4 + 2e-8, 0.0, 0.4], dtype=torch.float64)
+        features = torch.stack([angles.cos(), angles.sin()], dim=1)
+        [near] = relaxation._near(features, slice(2, 3), 0.85, 1)
+        assert near == [3]
+
+    def test_orthogonal_samples_are_no_neighbours_by_rounding(self) -> None:
+        rows = [[0.1, 0.2, 0.3], [0.3, 0.6, -0.5], [-0.3, -0.6, 0.5]]
+        features = torch.tensor(rows, dtype=torch.float64)
+        directions = features / features.norm(dim=1, keepdim=True)
+        assert 0 < float((directions @ directions.T)[0, 1]) < 1e-16
+        assert relaxed_picks(features, 2, 0.0, 1).tolist() == [0, 1]
 
     @pytest.mark.parametrize("block", [1, 7, 512])
     @settings(deadline=None)

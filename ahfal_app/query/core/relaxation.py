@@ -1,13 +1,15 @@
 """FEAL's diversity relaxation: by falling score, but not next to what was taken.
 
 Shape suffixes: N samples by falling score, F width of a feature, R candidates looked at
-together, T of them whose neighbours tie with others, n neighbours, B samples taken.
+together, n neighbours, B samples taken.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ahfal_app.query.core.picking import SAME, ranked
 
 #: Candidates whose similarities to all samples are computed together.
 _CANDIDATES = 512
@@ -59,18 +61,17 @@ def _directions(features_NF: Tensor) -> Tensor:
 
 def _near(directions_NF: Tensor, rows: slice, threshold: float, neighbours: int) -> list[list[int]]:
     """Return the neighbours of each candidate among all samples."""
-    # Rounded to float32, so that equal samples are equally similar wherever they stand.
-    similar_RN = (directions_NF[rows] @ directions_NF.T).float()
+    similar_RN = directions_NF[rows] @ directions_NF.T
     each_R = torch.arange(len(similar_RN), device=similar_RN.device)
     similar_RN[each_R, each_R + rows.start] = -torch.inf
     highest = similar_RN.topk(min(neighbours + 1, similar_RN.shape[1]), dim=1)
     nearest_Rn, values_Rn = highest.indices[:, :neighbours], highest.values[:, :neighbours]
     if highest.values.shape[1] > neighbours:
         last_R, next_R = highest.values[:, neighbours - 1], highest.values[:, neighbours]
-        tied_R = (last_R == next_R) & (last_R > threshold)
-        # Which of several equals `topk` returns is not said; a stable sort says it.
-        ordered_TN = similar_RN[tied_R].sort(dim=1, descending=True, stable=True).indices
-        nearest_Rn[tied_R] = ordered_TN[:, :neighbours]
-    counts_R = (values_Rn > threshold).sum(dim=1)
+        tied_R = (last_R - next_R <= SAME * last_R.abs()) & (last_R > threshold)
+        # Which of several equals `topk` returns is not said, nor what rounding makes of them.
+        for row in tied_R.nonzero()[:, 0].tolist():
+            nearest_Rn[row] = ranked(similar_RN[row])[:neighbours]
+    counts_R = (values_Rn > threshold + SAME).sum(dim=1)
     pairs = zip(nearest_Rn.tolist(), counts_R.tolist(), strict=True)
     return [near[:number] for near, number in pairs]
