@@ -14,6 +14,9 @@ from pydantic_core import ErrorDetails
 
 Scalar = bool | int | float | str
 
+#: How a message goes on where it says what may have been meant.
+SUGGESTION = "; did you mean "
+
 
 def kebab(name: str) -> str:
     """Return a Python name as it is written in settings."""
@@ -111,7 +114,7 @@ def _refusal(setting: str, key: str, value: object, field: FieldInfo) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean …?` for the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"{SUGGESTION}{near[0]!r}?" if near else ""
 
 
 def allowed_values(field: FieldInfo) -> str:

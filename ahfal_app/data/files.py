@@ -114,10 +114,5 @@ def too_large(size: int) -> str:
     return f"{size} bytes; at most {LARGEST_FILE} are read"
 
 
-def readable(name: str) -> str:
-    """Return a file's name as text that can be written down, whatever its bytes are."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _below(path: str, start: int) -> str:
     return path[start:].replace(os.sep, "/").lstrip("/")

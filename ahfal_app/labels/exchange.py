@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError, StoreError
+from ahfal_app.labels.names import ClassNames
 from ahfal_app.labels.spreadsheet import (
     SKIP,
-    ClassNames,
     LabelLine,
     LineProblem,
     read_label_file,

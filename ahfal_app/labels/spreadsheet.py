@@ -2,7 +2,8 @@
 
 One dialect for all such files: UTF-8 with or without a byte-order mark; a first line with the
 names of the columns, among them `file` and `label`; separated by commas, semicolons or tabs,
-whichever the first line has; any line ends; quotes as spreadsheets use them.
+whichever the first line has; lines end as text files' lines do (LF, CR LF, CR) and by nothing
+else; quotes as spreadsheets use them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError
-from ahfal_app.parameters import suggestion
+from ahfal_app.labels.names import ClassNames, SampleNames
 from ahfal_app.storage.files import write_bytes
 
 #: What is written in place of a class where nobody can tell.
@@ -22,7 +23,9 @@ SKIP = "skip"
 
 _DELIMITERS = ",;\t"
 _ENCODING = "utf-8-sig"
-_NO_IMAGE = "no image"
+
+#: The nearest name is looked for among all: for the first few lines, and not for an archive's.
+MOST_SUGGESTED = 3
 
 
 @dataclass(frozen=True)
@@ -51,39 +54,13 @@ class LabelLine:
 class LineProblem:
     """A line that cannot be used: its number from 1, its text, and why.
 
-    `unknown_file` tells whether it is just about an image that is not there.
+    `unknown_file` is the file that it names, where it is just about an image that is not there.
     """
 
     line: int
     text: str
     reason: str
-    unknown_file: bool = False
-
-
-class ClassNames:
-    """Class indices by name as people type it: in any case, with spaces around it.
-
-    Parameters
-    ----------
-    names : Sequence[str]
-        The classes, by index.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._exact = {name.strip(): index for index, name in enumerate(names)}
-        folded = [name.strip().casefold() for name in names]
-        self._folded = {f: i for i, f in enumerate(folded) if folded.count(f) == 1}
-        self._names = tuple(names)
-
-    def index(self, text: str) -> int | None:
-        """Return the class of this name, or None."""
-        return self._exact.get(text, self._folded.get(text.casefold()))
-
-    def refusal(self, text: str, also: Iterable[str] = ()) -> str:
-        """Say that there is no such class, and which may have been meant."""
-        near = suggestion(text, (*self._names, *also))
-        names = ", ".join(self._names[:20]) + (", …" if len(self._names) > 20 else "")
-        return f"no class {text!r}{near}; allowed are {', '.join((names, *also))}"
+    unknown_file: str = ""
 
 
 def read_label_lines(
@@ -114,23 +91,44 @@ def read_label_lines(
         The lines that can be used, in order; repeated ones once.
     list[LineProblem]
         The others. Who wants a file whole or not at all uses the first only if this is empty.
+        `suggested` says which names may have been meant.
     """
     try:
-        texts = content.decode(_ENCODING).splitlines(keepends=True)
+        texts = _lines(content.decode(_ENCODING))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         return [], [LineProblem(line, "", 'not UTF-8; in a spreadsheet, save as "CSV UTF-8"')]
     first: dict[tuple[int, str], LabelLine] = {}
     problems: list[LineProblem] = []
+    names = SampleNames(samples)
     for number, row in _rows(texts):
-        found = row if isinstance(row, str) else _meaning(row, classes, samples, may_skip)
+        found = row if isinstance(row, str) else _meaning(row, classes, names, may_skip)
         if isinstance(found, tuple):
             by = row.get("annotator", "") if isinstance(row, dict) else ""
             found = _repeated(first, LabelLine(number, *found, by or annotator))
-        if found is not None:
-            text = texts[number - 1].strip() if texts else ""
-            problems.append(LineProblem(number, text, found, found.startswith(_NO_IMAGE)))
+        if found is None:
+            continue
+        text = texts[number - 1].strip() if texts else ""
+        problem = LineProblem(number, text, "")
+        problems.append(
+            replace(problem, reason=f"no image {found.name!r} here", unknown_file=found.name)
+            if isinstance(found, _Unknown)
+            else replace(problem, reason=found)
+        )
     return list(first.values()), problems
+
+
+def suggested(
+    problems: Sequence[LineProblem], samples: Mapping[str, int], most: int = MOST_SUGGESTED
+) -> list[LineProblem]:
+    """Return problems, the first few about an unknown file with the file that may be meant."""
+    names, told = SampleNames(samples), []
+    for problem in problems:
+        near = ""
+        if problem.unknown_file and most > 0:
+            near, most = names.near(problem.unknown_file), most - 1
+        told.append(replace(problem, reason=problem.reason + near))
+    return told
 
 
 def read_label_file(
@@ -153,13 +151,13 @@ def read_label_file(
         raise LabelFileError(f"{path}: cannot be read: {error}") from error
     lines, problems = read_label_lines(content, classes, samples, annotator, may_skip)
     if problems:
-        raise LabelFileError(refusal(path, problems))
+        raise LabelFileError(refusal(path, suggested(problems, samples)))
     return lines
 
 
 def label_texts(content: bytes) -> set[str]:
     """Return all that a file says in its column `label`; lines that are wrong are passed over."""
-    texts = content.decode(_ENCODING, errors="replace").splitlines(keepends=True)
+    texts = _lines(content.decode(_ENCODING, errors="replace"))
     found = {row.get("label", "") for _, row in _rows(texts) if isinstance(row, dict)}
     return found - {""}
 
@@ -186,6 +184,14 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     write_bytes(path, text.getvalue().encode(_ENCODING))
 
 
+def _lines(text: str) -> list[str]:
+    """Return a text's lines with their ends, where `str.splitlines` sees more ends than there are.
+
+    A vertical tab, a form feed, a separator of Unicode may be part of a name or a comment.
+    """
+    return list(io.StringIO(text, newline=""))
+
+
 def _rows(texts: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield line numbers, and columns by name or what is wrong with the line."""
     head = texts[0] if texts else ""
@@ -198,28 +204,51 @@ def _rows(texts: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
                 yield 1, f"the first line must name the columns, among them `{column}` once"
                 return
         for values in reader:
-            values = [value.strip() for value in values]
-            if any(values[len(columns) :]):
-                yield (
-                    reader.line_num,
-                    f"has {len(values)} values, the first line names {len(columns)}",
-                )
-            elif any(values):
-                yield reader.line_num, dict(zip(columns, values, strict=False))
+            if any(value.strip() for value in values):
+                yield reader.line_num, _columns_of(values, columns)
     except csv.Error as error:
         yield max(1, reader.line_num), f"{error}; what follows is not read"
 
 
+def _columns_of(values: Sequence[str], columns: Sequence[str]) -> dict[str, str] | str:
+    """Return a line's columns by name, or what is wrong with it.
+
+    A line may end early, since spreadsheets leave out what is empty: but not before its label
+    where it says anything besides the file, nor before its file.
+    """
+    row = dict(zip(columns, values, strict=False))
+    cut = [column for column in ("file", "label") if column not in row]
+    too_long = any(value.strip() for value in values[len(columns) :])
+    too_short = cut and any(row[column].strip() for column in row.keys() - {"file"})
+    if too_long or too_short:
+        missing = f", and has none for `{cut[0]}`" if too_short else ""
+        return f"has {len(values)} values, the first line names {len(columns)}{missing}"
+    # The file's name is what it is, spaces and all.
+    return {column: row[column] if column == "file" else row[column].strip() for column in row}
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """A file that is not there."""
+
+    name: str
+
+
 def _meaning(
-    row: Mapping[str, str], classes: ClassNames, samples: Mapping[str, int], may_skip: bool
-) -> tuple[int, int | None] | str | None:
+    row: Mapping[str, str], classes: ClassNames, names: SampleNames, may_skip: bool
+) -> tuple[int, int | None] | _Unknown | str | None:
     """Return sample and label of a line, what is wrong with it, or None where it has no label."""
-    file, text = row["file"].replace("\\", "/").removeprefix("./"), row.get("label", "")
+    file, text = row["file"], row.get("label", "")
     if not text:
         return None
-    sample = samples.get(file)
-    if sample is None:
-        return f"{_NO_IMAGE} {file!r} here{suggestion(file, samples)}"
+    if not file.strip():
+        return f"has the label {text!r}, but names no file"
+    samples = names.find(file)
+    if len(samples) > 1:
+        return f"{file!r} may be any of {len(samples)} images, whose names look the same"
+    if not samples:
+        return _Unknown(file.strip())
+    (sample,) = samples
     label = classes.index(text)
     if label is not None:
         return sample, label

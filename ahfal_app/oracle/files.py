@@ -18,7 +18,14 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ahfal_app.errors import ConfigError, OracleError
-from ahfal_app.labels.spreadsheet import SKIP, ClassNames, LineProblem, read_label_lines, write_csv
+from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.spreadsheet import (
+    SKIP,
+    LineProblem,
+    read_label_lines,
+    suggested,
+    write_csv,
+)
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import EncodedImage, Site, check_folder
 from ahfal_app.storage.files import new_folder, remove_parts
@@ -185,7 +192,7 @@ class FilesOracle:
         for path, annotator in _settled_answers(folder):
             lines, wrong = read_label_lines(path.read_bytes(), self._classes, samples, annotator)
             if wrong:
-                problems[path.name] = wrong
+                problems[path.name] = suggested(wrong, samples)
             else:
                 receipts += [
                     LabelReceipt(request_id, line.sample, line.label, line.annotator)

@@ -12,7 +12,8 @@ from PIL import Image
 from support.disk import watched_disk
 
 from ahfal_app.errors import ConfigError, LabelFileError, OracleError
-from ahfal_app.labels.spreadsheet import ClassNames, read_label_file, read_label_lines
+from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.spreadsheet import read_label_file, read_label_lines
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, request_id
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.oracle.files import FilesOracle

@@ -10,7 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from ahfal_app.data.files import LARGEST_FILE, NO_IMAGE, PARQUET, SUFFIXES, FoundFile, files_below
+from ahfal_app.data.files import (
+    LARGEST_FILE,
+    NO_IMAGE,
+    PARQUET,
+    SUFFIXES,
+    FoundFile,
+    files_below,
+    readable,
+)
 from ahfal_app.data.parquet import image_columns
 from ahfal_app.errors import DatasetError
 
@@ -64,9 +72,9 @@ def list_images(
     """
     found, others_told = files_below(folder, "data", others)
     images: list[SiteImage] = []
-    problems = {_text(name): reason for name, reason in others_told.items()}
+    problems = {readable(name): reason for name, reason in others_told.items()}
     for file in found:
-        name = _text(file.name)
+        name = readable(file.name)
         try:
             images += _images(file, name, image_column)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -153,8 +161,3 @@ def _column(schema: pa.Schema, image_column: str) -> str:
 def _bytes(value: object) -> bytes:
     inner = value.get("bytes") if isinstance(value, dict) else value
     return inner if isinstance(inner, bytes) else b""
-
-
-def _text(name: str) -> str:
-    """Return a file's name as text that can be written down, whatever its bytes are."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError
-from ahfal_app.labels.spreadsheet import ClassNames, LabelLine, read_label_lines, refusal
+from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.spreadsheet import LabelLine, read_label_lines, refusal
 
 
 def read_site_labels(
@@ -14,7 +15,7 @@ def read_site_labels(
     classes: ClassNames,
     samples: Mapping[str, int],
     set_aside: Mapping[str, str],
-) -> tuple[list[LabelLine], dict[str, str]]:
+) -> tuple[list[LabelLine], dict[str, str], dict[str, str]]:
     """Return the labels of a file, and which lines are about no image that is used.
 
     Parameters
@@ -34,6 +35,8 @@ def read_site_labels(
         The labels of images that can be used.
     dict[str, str]
         By the file's name and the line's number, why a line is passed over.
+    dict[str, str]
+        By the same, what the lines name that are about no image of the site at all.
 
     Raises
     ------
@@ -46,6 +49,7 @@ def read_site_labels(
     lines, problems = read_label_lines(_content(path), classes, known, path.name)
     if wrong := [problem for problem in problems if not problem.unknown_file]:
         raise LabelFileError(refusal(path, wrong))
+    unknown = {f"{path.name}, line {p.line}": p.unknown_file for p in problems}
     passed_over = {f"{path.name}, line {p.line}": p.reason for p in problems}
     for line in lines:
         if line.sample in away:
@@ -53,7 +57,7 @@ def read_site_labels(
             passed_over[f"{path.name}, line {line.number}"] = (
                 f"about an image that is set aside: {name}, {set_aside[name]}"
             )
-    return [line for line in lines if line.sample not in away], passed_over
+    return [line for line in lines if line.sample not in away], passed_over, unknown
 
 
 def labelled_ids(path: Path, classes: ClassNames, ids: Mapping[str, int]) -> set[int]:

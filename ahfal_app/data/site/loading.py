@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,14 @@ from ahfal_app.data.site.label_file import labelled_ids, read_site_labels
 from ahfal_app.data.site.settling import look_at, recent, unsettled
 from ahfal_app.data.site.survey import Survey, asked_or_labelled, survey
 from ahfal_app.errors import DatasetError, LabelFileError
-from ahfal_app.labels.spreadsheet import SKIP, ClassNames, read_csv, write_csv
+from ahfal_app.labels.names import ClassNames, SampleNames
+from ahfal_app.labels.spreadsheet import (
+    MOST_SUGGESTED,
+    SKIP,
+    read_csv,
+    write_csv,
+)
+from ahfal_app.parameters import SUGGESTION
 
 #: Labels that are there already.
 LABELS = "labels.csv"
@@ -163,7 +171,7 @@ def load_site(
     if not found.usable:
         raise _nothing_usable(folders, set_aside, len(present))
     labels_N = labels.truth(found, len(entry.arrays["images"]))
-    _report(folders, set_aside, len(found.usable))
+    _report(folders, set_aside, len(found.usable), partial(labels.suggestions, found))
     return SiteData(
         dataset=_dataset(entry, labels_N, data_format),
         ids_N=np.array(sorted(found.usable), np.int64),
@@ -191,6 +199,7 @@ class _GivenLabels:
         self._classes = classes
         self._copied = copied
         self._path = folders.data / LABELS
+        self._unknown: dict[str, str] = {}
 
     def bound(self, ids: Mapping[str, int]) -> Collection[int]:
         """Return the ids that a label was asked or given for: all, where nobody knows."""
@@ -207,7 +216,9 @@ class _GivenLabels:
             return {}, {}
         if str(self._path) in self._copied:
             return {}, {LABELS: _COPIED}
-        lines, passed_over = read_site_labels(self._path, self._classes, found.samples, set_aside)
+        lines, passed_over, self._unknown = read_site_labels(
+            self._path, self._classes, found.samples, set_aside
+        )
         given: dict[str, dict[int, int]] = {}
         for line in lines:
             if line.label is not None:
@@ -218,6 +229,12 @@ class _GivenLabels:
             by: {s: c for s, c in labels.items() if s in found.usable}
             for by, labels in given.items()
         }, passed_over
+
+    def suggestions(self, found: Survey) -> dict[str, str]:
+        """Return which names the first few lines may mean that name no image of the site."""
+        names = SampleNames(found.samples)
+        few = list(self._unknown.items())[:MOST_SUGGESTED]
+        return {line: names.near(name) for line, name in few}
 
     def truth(self, found: Survey, rows: int) -> NDArray[np.int64]:
         """Return the labels that the simulated oracle gives, by id; -1 where there is none."""
@@ -304,22 +321,37 @@ def _nothing_usable(
     )
 
 
-def _told_before(path: Path) -> list[list[str]] | None:
+def _told_before(path: Path) -> list[tuple[str, str]] | None:
     """Return what was set aside before; None where that file is missing, or a person saved it."""
     try:
-        return read_csv(path)[1:]
+        return [(file, reason.split(SUGGESTION)[0]) for file, reason in read_csv(path)[1:]]
     except (OSError, ValueError, csv.Error):
         return None
 
 
-def _report(folders: SiteFolders, set_aside: Mapping[str, str], usable: int) -> None:
-    """Write what is set aside, and tell how much; once for each change."""
+def _report(
+    folders: SiteFolders,
+    set_aside: Mapping[str, str],
+    usable: int,
+    suggestions: Callable[[], Mapping[str, str]] = dict,
+) -> None:
+    """Write what is set aside, and tell how much; once for each change.
+
+    Suggestions, by what is set aside, take a while: they are asked for where there is a change.
+    """
     path = folders.state / SET_ASIDE
     rows = sorted(set_aside.items())
-    if _told_before(path) == [list(row) for row in rows]:
+    if _told_before(path) == rows:
         return
-    write_csv(path, ("file", "reason"), rows)
+    near = suggestions()
+    write_csv(path, ("file", "reason"), [(key, why + near.get(key, "")) for key, why in rows])
     if rows:
-        reasons = Counter(reason.split(":")[0].split(";")[0] for _, reason in rows)
+        reasons = Counter(_kind(reason) for _, reason in rows)
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
         _log.warning("%d images can be used, %d set aside (%s): %s", usable, len(rows), shown, path)
+
+
+def _kind(reason: str) -> str:
+    """Return a reason without what it says of one file alone."""
+    # A name stands in quotes, as Python writes them.
+    return re.sub(r"'.*'|\".*\"", "…", reason).split(":")[0].split(";")[0]
