@@ -17,13 +17,13 @@ from ahfal_app.data.files import (
     PARQUET,
     SUFFIXES,
     FoundFile,
-    readable,
     too_large,
 )
 from ahfal_app.data.layout import TRAIN, image_layout, parquet_layout
 from ahfal_app.data.raw import Columns, RawData, RawSplit
 from ahfal_app.data.rows import ImageFiles
 from ahfal_app.errors import DatasetError
+from ahfal_app.storage.names import readable
 
 _SAVED = ("dataset_dict.json", "state.json")
 _BESIDE_SAVED = "beside a saved data set"

@@ -26,7 +26,7 @@ from ahfal_app.data.cache import (
     data_dir,
     open_or_build,
 )
-from ahfal_app.data.files import files_below, readable
+from ahfal_app.data.files import files_below
 from ahfal_app.data.folders import Folder
 from ahfal_app.data.images import ImageDataset, Images
 from ahfal_app.data.known.core.base import Arrays, KnownDataset
@@ -35,6 +35,7 @@ from ahfal_app.data.preparation import limited, limited_fingerprint, with_classe
 from ahfal_app.errors import DatasetError
 from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import DATASETS
+from ahfal_app.storage.names import readable
 
 __all__ = ["ImageDataset", "Images", "load_dataset"]
 

@@ -17,10 +17,10 @@ from ahfal_app.data.files import (
     SUFFIXES,
     FoundFile,
     files_below,
-    readable,
 )
 from ahfal_app.data.parquet import image_columns
 from ahfal_app.errors import DatasetError
+from ahfal_app.storage.names import readable
 
 #: Where an image's bytes are: a file, these bytes, or nowhere, for this reason.
 Source = Path | bytes | Exception
