@@ -127,7 +127,7 @@ def _reason_against(image: Image.Image, file: BinaryIO, several: bool) -> str:
     """Return why an image that opens is not used, or nothing."""
     width, height = image.size
     if width * height > MOST_PIXELS:
-        return f"{width}x{height} pixels; at most {MOST_PIXELS} are decoded"
+        return f"too large: {width}x{height} pixels; at most {MOST_PIXELS} are decoded"
     bits = bits_per_channel(image, file)
     if bits > _MOST_BITS or image.mode not in GRAY_MODES | COLOUR_MODES:
         depth = f"{bits} bits for each channel, " if bits > _MOST_BITS else ""

@@ -109,9 +109,9 @@ def files_below(
     return sorted(files), problems
 
 
-def too_large(size: int) -> str:
+def too_large(size: int, most: int) -> str:
     """Return why a file of this size, in bytes, is not read."""
-    return f"{size} bytes; at most {LARGEST_FILE} are read"
+    return f"too large: {size} bytes; at most {most} are read"
 
 
 def _below(path: str, start: int) -> str:

@@ -79,7 +79,7 @@ def read_folder(folder: Folder, columns: Columns, work_dir: Path) -> RawData:
         elif file.suffix not in SUFFIXES:
             not_used[readable(file.name)] = NO_IMAGE
         elif file.size > LARGEST_FILE:
-            not_used[readable(file.name)] = too_large(file.size)
+            not_used[readable(file.name)] = too_large(file.size, LARGEST_FILE)
         else:
             images.append(file)
     if any((folder.path / name).is_file() for name in _SAVED):

@@ -26,11 +26,16 @@ class NotUsed:
     such_as: str
 
 
+def kind_of(reason: str) -> str:
+    """Return the part of a reason that does not differ from one file to the other."""
+    return reason.split(": ")[0].split("; ")[0]
+
+
 def summary(reasons: Mapping[str, str]) -> tuple[NotUsed, ...]:
     """Return reasons by name in a few lines, the most frequent first."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, reason in sorted(reasons.items()):
-        names[reason.split(":")[0].split(";")[0]].append(name)
+        names[kind_of(reason)].append(name)
     lines = [NotUsed(len(group), reason, group[0]) for reason, group in names.items()]
     return tuple(sorted(lines, key=lambda line: -line.count))
 

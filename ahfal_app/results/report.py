@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -106,7 +107,7 @@ def _facts(run: Run) -> list[Fact]:
     return [
         *facts,
         Fact("Query strategy", settings.strategy, _strategy_note(settings)),
-        Fact("Data set", settings.dataset, f"model {settings.model}"),
+        Fact("Data set", settings.dataset, _data_note(run)),
         Fact("Cycles", f"{len(metrics.cycles)} of {settings.num_cycles}", _rounds_note(run)),
         Fact("Time", seconds_text(seconds), "sum over all phases"),
         Fact("Sent", bytes_text(metrics.bytes_down + metrics.bytes_up), sent),
@@ -117,6 +118,22 @@ def _ledger_note(cycle: CycleRecord) -> str:
     ledger = cycle.ledger
     rest = f", {ledger.reserved:,} reserved" if ledger.reserved else ""
     return f"of {ledger.allotted:,} allotted{rest}, {ledger.free:,} free"
+
+
+def _data_note(run: Run) -> str:
+    words = [f"model {run.settings.model}"]
+    if augmentation := run.environment.get("resolved", {}).get("augmentation"):
+        words.append(_augmentation_note(augmentation))
+    if not_used := run.environment.get("data", {}).get("not_used"):
+        words.append(f"{sum(line['count'] for line in not_used):,} found and not used")
+    return "; ".join(words)
+
+
+def _augmentation_note(augmentation: Mapping[str, Any]) -> str:
+    padding, flip = augmentation["padding"], augmentation["flip"]
+    moved = f"moved by up to {padding} pixels" if padding else ""
+    words = " and ".join(filter(None, (moved, "mirrored" if flip else "")))
+    return f"in training, images are {words} at random" if words else "images are not augmented"
 
 
 def _partition_note(run: Run) -> str:
@@ -273,6 +290,7 @@ def _tables(run: Run) -> list[TextTable]:
         tables.cycle_table(metrics) if metrics.cycles else None,
         privacy_table(run),
         tables.failure_table(metrics),
+        tables.not_used_table(run.environment),
         tables.time_table(metrics),
         tables.traffic_table(metrics),
         tables.settings_table(run),

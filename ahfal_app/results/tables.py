@@ -154,6 +154,19 @@ def settings_table(run: Run) -> TextTable:
     )
 
 
+def not_used_table(environment: Mapping[str, Any]) -> TextTable | None:
+    """List what the data set's folder holds besides; None where there is nothing."""
+    lines = environment.get("data", {}).get("not_used")
+    if not lines:
+        return None
+    return TextTable(
+        title="Found with the data set and not used",
+        headings=("Count", "Reason", "Such as"),
+        rows=[(f"{line['count']:,}", line["reason"], line["such_as"]) for line in lines],
+        numbers=frozenset({0}),
+    )
+
+
 def environment_table(environment: Mapping[str, Any]) -> TextTable:
     """List what `environment.json` holds."""
     rows = [
@@ -161,7 +174,7 @@ def environment_table(environment: Mapping[str, Any]) -> TextTable:
         for part, facts in environment.items()
         if isinstance(facts, dict)
         for key, value in facts.items()
-        if key != "class_names"
+        if key not in ("class_names", "not_used")
     ]
     return TextTable(title="Environment", headings=("What", "Value"), rows=rows)
 

@@ -313,6 +313,7 @@ def _environment(
         "name": loaded.dataset.name,
         "train": len(loaded.dataset.train),
         "test": len(loaded.dataset.test),
+        "not_used": [asdict(line) for line in loaded.dataset.not_used],
     }
     environment["resolved"] = {
         "model": loaded.model_name,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from ahfal_app.config import Settings
-from ahfal_app.data import builders, catalog, decoding, sources
+from ahfal_app.data import builders, catalog, sources
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.preparation import channel_moments, hold_out
 from ahfal_app.data.sources import ImageDataset, load_dataset
@@ -125,7 +125,7 @@ def check_toy(dataset: ImageDataset, train: NDArray[np.uint8], test: NDArray[np.
     assert not dataset.train.images_NHWC.flags.writeable
     assert not dataset.train.labels_N.flags.writeable
     assert dataset.class_names == tuple(CLASSES)
-    assert dataset.augmentation == NONE
+    assert dataset.augmentation == Augmentation(padding=1, flip=True)
     assert dataset.mean_C == pytest.approx((train / 255).mean(axis=(0, 1, 2)).tolist())
 
 
@@ -330,7 +330,7 @@ def test_modes_become_one_or_three_channels(
 
 def test_images_of_16_bits_are_refused(load: Load, tmp_path: Path) -> None:
     folder = saved(tmp_path / "toy", table([of_mode("I;16")] * 6, alternating(6)))
-    with pytest.raises(DatasetError, match="mode I;16 cannot be used; convert them to 8 bits"):
+    with pytest.raises(DatasetError, match=r"row 0: .*16 bits for each.*; convert it to 8 bits"):
         load(folder)
 
 
@@ -392,10 +392,25 @@ def test_damaged_images_are_named(load: Load, tmp_path: Path, image: object, mes
         load(saved(tmp_path / "toy", splits))
 
 
-def test_a_missing_file_is_named() -> None:
-    lost = table([{"bytes": None, "path": "/nowhere/a.png"}], [0])
-    with pytest.raises(DatasetError, match=r"split `test`, row 0.*/nowhere/a\.png"):
-        decoding.image_shape({"test": lost}, "img")
+def test_a_file_that_a_row_points_to_is_named(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    for path, reason in ((tmp_path / "a.png", "no image of the formats"), ("/no/b.png", "No such")):
+        rows = [{"bytes": None, "path": str(path)}, *pixels(5)]
+        columns = Features({"img": {"bytes": Value("binary"), "path": Value("string")}})
+        encoded = [
+            {"bytes": encode(PillowImage.fromarray(row)), "path": None}
+            if isinstance(row, np.ndarray)
+            else row
+            for row in rows
+        ]
+        splits = {}
+        for split in ("train", "test"):
+            own = Dataset.from_dict({"img": encoded}, features=columns)
+            names = ClassLabel(names=CLASSES)
+            splits[split] = own.add_column("label", alternating(6), feature=names)
+        folder = saved(tmp_path / reason.split()[0], DatasetDict(splits))
+        with pytest.raises(DatasetError, match=rf"`train`, row 0 \({path}\): .*{reason}"):
+            load(folder)
 
 
 def test_a_constant_channel_can_be_divided_by() -> None:
@@ -536,18 +551,40 @@ def test_a_recognised_folder_gets_the_usual_normalisation(load: Load, tmp_path: 
 @pytest.mark.parametrize(
     ("augment", "mnist", "unknown"),
     [
-        ("auto", Augmentation(2, False), Augmentation(0, False)),
+        ("auto", Augmentation(2, False), Augmentation(12, True)),
         ("none", Augmentation(0, False), Augmentation(0, False)),
-        ("crop", Augmentation(2, False), Augmentation(4, False)),
-        ("crop-flip", Augmentation(2, True), Augmentation(4, True)),
+        ("crop", Augmentation(2, False), Augmentation(12, False)),
+        ("crop-flip", Augmentation(2, True), Augmentation(12, True)),
     ],
 )
 def test_augment_overrides_what_is_usual(
     augment: str, mnist: Augmentation, unknown: Augmentation
 ) -> None:
     known = catalog.recognise((28, 28, 1), 10, (0.13,))
+    usual = catalog.usual_augmentation((96, 128, 3))
     assert catalog.resolve_augmentation(augment, known) == mnist
-    assert catalog.resolve_augmentation(augment, None) == unknown
+    assert catalog.resolve_augmentation(augment, None, usual) == unknown
+
+
+@pytest.mark.parametrize(
+    ("shape", "usual"),
+    [
+        ((32, 32, 3), Augmentation(4, True)),
+        ((28, 28, 1), Augmentation(4, False)),
+        ((224, 160, 3), Augmentation(20, True)),
+        ((64, 64, 1), Augmentation(8, False)),
+        ((3, 40, 3), Augmentation(1, True)),
+    ],
+)
+def test_photographs_are_moved_by_an_eighth_and_mirrored_in_colour(
+    shape: tuple[int, int, int], usual: Augmentation
+) -> None:
+    assert catalog.usual_augmentation(shape) == usual
+
+
+def test_digits_of_any_size_are_not_augmented(load: Load) -> None:
+    assert load("digits", image_size=16).augmentation == NONE
+    assert load("digits", augment="crop").augmentation == Augmentation(padding=4, flip=False)
 
 
 @given(

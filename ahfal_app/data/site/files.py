@@ -17,6 +17,7 @@ from ahfal_app.data.files import (
     SUFFIXES,
     FoundFile,
     files_below,
+    too_large,
 )
 from ahfal_app.data.parquet import image_columns
 from ahfal_app.errors import DatasetError
@@ -146,7 +147,7 @@ def _images(file: FoundFile, name: str, image_column: str) -> list[SiteImage]:
     if file.suffix not in SUFFIXES:
         raise ValueError(NO_IMAGE)
     if file.size > LARGEST_FILE:
-        raise ValueError(f"{file.size} bytes; at most {LARGEST_FILE} are read")
+        raise ValueError(too_large(file.size, LARGEST_FILE))
     return [SiteImage(name, file.path, None, *facts)]
 
 

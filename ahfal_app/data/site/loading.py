@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.data.cache import Entry, cache_key, discard, open_or_build
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
+from ahfal_app.data.not_used import kind_of
 from ahfal_app.data.site.decoding import can_be_decoded, decode_site
 from ahfal_app.data.site.files import SiteImage, content, list_images
 from ahfal_app.data.site.index import Known, SiteIndex
@@ -346,7 +347,7 @@ def _report(
     near = suggestions()
     write_csv(path, ("file", "reason"), [(key, why + near.get(key, "")) for key, why in rows])
     if rows:
-        reasons = Counter(_kind(reason) for _, reason in rows)
+        reasons = Counter(kind_of(reason) for _, reason in rows)
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
         _log.warning("%d images can be used, %d set aside (%s): %s", usable, len(rows), shown, path)
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ahfal_app.config import parse_settings
+from ahfal_app.data.not_used import told
 from ahfal_app.data.sources import load_dataset
-from ahfal_app.deployment.doctor.finding import Finding, failure, good
+from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
 from ahfal_app.errors import ConfigError, DatasetError
 
 _KEYS = ("dataset", "data-dir")
@@ -27,6 +28,8 @@ def check_data(node_config: Mapping[str, object]) -> Iterator[Finding]:
         return
     labels_N = dataset.train.labels_N
     yield good("data", f"{dataset.name}: {len(labels_N)} images can be read")
+    if dataset.not_used:
+        yield warning("data", f"found and not used: {told(dataset.not_used)}")
     counts_C = np.bincount(labels_N, minlength=len(dataset.class_names))
     missing = [name for name, n in zip(dataset.class_names, counts_C, strict=True) if not n]
     if missing:
