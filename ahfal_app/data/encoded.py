@@ -151,4 +151,4 @@ def _why_unidentified(file: BinaryIO) -> str:
                 factory(file, "")
             except _DAMAGED as error:
                 return f"cannot be decoded: {name}: {told(error)}"
-    return f"no image of the formats {', '.join(FORMATS)}"
+    return f"no image of the formats that are read: {', '.join(FORMATS)}"

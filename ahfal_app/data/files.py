@@ -27,7 +27,7 @@ PARQUET = ".parquet"
 LARGEST_FILE = 256 << 20
 
 #: Why a file is not even opened.
-NO_IMAGE = f"no image, by its name, of the formats {', '.join(FORMATS)}"
+NO_IMAGE = f"no image, by its name, of a format that is read: {', '.join(FORMATS)}"
 LINKED_FOLDER = "a link to a folder; such links are not followed"
 NO_REGULAR_FILE = "no regular file"
 

@@ -97,8 +97,8 @@ def test_what_is_damaged_is_told_from_what_is_no_image() -> None:
     dds = b"DDS " + bytes(200)
     for content, reason in [
         (b"", "empty"),
-        (b"this is no image", "no image of the formats PNG"),
-        (dds, "no image of the formats PNG"),
+        (b"this is no image", "no image of the formats that are read: PNG"),
+        (dds, "no image of the formats that are read: PNG"),
         (bytes(twelve), "cannot be decoded: JPEG: cannot handle 12-bit layers"),
         (png(noise(6, 5, 3))[:20], "cannot be decoded: "),
         (b"\x89PNG\r\n\x1a\n", "cannot be decoded: PNG"),

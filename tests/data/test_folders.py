@@ -21,7 +21,7 @@ from support.site_images import FORMAT
 
 from ahfal_app.config import Settings
 from ahfal_app.data import sources
-from ahfal_app.data.files import files_below
+from ahfal_app.data.files import FORMATS, files_below
 from ahfal_app.data.images import DataFormat
 from ahfal_app.data.layout import image_layout, parquet_layout
 from ahfal_app.data.site.loading import SiteFolders, load_site
@@ -231,7 +231,8 @@ def test_what_is_found_and_not_used_is_counted_and_named(
     for name, reason in reasons.items():
         assert reason in not_used[name], name
     assert sum(line.count for line in dataset.not_used) == len(reasons)
-    assert "10 not used: 2 cannot be decoded (such as dog/8.png); 2 no image" in caplog.text
+    assert "10 not used: 2 no image, by its name" in caplog.text
+    assert "; 2 cannot be decoded (such as dog/8.png); 1 " in caplog.text
     caplog.clear()
     # Each process that goes on without them says so, also where they were decoded long ago.
     assert place.load(image_size=6).not_used == dataset.not_used
@@ -531,7 +532,7 @@ def test_rows_that_are_damaged_are_named_by_file_and_row(place: Place) -> None:
     dataset = place.load()
     assert len(dataset.train) + len(dataset.test) == 8
     assert place.not_used() == {
-        "y/1.parquet#2": "no image of the formats PNG, JPEG, BMP, TIFF, GIF, WEBP, PPM, JPEG2000",
+        "y/1.parquet#2": f"no image of the formats that are read: {', '.join(FORMATS)}",
         "y/1.parquet#4": "the image is missing",
     }
 

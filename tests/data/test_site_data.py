@@ -6,7 +6,9 @@ import io
 import os
 import random
 import struct
+import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
-from support.site_images import FORMAT, digits, write_images, write_labels
+from support.image_files import noise, png
+from support.site_images import FORMAT, digits, long_since, write_images, write_labels
 
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import DataFormat
 from ahfal_app.data.site.decoding import decode_site
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
+from ahfal_app.data.site.settling import SETTLE_S
 from ahfal_app.errors import DatasetError, LabelFileError, StoreError
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
 
 
 class Place:
@@ -44,6 +49,7 @@ class Place:
         path = self.data / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        long_since(path)
 
 
 @pytest.fixture
@@ -97,13 +103,192 @@ def test_ids_stay_when_files_come_and_go(place: Place):
     assert place.set_aside() == {}
 
 
-def test_a_file_whose_content_changes_is_set_aside(place: Place):
+def _shades(site: SiteData) -> dict[str, int]:
+    """Return the value of each image, all of whose pixels are equal, by name."""
+    images_NHW = site.dataset.train.images_NHWC[..., 0]
+    assert (images_NHW == images_NHW[:, :1, :1]).all()
+    return {name: int(images_NHW[identity, 0, 0]) for identity, name in site.names.items()}
+
+
+def test_a_file_that_changes_before_anybody_was_asked_is_used_as_it_is_now(place: Place):
     place.write("a.png", _encoded(_gray(1)))
     place.write("b.png", _encoded(_gray(2)))
+    ids = {name: i for i, name in place.load().names.items()}
+    for value in (3, 4):
+        place.write("b.png", _encoded(_gray(value, (9, 9))))
+        for _ in range(2):
+            site = place.load()
+            assert _shades(site) == {"a.png": 1, "b.png": value}
+            assert {name: i for i, name in site.names.items()} == ids
+            assert site.content(ids["b.png"]) == (place.data / "b.png").read_bytes()
+    assert place.set_aside() == {}
+
+
+def _ask(place: Place, run: str, site: SiteData, samples: tuple[int, ...]) -> LabelStore:
+    """Ask for labels as a client of this run does."""
+    path = place.state / run / "0" / "labels.sqlite"
+    store = LabelStore.open_file(path, site.ids_N, 10, grows=True)
+    store.allot(len(samples))
+    store.reserve(LabelRequest(request_id(run, 0, 1), 1, "random", samples))
+    return store
+
+
+@pytest.mark.parametrize("answer", ["none", "label", "skip", "given"])
+def test_a_file_that_changes_after_somebody_was_asked_is_set_aside(place: Place, answer: str):
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        place.write(name, _encoded(_gray(number)))
+    store = _ask(place, "earlier-run", place.load(), () if answer == "given" else (1,))
+    if answer == "given":
+        store.give({1: 3}, "somebody")
+    elif answer != "none":
+        label = 3 if answer == "label" else None
+        store.commit([LabelReceipt(request_id("earlier-run", 0, 1), 1, label, "me")])
+    store.close()
+    place.write("b.png", _encoded(_gray(30, (9, 9))))
+    place.write("c.png", _encoded(_gray(40, (9, 9))))
+    for _ in range(2):
+        assert _shades(place.load()) == {"a.png": 0, "c.png": 40}
+        assert "not what it was when a label was asked" in place.set_aside()["b.png"]
+    place.write("b.png", _encoded(_gray(1)))
+    assert _shades(place.load()) == {"a.png": 0, "b.png": 1, "c.png": 40}
+
+
+def test_a_file_that_changes_after_its_label_was_written_down_is_set_aside(place: Place):
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        place.write(name, _encoded(_gray(number)))
+    write_labels(place.data / "labels.csv", {"b.png": "one", "c.png": ""})
     place.load()
+    place.write("b.png", _encoded(_gray(30, (9, 9))))
+    place.write("c.png", _encoded(_gray(40, (9, 9))))
+    site = place.load()
+    assert _shades(site) == {"a.png": 0, "c.png": 40}
+    assert site.given == {}
+    set_aside = place.set_aside()
+    assert "not what it was when a label was asked or given" in set_aside["b.png"]
+    assert "set aside: b.png, not what it was" in set_aside["labels.csv, line 2"]
+
+
+def test_where_nobody_knows_what_was_asked_a_file_that_changes_is_set_aside(place: Place):
+    place.write("a.png", _encoded(_gray(1)))
+    place.write("b.png", _encoded(_gray(2)))
+    _ask(place, "run", place.load(), ()).close()
+    store = place.state / "run" / "0" / "labels.sqlite"
+    store.write_bytes(b"not a database" * 100)
     place.write("b.png", _encoded(_gray(3, (9, 9))))
     assert place.load().ids_N.tolist() == [0]
     assert "not what it was" in place.set_aside()["b.png"]
+
+
+def test_a_file_that_changes_with_its_old_size_and_time_is_seen(place: Place):
+    first, second = (encoded_bmp(value) for value in (1, 2))
+    assert len(first) == len(second)
+    place.write("a.bmp", first)
+    place.write("b.bmp", encoded_bmp(7))
+    site = place.load()
+    place.write("a.bmp", second)
+    with pytest.raises(DatasetError, match=r"a\.bmp: changed since it was looked at"):
+        site.content(0)
+    assert _shades(place.load()) == {"a.bmp": 2, "b.bmp": 7}
+
+
+def encoded_bmp(value: int) -> bytes:
+    """Return an image of equal pixels whose file has the same size for all values."""
+    return _encoded(_gray(value), "BMP")
+
+
+class Copying:
+    """A file that goes on being written whenever somebody waits for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[Callable[[], None]] = []
+        self.waits = 0
+        monkeypatch.setattr("ahfal_app.data.site.settling.time.sleep", self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        assert seconds == SETTLE_S
+        self.waits += 1
+        if self.steps:
+            self.steps.pop(0)()
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> Copying:
+    return Copying(monkeypatch)
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 0.0, 3600.0, 1e6])
+def test_a_file_that_is_still_being_copied_is_used_when_it_has_settled(
+    place: Place, copying: Copying, ahead_s: float
+):
+    """It has its full size from the start, and its time may be that of another clock."""
+    place.write("a.bmp", encoded_bmp(1))
+    content = encoded_bmp(200)
+    now = time.time() + ahead_s
+
+    def write(rows: int, seconds: float) -> None:
+        whole = content[: len(content) - 8 * rows] + bytes(8 * rows)
+        (place.data / "b.bmp").write_bytes(whole)
+        os.utime(place.data / "b.bmp", (now + seconds, now + seconds))
+
+    write(5, 0)
+    copying.steps = [lambda: write(3, 2), lambda: write(0, 4), lambda: None]
+    for _ in range(2):
+        assert _shades(place.load()) == {"a.bmp": 1}
+        assert place.set_aside() == {
+            "b.bmp": "still being copied; looked at again with the next message"
+        }
+    assert _shades(place.load()) == {"a.bmp": 1, "b.bmp": 200}
+    assert place.set_aside() == {}
+    # What has settled once is not waited for again, though its time is not long past.
+    assert copying.waits == 3
+    place.load()
+    assert copying.waits == 3
+
+
+def test_a_copy_that_pauses_is_used_as_it_is_when_it_goes_on(place: Place, copying: Copying):
+    (place.data / "a.bmp").write_bytes(encoded_bmp(200)[:-24] + bytes(24))
+    place.write("b.bmp", encoded_bmp(7))
+    assert len(place.load().ids_N) == 2
+    (place.data / "a.bmp").write_bytes(encoded_bmp(200))
+    assert _shades(place.load()) == {"a.bmp": 200, "b.bmp": 7}
+    assert place.set_aside() == {}
+
+
+def test_a_file_that_vanishes_while_it_is_waited_for_is_no_trouble(place: Place, copying: Copying):
+    place.write("a.png", _encoded(_gray(1)))
+    (place.data / "b.png").write_bytes(_encoded(_gray(2)))
+    copying.steps = [(place.data / "b.png").unlink]
+    assert _shades(place.load()) == {"a.png": 1}
+    assert place.load().ids_N.tolist() == [0]
+    assert place.set_aside() == {}
+
+
+def test_where_everything_is_still_being_copied_the_site_says_so(place: Place, copying: Copying):
+    (place.data / "a.png").write_bytes(b"half")
+    copying.steps = [lambda: place.write("a.png", _encoded(_gray(1)))]
+    with pytest.raises(DatasetError, match="none of 1 images can be used"):
+        place.load()
+    assert place.set_aside()["a.png"].startswith("still being copied")
+    assert _shades(place.load()) == {"a.png": 1}
+
+
+def test_labels_that_are_still_being_copied_are_left_for_the_next_time(
+    place: Place, copying: Copying, tmp_path: Path
+):
+    for number in range(3):
+        place.write(f"{number}.png", _encoded(_gray(number)))
+    labels = place.data / "labels.csv"
+    labels.write_text("file,label\n0.png,on")
+    copying.steps = [lambda: write_labels(labels, {"0.png": "one", "1.png": "two"})]
+    assert place.load().given == {}
+    assert place.set_aside()["labels.csv"].startswith("still being copied")
+    assert place.load().given == {"labels.csv": {0: 1, 1: 2}}
+    place.truth = tmp_path / "truth.csv"
+    place.truth.write_text("file,label\n")
+    copying.steps = [lambda: write_labels(tmp_path / "truth.csv", {"0.png": "one"})]
+    with pytest.raises(LabelFileError, match=r"truth\.csv: still being copied"):
+        place.load()
+    assert place.load().dataset.train.labels_N.tolist() == [1, -1, -1]
 
 
 def test_a_damaged_file_that_is_replaced_is_used(place: Place):
@@ -144,6 +329,15 @@ _UNUSABLE = {
         _encoded(_gray(1), "GIF", save_all=True, append_images=[_gray(99)]),
         "2 images in one file",
     ),
+    "deep-colour.png": (png(noise(8, 8, 3, deepest=4095)), "16 bits for each channel"),
+    "shot.dds": (b"DDS ", "no image, by its name, of a format that is read: PNG, JPEG"),
+    "shot.png": (b"DDS " + bytes(200), "no image of the formats"),
+    "moving.apng": (
+        _encoded(_gray(1), "PNG", save_all=True, append_images=[_gray(99)]),
+        "2 images in one file",
+    ),
+    "plain.jpf": (b"", "empty"),
+    "plain.j2c": (b"\xff\x4f\xff\x51", "cannot be decoded: JPEG2000"),
     "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0", "no image, by its name"),
     "program.png": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
@@ -163,14 +357,16 @@ def test_what_cannot_be_used_is_reported_by_name_and_the_rest_is_used(place: Pla
         place.write(name, content)
     (place.data / "broken-link.png").symlink_to("nowhere.png")
     os.mkfifo(place.data / "pipe.png")
+    (place.data / "more").symlink_to(place.data.parent)
     site = place.load()
     assert [site.names[i] for i in site.ids_N.tolist()] == ["good.png"]
     set_aside = place.set_aside()
-    assert set_aside.keys() == {*_UNUSABLE, "broken-link.png", "pipe.png"}
+    assert set_aside.keys() == {*_UNUSABLE, "broken-link.png", "pipe.png", "more"}
+    assert "a link to a folder" in set_aside["more"]
     for name, (_, reason) in _UNUSABLE.items():
         assert reason in set_aside[name], name
     assert "no regular file" in set_aside["pipe.png"]
-    assert "1 images can be used, 17 set aside" in caplog.text
+    assert "1 images can be used, 24 set aside" in caplog.text
     caplog.clear()
     place.load()
     assert caplog.text == ""
@@ -213,6 +409,7 @@ def test_what_could_not_be_read_for_a_while_is_used_again(
 def test_a_parquet_file_that_was_away_is_used_again(place: Place, monkeypatch: pytest.MonkeyPatch):
     column = pa.array([_encoded(_gray(value)) for value in range(5)])
     parquet.write_table(pa.table({"image": column}), place.data / "scans.parquet")
+    long_since(place.data / "scans.parquet")
     place.write("a.png", _encoded(_gray(9)))
 
     def away(*_: object, **__: object) -> None:
@@ -325,6 +522,8 @@ def test_rows_of_parquet_files_are_images(place: Place):
     table = pa.table({"image": column, "age": list(range(150))})
     parquet.write_table(table, place.data / "scans.parquet", row_group_size=40)
     parquet.write_table(pa.table({"age": [1]}), place.data / "ages.parquet")
+    for name in ("scans", "ages"):
+        long_since(place.data / f"{name}.parquet")
     site = place.load()
     set_aside = place.set_aside()
     assert set_aside.keys() == {"scans.parquet#3", "ages.parquet"}
@@ -340,7 +539,7 @@ def test_rows_of_parquet_files_are_images(place: Place):
 def test_labels_that_are_there_already(place: Place):
     truth = write_images(place.data, range(6))
     names = list(truth)
-    (place.data / "copy.png").write_bytes((place.data / names[4]).read_bytes())
+    place.write("copy.png", (place.data / names[4]).read_bytes())
     given = {names[0]: truth[names[0]].upper(), names[2]: "", "copy.png": truth[names[4]]}
     write_labels(place.data / "labels.csv", given | {"typo.png": "one"})
     site = place.load()
@@ -363,12 +562,46 @@ def test_labels_that_are_there_already(place: Place):
 )
 def test_labels_that_cannot_be_used_are_refused_by_line(place: Place, line: str, message):
     place.write("a.png", _encoded(_gray(1)))
-    (place.data / "labels.csv").write_text(f"file,label\n{line}\n")
+    place.write("labels.csv", f"file,label\n{line}\n".encode())
     if message is None:
         assert place.load().given == {}
         return
     with pytest.raises(LabelFileError, match=f"(?s)labels.csv: 1 lines.*line 2: .*{message}"):
         place.load()
+
+
+def test_lines_about_images_that_are_set_aside_are_told_from_names_that_are_wrong(place: Place):
+    place.write("a.png", _encoded(_gray(1)))
+    place.write("b.png", b"")
+    place.write("c.png", png(noise(8, 8, 3, deepest=4095)))
+    place.write("d.txt", b"")
+    place.write("e.png", _encoded(_gray(5)))
+    place.load()
+    (place.data / "e.png").unlink()
+    names = ("a.png", "b.png", "c.png", "d.txt", "e.png", "f.png")
+    write_labels(place.data / "labels.csv", dict.fromkeys(names, "one") | {"b.png": "skip"})
+    assert place.load().given == {"labels.csv": {0: 1}}
+    set_aside = place.set_aside()
+    about = "about an image that is set aside: "
+    assert set_aside["labels.csv, line 3"] == f"{about}b.png, empty"
+    assert set_aside["labels.csv, line 4"].startswith(f"{about}c.png, 16 bits for each channel")
+    assert set_aside["labels.csv, line 5"].startswith(f"{about}d.txt, no image, by its name")
+    assert set_aside["labels.csv, line 6"].startswith(f"{about}e.png, gone")
+    assert "no image 'f.png' here" in set_aside["labels.csv, line 7"]
+    write_labels(place.data / "labels.csv", {"b.png": "thre"})
+    with pytest.raises(LabelFileError, match=r"line 2: no class 'thre'"):
+        place.load()
+
+
+def test_folders_that_are_called_like_classes_label_nothing_and_that_is_said(place: Place):
+    for number, name in enumerate(("One/a.png", "2024/two/b.png", "three/c.png", "ward/d.png")):
+        place.write(name, _encoded(_gray(number)))
+    write_labels(place.data / "labels.csv", {"three/c.png": "three"})
+    site = place.load()
+    assert len(site.ids_N) == 4
+    assert [len(labels) for labels in site.given.values()] == [1]
+    reason = "called like a class, which labels nothing: labels are given in labels.csv"
+    assert place.set_aside() == {"One/": reason, "2024/two/": reason}
 
 
 def test_an_image_that_nobody_could_label_is_not_used(place: Place):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,39 @@ def test_a_file_that_is_still_being_written_is_left_for_later(
     for age, expected in [(1.0, []), (3.0, [(9, 0, "files")]), (-3600.0, [(9, 0, "files")])]:
         # A negative age is another machine's clock: no reason to wait for an hour.
         monkeypatch.setattr("ahfal_app.oracle.files.time.time", lambda age=age: written + age)
+        assert _collected(oracle) == expected
+
+
+def test_a_file_from_the_future_is_used_when_it_is_as_it_was_at_the_look_before(
+    oracle: FilesOracle, folder: Path, tmp_path: Path
+):
+    """As another machine's clock has it, it was written tomorrow: half of it, then the rest."""
+    path = folder / "labels.csv"
+    tomorrow = time.time() + 86_400
+    for seconds, content, expected in [
+        (0, "file,label\n2-b.png,do", []),
+        (1, "file,label\n2-b.png,dog\n1-ward__a_1.jpg,ca", []),
+        (2, "file,label\n2-b.png,dog\n1-ward__a_1.jpg,cat", []),
+        (2, "file,label\n2-b.png,dog\n1-ward__a_1.jpg,cat", [(9, 1, "files"), (5, 0, "files")]),
+        (2, "file,label\n2-b.png,dog\n1-ward__a_1.jpg,cat", [(9, 1, "files"), (5, 0, "files")]),
+        (3, "file,label\n2-b.png,dog\n1-ward__a_1.jpg,dog", []),
+    ]:
+        path.write_text(content)
+        os.utime(path, (tomorrow + seconds, tomorrow + seconds))
+        # Each look may be that of another process.
+        assert _collected(FilesOracle(_site(None), tmp_path / "requests")) == expected
+        assert _errors(folder) == []
+
+
+def test_of_a_file_from_the_future_that_cannot_be_remembered_the_time_is_waited_for(
+    oracle: FilesOracle, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (folder / ".looks.json").mkdir()
+    _answer(folder, "file,label\n2-b.png,cat\n")
+    assert _collected(oracle) == [(9, 0, "files")]
+    os.utime(folder / "labels.csv", (2e9, 2e9))
+    for now, expected in [(1.9e9, []), (1.95e9, []), (2.1e9, [(9, 0, "files")])]:
+        monkeypatch.setattr("ahfal_app.oracle.files.time.time", lambda now=now: now)
         assert _collected(oracle) == expected
 
 
