@@ -131,7 +131,7 @@ def _data_note(run: Run) -> str:
 
 def _augmentation_note(augmentation: Mapping[str, Any]) -> str:
     padding, flip = augmentation["padding"], augmentation["flip"]
-    moved = f"moved by up to {padding} pixels" if padding else ""
+    moved = f"moved by up to {padding} {'pixel' if padding == 1 else 'pixels'}" if padding else ""
     words = " and ".join(filter(None, (moved, "mirrored" if flip else "")))
     return f"in training, images are {words} at random" if words else "images are not augmented"
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message
 from safetensors.numpy import load_file
+from support.image_files import noise, png
 from support.simulation import TINY, Simulation
+from support.site_images import write_images
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import parse_settings
@@ -42,6 +45,33 @@ def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation
     environment = json.loads((outcome.folder / "environment.json").read_text())
     assert len(environment["data"]["partition_fingerprint"]) == 64
     assert "cycle 3/3" in outcome.log
+
+
+def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
+    simulation: Simulation, tmp_path: Path
+):
+    folder = tmp_path / "photographs"
+    truth = write_images(tmp_path / "all", range(400))
+    for name, label in truth.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).rename(folder / label / f"test {Path(name).name}")
+    (folder / "README.txt").write_text("Photographs")
+    (folder / "two" / "deep.png").write_bytes(png(noise(8, 8, 1, deepest=4095)))
+    outcome = simulation(dataset=str(folder))
+    environment = json.loads((outcome.folder / "environment.json").read_text())
+    assert environment["resolved"]["augmentation"] == {"padding": 1, "flip": False}
+    assert environment["data"]["train"] + environment["data"]["test"] == 400
+    assert [line["such_as"] for line in environment["data"]["not_used"]] == [
+        "README.txt",
+        "two/deep.png",
+    ]
+    report = (outcome.folder / "report.html").read_text()
+    assert "in training, images are moved by up to 1 pixel at random; 2 found and" in report
+    assert "Found with the data set and not used" in report
+    assert "16 bits for each channel" in report
+    plain = (simulation().folder / "report.html").read_text()
+    assert "images are not augmented" in plain
+    assert "not used" not in plain
 
 
 def test_labels_bought_are_exactly_those_due(simulation: Simulation):
