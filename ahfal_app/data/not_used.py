@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class NotUsed:
 
 def kind_of(reason: str) -> str:
     """Return the part of a reason that does not differ from one file to the other."""
-    return reason.split(": ")[0].split("; ")[0]
+    # A name stands in quotes, as Python writes them.
+    return re.sub(r"'.*'|\".*\"", "…", reason).split(": ")[0].split("; ")[0]
 
 
 def summary(reasons: Mapping[str, str]) -> tuple[NotUsed, ...]:

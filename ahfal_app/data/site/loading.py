@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -350,9 +349,3 @@ def _report(
         reasons = Counter(kind_of(reason) for _, reason in rows)
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
         _log.warning("%d images can be used, %d set aside (%s): %s", usable, len(rows), shown, path)
-
-
-def _kind(reason: str) -> str:
-    """Return a reason without what it says of one file alone."""
-    # A name stands in quotes, as Python writes them.
-    return re.sub(r"'.*'|\".*\"", "…", reason).split(":")[0].split(";")[0]
