@@ -14,12 +14,12 @@ from support.strategy_cases import context_for, pool_of, random_pool
 from torch import Tensor
 
 from ahfal_app.errors import NonFiniteSignal
+from ahfal_app.parameters import parameter_problems
 from ahfal_app.query import (
     LocalOnlyTraining,
     Outputs,
     PoolView,
     Signal,
-    check_parameters,
     checked_select,
     make_strategy,
 )
@@ -220,5 +220,5 @@ def test_equal_generators_give_equal_clusters_and_others_others() -> None:
 
 def test_impossible_recipes_are_refused() -> None:
     for key, value in (("batch-size", 1), ("epochs", 0), ("decay-at", 1.5), ("starts", 0)):
-        [problem] = check_parameters("logo", {key: value})
+        [problem] = parameter_problems("strategy", "logo", Logo.Parameters, {key: value})
         assert problem.startswith(f"strategy.{key}={value}: allowed is ")
