@@ -63,10 +63,10 @@ def check_run(folder: Path) -> RunResult:
     run = RunResult.read(folder)
     said = (folder / "said.txt").read_text().splitlines()
     assert len(said) == len(run.metrics.records) == 6
-    assert "cycle/metrics/worst-class=" in said[-1]
+    assert "cycle/metrics/ward-worst-class=" in said[-1]
     last = run.metrics.cycles[-1]
     tested = [each for each in last.class_accuracy if each is not None]
-    assert last.metrics["worst-class"] == min(tested)
+    assert last.metrics["ward-worst-class"] == min(tested)
     assert len(last.class_accuracy) == 3
     environment = json.loads((folder / "environment.json").read_text())
     assert {each["setting"] for each in environment["components"]} == set(FAMILIES)
@@ -106,8 +106,8 @@ def test_one_of_each_runs_in_process(
         ("model.width=true", "model.width=True: allowed is integer, ≥ 8"),
         ("aggregation.fewest=4", "aggregation.fewest=4: there are 3"),
         ("local-update.shar=0.1", "did you mean 'share'?"),
-        ("local-update=smoothd", "did you mean 'smoothed'?"),
-        ("aggregation=equal-weight", "did you mean 'equal-weights'?"),
+        ("local-update=ward-smoothd", "did you mean 'ward-smoothed'?"),
+        ("aggregation=ward-equal-weight", "did you mean 'ward-equal-weights'?"),
         ("oracle=tired", "allowed is "),
     ],
 )

