@@ -30,9 +30,9 @@ def test_all_parts_are_used_and_replaced(generator: dict[str, object]) -> None:
     files = [(ROOT / name).read_text(encoding="utf-8") for name in generator["FILES"]]
     used = {part for text in files for part in re.findall(r"(?:#|<!--) generated: ([a-z ]+)", text)}
     assert {part.strip() for part in used} == set(generator["PARTS"])
-    stale = "<!-- generated: settings -->\n\nold\n\n<!-- end -->\n"
+    stale = "<!-- generated: settings -->\n\nOUTDATED\n\n<!-- end -->\n"
     assert "| setting |" in generator["generated"](stale)
-    assert "old" not in generator["generated"](stale)
+    assert "OUTDATED" not in generator["generated"](stale)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
