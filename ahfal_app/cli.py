@@ -370,6 +370,26 @@ def doctor(
         raise typer.Exit(1)
 
 
+# Of commands that are Flower's with other insides: their arguments are Flower's, too.
+_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_ANY_ARGUMENTS, add_help_option=False)
+def supernode(context: typer.Context) -> None:
+    """Run a site: flower-supernode, with AHFAL's SuperExec beside it."""
+    from ahfal_app.deployment.supernode import main
+
+    main(context.args)
+
+
+@app.command(context_settings=_ANY_ARGUMENTS, add_help_option=False)
+def superexec(context: typer.Context) -> None:
+    """Run what starts a site's ClientApps: of the installed code alone, one at a time."""
+    from ahfal_app.deployment.superexec import main
+
+    main(context.args)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a named error is told in its own words, with exit code 1."""
     try:

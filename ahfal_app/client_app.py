@@ -2,57 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from ahfal_app.client.client import Client
-from ahfal_app.client.node_config import (
-    at_site,
-    oracle_options,
-    partition_of,
-    path_of,
-    site_folders,
-)
-from ahfal_app.client.state import ClientState
+from ahfal_app.client.node_config import is_site, partition_of
+from ahfal_app.client.outgoing import told
+from ahfal_app.client.serving import client_for
 from ahfal_app.code_version import PACKAGE_FOLDER
-from ahfal_app.errors import ConfigError
+from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
+from ahfal_app.messages.arrays import decode_all
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import Order, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
-from ahfal_app.training.resources import computing_threads, resources, site_resources
+from ahfal_app.storage.private import owner_only
 
 app = ClientApp()
 
+Handler = Callable[[Message, Context], Message]
+Asked = TypeVar("Asked")
+
 _STATE_KEY = "ahfal"
+_RAISED = 2  # Flower's code for a ClientApp that raised an exception.
+
+_log = logging.getLogger(__name__)
+
+
+def _guarded(handler: Handler) -> Handler:
+    """Let a site keep its files and its errors to itself.
+
+    A simulated client tells its errors as they are: they are the researcher's own.
+    """
+
+    @functools.wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        if not is_site(context.node_config):
+            return handler(message, context)
+        try:
+            with owner_only():
+                return handler(message, context)
+        except Exception as error:  # noqa: BLE001 (whatever it is, its text stays here)
+            # The server hears that it failed, and why in general. Patients' names stay here.
+            _log.exception("%s: %s", message.metadata.message_type, told(error))
+            return Message(Error(_RAISED, told(error)), reply_to=message)
+
+    return guarded
 
 
 @app.query("join")
+@_guarded
 def join(message: Message, context: Context) -> Message:
     """Tell which client this is, and ask for its initial labels."""
     order = _order(message)
     partition, partitions = partition_of(order.settings, context.node_config)
     code = shared_code_hash(order.settings.to_flat())
+    is_known = order.code == code or is_site(context.node_config)
     about = Introduction(
         client=partition,
         num_clients=partitions,
         code=code,
-        # Only then, since where a site has installed what is its own affair.
-        code_folder="" if order.code == code else str(PACKAGE_FOLDER),
+        # Where a site has installed what is its own affair.
+        code_folder="" if is_known else str(PACKAGE_FOLDER),
     )
     metrics = MetricRecord()
     num_clients = order.settings.num_clients or partitions
     if order.code == code and partition < num_clients <= partitions:
-        client = _client(order, context)
+        client = _client(order, context, needed_bytes=0)
         metrics = client.join(order.cycle).to_metrics()
         about = replace(
             about,
@@ -66,11 +92,16 @@ def join(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@_guarded
 def train(message: Message, context: Context) -> Message:
     """Train the global model locally."""
     order = _order(message)
-    tensors, answer = _client(order, context).train(
-        message.content.array_records[ARRAYS_KEY].to_torch_state_dict(),
+    if order.round == 0:
+        raise MessageRefused("server-round=0: allowed is at least 1 in training")
+    # It is kept once as the momentum, and in a cycle's last round once as f^L.
+    client = _client(order, context, needed_bytes=2 * _bytes_of(message))
+    tensors, answer = client.train(
+        _tensors(message, client),
         order.cycle,
         order.round,
         last_round=order.round == order.settings.rounds,
@@ -80,6 +111,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.query("histogram")
+@_guarded
 def histogram(message: Message, context: Context) -> Message:
     """Tell how many labelled samples of each class there are, with noise or without."""
     order = _order(message)
@@ -88,51 +120,56 @@ def histogram(message: Message, context: Context) -> Message:
 
 
 @app.query("advertise_keys")
+@_guarded
 def advertise_keys(message: Message, context: Context) -> Message:
     """Begin a session of secure aggregation with fresh keys."""
-    order, record = _order(message), secure.record_of(message.content)
-    session = secure.session_name(record)
+    order, (session, _) = _order(message), _secure_request(message, lambda _: None)
     advertisement = _client(order, context).advertise_keys(order.cycle, session)
     return _secure_reply(message, secure.advertisement_to(advertisement))
 
 
 @app.query("share_keys")
+@_guarded
 def share_keys(message: Message, context: Context) -> Message:
     """Split the session's secrets among the clients."""
-    with _participant(message, context) as (participant, record):
-        ciphertexts = participant.share_keys(secure.roster_from(record))
+    with _participant(message, context, secure.roster_from) as (participant, roster):
+        ciphertexts = participant.share_keys(roster)
     return _secure_reply(message, secure.ciphertexts_to(ciphertexts))
 
 
 @app.query("mask")
+@_guarded
 def mask(message: Message, context: Context) -> Message:
     """Tell the masked histogram."""
-    with _participant(message, context) as (participant, record):
-        masked_D = participant.mask(secure.ciphertexts_from(record))
+    with _participant(message, context, secure.ciphertexts_from) as (participant, ciphertexts):
+        masked_D = participant.mask(ciphertexts)
     return _secure_reply(message, secure.vector_to(masked_D))
 
 
 @app.query("unmask")
+@_guarded
 def unmask(message: Message, context: Context) -> Message:
     """Tell the shares that unmask the sum over the clients that stayed."""
-    with _participant(message, context) as (participant, record):
-        unmasking = participant.unmask(secure.survivors_from(record))
+    with _participant(message, context, secure.survivors_from) as (participant, survivors):
+        unmasking = participant.unmask(survivors)
     return _secure_reply(message, secure.unmasking_to(unmasking))
 
 
 @app.query("select")
+@_guarded
 def select(message: Message, context: Context) -> Message:
     """Choose what to label and hand it to the oracle."""
     order = _order(message)
-    answer = _client(order, context).select(
-        message.content.array_records[ARRAYS_KEY].to_torch_state_dict(),
-        order.cycle,
-        statistics_from_record(message.content.metric_records[STATISTICS_KEY]),
-    )
+    client = _client(order, context, needed_bytes=0)
+    with _checked():
+        record = message.content.metric_records[STATISTICS_KEY]
+        statistics = statistics_from_record(record, client.num_classes)
+    answer = client.select(_tensors(message, client), order.cycle, statistics)
     return _query_reply(message, answer)
 
 
 @app.query("collect")
+@_guarded
 def collect(message: Message, context: Context) -> Message:
     """Take in labels that have come since."""
     order = _order(message)
@@ -140,57 +177,52 @@ def collect(message: Message, context: Context) -> Message:
 
 
 def _order(message: Message) -> Order:
-    return Order.from_record(message.content.config_records[CONFIG_KEY])
+    with _checked():
+        return Order.from_record(message.content.config_records[CONFIG_KEY])
 
 
-def _client(order: Order, context: Context) -> Client:
-    partition, partitions = partition_of(order.settings, context.node_config)
-    settings = at_site(order.settings, context.node_config)
-    torch.set_num_threads(computing_threads(settings))
-    if settings.num_clients == 0:
-        settings = settings.model_copy(update={"num_clients": partitions})
-    folders = site_folders(settings, context.node_config)
-    if folders is None:
-        loaded = resources(settings)
-    else:
-        if order.data is None:
-            raise ConfigError(["data: the server has not said what format data must have"])
-        loaded = site_resources(settings, folders, order.data)
-    folder = Path(order.run_folder)
-    is_simulated = settings.oracle == "simulated" and folder.is_dir() and folders is None
-    return Client(
-        settings,
-        partition,
-        order.run,
-        _state(order, context, partition),
-        folder if is_simulated else None,
-        loaded,
-        oracle_options(context.node_config),
-        order.proximal_mu,
-    )
-
-
-def _state(order: Order, context: Context, partition: int) -> ClientState:
-    if order.settings.client_state == "memory":
+def _client(order: Order, context: Context, needed_bytes: int | None = None) -> Client:
+    def memory() -> dict[str, bytes]:
         record = context.state.config_records.setdefault(_STATE_KEY, ConfigRecord())
-        return ClientState.in_record(cast(dict[str, bytes], record))
-    # A real site names a folder of its own; a simulated client shares the run's folder.
-    configured = context.node_config.get("state-dir")
-    if configured:
-        return ClientState.on_disk(path_of(configured) / order.run / str(partition))
-    if not Path(order.run_folder).is_dir():
-        raise ConfigError(
-            ["state-dir: a SuperNode on another machine than the server needs it in --node-config"]
-        )
-    return ClientState.on_disk(Path(order.run_folder) / "clients" / str(partition))
+        return cast(dict[str, bytes], record)
+
+    return client_for(order, context.node_config, memory, needed_bytes)
+
+
+def _tensors(message: Message, client: Client) -> dict[str, torch.Tensor]:
+    with _checked():
+        arrays = decode_all(message.content.array_records[ARRAYS_KEY], client.array_forms)
+    return {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+
+
+def _bytes_of(message: Message) -> int:
+    with _checked():
+        return message.content.array_records[ARRAYS_KEY].count_bytes()
 
 
 @contextmanager
-def _participant(message: Message, context: Context) -> Iterator[tuple[Participant, ConfigRecord]]:
-    order, record = _order(message), secure.record_of(message.content)
-    session = secure.session_name(record)
+def _participant(
+    message: Message, context: Context, read: Callable[[ConfigRecord], Asked]
+) -> Iterator[tuple[Participant, Asked]]:
+    order, (session, asked) = _order(message), _secure_request(message, read)
     with _client(order, context).participant(order.cycle, session) as participant:
-        yield participant, record
+        yield participant, asked
+
+
+def _secure_request(message: Message, read: Callable[[ConfigRecord], Asked]) -> tuple[str, Asked]:
+    """Return the session that a request belongs to, and what it says besides."""
+    with _checked():
+        record = secure.record_of(message.content)
+        return secure.session_name(record), read(record)
+
+
+@contextmanager
+def _checked() -> Iterator[None]:
+    """Refuse a message in which something is missing or is not what it must be."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        raise MessageRefused(str(error)) from error
 
 
 def _query_reply(message: Message, answer: QueryAnswer) -> Message:

@@ -232,6 +232,13 @@ class Settings(BaseModel):
         gt=0,
         le=1,
     )
+    max_client_samples: int = _setting(
+        10_000_000,
+        "Federation",
+        "Most samples that a client may say it has; one that says more is left out by name.",
+        ge=1,
+        le=10**12,
+    )
     start_timeout: float = _setting(
         60.0, "Federation", "Seconds to wait for the clients at the start.", gt=0
     )

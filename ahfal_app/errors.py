@@ -104,6 +104,26 @@ class PrivacyRefused(AhfalError):
     """A client was asked for more than the run's privacy allows it to tell."""
 
 
+class MessageRefused(AhfalError):
+    """A message says what no server that follows the protocol would say: nothing of it is done."""
+
+
+class PolicyRefused(AhfalError):
+    """A run asks for more than the site's policy allows; nothing was computed for it.
+
+    Parameters
+    ----------
+    rules : Sequence[str]
+        Keys of the rules that it breaks, as in `--node-config`.
+    problems : Sequence[str]
+        One line for each: what is asked for, and what is allowed. They stay at the site.
+    """
+
+    def __init__(self, rules: Sequence[str], problems: Sequence[str]) -> None:
+        self.rules = tuple(rules)
+        super().__init__("the site's policy does not allow it: " + "; ".join(problems))
+
+
 class SecureAggregationFailed(AhfalError):
     """A secure sum cannot be had: too few clients stayed, or what they sent does not fit."""
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from ahfal_app.errors import DatasetError, OracleError
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.parameters import Scalar
+from ahfal_app.storage.private import for_others
 from ahfal_app.training.resources import Resources
 
 # Who skips a sample whose image is no longer there.
@@ -102,15 +104,23 @@ class Annotation:
         for request in requests:
             unanswered = self._unanswered(store, request)
             try:
-                if unanswered.samples:
-                    oracle.submit(unanswered)
-                receipts = oracle.collect(request.request_id)
+                with self._for_people():
+                    if unanswered.samples:
+                        oracle.submit(unanswered)
+                    receipts = oracle.collect(request.request_id)
             except OracleError as error:
                 _log.warning("oracle %s: %s", self.oracle, error)
             else:
                 store.commit(receipts)
         if new := len(store.conflicts()) - conflicts:
             _log.warning("%d answers contradict labels that stand; the first ones do", new)
+
+    def _for_people(self) -> AbstractContextManager[None]:
+        """Write for whom the oracle's folder is open, unless it is part of the site's own state."""
+        folder = oracle_folder(self.options)
+        if folder is None or self.state.holds(folder):
+            return nullcontext()
+        return for_others()
 
     def _unanswered(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
         """Return what of a request is to be labelled; give back what nobody can label any more."""

@@ -18,11 +18,12 @@ from torch import Tensor
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
-from ahfal_app.client.selection import Selection
+from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
+from ahfal_app.messages.arrays import ArrayForm
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer
@@ -53,6 +54,8 @@ class Client:
         What the site has set for its oracle.
     proximal_mu : float
         Weight of the proximal term that the run's aggregation asks for; 0: none.
+    allowance : Allowance
+        How many labels may be asked for at once, as the ledger stands.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Client:
         loaded: Resources,
         oracle_options: Mapping[str, str],
         proximal_mu: float = 0.0,
+        allowance: Allowance = granted,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -73,7 +77,7 @@ class Client:
         self._resources = loaded
         self._rows_N = loaded.client_rows(client)
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
-        self._selection = Selection(settings, client, loaded, run_folder)
+        self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         self._annotation = Annotation(
             settings.oracle, parameters, oracle_options, client, run, state, loaded
@@ -93,6 +97,19 @@ class Client:
     def device(self) -> str:
         """Kind of device that this client computes on."""
         return self._resources.device.type
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self._resources.num_classes
+
+    @property
+    def array_forms(self) -> dict[str, ArrayForm]:
+        """What the arrays of a global model must be, by name."""
+        return {
+            name: ArrayForm(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in self._resources.model().state_dict().items()
+        }
 
     def join(self, cycle: int) -> JoinAnswer:
         """Ask for the initial labels, chosen at random, and tell how they stand.

@@ -17,6 +17,10 @@ _ORACLE_FOLDER = "oracle-dir"
 
 NodeConfig = Mapping[str, object]
 
+#: Keys that AHFAL reads, besides those that start with one of `KNOWN_PREFIXES`.
+KNOWN_KEYS = ("partition-id", "num-partitions", "data", "state-dir", "truth", *_OWN)
+KNOWN_PREFIXES = (_ORACLE_PREFIX, "policy-")
+
 
 def partition_of(settings: Settings, node_config: NodeConfig) -> tuple[int, int]:
     """Return which client a node serves, from 0, and how many there are.
@@ -42,9 +46,34 @@ def partition_of(settings: Settings, node_config: NodeConfig) -> tuple[int, int]
     return partition, partitions
 
 
+def is_site(node_config: NodeConfig) -> bool:
+    """Return whether a node has folders of its own, and so shares none with the server."""
+    return any(node_config.get(key) for key in ("data", "state-dir"))
+
+
+def state_folder(node_config: NodeConfig) -> Path:
+    """Return the folder in which a site keeps its labels.
+
+    Raises
+    ------
+    ConfigError
+        The site does not name it.
+    """
+    folder = node_config.get("state-dir")
+    if not folder:
+        raise ConfigError(["state-dir: missing in --node-config; a site must name a folder for it"])
+    return path_of(folder)
+
+
 def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
-    """Return the run's settings with those that a site sets for itself."""
+    """Return the run's settings with those that a site sets for itself.
+
+    A site's decoded images lie where the site says, or in its user's home: never where a server
+    says.
+    """
     own = {key.replace("-", "_"): str(node_config[key]) for key in _OWN if key in node_config}
+    if is_site(node_config):
+        own.setdefault("data_dir", "")
     if own.get("oracle", settings.oracle) == settings.oracle:
         return settings.model_copy(update=own) if own else settings
     # The run's parameters are of the run's oracle, and mean nothing to another one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.pool import PoolSituation, make_pool
 from ahfal_app.config import Settings
 from ahfal_app.labels.store import LabelStore
+from ahfal_app.ledger import Ledger
 from ahfal_app.query import (
     Aligned,
     PoolView,
@@ -25,6 +27,14 @@ from ahfal_app.query import (
 )
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.training.resources import Resources
+
+#: How many labels may be asked for at once, as the ledger stands.
+Allowance = Callable[[Ledger], int]
+
+
+def granted(ledger: Ledger) -> int:
+    """Return all that is free: no site has a say in it."""
+    return ledger.free
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +73,15 @@ class Selection:
         The client's data and its model.
     run_folder : Path | None
         The run's folder, for the record of selections; only where the run is simulated.
+    allowance : Allowance
+        How many labels may be asked for at once.
     """
 
     settings: Settings
     client: int
     loaded: Resources
     run_folder: Path | None
+    allowance: Allowance = granted
 
     def at_random(self, store: LabelStore) -> Selected:
         """Select what is labelled before the first cycle."""
@@ -110,9 +123,12 @@ class Selection:
         return selected
 
     def _allotted(self, store: LabelStore, cycle: int) -> int:
-        """Grant what is due by a cycle and return what is free: B_i, and what was missed before."""
+        """Grant what is due by a cycle and return what may be asked for.
+
+        This is what is free, B_i and what was missed before, or less where a site's policy says so.
+        """
         store.allot(self.settings.labels_due(cycle, len(self.loaded.client_rows(self.client))))
-        return store.ledger().free
+        return self.allowance(store.ledger())
 
     def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
         """Return the query strategy, aligned to a target where there is one."""

@@ -84,16 +84,21 @@ class ClientState:
         Where the pieces are kept.
     folder : Path | None
         Where the label store is a database file; None keeps it among the pieces.
+    root : Path | None
+        The folder in which a site keeps the states of all runs.
     """
 
-    def __init__(self, pieces: MutableMapping[str, bytes], folder: Path | None) -> None:
+    def __init__(
+        self, pieces: MutableMapping[str, bytes], folder: Path | None, root: Path | None = None
+    ) -> None:
         self._pieces = pieces
         self._folder = folder
+        self._root = root
 
     @classmethod
-    def on_disk(cls, folder: Path) -> ClientState:
+    def on_disk(cls, folder: Path, root: Path | None = None) -> ClientState:
         """Return a state that survives the process."""
-        return cls(FolderPieces(folder), folder)
+        return cls(FolderPieces(folder), folder, root)
 
     @classmethod
     def in_record(cls, record: MutableMapping[str, bytes]) -> ClientState:
@@ -104,6 +109,10 @@ class ClientState:
     def oracle_folder(self) -> Path | None:
         """Where this client's oracle may keep files of its own, or None."""
         return self._folder / _ORACLE if self._folder is not None else None
+
+    def holds(self, folder: Path) -> bool:
+        """Return whether a folder is part of a site's own state."""
+        return self._root is not None and folder.resolve().is_relative_to(self._root.resolve())
 
     @contextmanager
     def labels(

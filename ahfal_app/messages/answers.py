@@ -5,16 +5,25 @@ Shape suffix: C classes.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
 
 from ahfal_app.ledger import Ledger
-from ahfal_app.messages.fields import count, number
+from ahfal_app.messages.fields import (
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
+    count,
+    number,
+    shown,
+    text,
+)
 from ahfal_app.messages.keys import LOSS_KEY, WEIGHT_KEY
 from ahfal_app.privacy.sessions import HistogramAnswer
+
+# More are more than a mistake: lists are made of them.
+_MOST_CLIENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,17 @@ class Introduction:
         ValueError
             Something is missing or is not what it must be.
         """
+        num_clients = count(record, "num-clients")
+        if not 1 <= num_clients <= _MOST_CLIENTS:
+            raise ValueError(f"num-clients={num_clients}: allowed is 1 to {_MOST_CLIENTS}")
         return cls(
             client=count(record, "client"),
-            num_clients=count(record, "num-clients"),
-            code=_text(record, "code"),
-            code_folder=_text(record, "code-folder", ""),
-            data=_text(record, "data", ""),
-            partition=_text(record, "partition", ""),
-            device=_text(record, "device", ""),
+            num_clients=num_clients,
+            code=text(record, "code", "[0-9a-f]+", 64),
+            code_folder=_optional(record, "code-folder", r"[^\0]+", 4096),
+            data=_optional(record, "data", "[0-9a-z]+", 64),
+            partition=_optional(record, "partition", "[0-9a-z]+", 64),
+            device=_optional(record, "device", "[a-z]+", 16),
         )
 
 
@@ -164,7 +176,7 @@ class TrainAnswer:
         """
         return cls(
             num_examples=count(metrics, WEIGHT_KEY),
-            loss=number(metrics, LOSS_KEY, lowest=-sys.float_info.max),
+            loss=number(metrics, LOSS_KEY, lowest=-LARGEST_NUMBER),
             seconds=number(metrics, "seconds") if "seconds" in metrics else 0.0,
         )
 
@@ -234,9 +246,13 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
     """
     counts = metrics.get("counts")
     if not isinstance(counts, list) or len(counts) != num_classes:
-        raise ValueError(f"counts={counts!r}: allowed are {num_classes} counts")
-    if any(not isinstance(value, int) or (value < 0 and not noisy) for value in counts):
-        raise ValueError(f"counts={counts!r}: allowed are integers{'' if noisy else ' ≥ 0'}")
+        raise ValueError(f"counts={shown(counts)}: allowed are {num_classes} counts")
+    lowest = -LARGEST_COUNT if noisy else 0
+    if any(type(value) is not int or not lowest <= value <= LARGEST_COUNT for value in counts):
+        raise ValueError(
+            f"counts={shown(counts)}: allowed are integers{'' if noisy else ' ≥ 0'} up to "
+            f"{LARGEST_COUNT:.0e}"
+        )
     has_labels = bool(count(metrics, "has-labels"))
     spent = number(metrics, "epsilon-spent")
     return HistogramAnswer(np.array(counts, dtype=np.int64), has_labels, spent)
@@ -246,8 +262,5 @@ def _ledger(metrics: MetricRecord) -> Ledger:
     return Ledger(**{field.name: count(metrics, field.name) for field in fields(Ledger)})
 
 
-def _text(record: ConfigRecord, key: str, default: str | None = None) -> str:
-    value = record.get(key, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{key}={value!r}: allowed is text")
-    return value
+def _optional(record: ConfigRecord, key: str, pattern: str, longest: int) -> str:
+    return text(record, key, pattern, longest) if key in record else ""

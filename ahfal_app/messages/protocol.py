@@ -15,13 +15,22 @@ from flwr.app import ConfigRecord, MetricRecord
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.data.images import DataFormat
-from ahfal_app.messages.fields import count, number
+from ahfal_app.messages.fields import LARGEST_NUMBER, count, number, numbers, text
+from ahfal_app.messages.formats import data_format_from
 
 JOIN = "query.join"
 TRAIN = "train"
 HISTOGRAM = "query.histogram"
 SELECT = "query.select"
 COLLECT = "query.collect"
+
+#: A run's identity, as `secrets.token_hex(8)` makes it. Folders are called after it.
+RUN_PATTERN = "[0-9a-f]{16}"
+
+_CODE_PATTERN = "[0-9a-f]{64}"
+_LONGEST_SETTINGS = 1 << 16
+_LONGEST_PATH = 4096
+_LONGEST_FORMAT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,51 @@ class Order:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Order:
-        """Return the order that came in."""
-        return cls(
-            settings=_settings(str(record["settings"])),
-            run=str(record["run"]),
-            run_folder=str(record["run-folder"]),
-            code=str(record["code"]),
+        """Return the order that came in.
+
+        Raises
+        ------
+        ValueError
+            Something is missing or is not what it must be.
+        ConfigError
+            The settings cannot be used.
+        """
+        settings = _settings(text(record, "settings", ".+", _LONGEST_SETTINGS))
+        order = cls(
+            settings=settings,
+            run=text(record, "run", RUN_PATTERN, 16),
+            run_folder=text(record, "run-folder", r"[^\0]+", _LONGEST_PATH),
+            code=text(record, "code", _CODE_PATTERN, 64),
             cycle=count(record, "cycle"),
             round=count(record, "server-round"),
-            data=DataFormat.from_json(str(record["data"])) if "data" in record else None,
+            data=_data_format(record, settings),
             proximal_mu=number(record, "proximal-mu"),
         )
+        # After the last training there is nothing more to be asked for.
+        for key, value, most in (
+            ("cycle", order.cycle, settings.num_cycles),
+            ("server-round", order.round, settings.rounds),
+        ):
+            if value > most:
+                raise ValueError(f"{key}={value}: allowed is at most {most}")
+        return order
 
 
 @functools.lru_cache(maxsize=8)
-def _settings(text: str) -> Settings:
-    return parse_settings(json.loads(text))
+def _settings(content: str) -> Settings:
+    try:
+        values = json.loads(content)
+    except RecursionError:
+        raise ValueError("settings: nested too deep") from None
+    if not isinstance(values, dict):
+        raise ValueError("settings: allowed is an object of settings")
+    return parse_settings(values)
+
+
+def _data_format(record: ConfigRecord, settings: Settings) -> DataFormat | None:
+    if "data" not in record:
+        return None
+    return data_format_from(text(record, "data", ".+", _LONGEST_FORMAT), settings)
 
 
 def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:
@@ -106,11 +144,23 @@ def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:
     return record
 
 
-def statistics_from_record(record: MetricRecord) -> ClassStatistics:
-    """Return the class statistics that came in."""
+def statistics_from_record(record: MetricRecord, num_classes: int) -> ClassStatistics:
+    """Return the class statistics that came in.
+
+    Raises
+    ------
+    ValueError
+        Something is missing, or is not what statistics of so many classes can be.
+    """
+    target_C = None
+    if "target" in record:
+        # Counts or proportions: of any scale.
+        target_C = np.array(numbers(record, "target", num_classes, LARGEST_NUMBER))
+        if not target_C.any():
+            raise ValueError("target: allowed are numbers that are not all 0")
     return ClassStatistics(
-        mean_C=np.array(record["mean"], dtype=np.float64),
-        deviation_C=np.array(record["deviation"], dtype=np.float64),
-        low_C=np.array(record["low"], dtype=bool),
-        target_C=np.array(record["target"], dtype=np.float64) if "target" in record else None,
+        mean_C=np.array(numbers(record, "mean", num_classes, 1.0)),
+        deviation_C=np.array(numbers(record, "deviation", num_classes, 1.0)),
+        low_C=np.array(numbers(record, "low", num_classes, 1.0), dtype=bool),
+        target_C=target_C,
     )

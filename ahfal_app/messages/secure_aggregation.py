@@ -7,15 +7,20 @@ Shape suffix: D entries of the vector that is summed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
 
+from ahfal_app.messages.fields import LARGEST_COUNT, number, shown, text
 from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES
-from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Unmasking
+from ahfal_app.privacy.sessions import (
+    SEALED_SHARES_BYTES,
+    Advertisement,
+    PublicKeys,
+    Unmasking,
+)
 
 ADVERTISE_KEYS = "query.advertise_keys"
 SHARE_KEYS = "query.share_keys"
@@ -26,6 +31,7 @@ UNMASK = "query.unmask"
 RECORD_KEY = "secure-aggregation"
 
 _SESSION = "session"
+_LONGEST_NAME = 64
 
 
 def record_of(content: RecordDict) -> ConfigRecord:
@@ -43,10 +49,7 @@ def record_of(content: RecordDict) -> ConfigRecord:
 
 def session_name(record: ConfigRecord) -> str:
     """Return the name of the session that a request belongs to."""
-    name = record.get(_SESSION)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{_SESSION}={name!r}: allowed is a name")
-    return name
+    return text(record, _SESSION, "[0-9A-Za-z-]+", _LONGEST_NAME)
 
 
 # --- what the server sends -------------------------------------------------------------------
@@ -88,7 +91,7 @@ def roster_from(record: ConfigRecord) -> dict[int, PublicKeys]:
 
 def ciphertexts_from(record: ConfigRecord) -> dict[int, bytes]:
     """Return the ciphertexts of a request to mask, or of an answer to a request to share."""
-    return _unpacked(record, "peers", "ciphertexts")
+    return _unpacked(record, "peers", "ciphertexts", SEALED_SHARES_BYTES)
 
 
 def survivors_from(record: ConfigRecord) -> list[int]:
@@ -118,14 +121,12 @@ def advertisement_from(record: ConfigRecord) -> Advertisement:
     """Return a client's keys."""
     has_labels = record.get("has-labels")
     if not isinstance(has_labels, bool):
-        raise ValueError(f"has-labels={has_labels!r}: allowed is true or false")
+        raise ValueError(f"has-labels={shown(has_labels)}: allowed is true or false")
     keys = PublicKeys(
         _bytes(record.get("cipher-key"), "cipher-key", KEY_BYTES),
         _bytes(record.get("mask-key"), "mask-key", KEY_BYTES),
     )
-    spent = record.get("epsilon-spent")
-    if not isinstance(spent, float) or not 0 <= spent < math.inf:
-        raise ValueError(f"epsilon-spent={spent!r}: allowed is a number ≥ 0")
+    spent = number(record, "epsilon-spent")
     return Advertisement(keys, has_labels, tuple(_clients(record, "bound-to")), spent)
 
 
@@ -178,9 +179,7 @@ def _packed(
     return {clients: list(by_client), values: list(by_client.values())} if by_client else {}
 
 
-def _unpacked(
-    record: ConfigRecord, clients: str, values: str, size: int | None = None
-) -> dict[int, bytes]:
+def _unpacked(record: ConfigRecord, clients: str, values: str, size: int) -> dict[int, bytes]:
     names, content = _clients(record, clients), record.get(values, [])
     if not isinstance(content, list) or len(content) != len(names):
         raise ValueError(f"{values}: allowed is a list as long as {clients}")
@@ -189,14 +188,16 @@ def _unpacked(
 
 def _clients(record: ConfigRecord, key: str) -> list[int]:
     names = record.get(key, [])
-    if not isinstance(names, list) or not all(type(name) is int for name in names):
-        raise ValueError(f"{key}={names!r}: allowed is a list of clients")
+    if not isinstance(names, list) or not all(
+        type(name) is int and 0 <= name <= LARGEST_COUNT for name in names
+    ):
+        raise ValueError(f"{key}={shown(names)}: allowed is a list of clients")
     if len(set(names)) != len(names):
-        raise ValueError(f"{key}={names!r}: a client is there twice")
+        raise ValueError(f"{key}={shown(names)}: a client is there twice")
     return [int(name) for name in names]
 
 
-def _bytes(value: object, key: str, size: int | None) -> bytes:
-    if not isinstance(value, bytes) or (size is not None and len(value) != size):
-        raise ValueError(f"{key}: allowed are {'bytes' if size is None else f'{size} bytes'}")
+def _bytes(value: object, key: str, size: int) -> bytes:
+    if not isinstance(value, bytes) or len(value) != size:
+        raise ValueError(f"{key}: allowed are {size} bytes")
     return value

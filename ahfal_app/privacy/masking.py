@@ -30,6 +30,9 @@ KEY_BYTES = 32
 SEED_BYTES = 16
 _NONCE_BYTES = 12
 
+#: Bytes that encryption adds: the nonce, and the tag that authenticates.
+SEALING_BYTES = _NONCE_BYTES + 16
+
 
 @dataclass(frozen=True)
 class Session:

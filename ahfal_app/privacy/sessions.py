@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES
+from ahfal_app.privacy.masking import KEY_BYTES, SEALING_BYTES, SEED_BYTES
+
+#: One client's shares for another, encrypted: of a key, of a seed, and whether it has labels.
+SEALED_SHARES_BYTES = KEY_BYTES + SEED_BYTES + 1 + SEALING_BYTES
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,8 @@ from ahfal_app.messages.protocol import Order
 _PAUSE_SHARE = 0.02
 _LONGEST_PAUSE_S = 0.25
 
+_LONGEST_REASON = 10_000
+
 #: What a message carries besides the order, by key.
 Records = Mapping[str, ArrayRecord | ConfigRecord | MetricRecord]
 
@@ -254,10 +256,20 @@ def _rekeyed(values: Mapping[int, Value], clients: Mapping[int, int]) -> dict[in
 
 def _telling_line(reason: str | None) -> str:
     """Return the last line of an error's reason, which may be a whole remote traceback."""
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    text = lines[-1] if lines else "unknown"
+    # Of the end alone: it is somebody else's text, of any length.
+    lines = [line.strip() for line in (reason or "")[-_LONGEST_REASON:].splitlines()]
+    text = next((line for line in reversed(lines) if line), "unknown")
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _payload_bytes(messages: Iterable[Message]) -> int:
-    return sum(record.count_bytes() for m in messages for record in m.content.values())
+    return sum(_bytes_of(record) for m in messages for record in m.content.values())
+
+
+def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    try:
+        return int(record.count_bytes())
+    except (ValueError, IndexError):
+        # Flower cannot count empty texts and lists, which anybody may send.
+        return 0

@@ -15,7 +15,9 @@ from ahfal_app.messages.answers import histogram_from_metrics
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.protocol import HISTOGRAM, Order
 from ahfal_app.privacy.local_dp import proportions_of_noisy
+from ahfal_app.privacy.sessions import HistogramAnswer
 from ahfal_app.server.federation import NOTHING, Federation, Replies, ask
+from ahfal_app.server.plausibility import LabelBounds
 from ahfal_app.server.secure_sum import secure_sum
 
 
@@ -48,6 +50,7 @@ def collect_histograms(
     federation: Federation,
     order: Order,
     num_classes: int,
+    most_labels: LabelBounds,
     require: Callable[[Replies, int, str], None],
 ) -> ClassHistograms:
     """Ask the clients for their class histograms, as the settings' privacy has it.
@@ -60,6 +63,8 @@ def collect_histograms(
         With the cycle that was just trained.
     num_classes : int
         Number of classes, as many counts as a histogram must have.
+    most_labels : LabelBounds
+        Labels that a client may have, by client.
     require : Callable
         As of `purchase.buy`.
 
@@ -72,13 +77,14 @@ def collect_histograms(
     """
     if order.settings.uses_secure_aggregation:
         return _summed(federation, order, num_classes, require)
-    return _single(federation, order, num_classes, require)
+    return _single(federation, order, num_classes, most_labels, require)
 
 
 def _single(
     federation: Federation,
     order: Order,
     num_classes: int,
+    most_labels: LabelBounds,
     require: Callable[[Replies, int, str], None],
 ) -> ClassHistograms:
     settings, clients = order.settings, federation.clients
@@ -87,7 +93,10 @@ def _single(
     for client in list(replies.messages):
         try:
             metrics = metrics_of(replies.messages[client].content)
-            answers.append(histogram_from_metrics(metrics, num_classes, settings.uses_local_dp))
+            answer = histogram_from_metrics(metrics, num_classes, settings.uses_local_dp)
+            if not settings.uses_local_dp:
+                _check_total(answer, most_labels[client])
+            answers.append(answer)
         except ValueError as error:
             replies.reject(client, str(error))
     require(replies, len(clients), "histogram")
@@ -103,6 +112,12 @@ def _single(
         replies.seconds,
         spent,
     )
+
+
+def _check_total(answer: HistogramAnswer, most: int) -> None:
+    total = int(answer.counts_C.sum())
+    if total > most:
+        raise ValueError(f"counts of {total} labels: it has at most {most}, by its own word")
 
 
 def _summed(

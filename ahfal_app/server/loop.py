@@ -33,6 +33,7 @@ from ahfal_app.server.aggregation import (
 )
 from ahfal_app.server.federation import Federation, Replies
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
+from ahfal_app.server.plausibility import LabelBounds
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.training.prediction import Evaluation
 
@@ -114,6 +115,7 @@ class FederatedActiveLearning:
         self._membership: Membership | None = None
         self._labelled: dict[int, int] = {}
         self._ledgers: dict[int, Ledger] = {}
+        self._most_labels = LabelBounds()
 
     def run(self, grid: Grid, arrays: ArrayRecord, timeout: float) -> ArrayRecord:
         """Run all cycles that are left.
@@ -195,6 +197,8 @@ class FederatedActiveLearning:
         self._labelled |= {member.client: member.labelled for member in members}
         self._ledgers |= {member.client: member.ledger for member in members}
         self._bought |= {member.client: member.last_cycle for member in members}
+        for member in members:
+            self._most_labels.told(member.client, member.labelled, member.ledger)
 
     def _absent(self) -> dict[int, str]:
         """Return the clients that are not part of the run at present, and why."""
@@ -209,6 +213,8 @@ class FederatedActiveLearning:
         standing, _ = wait_for_labels(self._clients, self._order, 0, standing, self._progress.note)
         self._labelled = {client: answer.labelled for client, answer in standing.items()}
         self._ledgers = {client: answer.ledger for client, answer in standing.items()}
+        for client, answer in standing.items():
+            self._most_labels.told(client, answer.labelled, answer.ledger)
 
     @property
     def _clients(self) -> Federation:
@@ -296,7 +302,7 @@ class FederatedActiveLearning:
         idle = 0
         for client in list(replies.messages):
             content = replies.messages[client].content
-            problem = problem_with(content, sent)
+            problem = problem_with(content, sent, self._most_labels[client])
             if problem is None:
                 # The count of what it was trained on, even where an answer got lost before.
                 metrics = content.metric_records[METRICS_KEY]
@@ -346,18 +352,30 @@ class FederatedActiveLearning:
             arrays,
             self._num_classes,
             self._global_counts_C,
+            self._most_labels,
             self._require,
             self._progress.note,
         )
         self._bought |= dict.fromkeys(purchase.answers, self._order.cycle + 1)
         self._labelled |= {c: answer.labelled for c, answer in purchase.answers.items()}
+        self._note_unheard(purchase)
         for client, answer in purchase.answers.items():
+            self._most_labels.told(client, answer.labelled, answer.ledger)
             if answer.fine_tuned:
                 self._progress.note(
                     f"{self._clients.name(client)} missed the cycle's last round; its local "
                     "model is the global one, trained on its labels"
                 )
         return purchase
+
+    def _note_unheard(self, purchase: Purchase) -> None:
+        """Take note of clients that may have bought labels without being heard."""
+        members = self._membership.members if self._membership is not None else {}
+        for client in members.keys() & purchase.failures.keys() - purchase.answers.keys():
+            due = self._order.settings.labels_due(
+                self._order.cycle + 1, members[client].num_samples
+            )
+            self._most_labels.unheard(client, due)
 
     def _cycle_record(
         self,

@@ -7,7 +7,8 @@ failed before: a site that was away, or came back under another node id, takes p
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
@@ -21,6 +22,7 @@ from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import CONFIG_KEY
 from ahfal_app.messages.protocol import JOIN, Order
 from ahfal_app.server.federation import Federation
+from ahfal_app.server.plausibility import check_counts
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +92,12 @@ def join(federation: Federation, order: Order) -> Membership:
     while new := [node for node in nodes if node not in answers and node not in failures]:
         _ask(federation, order, new, answers, failures)
         # Only the clients know how many nodes are still to come.
-        wanted = max([wanted, *(answer.about.num_clients for answer in answers.values())])
+        wanted = max([wanted, *_most_said(answers)[:1]])
         nodes = federation.wait_for_nodes(wanted, settings.start_timeout)
-    connected = max((answer.about.num_clients for answer in answers.values()), default=0)
+    for answer in answers.values():
+        if answer.about.code != order.code:
+            raise CodeMismatch(_other_code(answer.about, order.code))
+    connected = _agreed_number(answers, failures)
     if settings.num_clients > connected > 0:
         raise ConfigError(
             [
@@ -102,6 +107,8 @@ def join(federation: Federation, order: Order) -> Membership:
         )
     num_clients = settings.num_clients or connected
     membership = Membership(settings.model_copy(update={"num_clients": num_clients}))
+    if twice := _claimed_twice(answers):
+        raise ConfigError([f"partition-id={twice[0]}: two nodes have it; allowed is one"])
     _admit(federation, membership, answers, failures)
     if len(membership.members) < share_of(settings.quorum, num_clients):
         reasons = "; ".join(sorted(set(failures.values()))) or "no more nodes connected"
@@ -115,13 +122,9 @@ def join(federation: Federation, order: Order) -> Membership:
 def join_again(federation: Federation, order: Order, membership: Membership) -> list[int]:
     """Let nodes that are not part of the run join; return the clients that did.
 
-    A node whose client another connected node serves is left out, with a warning: the labels and
-    the budget of one site must not become those of another.
-
-    Raises
-    ------
-    CodeMismatch
-        A client runs other code than the server.
+    One that does not fit is left out, with a warning, and the others go on: that its client is
+    served by another connected node (the labels and the budget of one site must not become those
+    of another), or claimed by two; that it runs other code, or has other data.
     """
     known = {member.node for member in membership.members.values()} | membership.spare
     connected = federation.wait_for_nodes(0, 0.0)
@@ -131,15 +134,13 @@ def join_again(federation: Federation, order: Order, membership: Membership) -> 
     answers: dict[int, _Answer] = {}
     failures: dict[int, str] = {}
     _ask(federation, order, new, answers, failures)
+    twice = _claimed_twice(answers)
     for node, answer in list(answers.items()):
-        member = membership.members.get(answer.about.client)
-        if member is not None and member.node in connected:
+        if problem := _misfit(answer.about, order, membership, connected, twice):
             _log.warning(
-                "partition-id=%d: node %d has it and is connected; node %d is left out",
-                answer.about.client,
-                member.node,
-                node,
+                "node %d, partition-id=%d, is left out: %s", node, answer.about.client, problem
             )
+            failures[node] = problem
             del answers[node]
     return _admit(federation, membership, answers, failures)
 
@@ -190,8 +191,63 @@ def _ask(
         except (KeyError, ValueError) as error:
             failures[node] = f"unusable answer to join: {error}"
         else:
-            _check_code(about, order.code)
             answers[node] = _Answer(about, reply.content)
+
+
+def _most_said(answers: Mapping[int, _Answer]) -> list[int]:
+    """Return how many clients there are, as most nodes say; several numbers where none wins."""
+    said = Counter(answer.about.num_clients for answer in answers.values())
+    return sorted(number for number, votes in said.items() if votes == max(said.values()))
+
+
+def _agreed_number(answers: dict[int, _Answer], failures: dict[int, str]) -> int:
+    """Return how many clients there are; nodes that say otherwise than most are left out.
+
+    Raises
+    ------
+    ConfigError
+        As many nodes say one number as another.
+    """
+    most = _most_said(answers)
+    if len(most) > 1:
+        numbers = " and ".join(map(str, most[:2]))
+        raise ConfigError([f"num-partitions: nodes say {numbers}; allowed is one number for all"])
+    number = most[0] if most else 0
+    for node, answer in list(answers.items()):
+        if answer.about.num_clients != number:
+            failures[node] = (
+                f"it says num-partitions={answer.about.num_clients}, most nodes {number}"
+            )
+            del answers[node]
+    return number
+
+
+def _claimed_twice(answers: Mapping[int, _Answer]) -> list[int]:
+    claims = Counter(answer.about.client for answer in answers.values())
+    return sorted(client for client, nodes in claims.items() if nodes > 1)
+
+
+def _misfit(
+    about: Introduction,
+    order: Order,
+    membership: Membership,
+    connected: Collection[int],
+    twice: Collection[int],
+) -> str | None:
+    """Return why a newcomer cannot take part in a run that is under way, or None."""
+    if about.client >= membership.settings.num_clients:
+        return None  # It serves no client of this run.
+    member = membership.members.get(about.client)
+    if member is not None and member.node in connected:
+        return f"node {member.node} has this place and is connected"
+    if about.client in twice:
+        return "two nodes claim this place"
+    if about.code != order.code:
+        return _other_code(about, order.code)
+    data = {(each.data, each.partition) for each in membership.members.values()}
+    if data and (about.data, about.partition) not in data:
+        return "it has other data than the run"
+    return None
 
 
 def _admit(
@@ -206,13 +262,9 @@ def _admit(
     for node, answer in answers.items():
         if answer.about.client >= num_clients:
             membership.spare.add(node)
-        elif answer.about.client in admitted:
-            raise ConfigError(
-                [f"partition-id={answer.about.client}: two nodes have it; allowed is one"]
-            )
         else:
             try:
-                admitted[answer.about.client] = _member(node, answer)
+                admitted[answer.about.client] = _member(node, answer, membership.settings)
             except (KeyError, ValueError) as error:
                 failures[node] = f"unusable answer to join: {error}"
     membership.members |= admitted
@@ -225,18 +277,18 @@ def _admit(
     return sorted(admitted)
 
 
-def _check_code(about: Introduction, code: str) -> None:
-    if about.code != code:
-        raise CodeMismatch(
-            f"server and client run different code: {PACKAGE_FOLDER} (hash {code[:12]}) "
-            f"and {about.code_folder or 'elsewhere'} (hash {about.code[:12]}); a local SuperLink "
-            "that was started in another checkout does this: stop it and start the run again; a "
-            "query strategy, model or local update of another package counts, too"
-        )
+def _other_code(about: Introduction, code: str) -> str:
+    return (
+        f"server and client run different code: {PACKAGE_FOLDER} (hash {code[:12]}) and, for "
+        f"client {about.client}, {about.code_folder or 'elsewhere'} (hash {about.code[:12]}); a "
+        "local SuperLink that was started in another checkout does this: stop it and start the "
+        "run again; a query strategy, model or local update of another package counts, too"
+    )
 
 
-def _member(node: int, answer: _Answer) -> Member:
+def _member(node: int, answer: _Answer, settings: Settings) -> Member:
     labels = JoinAnswer.from_metrics(metrics_of(answer.content))
+    check_counts(labels.num_samples, labels.labelled, labels.ledger, settings)
     about = answer.about
     if not (about.data and about.partition and about.device):
         raise ValueError("it does not say what its data, partition and device are")

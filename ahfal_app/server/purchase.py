@@ -12,12 +12,14 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.config import Settings
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import ARRAYS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import COLLECT, SELECT, Order, statistics_to_record
 from ahfal_app.server.federation import NOTHING, Federation, Records, Replies, ask
 from ahfal_app.server.histograms import collect_histograms
+from ahfal_app.server.plausibility import LabelBounds, check_purchase
 
 # People take minutes to days: ask again soon at first, then less and less often.
 _FIRST_PAUSE_S = 1.0
@@ -64,6 +66,7 @@ def buy(
     arrays: ArrayRecord,
     num_classes: int,
     global_counts_C: NDArray[np.int64] | None,
+    most_labels: LabelBounds,
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
 ) -> Purchase:
@@ -81,18 +84,20 @@ def buy(
         Number of classes, as many counts as a histogram must have.
     global_counts_C : NDArray[np.int64] | None
         True class counts of all clients' samples, where they are known. Shape (C,).
+    most_labels : LabelBounds
+        Labels that a client may have, by client.
     require : Callable
         Called with the replies to each step, the number asked and the step's name; raises
         where too few answered.
     note : Callable
         Called with what people should know while they wait.
     """
-    histograms = collect_histograms(federation, order, num_classes, require)
+    histograms = collect_histograms(federation, order, num_classes, most_labels, require)
     target_C = _target(order, histograms.statistics, global_counts_C)
     statistics = replace(histograms.statistics, target_C=target_C)
     records: Records = {ARRAYS_KEY: arrays, STATISTICS_KEY: statistics_to_record(statistics)}
     replies = ask(federation, order, SELECT, dict.fromkeys(histograms.clients, records))
-    answers = _read(replies)
+    answers = _read(replies, order.settings)
     require(replies, len(histograms.clients), "selection")
     purchase = Purchase(
         histograms.statistics,
@@ -154,7 +159,7 @@ def wait_for_labels(
         pause = min(2 * pause, _LONGEST_PAUSE_S)
         about = replace(order, cycle=cycle)
         replies = ask(federation, about, COLLECT, dict.fromkeys(waiting, NOTHING))
-        answered = _read(replies)
+        answered = _read(replies, order.settings)
         standing |= answered
         misses = Counter({c: misses[c] + 1 for c in replies.failures})
         gone |= {c: replies.failures[c] for c in misses if misses[c] >= _PATIENCE}
@@ -176,12 +181,14 @@ def _target(
     return None
 
 
-def _read(replies: Replies) -> dict[int, QueryAnswer]:
+def _read(replies: Replies, settings: Settings) -> dict[int, QueryAnswer]:
     answers = {}
     for client in list(replies.messages):
         try:
             metrics = metrics_of(replies.messages[client].content)
-            answers[client] = QueryAnswer.from_metrics(metrics)
+            answer = QueryAnswer.from_metrics(metrics)
+            check_purchase(answer, settings)
+            answers[client] = answer
         except ValueError as error:
             replies.reject(client, str(error))
     return answers

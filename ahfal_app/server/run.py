@@ -21,6 +21,7 @@ from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
+from ahfal_app.results.identity import mark
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import MODEL
 from ahfal_app.results.records import CycleRecord, RoundRecord
@@ -118,6 +119,8 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
+    # Before any client is asked to write there.
+    mark(start.folder, position.run)
     history = recorder.truncate_after(position.cycle, position.round)
     for reason in start.checkpoint.skipped:
         progress.warn(f"a newer checkpoint cannot be used: {reason}")

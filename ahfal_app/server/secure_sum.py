@@ -144,19 +144,29 @@ class _Exchanges:
             dict.fromkeys(self._federation.clients, request),
             messages.advertisement_from,
         )
-        bound = {advertisement.bound_to for advertisement in advertised.values()} - {()}
-        if not bound:
+        bound_to = {client: set(a.bound_to) for client, a in advertised.items() if a.bound_to}
+        if not bound_to or all(members == set(advertised) for members in bound_to.values()):
             return advertised
-        members = sorted(set().union(*bound))
-        missing = sorted(set(members) - set(advertised))
-        if len(bound) > 1 or missing:
+        free = set(advertised) - set(bound_to)
+        if len(free) >= max(self._threshold, FEWEST_SUMMED):
+            # Those that say so are fewer than it takes to unmask, so no other sum is known; and
+            # one that says so for no reason holds up nobody.
+            reason = "it says that it has begun to unmask another sum of this cycle"
+            return self._without(advertised, set(bound_to), reason)
+        members = set().union(*bound_to.values())
+        missing = sorted(members - set(advertised))
+        if missing or any(members != each for each in bound_to.values()):
             self._fail(
-                f"its sum over the clients {members} was begun to be unmasked before, and no "
-                f"other will be; not there: {missing}"
+                f"its sum over the clients {sorted(members)} was begun to be unmasked before, and "
+                f"no other will be; not there: {missing}"
             )
-        left_out = set(advertised) - set(members)
-        self._failures |= dict.fromkeys(left_out, "the sum was begun without it")
-        return {client: advertised[client] for client in members}
+        return self._without(advertised, set(advertised) - members, "the sum was begun without it")
+
+    def _without(
+        self, advertised: Mapping[int, Advertisement], left_out: Collection[int], reason: str
+    ) -> dict[int, Advertisement]:
+        self._failures |= dict.fromkeys(sorted(left_out), reason)
+        return {client: each for client, each in advertised.items() if client not in left_out}
 
     def _share(self, roster: Mapping[int, PublicKeys]) -> dict[int, dict[int, bytes]]:
         request = messages.share_request(self._session.name, roster)

@@ -193,21 +193,36 @@ def resources(settings: Settings) -> Resources:
         return _memo[key]
 
 
-def site_resources(settings: Settings, folders: SiteFolders, data_format: DataFormat) -> Resources:
+def site_resources(
+    settings: Settings, folders: SiteFolders, data_format: DataFormat, room: int | None = None
+) -> Resources:
     """Return the process's resources for a site's own data, loading them at the first call.
 
     What comes into the folder later is noticed by the next process; a SuperNode starts one for
     each message.
 
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings, with those of the site.
+    folders : SiteFolders
+        Where the site keeps what.
+    data_format : DataFormat
+        What all sites' data have in common.
+    room : int | None
+        As of `load_site`.
+
     Raises
     ------
     DatasetError, LabelFileError
         The site's data cannot be used.
+    PolicyRefused
+        Decoded images would take more room.
     """
     key = (*_key(settings), data_format)
     with _lock:
         if folders not in _sites or _sites[folders][0] != key:
-            site = load_site(folders, data_format, data_dir(settings), settings.image_column)
+            site = load_site(folders, data_format, data_dir(settings), settings.image_column, room)
             _sites[folders] = (key, Resources(settings, site))
         return _sites[folders][1]
 

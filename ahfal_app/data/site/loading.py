@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.data.cache import Entry, cache_key, discard, open_or_build
+from ahfal_app.data.cache import Description, Entry, cache_key, discard, open_or_build
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
 from ahfal_app.data.not_used import kind_of
 from ahfal_app.data.site.decoding import can_be_decoded, decode_site
@@ -26,7 +27,7 @@ from ahfal_app.data.site.index import Known, SiteIndex
 from ahfal_app.data.site.label_file import labelled_ids, read_site_labels
 from ahfal_app.data.site.settling import look_at, recent, unsettled
 from ahfal_app.data.site.survey import Survey, asked_or_labelled, survey
-from ahfal_app.errors import DatasetError, LabelFileError
+from ahfal_app.errors import DatasetError, LabelFileError, PolicyRefused
 from ahfal_app.labels.names import ClassNames, SampleNames
 from ahfal_app.labels.spreadsheet import (
     MOST_SUGGESTED,
@@ -118,7 +119,11 @@ class SiteData:
 
 
 def load_site(
-    folders: SiteFolders, data_format: DataFormat, cache: Path, image_column: str
+    folders: SiteFolders,
+    data_format: DataFormat,
+    cache: Path,
+    image_column: str,
+    room: int | None = None,
 ) -> SiteData:
     """Load a site's data; what cannot be used is reported in `set-aside.csv` of its state folder.
 
@@ -137,11 +142,15 @@ def load_site(
         Folder for decoded data.
     image_column : str
         The setting of this name, for parquet files.
+    room : int | None
+        Bytes that images which are to be decoded may take; None: as many as they need.
 
     Raises
     ------
     DatasetError
         The folder cannot be read, or holds no image that can be used.
+    PolicyRefused
+        Decoded images would take more than there is room for.
     LabelFileError
         `labels.csv` cannot be read, or has a line that cannot be used.
     """
@@ -159,7 +168,7 @@ def load_site(
         raise _nothing_usable(folders, set_aside, len(present))
 
     known = index.know([image.name for image in listed])
-    entry = _decoded(folders, listed, known, data_format, cache, image_column)
+    entry = _decoded(folders, listed, known, data_format, cache, image_column, room)
     labels = _GivenLabels(folders, ClassNames(data_format.class_names), copied)
     ids = {image.name: known[image.name].id for image in listed}
     found = survey(listed, known, entry, lambda: labels.bound(ids))
@@ -273,6 +282,7 @@ def _decoded(
     data_format: DataFormat,
     cache: Path,
     image_column: str,
+    room: int | None,
 ) -> Entry:
     ids = {image.name: known[image.name].id for image in listed}
     files = [(ids[i.name], i.name, i.size, i.modified_ns, i.changed_ns) for i in listed]
@@ -285,7 +295,16 @@ def _decoded(
         image_column=image_column,
     )
     shape = data_format.image_shape
-    build = partial(decode_site, listed, ids, image_column, shape)
+
+    def build(folder: Path) -> Description:
+        # One for each id, of images that are gone as well.
+        needed = (max(ids.values()) + 1) * math.prod(shape)
+        if room is not None and needed > room:
+            raise PolicyRefused(
+                ["policy-disk-gib"], [f"{needed} bytes of decoded images; there is room for {room}"]
+            )
+        return decode_site(listed, ids, image_column, shape, folder)
+
     entry = open_or_build(cache, key, build)
     problem_ids, passing = entry.arrays["problem-ids"], entry.arrays["passing"]
     away = set(problem_ids[passing.astype(np.bool_)].tolist())

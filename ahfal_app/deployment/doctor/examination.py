@@ -15,6 +15,8 @@ from ahfal_app.deployment.doctor.finding import Finding, failure
 from ahfal_app.deployment.doctor.key import check_key
 from ahfal_app.deployment.doctor.link import Link, check_link
 from ahfal_app.deployment.doctor.machine import check_device, check_versions
+from ahfal_app.deployment.doctor.policy import check_policy
+from ahfal_app.deployment.doctor.processes import check_processes
 from ahfal_app.deployment.doctor.site import check_site
 from ahfal_app.deployment.doctor.state import check_state
 
@@ -69,6 +71,8 @@ def examine(site: Site) -> Iterator[Finding]:
         else:
             yield from check_data(node_config)
         yield from check_state(node_config)
+        yield from check_policy(node_config)
+    yield check_processes()
     if site.private_key or not site.insecure:
         yield check_key(site.private_key)
     yield from check_link(Link(site.superlink, site.root_certificates, site.insecure))

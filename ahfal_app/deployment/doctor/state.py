@@ -13,6 +13,7 @@ from ahfal_app.config import expanded
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
 from ahfal_app.errors import ConfigError
 from ahfal_app.storage.database import connect, transaction
+from ahfal_app.storage.private import is_open, open_within, owner_only
 
 _LOW_DISK_BYTES = 2**30
 
@@ -29,8 +30,9 @@ def check_state(node_config: Mapping[str, object]) -> Iterator[Finding]:
         yield failure("state", error.problems[0])
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mode = _try_database(folder)
+        with owner_only():
+            folder.mkdir(parents=True, exist_ok=True)
+            mode = _try_database(folder)
     except (OSError, sqlite3.Error) as error:
         yield failure("state", f"{folder} cannot be written: {error}; check owner and mounts")
         return
@@ -40,6 +42,7 @@ def check_state(node_config: Mapping[str, object]) -> Iterator[Finding]:
         yield failure(
             "state", f"{folder}: no write-ahead log there (network file system?); use a local disk"
         )
+    yield from _check_closed(folder)
     yield _check_room(folder)
     yield from _check_stores(folder)
 
@@ -55,6 +58,17 @@ def _try_database(folder: Path) -> str:
             connection.execute("INSERT INTO probe VALUES (1)")
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     return str(mode)
+
+
+def _check_closed(folder: Path) -> Iterator[Finding]:
+    """See that nobody else can read what is there: images' names, labels, copies of images."""
+    open_paths = ([folder] if is_open(folder) else []) + open_within(folder)
+    if open_paths:
+        more = f" and {len(open_paths) - 1} more" if len(open_paths) > 1 else ""
+        yield failure(
+            "state",
+            f"{open_paths[0]}{more}: others have rights to it; run chmod -R go= {folder}",
+        )
 
 
 def _check_room(folder: Path) -> Finding:

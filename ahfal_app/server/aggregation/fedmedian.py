@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.serverapp import strategy as flower
 
-from ahfal_app.server.aggregation.core.base import COMMON, AggregationMethod
+from ahfal_app.server.aggregation.core.base import COMMON, AggregationMethod, too_few_for_a_median
 
 
 class FedMedian(AggregationMethod):
@@ -20,3 +20,7 @@ class FedMedian(AggregationMethod):
     def make(self) -> flower.FedAvg:
         """Return Flower's strategy."""
         return flower.FedMedian(**COMMON)
+
+    def shortage(self, clients: int) -> str | None:
+        """Return that there would be no majority, or None."""
+        return too_few_for_a_median(self.name, clients)

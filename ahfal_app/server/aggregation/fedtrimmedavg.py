@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from flwr.serverapp import strategy as flower
 from pydantic import Field
 
-from ahfal_app.server.aggregation.core.base import COMMON, AggregationMethod
+from ahfal_app.server.aggregation.core.base import (
+    COMMON,
+    FEWEST_FOR_A_MEDIAN,
+    AggregationMethod,
+)
 
 
 class FedTrimmedAvg(AggregationMethod):
@@ -43,4 +49,10 @@ class FedTrimmedAvg(AggregationMethod):
         return (
             f"aggregation.trimmed-share={share!r}: aggregation='fedtrimmedavg' must trim at least "
             f"1 client at each end; this share of {clients} clients in a round is less"
+            + (f"; {_share_of_one(clients)} is enough" if clients >= FEWEST_FOR_A_MEDIAN else "")
         )
+
+
+def _share_of_one(clients: int) -> float:
+    """Return a share, in hundredths, that trims one of so many clients at each end."""
+    return math.ceil(100 / clients) / 100

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
-from ahfal_app.messages.keys import ARRAYS_KEY, LOSS_KEY, METRICS_KEY, WEIGHT_KEY
+from ahfal_app.messages.answers import TrainAnswer
+from ahfal_app.messages.arrays import decode_all, forms_of
+from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.keys import ARRAYS_KEY, WEIGHT_KEY
 
 #: What `problem_with` says of a client that has nothing to train on yet.
 NO_LABELS = "it has no labelled samples"
 
+#: No training that goes well gives a value beyond this, or beyond so many times the largest value
+#: that the array had before.
+LARGEST_VALUE = 1e6
+LARGEST_GROWTH = 1e3
 
-def problem_with(content: RecordDict, current: ArrayRecord) -> str | None:
+# What PyTorch's normalisations call their running variances.
+_VARIANCE = "running_var"
+
+
+def problem_with(content: RecordDict, current: ArrayRecord, most_examples: int) -> str | None:
     """Return why a client's answer to `train` cannot be used, or None.
 
     Parameters
@@ -22,38 +32,39 @@ def problem_with(content: RecordDict, current: ArrayRecord) -> str | None:
         The answer.
     current : ArrayRecord
         The global model that the client was sent, whose schema the answer must have.
+    most_examples : int
+        Labelled samples that the client may have trained on.
     """
-    if ARRAYS_KEY not in content.array_records or METRICS_KEY not in content.metric_records:
-        return f"answer without {ARRAYS_KEY!r} and {METRICS_KEY!r}"
-    metrics = content.metric_records[METRICS_KEY]
-    examples, loss = metrics.get(WEIGHT_KEY), metrics.get(LOSS_KEY)
-    if not isinstance(examples, int) or examples < 0:
-        return f"{WEIGHT_KEY}={examples!r}: allowed is an integer ≥ 0"
-    # Below 0, too: not every method's loss is an entropy.
-    if not isinstance(loss, float) or not math.isfinite(loss):
-        return f"{LOSS_KEY}={loss!r}: allowed is a finite number"
-    if examples == 0:
-        return NO_LABELS
-    return _problem_with_arrays(content.array_records[ARRAYS_KEY], current)
-
-
-def _problem_with_arrays(arrays: ArrayRecord, current: ArrayRecord) -> str | None:
-    if set(arrays) != set(current):
-        odd = sorted(set(arrays) ^ set(current))
-        return f"arrays {odd[:3]} are missing or unknown"
-    for name, expected in current.items():
-        array = arrays[name]
-        if tuple(array.shape) != tuple(expected.shape) or array.dtype != expected.dtype:
+    if ARRAYS_KEY not in content.array_records:
+        return f"answer without {ARRAYS_KEY!r}"
+    try:
+        answer = TrainAnswer.from_metrics(metrics_of(content))
+        if answer.num_examples > most_examples:
             return (
-                f"array {name!r} is {array.dtype} {tuple(array.shape)}; "
-                f"expected is {expected.dtype} {tuple(expected.shape)}"
+                f"{WEIGHT_KEY}={answer.num_examples}: it has at most {most_examples} labels, by "
+                "its own word"
             )
-        try:
-            value = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            return f"array {name!r} cannot be decoded: {error}"
-        if value.shape != tuple(expected.shape) or str(value.dtype) != expected.dtype:
-            return f"array {name!r} holds {value.dtype} {value.shape}, not what it declares"
-        if not np.isfinite(value).all():
-            return f"array {name!r} has values that are not finite"
+        if answer.num_examples == 0:
+            return NO_LABELS
+        arrays = decode_all(content.array_records[ARRAYS_KEY], forms_of(current))
+    except ValueError as error:
+        return str(error)
+    problems = (_implausible(name, arrays[name], current[name].numpy()) for name in current)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _implausible(name: str, array: NDArray[np.generic], before: NDArray[np.generic]) -> str | None:
+    """Return why no training can have given an array, or None; both are finite."""
+    if not array.size:
+        return None
+    most = max(LARGEST_VALUE, LARGEST_GROWTH * _largest(before))
+    if (largest := _largest(array)) > most:
+        return f"array {name!r} has values of {largest:.3g}; allowed is at most {most:.3g}"
+    if name.endswith(_VARIANCE) and array.min() < 0:
+        return f"array {name!r} has values below 0, which no variance has"
     return None
+
+
+def _largest(array: NDArray[np.generic]) -> float:
+    # As floats, in which the smallest integer has an absolute value, too.
+    return max(float(array.max()), -float(array.min()))

@@ -64,6 +64,20 @@ class AggregationMethod(ABC):
         return None
 
 
+#: The median of two is their mean: one of them decides as much as it likes.
+FEWEST_FOR_A_MEDIAN = 3
+
+
+def too_few_for_a_median(aggregation: str, clients: int) -> str | None:
+    """Return why so many clients in a round are too few for a median to withstand one, or None."""
+    if clients >= FEWEST_FOR_A_MEDIAN:
+        return None
+    return (
+        f"aggregation={aggregation!r} needs at least {FEWEST_FOR_A_MEDIAN} clients in a round, "
+        f"there are {clients}: a median of fewer withstands nobody"
+    )
+
+
 class AmongMalicious(AggregationMethod):
     """A method that withstands a number of malicious clients, if enough others are there."""
 

@@ -1,0 +1,79 @@
+"""A SuperExec for sites: Flower's, but for what it starts.
+
+Flower's own starts whatever the server has sent code for, in as many processes as it likes: a
+ClientApp that takes more than 30 s to start is started again, beside the first one, which makes
+both slower still. This one starts ClientApps and nothing else, one at a time, and each runs the
+code that is installed at the site (`ahfal_app.deployment.clientapp`).
+
+It takes the arguments of `flower-superexec`.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from flwr.supercore.cli import flower_superexec
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec import run_superexec
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+
+#: ClientApps that run at the same time: a SuperNode has one message at a time dealt with.
+MOST_AT_ONCE = 1
+
+# `-P`: no module is taken from the folder in which this happens to be started.
+_COMMAND = (sys.executable, "-P", "-m", "ahfal_app.deployment.clientapp")
+
+_log = logging.getLogger(__name__)
+
+
+class SiteExecutor(SubprocessExecutor):
+    """Starts ClientApps of the site's own code, so many at once and no more."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def get_eligible_capacity(
+        self,
+        supported_task_types: set[TaskType],
+        *,
+        insecure: bool = False,
+        root_certificates_path: str | None = None,
+    ) -> tuple[set[TaskType], set[str]]:
+        """Return what may be started now: a ClientApp, or nothing while one is running."""
+        self._running = [process for process in self._running if process.poll() is None]
+        if len(self._running) >= MOST_AT_ONCE:
+            return set(), set()
+        return supported_task_types & {TaskType.CLIENT_APP}, set()
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Start a ClientApp."""
+        if spec.task_type is not TaskType.CLIENT_APP:
+            return LaunchResult.failed("a site runs ClientApps alone")
+        arguments = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+        if spec.insecure:
+            arguments.append("--insecure")
+        elif spec.root_certificates_path is not None:
+            arguments += ["--root-certificates", spec.root_certificates_path]
+        if spec.parent_pid is not None:
+            arguments += ["--parent-pid", str(spec.parent_pid)]
+        process = subprocess.Popen([*_COMMAND, *arguments])  # noqa: S603  # of our own making
+        self._running.append(process)
+        return LaunchResult.accepted()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run Flower's SuperExec with this executor; without arguments, with those of the process."""
+    if arguments is not None:
+        sys.argv = ["flower-superexec", *arguments]
+    name = "get_executor"
+    getattr(run_superexec, name)  # A Flower that has another name for it must not go unseen.
+    setattr(run_superexec, name, lambda *_, **__: SiteExecutor())
+    flower_superexec()
+
+
+if __name__ == "__main__":
+    main()
