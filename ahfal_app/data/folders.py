@@ -20,6 +20,7 @@ from ahfal_app.data.files import (
     too_large,
 )
 from ahfal_app.data.layout import TRAIN, image_layout, parquet_layout
+from ahfal_app.data.not_used import summary, told
 from ahfal_app.data.raw import Columns, RawData, RawSplit
 from ahfal_app.data.rows import ImageFiles
 from ahfal_app.errors import DatasetError
@@ -96,7 +97,11 @@ def read_folder(folder: Folder, columns: Columns, work_dir: Path) -> RawData:
         return _images(images, not_used, columns, folder.where)
     from ahfal_app.data.reading import LOCAL_HINT
 
-    raise DatasetError(f"{folder.where}: nothing to read; {LOCAL_HINT}")
+    raise DatasetError(f"{folder.where}: nothing to read; {LOCAL_HINT}{_besides(not_used)}")
+
+
+def _besides(not_used: Mapping[str, str]) -> str:
+    return f"; not used: {told(summary(not_used))}" if not_used else ""
 
 
 def _saved(folder: Folder, beside: Sequence[FoundFile], columns: Columns) -> RawData:
@@ -117,7 +122,10 @@ def _images(
         if value not in ("", own):
             raise DatasetError(f"{key}={value!r}: no such column; image files have image, label")
     names = [readable(file.name) for file in images]
-    layout, classes = image_layout([file.name for file in images], where)
+    try:
+        layout, classes = image_layout([file.name for file in images], where)
+    except DatasetError as error:
+        raise DatasetError(f"{error}{_besides(not_used)}") from error
     not_used |= {names[i]: reason for i, reason in layout.not_used.items()}
     class_names = sorted(set(classes.values()))
     label_of = {name: label for label, name in enumerate(class_names)}

@@ -239,6 +239,17 @@ def test_what_is_found_and_not_used_is_counted_and_named(
     assert "10 not used" in caplog.text
 
 
+def test_where_nothing_is_left_it_is_said_what_was_found(place: Place, tmp_path: Path) -> None:
+    (place.folder / "cat").symlink_to(tmp_path)
+    with pytest.raises(
+        DatasetError, match=r"nothing to read; .*1 a link to a folder \(such as cat"
+    ):
+        place.load()
+    place.images("dog")
+    with pytest.raises(DatasetError, match=r"1 class, .*1 a link to a folder \(such as cat\)"):
+        place.load()
+
+
 def test_what_is_damaged_shows_in_decoding_and_leaves_the_split_as_it_would_be(
     place: Place,
 ) -> None:

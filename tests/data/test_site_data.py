@@ -504,8 +504,16 @@ def test_no_damage_to_a_file_stops_the_site(place: Place):
 
 
 def test_a_site_without_a_usable_image_is_refused(place: Place):
-    with pytest.raises(DatasetError, match="there is no image in it"):
+    with pytest.raises(DatasetError, match=r"there is no image in it$"):
         place.load()
+    place.write("a.dcm", b"")
+    (place.data / "scans").symlink_to(place.data.parent)
+    with pytest.raises(
+        DatasetError, match=r"by its name, of .* \(such as a.dcm\); 1 a link to a f"
+    ):
+        place.load()
+    (place.data / "a.dcm").unlink()
+    (place.data / "scans").unlink()
     place.write("a.png", b"")
     with pytest.raises(DatasetError, match=r"none of 1 images can be used; .*set-aside\.csv"):
         place.load()

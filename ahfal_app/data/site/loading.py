@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.data.cache import Description, Entry, cache_key, discard, open_or_build
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
-from ahfal_app.data.not_used import kind_of
+from ahfal_app.data.not_used import kind_of, summary, told
 from ahfal_app.data.site.decoding import can_be_decoded, decode_site
 from ahfal_app.data.site.files import SiteImage, content, list_images
 from ahfal_app.data.site.index import Known, SiteIndex
@@ -159,7 +159,8 @@ def load_site(
     others = [folders.data / LABELS] + ([folders.truth] if folders.truth else [])
     present, set_aside = list_images(folders.data, image_column, others)
     if not present:
-        raise DatasetError(f"data={str(folders.data)!r}: there is no image in it")
+        besides = f": {told(summary(set_aside))}" if set_aside else ""
+        raise DatasetError(f"data={str(folders.data)!r}: there is no image in it{besides}")
     index = SiteIndex(folders.state / _INDEX)
     copied = _still_copied({*(image.path for image in present), *map(str, others)}, index)
     set_aside |= {image.name: _COPIED for image in present if image.path in copied}
