@@ -27,6 +27,7 @@ from rich.console import Console
 
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, MORE, Settings, expanded
+from ahfal_app.engine.stopping import stopped_by_signals, undisturbed
 from ahfal_app.errors import EngineError
 from ahfal_app.results.reading import read_run
 from ahfal_app.results.run_folder import free_run_name
@@ -35,7 +36,9 @@ from ahfal_app.training.resources import resolve_device
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
 _START_TIMEOUT_S = 60
-_STOP_TIMEOUT_S = 20
+# Less than the ten seconds that `docker stop` leaves before it kills.
+_STOP_TIMEOUT_S = 5
+_KILL_TIMEOUT_S = 30
 
 
 def run_on_flower(values: Mapping[str, object], console: Console) -> Path:
@@ -64,7 +67,7 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> Path:
             f"{_APP_FOLDER}: no pyproject.toml there; Flower's engine runs from a checkout of the "
             "project, the in-process engine from anywhere"
         )
-    with tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
+    with stopped_by_signals(), tempfile.TemporaryDirectory(prefix="ahfal-flower-") as home:
         config = Path(home) / "run-config.toml"
         # Flower's processes have another working directory.
         settings = with_absolute_paths(settings)
@@ -125,21 +128,23 @@ def _superlink(home: Path, port: int, environment: Mapping[str, str]) -> Iterato
     ]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(home / "state.db")]
-    with (home / "superlink.log").open("wb") as log:
-        superlink = subprocess.Popen(
-            command,
-            cwd=home,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    superlink = None
     try:
+        with (home / "superlink.log").open("wb") as log:
+            superlink = subprocess.Popen(
+                command,
+                cwd=home,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         _wait_until_healthy(superlink, port, home / "superlink.log")
         yield
     finally:
-        _end(superlink, home)
+        with undisturbed():
+            _end(superlink, home)
 
 
 def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -155,15 +160,21 @@ def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path
     raise EngineError(f"Flower's SuperLink did not start within {_START_TIMEOUT_S} s:\n{tail}")
 
 
-def _end(superlink: subprocess.Popen[bytes], home: Path) -> None:
+def _end(superlink: subprocess.Popen[bytes] | None, home: Path) -> None:
     """Stop the SuperLink, then whatever still runs in this home, Ray included."""
-    superlink.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        superlink.wait(_STOP_TIMEOUT_S)
-    for process in _processes_of(home):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    superlink.wait()
+    if superlink is not None:
+        superlink.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            superlink.wait(_STOP_TIMEOUT_S)
+    # Those that are being started right now show up at the next look.
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while (left := _processes_of(home)) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        if superlink is not None:
+            superlink.poll()
+        time.sleep(0.05)
 
 
 def _processes_of(home: Path) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,24 +73,68 @@ def test_a_failed_run_is_an_error(simulation: Simulation, marker: str):
     assert not _processes_of_flower(marker)
 
 
-def test_interrupt_stops_everything(tmp_path: Path, data_dir: Path, marker: str):
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "docker stop, Slurm", "a terminal that goes away"],
+)
+def test_a_signal_stops_everything(
+    tmp_path: Path, data_dir: Path, marker: str, how: signal.Signals, code: int
+):
+    with _running(tmp_path, data_dir) as process:
+        assert _processes_of_flower(marker)
+        # Ctrl-C reaches the whole group, the others this process alone.
+        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+        # Impatient people and systems tell it again.
+        process.send_signal(how)
+        assert process.stdout is not None
+        process.stdout.read()
+    assert process.wait(60) == code
+    _gone(marker)
+
+
+def test_a_signal_that_is_to_be_ignored_is_ignored(tmp_path: Path, data_dir: Path, marker: str):
+    """As `nohup` has it."""
+    with _running(tmp_path, data_dir, ignored=signal.SIGHUP) as process:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGHUP)
+        line = next(line for line in process.stdout if "cycle 1/3 round" in line)
+        assert line
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+    assert process.wait(60) == 143
+    _gone(marker)
+
+
+@contextlib.contextmanager
+def _running(
+    tmp_path: Path, data_dir: Path, ignored: signal.Signals | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a run of many rounds, and wait until its first one is over."""
+
+    def set_signals() -> None:
+        # A shell that started the tests in the background would have some ignored.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        if ignored is not None:
+            signal.signal(ignored, signal.SIG_IGN)
+
     process = subprocess.Popen(
         _command(**{"output-dir": tmp_path, "data-dir": data_dir, "rounds": 500}),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that started the tests in the background would have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=set_signals,
     )
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
             if "cycle 1/3 round" in line:
                 break
-        assert _processes_of_flower(marker)
-        os.killpg(process.pid, signal.SIGINT)
-        process.stdout.read()
-    assert process.wait(60) == 130
+        yield process
+
+
+def _gone(marker: str) -> None:
     # Ray's agents take their time.
     deadline = time.monotonic() + 90
     while _processes_of_flower(marker) and time.monotonic() < deadline:
