@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,7 @@ def write_report(folder: Path) -> Path:
 def render_report(run: Run) -> str:
     """Return the report of a run as HTML."""
     settings = run.settings
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(PAGE).render(
+    return _page().render(
         title=run.folder.name,
         subtitle=f"{settings.strategy} on {settings.dataset}, seed {settings.seed}",
         style=STYLE,
@@ -84,6 +84,12 @@ def render_report(run: Run) -> str:
         panels=_panels(run),
         tables=_tables(run),
     )
+
+
+@cache
+def _page() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(PAGE)
 
 
 def _banner(run: Run) -> str:

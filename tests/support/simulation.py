@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from filelock import FileLock
 from flwr.app import Context, Message
 from rich.console import Console
+from support.charts import without_charts
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import Metrics, read_metrics
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import Start, execute, prepare
 
 #: Three clients, three cycles of two rounds: a run of a second.
 TINY: dict[str, object] = {
@@ -68,7 +72,10 @@ class Outcome:
 
 
 class Simulation:
-    """Runs settings in this process, each call of a client going through a handler."""
+    """Runs settings in this process, each call of a client going through a handler.
+
+    The charts of a run's report are drawn where they are asked for.
+    """
 
     def __init__(self, output_dir: Path, data_dir: Path) -> None:
         self.base = {"output-dir": str(output_dir), "data-dir": str(data_dir)}
@@ -79,18 +86,50 @@ class Simulation:
         handler: Handler = client_app,
         grid: type[InProcessGrid] = InProcessGrid,
         workers: int = 1,
+        charts: bool = False,
         **more: object,
     ) -> Outcome:
         values = {**TINY, **self.base, **(settings or {}), **more}
-        output = io.StringIO()
         start = prepare(values)
-        with grid(handler, start.settings.num_clients, workers) as nodes:  # type: ignore[arg-type]
+        nodes = grid(handler, start.settings.num_clients, workers)  # type: ignore[arg-type]
+        return self._executed(start, nodes, charts)
+
+    def resume(self, folder: Path, handler: Handler = client_app) -> Outcome:
+        start = prepare({"resume": str(folder)})
+        nodes = InProcessGrid(handler, start.settings.num_clients)  # type: ignore[arg-type]
+        return self._executed(start, nodes)
+
+    def _executed(self, start: Start, grid: InProcessGrid, charts: bool = False) -> Outcome:
+        output = io.StringIO()
+        with grid as nodes, nullcontext() if charts else without_charts():
             folder = execute(start, nodes, Progress(Console(file=output, width=200)))
         return Outcome(folder, output.getvalue())
 
-    def resume(self, folder: Path, handler: Handler = client_app) -> Outcome:
-        output = io.StringIO()
-        start = prepare({"resume": str(folder)})
-        with InProcessGrid(handler, start.settings.num_clients) as nodes:  # type: ignore[arg-type]
-            execute(start, nodes, Progress(Console(file=output, width=200)))
-        return Outcome(folder, output.getvalue())
+
+class SharedRuns:
+    """Runs of settings in this process, each made once for the tests of all processes.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie.
+    data_dir : Path
+        Decoded data.
+    """
+
+    def __init__(self, folder: Path, data_dir: Path) -> None:
+        self._folder = folder
+        self._simulation = Simulation(folder, data_dir)
+
+    def __call__(self, settings: dict[str, object] | None = None, **more: object) -> Outcome:
+        """Return the run of some settings, which are small ones where they do not say else."""
+        values = {**(settings or {}), **more}
+        text = json.dumps(values, sort_keys=True)
+        folder = self._folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        log = folder / "log"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not log.exists():
+                outcome = self._simulation(values, name=folder.name)
+                log.write_text(outcome.log)
+        return Outcome(folder, log.read_text())
