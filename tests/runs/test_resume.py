@@ -13,43 +13,36 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from flwr.app import Context, Message
-from support.killing import Killed, KillSwitch, killed_at, number_of_events
+from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
 from support.simulation import TINY, Outcome, Simulation
 
-from ahfal_app.server import run as run_module
-from ahfal_app.server import secure_sum
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import Settings
 from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
-from ahfal_app.labels.store import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.reading import read_metrics
-from ahfal_app.results.run_folder import Recorder
 from ahfal_app.server.run import prepare
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
-    return Simulation(tmp_path_factory.mktemp("straight"), data_dir)()
+def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
+    return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir))
 
 
 @pytest.mark.parametrize("share", [i / 10 for i in range(1, 11)])
 def test_resumed_run_equals_an_uninterrupted_one(
-    share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+    share: float, straight: Uninterrupted, simulation: Simulation
 ):
-    total = number_of_events(simulation, monkeypatch)
-    folder = killed_at(max(3, round(share * total)), simulation, monkeypatch)
+    folder = killed_at(max(3, round(share * straight.events)), simulation)
     assert simulation.resume(folder).result == straight.result
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [3, 4, 5, 6])
-def test_killed_at_every_event(
-    first: int, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
-):
+def test_killed_at_every_event(first: int, straight: Uninterrupted, simulation: Simulation):
     """In four parts, which can be tested at the same time."""
-    for event in range(first, number_of_events(simulation, monkeypatch) + 1, 4):
-        folder = killed_at(event, simulation, monkeypatch)
+    for event in range(first, straight.events + 1, 4):
+        folder = killed_at(event, simulation)
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
         shutil.rmtree(folder)
 
@@ -58,34 +51,37 @@ SECURE = {"privacy": "secure-aggregation"}
 
 
 @pytest.fixture(scope="module")
-def straight_secure(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Outcome:
-    return Simulation(tmp_path_factory.mktemp("secure"), data_dir)(SECURE)
+def straight_secure(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
+    return uninterrupted(Simulation(tmp_path_factory.mktemp("secure"), data_dir), **SECURE)
 
 
 # While keys are told, vectors masked, the sum unmasked (twice) and kept.
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.353, 0.392, 0.737])
 def test_secure_sums_are_the_same_after_a_resume(
     share: float,
-    straight_secure: Outcome,
+    straight_secure: Uninterrupted,
     simulation: Simulation,
-    monkeypatch: pytest.MonkeyPatch,
 ):
-    total = number_of_events(simulation, monkeypatch, **SECURE)
-    folder = killed_at(round(share * total), simulation, monkeypatch, **SECURE)
+    folder = killed_at(round(share * straight_secure.events), simulation, **SECURE)
     assert simulation.resume(folder).result == straight_secure.result
 
 
 @pytest.mark.slow
 def test_secure_run_killed_at_every_fifth_event(
-    straight_secure: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+    straight_secure: Uninterrupted, simulation: Simulation
 ):
-    for event in range(3, number_of_events(simulation, monkeypatch, **SECURE) + 1, 5):
-        folder = killed_at(event, simulation, monkeypatch, **SECURE)
+    for event in range(3, straight_secure.events + 1, 5):
+        folder = killed_at(event, simulation, **SECURE)
         assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
         shutil.rmtree(folder)
 
 
 NOISY = {"privacy": "local-dp", "privacy.epsilon": 0.2}
+
+
+@pytest.fixture(scope="module")
+def noisy_events(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> int:
+    return uninterrupted(Simulation(tmp_path_factory.mktemp("noisy"), data_dir), **NOISY).events
 
 
 class Heard:
@@ -117,31 +113,25 @@ def _check_noise(heard: Heard, outcome: Outcome) -> None:
 
 # With a release stored and not told, told by one client, told by two; in the next cycle.
 @pytest.mark.parametrize("share", [0.288, 0.294, 0.318, 0.641])
-def test_noise_is_the_same_after_a_resume(
-    share: float, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
-):
-    total, heard = number_of_events(simulation, monkeypatch, **NOISY), Heard()
-    folder = killed_at(round(share * total), simulation, monkeypatch, watch=heard, **NOISY)
+def test_noise_is_the_same_after_a_resume(share: float, noisy_events: int, simulation: Simulation):
+    heard = Heard()
+    folder = killed_at(round(share * noisy_events), simulation, watch=heard, **NOISY)
     _check_noise(heard, simulation.resume(folder, heard))
 
 
 @pytest.mark.slow
-def test_noisy_run_killed_at_every_fifth_event(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
-):
-    for event in range(3, number_of_events(simulation, monkeypatch, **NOISY) + 1, 5):
+def test_noisy_run_killed_at_every_fifth_event(noisy_events: int, simulation: Simulation):
+    for event in range(3, noisy_events + 1, 5):
         heard = Heard()
-        folder = killed_at(event, simulation, monkeypatch, watch=heard, **NOISY)
+        folder = killed_at(event, simulation, watch=heard, **NOISY)
         _check_noise(heard, simulation.resume(folder, heard))
         shutil.rmtree(folder)
 
 
-def test_killed_again_and_again(
-    straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
-):
-    folder = killed_at(20, simulation, monkeypatch)
+def test_killed_again_and_again(straight: Uninterrupted, simulation: Simulation):
+    folder = killed_at(20, simulation)
     for event in (5, 17, 31):
-        killed_at(event, simulation, monkeypatch, folder)
+        killed_at(event, simulation, folder)
     assert simulation.resume(folder).result == straight.result
 
 
@@ -208,10 +198,9 @@ def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
 
 @pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8, 0.95])
 def test_damaged_newest_checkpoint_gives_the_same_result(
-    share: float, straight: Outcome, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+    share: float, straight: Uninterrupted, simulation: Simulation
 ):
-    total = number_of_events(simulation, monkeypatch)
-    folder = killed_at(round(share * total), simulation, monkeypatch)
+    folder = killed_at(round(share * straight.events), simulation)
     newest = max((folder / "checkpoint").glob("[0-9]*"))
     (newest / "model.safetensors").write_bytes(b"damaged")
     resumed = simulation.resume(folder)

@@ -16,14 +16,13 @@ from flwr.app import Context, Message
 from support.simulation import Outcome, Simulation
 from support.site_images import write_images, write_labels
 
-from ahfal_app.server import purchase
-
-from ahfal_app.training import resources
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
-from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.labels.exchange import export_labels
+from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.labels.store import LabelStore
+from ahfal_app.server import purchase
+from ahfal_app.training import resources
 
 DIGITS = tuple("0123456789")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message
-from support.simulation import Handler, Simulation
+from support.simulation import Handler, Outcome, Simulation
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.labels.store import LabelStore
@@ -60,27 +61,32 @@ class KillSwitch:
         patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
 
 
-def number_of_events(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, **settings: object
-) -> int:
+@dataclass
+class Uninterrupted(Outcome):
+    """A run that went through, and how many events it had."""
+
+    events: int
+
+
+def uninterrupted(simulation: Simulation, **settings: object) -> Uninterrupted:
+    """Run some settings, and count the events at which the run could have been killed."""
     switch = KillSwitch()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         switch.install(patch)
-        simulation(settings, handler=switch.handler, name="counted")
-    return switch.events
+        outcome = simulation(settings, handler=switch.handler, name="uninterrupted")
+    return Uninterrupted(outcome.folder, outcome.log, switch.events)
 
 
 def killed_at(
     event: int,
     simulation: Simulation,
-    monkeypatch: pytest.MonkeyPatch,
     folder: Path | None = None,
     watch: Handler = client_app,
     **settings: object,
 ) -> Path:
     """Run, or resume, until an event; return the run's folder."""
     switch = KillSwitch(event, watch)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         switch.install(patch)
         if folder is not None:
             with pytest.raises(Killed):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.killing import killed_at, number_of_events
-from support.simulation import Outcome, Simulation
+from support.killing import Uninterrupted, killed_at, uninterrupted
+from support.simulation import Simulation
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -451,18 +451,13 @@ class TestRun:
         with pytest.raises(ConfigError, match=r"local-update='kcfu': allowed is 'plain', since"):
             check_settings({**KCFU, "strategy": "feal"})
 
+    @pytest.fixture(scope="class")
+    def straight(self, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
+        return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **KCFU)
+
     @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
     def test_resumed_run_equals_an_uninterrupted_one(
-        self, share: float, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+        self, share: float, straight: Uninterrupted, simulation: Simulation
     ) -> None:
-        class WithKcfu(Simulation):
-            def __call__(self, settings=None, **more) -> Outcome:  # type: ignore[no-untyped-def]
-                return super().__call__({**KCFU, **(settings or {})}, **more)
-
-        ours = WithKcfu(
-            Path(str(simulation.base["output-dir"])), Path(str(simulation.base["data-dir"]))
-        )
-        straight = ours(name="straight")
-        total = number_of_events(ours, monkeypatch)
-        folder = killed_at(round(share * total), ours, monkeypatch)
-        assert ours.resume(folder).result == straight.result
+        folder = killed_at(round(share * straight.events), simulation, **KCFU)
+        assert simulation.resume(folder).result == straight.result
