@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from rich.console import Console
+from support.charts import without_charts
 
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, SweepError
+from ahfal_app.experiments import workers
 from ahfal_app.experiments.files import Experiment, load_experiment, load_experiments
 from ahfal_app.experiments.results import FAILURES, RUNS, is_done
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
@@ -194,6 +198,46 @@ class TestScales:
                 assert label in experiment.axes[axis], number
 
 
+class WorkersHere:
+    """Stands in for `Workers`: does one task at a time, in this process."""
+
+    def __init__(self, count: int, clients_at_once: int) -> None:
+        self._reports: list[workers.Report] = []
+        self.task: workers.Task | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def idle(self) -> list[Self]:
+        return [] if self.task else [self]
+
+    def start(self, task: workers.Task) -> None:
+        self.task = task
+        failure = workers._failure(task, self, 1)  # type: ignore[arg-type]
+        self.send(workers.RunDone(failure))
+
+    def send(self, report: workers.Report) -> None:
+        self._reports.append(report)
+
+    def wait(self, timeout: float) -> list[tuple[Self, workers.Report]]:
+        told, self._reports = self._reports, []
+        return [(self, report) for report in told]
+
+    def release(self, worker: Self) -> None:
+        worker.task = None
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a sweep work here: a process of its own takes longer to start than its runs take."""
+    monkeypatch.setattr("ahfal_app.experiments.sweep.Workers", WorkersHere)
+    with without_charts():
+        yield
+
+
 def sweep(
     file: Path, out: Path, overrides: dict[str, object] | None = None, **more: object
 ) -> tuple[SweepResult, str]:
@@ -204,6 +248,7 @@ def sweep(
 
 
 class TestSweep:
+    @pytest.mark.usefixtures("in_this_process")
     def test_runs_what_is_missing_and_nothing_twice(self, tiny: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         tiny.write_text(tiny.read_text() + "sweep: {strategy: [random, entropy]}\n")
@@ -233,6 +278,7 @@ class TestSweep:
         forced, _ = sweep(tiny, out, force=True)
         assert len(forced.done) == 2
 
+    @pytest.mark.usefixtures("in_this_process")
     def test_what_experiments_have_in_common_is_done_once(self, tiny: Path, tmp_path: Path) -> None:
         base = "base: tiny.yaml\n"
         both = write(tmp_path / "both.yaml", f"{base}sweep: {{strategy: [random, ahfal]}}")
@@ -259,11 +305,13 @@ class TestSweep:
             load_experiments([])
 
     def test_a_failure_does_not_stop_the_others(self, tiny: Path, tmp_path: Path) -> None:
+        """In two processes, one of which does two of the three runs."""
         out = tmp_path / "out"
         # Ten thousand samples a client at least: this partition cannot be made.
-        tiny.write_text(tiny.read_text() + "sweep: {min-partition-size: [10000, 1]}\n")
-        result, log = sweep(tiny, out, jobs=1)
-        assert len(result.done) == 1
+        tiny.write_text(tiny.read_text() + "sweep: {min-partition-size: [10000, 1, 2]}\n")
+        result, log = sweep(tiny, out, jobs=2)
+        assert len(result.done) == 2
+        assert all(is_done(out / RUNS / name) for name in result.done)
         ((name, reason),) = result.failed.items()
         assert "min-partition-size" in reason
         assert "Traceback" in (out / FAILURES / f"{name}.txt").read_text()
@@ -313,25 +361,23 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
-    from ahfal_app.experiments.workers import RunDone, Task, Workers
-
     experiment = load_experiment(tiny, overrides={"rounds": 500})
     folder = tmp_path / "out" / "run"
     settings = experiment.runs[0].settings.model_copy(
         update={"output_dir": str(folder.parent), "name": folder.name}
     )
-    with Workers(1, 1) as workers:
-        (worker,) = workers.idle()
-        worker.start(Task("run", settings.to_flat(), folder))
-        while not workers.wait(1):
+    with workers.Workers(1, 1) as ours:
+        (worker,) = ours.idle()
+        worker.start(workers.Task("run", settings.to_flat(), folder))
+        while not ours.wait(1):
             pass
         os.kill(worker._process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         reports = []
-        while not any(isinstance(report, RunDone) for _, report in reports):
-            reports += workers.wait(1)
+        while not any(isinstance(report, workers.RunDone) for _, report in reports):
+            reports += ours.wait(1)
         assert "killed by signal 9" in reports[-1][1].failure
-        assert len(workers.idle()) == 1
-        assert workers.idle()[0] is not worker
+        assert len(ours.idle()) == 1
+        assert ours.idle()[0] is not worker
 
 
 def test_jobs_by_default() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.simulation import Simulation
+from support.simulation import SharedRuns, Simulation
 
 from ahfal_app.class_statistics import ClassStatistics, class_proportions
 from ahfal_app.errors import ConfigError
@@ -113,28 +113,31 @@ def test_within_a_class_the_strategy_s_scores_decide(true_classes: bool) -> None
         assert sorted(i // 2 for i in ids) == sorted(best.tolist())
 
 
-def class_gap(simulation: Simulation, **settings: object) -> float:
+def class_gap(shared_runs: SharedRuns, **settings: object) -> float:
     """Return how far the clients' labels are from the global classes at the end of a run."""
-    outcome = simulation(alpha=0.3, strategy="entropy", **{"initial-fraction": 0.1}, **settings)
+    outcome = shared_runs(alpha=0.3, strategy="entropy", **{"initial-fraction": 0.1}, **settings)
     last = [cycle for cycle in outcome.metrics.cycles if cycle.mean is not None][-1]
     return float(np.linalg.norm(np.array(last.deviation)))
 
 
-def test_runs_come_closer_to_the_true_classes(simulation: Simulation) -> None:
+def test_runs_come_closer_to_the_true_classes(shared_runs: SharedRuns) -> None:
     fractions = {"query-fraction": 0.1, "target-fraction": 0.4, "num-clients": 5}
-    plain = class_gap(simulation, **fractions)
+    plain = class_gap(shared_runs, **fractions)
     known = {"align": "true-global", "align-membership": "true"}
-    aligned = class_gap(simulation, **fractions, **known)
+    aligned = class_gap(shared_runs, **fractions, **known)
     assert aligned < plain
 
 
 @pytest.mark.parametrize("align", ["true-global", "estimated"])
-def test_equal_seeds_give_equal_aligned_runs(simulation: Simulation, align: str) -> None:
-    first, second = (simulation(strategy="entropy", align=align, cycles=2) for _ in range(2))
+def test_equal_seeds_give_equal_aligned_runs(
+    simulation: Simulation, shared_runs: SharedRuns, align: str
+) -> None:
+    settings = {"strategy": "entropy", "align": align, "cycles": 2}
+    first, second = simulation(settings), shared_runs(settings)
     assert first.result == second.result
     assert first.selections
     assert np.isfinite([row["score"] for row in first.selections]).all()
-    plain = simulation(strategy="entropy", cycles=2)
+    plain = shared_runs(strategy="entropy", cycles=2)
     assert {row["sample"] for row in plain.selections} != {r["sample"] for r in first.selections}
 
 

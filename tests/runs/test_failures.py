@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from flwr.app import Array, Context, Message, RecordDict
-from support.simulation import Simulation
+from support.simulation import SharedRuns, Simulation
 
 from ahfal_app import oracle as oracle_module
 from ahfal_app.client_app import app as client_app
@@ -168,10 +169,12 @@ class RestartingGrid(InProcessGrid):
         super().__init__(watched, num_clients, workers)
 
 
-def test_node_that_restarts_under_another_id_takes_part_again(simulation: Simulation):
+def test_node_that_restarts_under_another_id_takes_part_again(
+    simulation: Simulation, shared_runs: SharedRuns
+):
     outcome = simulation(grid=RestartingGrid, **{"round-timeout": 30.0})
     assert all(record.clients == 3 for record in outcome.metrics.rounds)
-    assert outcome.metrics.cycles[-1].ledger == simulation().metrics.cycles[-1].ledger
+    assert outcome.metrics.cycles[-1].ledger == shared_runs().metrics.cycles[-1].ledger
 
 
 class ImpostorGrid(InProcessGrid):
@@ -193,17 +196,19 @@ class ImpostorGrid(InProcessGrid):
 
 
 def test_a_node_cannot_take_the_place_of_one_that_is_there(
-    simulation: Simulation, caplog: pytest.LogCaptureFixture
+    simulation: Simulation, shared_runs: SharedRuns, caplog: pytest.LogCaptureFixture
 ):
     """Its labels and its budget are those of another site."""
     ImpostorGrid.called.clear()
     outcome = simulation(grid=ImpostorGrid)
     assert set(ImpostorGrid.called) == {"query.join"}
     assert "partition-id=1: node 2 has it and is connected; node 77 is left out" in caplog.text
-    assert outcome.result == simulation().result
+    assert outcome.result == shared_runs().result
 
 
-def test_labels_are_counted_right_where_the_answer_to_a_purchase_got_lost(simulation: Simulation):
+def test_labels_are_counted_right_where_the_answer_to_a_purchase_got_lost(
+    simulation: Simulation, shared_runs: SharedRuns
+):
     calls = 0
 
     def lost(message: Message, context: Context) -> Message:
@@ -215,7 +220,7 @@ def test_labels_are_counted_right_where_the_answer_to_a_purchase_got_lost(simula
         return reply
 
     outcome = simulation(handler=_when("query.select", 2, lost))
-    straight = simulation().metrics
+    straight = shared_runs().metrics
     for cycle, expected in zip(outcome.metrics.cycles, straight.cycles, strict=True):
         assert cycle.labels_per_client == expected.labels_per_client
     last = max(record.num_examples for record in outcome.metrics.rounds)
@@ -245,7 +250,7 @@ def test_left_out_client_does_not_change_the_others_model(simulation: Simulation
     assert first.result == second.result
 
 
-def test_client_that_misses_selection_catches_up(simulation: Simulation):
+def test_client_that_misses_selection_catches_up(simulation: Simulation, shared_runs: SharedRuns):
     calls = 0
 
     def once(message: Message, context: Context) -> Message:
@@ -257,7 +262,7 @@ def test_client_that_misses_selection_catches_up(simulation: Simulation):
     first, second, last = outcome.metrics.cycles
     assert [failure.client for failure in first.failed] == [2]
     assert second.labels_per_client[2] == first.labels_per_client[2]
-    straight = simulation().metrics.cycles[-1]
+    straight = shared_runs().metrics.cycles[-1]
     assert last.labels_per_client == straight.labels_per_client
     assert last.ledger == straight.ledger
 
@@ -284,7 +289,7 @@ def test_below_the_quorum_the_run_stops_with_a_named_error(simulation: Simulatio
         simulation(handler=handler, quorum=0.5, name="stopped")
 
 
-def test_stopped_run_says_so_and_can_go_on(simulation: Simulation):
+def test_stopped_run_says_so_and_can_go_on(simulation: Simulation, shared_runs: SharedRuns):
     def handler(message: Message, context: Context) -> Message:
         order = message.content.config_records["config"]
         if message.metadata.message_type == "train" and order["cycle"] == 1:
@@ -292,11 +297,10 @@ def test_stopped_run_says_so_and_can_go_on(simulation: Simulation):
         return client_app(message, context)
 
     with pytest.raises(QuorumNotReached):
-        simulation(handler=handler, name="stopped")
-    straight = simulation()
-    folder = straight.folder.parent / "stopped"
+        simulation(handler=handler, charts=True, name="stopped")
+    folder = Path(str(simulation.base["output-dir"])) / "stopped"
     assert "QuorumNotReached" in (folder / "report.html").read_text()
-    assert simulation.resume(folder).result == straight.result
+    assert simulation.resume(folder).result == shared_runs().result
 
 
 def test_answers_that_never_come(simulation: Simulation):
@@ -386,7 +390,9 @@ def test_other_data_at_the_clients_is_refused(simulation: Simulation):
         simulation(handler=_when("query.join", 1, other_data))
 
 
-def test_repeated_select_returns_the_first_answer_and_buys_nothing(simulation: Simulation):
+def test_repeated_select_returns_the_first_answer_and_buys_nothing(
+    simulation: Simulation, shared_runs: SharedRuns
+):
     def twice(message: Message, context: Context) -> Message:
         first = client_app(message, context)
         second = client_app(message, context)
@@ -398,7 +404,7 @@ def test_repeated_select_returns_the_first_answer_and_buys_nothing(simulation: S
         is_select = message.metadata.message_type == "query.select"
         return twice(message, context) if is_select else client_app(message, context)
 
-    assert simulation(handler=handler).result == simulation().result
+    assert simulation(handler=handler).result == shared_runs().result
 
 
 @pytest.fixture

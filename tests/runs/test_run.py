@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context, Message
 from safetensors.numpy import load_file
 from support.image_files import noise, png
-from support.simulation import TINY, Simulation
+from support.simulation import TINY, SharedRuns, Simulation
 from support.site_images import write_images
 
 from ahfal_app.client_app import app as client_app
@@ -23,7 +23,7 @@ from ahfal_app.query import strategy_names
 
 
 def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation):
-    outcome = simulation()
+    outcome = simulation(charts=True)
     names = {path.name for path in outcome.folder.iterdir()}
     assert names >= {
         "config.yaml",
@@ -45,10 +45,11 @@ def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation
     environment = json.loads((outcome.folder / "environment.json").read_text())
     assert len(environment["data"]["partition_fingerprint"]) == 64
     assert "cycle 3/3" in outcome.log
+    assert (outcome.folder / "report.html").read_text().count('role="img"') == 6
 
 
 def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
-    simulation: Simulation, tmp_path: Path
+    simulation: Simulation, shared_runs: SharedRuns, tmp_path: Path
 ):
     folder = tmp_path / "photographs"
     truth = write_images(tmp_path / "all", range(400))
@@ -69,13 +70,13 @@ def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
     assert "in training, images are moved by up to 1 pixel at random; 2 found and" in report
     assert "Found with the data set and not used" in report
     assert "16 bits for each channel" in report
-    plain = (simulation().folder / "report.html").read_text()
+    plain = (shared_runs().folder / "report.html").read_text()
     assert "images are not augmented" in plain
     assert "not used" not in plain
 
 
-def test_labels_bought_are_exactly_those_due(simulation: Simulation):
-    outcome = simulation()
+def test_labels_bought_are_exactly_those_due(shared_runs: SharedRuns):
+    outcome = shared_runs()
     settings = parse_settings(TINY)
     counts = json.loads((outcome.folder / "partition.json").read_text())["counts"]
     sizes = [sum(client) for client in counts]
@@ -90,17 +91,19 @@ def test_labels_bought_are_exactly_those_due(simulation: Simulation):
 
 
 @pytest.mark.parametrize("name", strategy_names())
-def test_equal_seeds_give_equal_runs_for_every_strategy(simulation: Simulation, name: str):
-    first = simulation(strategy=name, cycles=2)
+def test_equal_seeds_give_equal_runs_for_every_strategy(
+    simulation: Simulation, shared_runs: SharedRuns, name: str
+):
+    first = shared_runs(strategy=name, cycles=2)
     torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
     second = simulation(strategy=name, cycles=2)
     assert first.result == second.result
     assert simulation(strategy=name, cycles=2, seed=1).result != first.result
 
 
-def test_strategies_choose_differently(simulation: Simulation):
+def test_strategies_choose_differently(shared_runs: SharedRuns):
     chosen = {
-        name: tuple(row["sample"] for row in simulation(strategy=name, cycles=2).selections)
+        name: tuple(row["sample"] for row in shared_runs(strategy=name, cycles=2).selections)
         for name in ("ahfal", "entropy", "random")
     }
     assert len(set(chosen.values())) == 3
@@ -125,30 +128,36 @@ class RelabelledGrid(ShuffledGrid):
 
 
 @pytest.mark.parametrize("grid", [ShuffledGrid, RelabelledGrid])
-def test_order_and_ids_of_nodes_do_not_matter(simulation: Simulation, grid: type[InProcessGrid]):
+def test_order_and_ids_of_nodes_do_not_matter(
+    simulation: Simulation, shared_runs: SharedRuns, grid: type[InProcessGrid]
+):
     assert simulation(grid=grid, **{"client-fraction": 0.5}).result == (
-        simulation(**{"client-fraction": 0.5}).result
+        shared_runs(**{"client-fraction": 0.5}).result
     )
 
 
-def test_clients_at_the_same_time_give_the_same_result(simulation: Simulation):
-    assert simulation(workers=3).result == simulation().result
+def test_clients_at_the_same_time_give_the_same_result(
+    simulation: Simulation, shared_runs: SharedRuns
+):
+    assert simulation(workers=3).result == shared_runs().result
 
 
-def test_labels_and_momentum_in_memory_give_the_same_result(simulation: Simulation):
+def test_labels_and_momentum_in_memory_give_the_same_result(
+    simulation: Simulation, shared_runs: SharedRuns
+):
     memory = simulation(**{"client-state": "memory"})
-    assert memory.result == simulation().result
+    assert memory.result == shared_runs().result
     assert not list(memory.folder.glob("clients/*/*.sqlite"))
 
 
-def test_records_survive_being_sent_over_a_wire(simulation: Simulation):
+def test_records_survive_being_sent_over_a_wire(simulation: Simulation, shared_runs: SharedRuns):
     def over_the_wire(message: Message, context: Context) -> Message:
         message.content = type(message.content).inflate(
             message.content.deflate(), children=message.content.children
         )
         return client_app(message, context)
 
-    assert simulation(handler=over_the_wire).result == simulation().result
+    assert simulation(handler=over_the_wire).result == shared_runs().result
 
 
 def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
@@ -219,12 +228,12 @@ def test_model_starts_anew_each_cycle_or_goes_on(simulation: Simulation):
     assert anew[0] != anew[1] != going_on[1]
 
 
-def test_momentum_and_schedule_are_settings(simulation: Simulation):
-    base = simulation(cycles=1).result
-    assert simulation(cycles=1, **{"optimizer-state": "reset"}).result != base
+def test_momentum_and_schedule_are_settings(simulation: Simulation, shared_runs: SharedRuns):
+    base = shared_runs(cycles=1)
+    assert simulation(cycles=1, **{"optimizer-state": "reset"}).result != base.result
     # After one local epoch the rate drops, so the second round differs and the first does not.
     dropped = simulation(cycles=1, **{"lr-decay-epochs": 1}).metrics.rounds
-    plain = simulation(cycles=1).metrics.rounds
+    plain = base.metrics.rounds
     assert dropped[0].train_loss == plain[0].train_loss
     assert dropped[1].train_loss == plain[1].train_loss or not math.isclose(
         dropped[1].train_loss or 0, plain[1].train_loss or 0
@@ -241,8 +250,8 @@ def test_global_model_is_tested_every_so_many_rounds(simulation: Simulation):
     assert [record.test_accuracy is not None for record in rounds] == [False, True, False, False]
 
 
-def test_fewer_cycles_by_setting(simulation: Simulation):
-    assert len(simulation(cycles=2).metrics.cycles) == 2
+def test_fewer_cycles_by_setting(shared_runs: SharedRuns):
+    assert len(shared_runs(cycles=2).metrics.cycles) == 2
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 7])

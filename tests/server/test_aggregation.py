@@ -445,12 +445,13 @@ def test_parameters_out_of_range_are_refused(values: dict[str, object], message:
     ],
 )
 def test_each_parameter_has_an_effect(name: str, values: dict[str, object]):
-    start = draw_model(0)
-    results = [
-        [run(make(name, **given), start, range(1, last + 1))["head.weight"] for last in range(1, 9)]
-        for given in ({}, values)
-    ]
-    assert not np.array_equal(*results)
+    def heads(aggregation: Aggregation) -> list[np.ndarray]:
+        models = [draw_model(0)]
+        for round_ in range(1, 9):
+            models.append(run(aggregation, models[-1], range(round_, round_ + 1)))
+        return [model["head.weight"] for model in models]
+
+    assert not np.array_equal(heads(make(name)), heads(make(name, **values)))
 
 
 @pytest.mark.parametrize(("value", "same"), [(1, True), (2, False)])

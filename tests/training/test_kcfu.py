@@ -410,6 +410,11 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     return seen
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
+    return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **KCFU)
+
+
 class TestRun:
     def test_distils_on_what_is_unlabelled_now(self, simulation: Simulation, pools: Pools) -> None:
         simulation(KCFU)
@@ -450,10 +455,6 @@ class TestRun:
         assert check_settings({**KCFU, "strategy": "feal", "strategy.loss": "ce"})
         with pytest.raises(ConfigError, match=r"local-update='kcfu': allowed is 'plain', since"):
             check_settings({**KCFU, "strategy": "feal"})
-
-    @pytest.fixture(scope="class")
-    def straight(self, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
-        return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **KCFU)
 
     @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
     def test_resumed_run_equals_an_uninterrupted_one(
