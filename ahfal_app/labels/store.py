@@ -372,15 +372,15 @@ class LabelStore(LabelViews):
         """Return which of these are not samples of the client, as far as these are known."""
         if self._samples_N is None:
             return []
-        named = np.array(list(samples), dtype=np.int64)
-        return [int(sample) for sample in np.setdiff1d(named, self._samples_N)]
+        named = np.unique(np.array(list(samples), dtype=np.int64))
+        return [int(sample) for sample in _missing(named, self._samples_N)]
 
     def _check_pool(self, samples: Sequence[int]) -> None:
-        asked = np.array(samples, dtype=np.int64)
-        foreign = np.setdiff1d(asked, self.unlabelled())
-        if len(np.unique(asked)) != len(asked) or len(foreign):
+        distinct = np.unique(np.array(samples, dtype=np.int64))
+        foreign = _missing(distinct, self.unlabelled())
+        if len(distinct) != len(samples) or len(foreign):
             raise PoolExhausted(
-                f"{len(asked)} samples asked for, {len(np.unique(asked))} of them different, "
+                f"{len(samples)} samples asked for, {len(distinct)} of them different, "
                 f"{len(foreign)} not in the pool"
             )
 
@@ -454,3 +454,8 @@ class LabelStore(LabelViews):
             "reserved = reserved + ?, free = free + ?",
             (allotted, spent, reserved, free),
         )
+
+
+def _missing(distinct_N: NDArray[np.int64], present_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers that are not among others; NumPy's set difference takes far longer."""
+    return distinct_N[~np.isin(distinct_N, present_M)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from rich.console import Console
+from support.charts import without_charts
 from support.simulation import TINY, Outcome, Simulation
 
 from ahfal_app.class_statistics import class_proportions
@@ -64,10 +65,8 @@ def _raising(message: Message, context: Context) -> Message:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _without_reports() -> Iterator[None]:
-    """Their pictures take longer than everything else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ahfal_app.server.run.write_report", lambda folder: folder)
+def _without_charts() -> Iterator[None]:
+    with without_charts():
         yield
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from rich.console import Console
+from support.charts import without_charts
 from support.simulation import TINY, Simulation
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -379,7 +380,8 @@ def test_recording_gives_way_to_errors_of_another_kind() -> None:
 def losses_of(simulation: Simulation, **given: object) -> list[float]:
     """Run in this process as `ahfal run` does; return the training loss of each round."""
     values = {**TINY, **simulation.base, "rounds": 2, "precision": "fp32", **given}
-    folder = simulate(values, Progress(Console(quiet=True)))
+    with without_charts():
+        folder = simulate(values, Progress(Console(quiet=True)))
     environment = json.loads((folder / "environment.json").read_text())
     together = given["client-batching"] == "always"
     assert environment["engine"] == {"name": "in-process", "client_batching": together}
