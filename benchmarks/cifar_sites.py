@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image, disable_progress_bars
+from datasets import Dataset, Image, disable_progress_bars, load_dataset
 from support.site_images import write_labels
 
 from ahfal_app.config import parse_settings
 from ahfal_app.data.columns import encode_labels, find_columns
 from ahfal_app.data.partition import make_partition
-from ahfal_app.data.reading import read_folder
 from ahfal_app.seeds import numpy_generator
 
 _PURPOSE = "images of the sites"
@@ -70,20 +69,20 @@ def write_data(data: Path, work: Path, plan: Plan) -> dict[str, SiteImages]:
     Parameters
     ----------
     data : Path
-        A folder that AHFAL reads, with a training and a test split.
+        A folder with `train*.parquet` and `test*.parquet`.
     work : Path
         Where all of it goes.
     plan : Plan
         How much goes where.
     """
     disable_progress_bars()
-    raw = read_folder(data, work / "datasets")
-    assert raw.test is not None, f"{data}: no test split"
-    image, label = find_columns(raw.train.features, "", "")
-    labels, class_names = encode_labels({"train": raw.train, "test": raw.test}, label)
+    files = {split: str(data / f"{split}*.parquet") for split in ("train", "test")}
+    splits = load_dataset("parquet", data_files=files, cache_dir=str(work / "datasets"))
+    image, label = find_columns(splits["train"].features, "", "")
+    labels, class_names = encode_labels(splits, label)
     train, test = (
-        split.select_columns([image, label]).cast_column(image, Image(decode=False))
-        for split in (raw.train, raw.test)
+        splits[split].select_columns([image, label]).cast_column(image, Image(decode=False))
+        for split in ("train", "test")
     )
     (work / "test-set").mkdir()
     rows_N = _drawn(len(test), plan.test_images, plan.seed, 1)

@@ -5,8 +5,8 @@ In turns: one client after the other, as without client batching, uncompiled. Th
 that of `local_training.py`, on the same device. All train the same clients on the same rows.
 Their rounds take turns, since a shared machine's speed drifts.
 
-    python benchmarks/client_batching.py --data uoft-cs/cifar10
-    python benchmarks/client_batching.py --data uoft-cs/cifar10 --whole-run
+    uv run python benchmarks/client_batching.py --data uoft-cs/cifar10
+    uv run python benchmarks/client_batching.py --data uoft-cs/cifar10 --whole-run
 
 With `--whole-run` the paper's run on CIFAR-10 (α = 0.1, AHFAL: 6 cycles of 100 rounds of 10
 clients of 5 epochs) is done, too, and its time and accuracy are added to the results.

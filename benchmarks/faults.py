@@ -4,7 +4,7 @@ Each run starts a server and its sites as the compose files do, on this machine,
 faults of `tests/support/fault_registry.py` happen at a random moment, and counts what people have
 answered against what the sites' label stores hold.
 
-    python benchmarks/faults.py --times 5
+    uv run python benchmarks/faults.py --times 5
 
 The runs of one fault follow each other at the same server and sites. Each is a line in the file of
 lines as soon as it is over; runs that are there already are not repeated. The last step makes

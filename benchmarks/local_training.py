@@ -7,7 +7,7 @@ runs in. Ours is what the in-process engine runs. Both start each seed from the 
 weights, train the same clients on the same labelled rows with the same recipe, and
 average the models alike; their rounds take turns, since a shared machine's speed drifts.
 
-    python benchmarks/local_training.py --data uoft-cs/cifar10
+    uv run python benchmarks/local_training.py --data uoft-cs/cifar10
 
 Results are written after each pair of rounds.
 """

@@ -4,7 +4,7 @@ Synthetic images of CIFAR-10's shape. Each number of clients runs in a process o
 as many images a client, 10 % of them labelled at the start; two cycles of five rounds of five
 local epochs. All of the few clients train in each round, and a tenth of the many.
 
-    python benchmarks/scale.py
+    uv run python benchmarks/scale.py
 
 The few clients are measured before and after the many, since a shared machine's speed drifts.
 Reported are the seconds of a round's training and aggregation over the samples trained on (the

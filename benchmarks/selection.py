@@ -5,7 +5,7 @@ ratio to the seconds that ResNet-8 takes to compute them for as many 32x32 image
 memory that the selection takes besides. Strategies that need all distances are measured at
 three sizes of the pool, to see that they grow linearly.
 
-    python benchmarks/selection.py
+    uv run python benchmarks/selection.py
 
 Each strategy runs in a process of its own, on one thread, where passes and selections take
 turns, since a shared machine's speed drifts. Signals are synthetic: classes of different

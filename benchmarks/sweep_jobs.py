@@ -1,6 +1,6 @@
 """Throughput of a sweep: one run at a time, two at a time, and one on a single core.
 
-    python benchmarks/sweep_jobs.py --data uoft-cs/cifar10
+    uv run python benchmarks/sweep_jobs.py --data uoft-cs/cifar10
 
 A run by itself already serves as many clients at a time as there are cores. So two numbers
 count: how much the machine does with two runs at a time against one (which shows what is left
