@@ -1,4 +1,4 @@
-"""What can be read from a label store; `labels.py` has what changes it."""
+"""What can be read from a label store; `labels/store.py` has what changes it."""
 
 from __future__ import annotations
 
