@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from flwr.serverapp import strategy as flower
-from pydantic import Field
 
-from ahfal_app.server.aggregation.core.base import COMMON, ServerOptimiser
+from ahfal_app.server.aggregation.core.base import (
+    COMMON,
+    Adaptivity,
+    LearningRate,
+    ServerOptimiser,
+)
 
 
 class FedAdagrad(ServerOptimiser):
@@ -17,18 +21,8 @@ class FedAdagrad(ServerOptimiser):
     class Parameters(ServerOptimiser.Parameters):
         """Its settings."""
 
-        learning_rate: float = Field(
-            default=0.1,
-            gt=0,
-            le=100,
-            description="Server's step.",
-        )
-        adaptivity: float = Field(
-            default=1e-3,
-            ge=1e-12,
-            le=1e3,
-            description="Added to the second moment's root; small adapts more.",
-        )
+        learning_rate: LearningRate = 0.1
+        adaptivity: Adaptivity = 1e-3
 
     parameters: Parameters
 

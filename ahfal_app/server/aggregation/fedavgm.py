@@ -5,7 +5,11 @@ from __future__ import annotations
 from flwr.serverapp import strategy as flower
 from pydantic import Field
 
-from ahfal_app.server.aggregation.core.base import COMMON, ServerOptimiser
+from ahfal_app.server.aggregation.core.base import (
+    COMMON,
+    LearningRate,
+    ServerOptimiser,
+)
 
 
 class FedAvgM(ServerOptimiser):
@@ -20,12 +24,7 @@ class FedAvgM(ServerOptimiser):
     class Parameters(ServerOptimiser.Parameters):
         """Its settings."""
 
-        learning_rate: float = Field(
-            default=1.0,
-            gt=0,
-            le=100,
-            description="Server's step.",
-        )
+        learning_rate: LearningRate = 1.0
         momentum: float = Field(
             default=0.9,
             ge=0,

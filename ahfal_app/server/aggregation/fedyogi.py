@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from flwr.serverapp import strategy as flower
-from pydantic import Field
 
-from ahfal_app.server.aggregation.core.base import COMMON, ServerOptimiser
+from ahfal_app.server.aggregation.core.base import (
+    COMMON,
+    Adaptivity,
+    FirstMoment,
+    LearningRate,
+    SecondMoment,
+    ServerOptimiser,
+)
 
 
 class FedYogi(ServerOptimiser):
@@ -17,30 +23,10 @@ class FedYogi(ServerOptimiser):
     class Parameters(ServerOptimiser.Parameters):
         """Its settings."""
 
-        learning_rate: float = Field(
-            default=0.01,
-            gt=0,
-            le=100,
-            description="Server's step.",
-        )
-        momentum: float = Field(
-            default=0.9,
-            ge=0,
-            lt=1,
-            description="Decay of the first moment.",
-        )
-        second_moment: float = Field(
-            default=0.99,
-            ge=0,
-            lt=1,
-            description="Decay of the second moment.",
-        )
-        adaptivity: float = Field(
-            default=1e-3,
-            ge=1e-12,
-            le=1e3,
-            description="Added to the second moment's root; small adapts more.",
-        )
+        learning_rate: LearningRate = 0.01
+        momentum: FirstMoment = 0.9
+        second_moment: SecondMoment = 0.99
+        adaptivity: Adaptivity = 1e-3
 
     parameters: Parameters
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from flwr.serverapp.strategy import FedAvg
 from pydantic import Field
@@ -111,3 +111,13 @@ class ServerOptimiser(AggregationMethod):
 
     trainable_only = True
     by_mean = True
+
+
+#: Settings that server optimisers share, apart from their defaults.
+LearningRate = Annotated[float, Field(gt=0, le=100, description="Server's step.")]
+FirstMoment = Annotated[float, Field(ge=0, lt=1, description="Decay of the first moment.")]
+SecondMoment = Annotated[float, Field(ge=0, lt=1, description="Decay of the second moment.")]
+Adaptivity = Annotated[
+    float,
+    Field(ge=1e-12, le=1e3, description="Added to the second moment's root; small adapts more."),
+]
