@@ -180,7 +180,10 @@ class Settings(BaseModel):
         True, "Training", "Start each cycle from a fresh model; false: go on with the last one."
     )
     augment: Literal["auto", "none", "crop", "crop-flip"] = _setting(
-        "auto", "Training", "Augmentation; `auto`: what the data set's literature uses."
+        "auto",
+        "Training",
+        "Augmentation; `auto`: what a known data set's literature uses; photographs of your own "
+        "are moved a little, and mirrored if they are in colour.",
     )
     local_update: str = _setting(
         "plain",
