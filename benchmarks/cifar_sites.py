@@ -14,8 +14,12 @@ from datasets import Dataset, Image, disable_progress_bars, load_dataset
 from support.site_images import write_labels
 
 from ahfal_app.config import parse_settings
-from ahfal_app.data.columns import encode_labels, find_columns
+from ahfal_app.data.columns import find_columns
+from ahfal_app.data.files import files_below
+from ahfal_app.data.folders import Folder, read_folder
 from ahfal_app.data.partition import make_partition
+from ahfal_app.data.raw import Columns
+from ahfal_app.data.rows import ImageTable
 from ahfal_app.seeds import numpy_generator
 
 _PURPOSE = "images of the sites"
@@ -76,19 +80,22 @@ def write_data(data: Path, work: Path, plan: Plan) -> dict[str, SiteImages]:
         How much goes where.
     """
     disable_progress_bars()
-    files = {split: str(data / f"{split}*.parquet") for split in ("train", "test")}
-    splits = load_dataset("parquet", data_files=files, cache_dir=str(work / "datasets"))
-    image, label = find_columns(splits["train"].features, "", "")
-    labels, class_names = encode_labels(splits, label)
+    found = Folder(data, *files_below(data, "data"))
+    raw = read_folder(found, Columns("", ""), work / "datasets")
+    assert "test" in raw.splits, f"{data}: no test split"
+    tables = {split: part.images for split, part in raw.splits.items()}
+    assert all(isinstance(table, ImageTable) for table in tables.values()), f"{data}: no table"
+    image, label = find_columns(tables["train"].dataset.features, "", "")
+    class_names = raw.class_names
     train, test = (
-        splits[split].select_columns([image, label]).cast_column(image, Image(decode=False))
+        tables[split].dataset.select_columns([image, label]).cast_column(image, Image(decode=False))
         for split in ("train", "test")
     )
     (work / "test-set").mkdir()
     rows_N = _drawn(len(test), plan.test_images, plan.seed, 1)
     test.select(rows_N).cast_column(image, Image()).to_parquet(work / "test-set" / "test.parquet")
     rows_N = _drawn(len(train), plan.images, plan.seed, 0)
-    labels_N = labels["train"][rows_N]
+    labels_N = raw.splits["train"].labels_N[rows_N]
     options = {
         "partition": "dirichlet",
         "alpha": plan.alpha,
