@@ -90,7 +90,7 @@ class Progress:
     def round_done(self, record: RoundRecord) -> None:
         """Tell about a round."""
         for failure in record.failed:
-            self.warn(f"{self._place(record)}: client {failure.client}: {failure.reason}")
+            self.warn(f"{self._place(record)}: {failure.who}: {failure.reason}")
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=self._place(record))
             return
@@ -104,7 +104,7 @@ class Progress:
         """Tell about a cycle."""
         place = f"cycle {record.cycle + 1}/{self._num_cycles}"
         for failure in record.failed:
-            self.warn(f"{place}, selection: client {failure.client}: {failure.reason}")
+            self.warn(f"{place}, selection: {failure.who}: {failure.reason}")
         self.note(f"{place}: {_cycle_text(record)}")
 
     def note(self, text: str) -> None:

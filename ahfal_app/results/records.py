@@ -47,11 +47,25 @@ class _Record(BaseModel):
         }
 
 
+def called(client: int, site: str) -> str:
+    """Return what a client is called in messages to people: by its site's name, if it has one."""
+    return f"{site} (client {client})" if site else f"client {client}"
+
+
 class Failure(_Record):
-    """A client that did not answer a message, or answered with an error."""
+    """A client that did not answer a message, or answered with an error.
+
+    `site` is the name that its site was registered under, if there is one.
+    """
 
     client: int
     reason: str
+    site: str = ""
+
+    @property
+    def who(self) -> str:
+        """What the client is called in messages to people."""
+        return called(self.client, self.site)
 
 
 class RoundRecord(_Record):

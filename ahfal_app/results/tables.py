@@ -128,7 +128,7 @@ def failure_table(metrics: Metrics) -> TextTable | None:
         title="Failures",
         headings=("Cycle", "Round", "Client", "Reason"),
         rows=[
-            (f"{cycle + 1}", place, f"{failure.client}", failure.reason)
+            (f"{cycle + 1}", place, failure.site or f"{failure.client}", failure.reason)
             for cycle, place, failure in failures
         ],
         numbers=frozenset({0, 1, 2}),

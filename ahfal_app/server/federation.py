@@ -6,6 +6,7 @@ that depends on an order uses that number.
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 
 from ahfal_app.messages.keys import CONFIG_KEY
 from ahfal_app.messages.protocol import Order
+from ahfal_app.results.records import called
 
 # A pause is a share of the time already waited: short answers are not held up, and long
 # ones are not asked for too often.
@@ -109,6 +111,7 @@ class Federation:
         self._time_to_live = time_to_live
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
+        self._seen: dict[int, dt.datetime] = {}
         self._overdue: dict[str, int] = {}
         self.bytes_down = 0
         self.bytes_up = 0
@@ -123,32 +126,55 @@ class Federation:
         """Messages that may be sent at once; None: all."""
         return self.grid.most_at_once if isinstance(self.grid, BoundedGrid) else None
 
+    def site(self, client: int) -> str:
+        """Return the name that a client's site was registered under, or nothing."""
+        return self.site_of_node(self._nodes.get(client, -1))
+
+    def site_of_node(self, node: int) -> str:
+        """Return the name that a node was registered under, or nothing."""
+        return self._names.get(node, "")
+
     def name(self, client: int) -> str:
         """Return what a client is called in messages to people."""
-        name = self._names.get(client, "")
-        return f"client {client} ({name})" if name else f"client {client}"
+        return called(client, self.site(client))
+
+    def node_name(self, node: int) -> str:
+        """Return what a node is called in messages to people, before its client is known."""
+        return self.site_of_node(node) or f"node {node}"
+
+    def last_seen(self, client: int) -> str:
+        """Return in words when a client's node last answered, or was last connected."""
+        seen = self._seen.get(self._nodes.get(client, -1))
+        return utc_text(seen) if seen else "never"
 
     def describe(self, failures: Mapping[int, str]) -> str:
-        """Return failures in words, each reason once."""
-        clients: dict[str, list[str]] = {}
-        for client, reason in failures.items():
-            clients.setdefault(reason, []).append(self.name(client))
-        return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in clients.items())
+        """Return clients' failures in words, each reason once."""
+        return _by_reason({client: self.name(client) for client in failures}, failures)
+
+    def describe_nodes(self, failures: Mapping[int, str]) -> str:
+        """Return nodes' failures in words, each reason once."""
+        return _by_reason({node: self.node_name(node) for node in failures}, failures)
 
     def wait_for_nodes(self, wanted: int, deadline_s: float) -> list[int]:
         """Return the connected nodes once there are `wanted`, or those there at the deadline."""
         deadline = time.monotonic() + deadline_s
         while True:
-            nodes = sorted(self.grid.get_node_ids())
+            nodes = self.look()
             if len(nodes) >= wanted or time.monotonic() > deadline:
                 return nodes
             time.sleep(0.05)
 
+    def look(self) -> list[int]:
+        """Return the connected nodes; remember what they are called, and that they were seen."""
+        found = {info.node_id: info.name for info in self.grid.get_nodes()}
+        self._names |= found
+        self._seen |= dict.fromkeys(found, dt.datetime.now(dt.UTC))
+        return sorted(found)
+
     def assign(self, nodes: Mapping[int, int]) -> None:
         """Remember which node serves which client."""
         self._nodes = dict(nodes)
-        names = {info.node_id: info.name for info in self.grid.get_nodes()}
-        self._names = {client: names.get(node, "") for client, node in self._nodes.items()}
+        self.look()
 
     def message_to_node(
         self, node: int, message_type: str, content: RecordDict, group: str
@@ -192,6 +218,7 @@ class Federation:
         while waiting and time.monotonic() - start < self._timeout:
             received = list(self.grid.pull_messages(list(waiting)))
             _sort_in(received, waiting, replies)
+            self._seen |= dict.fromkeys(replies.messages, dt.datetime.now(dt.UTC))
             if not received:
                 waited = time.monotonic() - start
                 time.sleep(min(_PAUSE_SHARE * waited + 0.001, _LONGEST_PAUSE_S))
@@ -248,6 +275,18 @@ def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Repl
             replies.failures[node] = f"error {error.code}: {_telling_line(error.reason)}"
         else:
             replies.messages[node] = reply
+
+
+def utc_text(time: dt.datetime) -> str:
+    """Return a time for messages to people, to the minute."""
+    return f"{time.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _by_reason(names: Mapping[int, str], failures: Mapping[int, str]) -> str:
+    found: dict[str, list[str]] = {}
+    for key, reason in failures.items():
+        found.setdefault(reason, []).append(names[key])
+    return "; ".join(f"{', '.join(who)}: {reason}" for reason, who in found.items())
 
 
 def _rekeyed(values: Mapping[int, Value], clients: Mapping[int, int]) -> dict[int, Value]:

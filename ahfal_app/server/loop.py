@@ -200,6 +200,12 @@ class FederatedActiveLearning:
         for member in members:
             self._most_labels.told(member.client, member.labelled, member.ledger)
 
+    def _failed(self, failures: Mapping[int, str]) -> tuple[Failure, ...]:
+        return tuple(
+            Failure(client=client, site=self._clients.site(client), reason=reason)
+            for client, reason in failures.items()
+        )
+
     def _absent(self) -> dict[int, str]:
         """Return the clients that are not part of the run at present, and why."""
         return self._membership.failures if self._membership is not None else {}
@@ -249,7 +255,7 @@ class FederatedActiveLearning:
             cycle=self._order.cycle,
             round=round_,
             clients=replies.count,
-            failed=_failures(self._absent() | replies.failures),
+            failed=self._failed(self._absent() | replies.failures),
             num_examples=trained.num_examples,
             train_loss=trained.loss,
             test_accuracy=accuracy,
@@ -404,7 +410,7 @@ class FederatedActiveLearning:
             bought=max(0, sum(self._labelled.values()) - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,
             ledger=self._ledger(purchase),
-            failed=_failures(self._absent() | purchase.failures if purchase else {}),
+            failed=self._failed(self._absent() | purchase.failures if purchase else {}),
             seconds=seconds | (purchase.seconds if purchase else {}),
             bytes_down=traffic[0],
             bytes_up=traffic[1],
@@ -441,7 +447,3 @@ def _trained(replies: Iterable[Message]) -> TrainAnswer:
     examples = sum(answer.num_examples for answer in answers)
     weighted = sum(answer.num_examples * answer.loss for answer in answers)
     return TrainAnswer(examples, weighted / examples)
-
-
-def _failures(failures: Mapping[int, str]) -> tuple[Failure, ...]:
-    return tuple(Failure(client=client, reason=reason) for client, reason in failures.items())

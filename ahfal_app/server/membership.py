@@ -21,6 +21,7 @@ from ahfal_app.messages.answers import Introduction, JoinAnswer
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import CONFIG_KEY
 from ahfal_app.messages.protocol import JOIN, Order
+from ahfal_app.results.records import called
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.plausibility import check_counts
 
@@ -29,9 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """What the server knows about a client that joined."""
+    """What the server knows about a client that joined; `name` is for messages to people."""
 
     client: int
+    name: str
     node: int
     num_samples: int
     labelled: int
@@ -111,7 +113,7 @@ def join(federation: Federation, order: Order) -> Membership:
         raise ConfigError([f"partition-id={twice[0]}: two nodes have it; allowed is one"])
     _admit(federation, membership, answers, failures)
     if len(membership.members) < share_of(settings.quorum, num_clients):
-        reasons = "; ".join(sorted(set(failures.values()))) or "no more nodes connected"
+        reasons = federation.describe_nodes(failures) or "no more nodes connected"
         raise QuorumNotReached(
             f"start: {len(membership.members)} of {num_clients or 'the'} clients joined within "
             f"{settings.start_timeout:g} s (quorum={settings.quorum}): {reasons}"
@@ -138,7 +140,10 @@ def join_again(federation: Federation, order: Order, membership: Membership) -> 
     for node, answer in list(answers.items()):
         if problem := _misfit(answer.about, order, membership, connected, twice):
             _log.warning(
-                "node %d, partition-id=%d, is left out: %s", node, answer.about.client, problem
+                "%s, partition-id=%d, is left out: %s",
+                federation.node_name(node),
+                answer.about.client,
+                problem,
             )
             failures[node] = problem
             del answers[node]
@@ -168,7 +173,7 @@ def check_resumable(membership: Membership, bought: Mapping[int, int]) -> None:
     if lost:
         first = lost[0]
         raise ResumeError(
-            f"{len(lost)} clients have lost labels, such as client {first.client}: it holds those "
+            f"{len(lost)} clients have lost labels, such as {first.name}: it holds those "
             f"bought up to cycle {first.last_cycle}, it had bought for cycle "
             f"{bought[first.client]} (client-state='memory' does not outlive a run)"
         )
@@ -264,14 +269,16 @@ def _admit(
             membership.spare.add(node)
         else:
             try:
-                admitted[answer.about.client] = _member(node, answer, membership.settings)
+                admitted[answer.about.client] = _member(
+                    federation, node, answer, membership.settings
+                )
             except (KeyError, ValueError) as error:
                 failures[node] = f"unusable answer to join: {error}"
     membership.members |= admitted
     members = membership.members
     membership.members = {client: members[client] for client in sorted(members)}
     federation.assign({client: member.node for client, member in membership.members.items()})
-    reasons = "; ".join(sorted(set(failures.values()))) or "its node did not connect"
+    reasons = federation.describe_nodes(failures) or "its node did not connect"
     absent = [client for client in range(num_clients) if client not in membership.members]
     membership.failures = dict.fromkeys(absent, f"did not join: {reasons}")
     return sorted(admitted)
@@ -286,7 +293,9 @@ def _other_code(about: Introduction, code: str) -> str:
     )
 
 
-def _member(node: int, answer: _Answer, settings: Settings) -> Member:
+def _member(
+    federation: Federation, node: int, answer: _Answer, settings: Settings
+) -> Member:
     labels = JoinAnswer.from_metrics(metrics_of(answer.content))
     check_counts(labels.num_samples, labels.labelled, labels.ledger, settings)
     about = answer.about
@@ -294,6 +303,7 @@ def _member(node: int, answer: _Answer, settings: Settings) -> Member:
         raise ValueError("it does not say what its data, partition and device are")
     return Member(
         client=about.client,
+        name=called(about.client, federation.site_of_node(node)),
         node=node,
         num_samples=labels.num_samples,
         labelled=labels.labelled,

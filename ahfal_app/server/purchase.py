@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,13 +18,24 @@ from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import ARRAYS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import COLLECT, SELECT, Order, statistics_to_record
-from ahfal_app.server.federation import NOTHING, Federation, Records, Replies, ask
+from ahfal_app.server.federation import (
+    NOTHING,
+    Federation,
+    Records,
+    Replies,
+    ask,
+    utc_text,
+)
 from ahfal_app.server.histograms import collect_histograms
 from ahfal_app.server.plausibility import LabelBounds, check_purchase
 
 # People take minutes to days: ask again soon at first, then less and less often.
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+
+# How often people are told the same, and how many sites by name.
+_TOLD_AGAIN_S = 600.0
+_MOST_NAMED = 20
 
 # How often a client may fail to tell about its labels before the others go on without it;
 # with these pauses about five minutes, enough for a site to start again.
@@ -145,6 +157,7 @@ def wait_for_labels(
     dict[int, str]
         Clients that are no longer waited for, and why.
     """
+    waiting_room = _WaitingRoom(federation, note)
     standing = dict(answers)
     misses: Counter[int] = Counter()
     gone: dict[int, str] = {}
@@ -154,7 +167,7 @@ def wait_for_labels(
         waiting = {c for c, answer in standing.items() if answer.pending and c not in gone}
         if not waiting:
             break
-        note(f"waiting for {sum(standing[client].pending for client in waiting)} labels")
+        waiting_room.tell({client: standing[client].pending for client in waiting})
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
         about = replace(order, cycle=cycle)
@@ -166,8 +179,49 @@ def wait_for_labels(
     if gone:
         note(f"no longer waiting for the labels of {federation.describe(gone)}")
     if pending := total(standing, "pending"):
-        note(f"going on without {pending} labels; they will be used when they come")
+        missing = {client: answer.pending for client, answer in standing.items() if answer.pending}
+        where = waiting_room.where(missing)
+        note(f"going on without {pending} labels; they will be used when they come: {where}")
     return standing, gone
+
+
+class _WaitingRoom:
+    """Tells people whose labels are waited for: where something changes, and now and then."""
+
+    def __init__(self, federation: Federation, note: Callable[[str], None]) -> None:
+        self._federation = federation
+        self._note = note
+        self._since = utc_text(dt.datetime.now(dt.UTC))
+        self._told: dict[int, int] = {}
+        self._told_at = float("-inf")
+
+    def tell(self, missing: Mapping[int, int]) -> None:
+        """Tell how many labels are missing at whose site, since when, and when it was last seen.
+
+        Parameters
+        ----------
+        missing : Mapping[int, int]
+            Labels by client.
+        """
+        now = time.monotonic()
+        if missing == self._told and now - self._told_at < _TOLD_AGAIN_S:
+            return
+        self._told, self._told_at = dict(missing), now
+        self._federation.look()
+        self._note(
+            f"waiting for {sum(missing.values())} labels since {self._since}: {self.where(missing)}"
+        )
+
+    def where(self, missing: Mapping[int, int]) -> str:
+        """Return in words how many labels are missing at whose site, the most first."""
+        ordered = sorted(missing, key=lambda client: (-missing[client], client))
+        words = [
+            f"{self._federation.name(client)} {missing[client]} "
+            f"(last seen {self._federation.last_seen(client)})"
+            for client in ordered[:_MOST_NAMED]
+        ]
+        more = len(ordered) - _MOST_NAMED
+        return ", ".join(words + ([f"and {more} more sites"] if more > 0 else []))
 
 
 def _target(

@@ -283,7 +283,7 @@ def _check_same_data(loaded: Resources, partition: Partition, membership: Member
     if others:
         raise ConfigError(
             [
-                f"dataset={membership.settings.dataset!r}: client {m.client} has data and "
+                f"dataset={membership.settings.dataset!r}: {m.name} has data and "
                 f"partition with the fingerprints {m.data[:12]} and {m.partition[:12]}, the "
                 f"server {expected[0][:12]} and {expected[1][:12]}"
                 for m in others

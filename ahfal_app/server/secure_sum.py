@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -157,8 +157,8 @@ class _Exchanges:
         missing = sorted(members - set(advertised))
         if missing or any(members != each for each in bound_to.values()):
             self._fail(
-                f"its sum over the clients {sorted(members)} was begun to be unmasked before, and "
-                f"no other will be; not there: {missing}"
+                f"its sum over {self._names(sorted(members))} was begun to be unmasked before, and no "
+                f"other will be; not there: {self._names(sorted(missing)) or 'none'}"
             )
         return self._without(advertised, set(advertised) - members, "the sum was begun without it")
 
@@ -167,6 +167,9 @@ class _Exchanges:
     ) -> dict[int, Advertisement]:
         self._failures |= dict.fromkeys(sorted(left_out), reason)
         return {client: each for client, each in advertised.items() if client not in left_out}
+
+    def _names(self, clients: Iterable[int]) -> str:
+        return ", ".join(self._federation.name(client) for client in clients)
 
     def _share(self, roster: Mapping[int, PublicKeys]) -> dict[int, dict[int, bytes]]:
         request = messages.share_request(self._session.name, roster)
@@ -193,7 +196,7 @@ class _Exchanges:
         for client in masked:
             bound_to = advertised[client].bound_to
             if bound_to and set(bound_to) != set(masked):
-                self._fail(f"its sum must be over the clients {bound_to}; some dropped out")
+                self._fail(f"its sum must be over {self._names(bound_to)}; some dropped out")
         with_labels = sum(advertised[client].has_labels for client in masked)
         if with_labels < FEWEST_SUMMED:
             self._fail(f"{with_labels} clients with labels are left, {FEWEST_SUMMED} are needed")
