@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image, disable_progress_bars, load_dataset
+from datasets import Dataset, Image, disable_progress_bars
 from support.site_images import write_labels
 
 from ahfal_app.config import parse_settings

@@ -293,9 +293,7 @@ def _other_code(about: Introduction, code: str) -> str:
     )
 
 
-def _member(
-    federation: Federation, node: int, answer: _Answer, settings: Settings
-) -> Member:
+def _member(federation: Federation, node: int, answer: _Answer, settings: Settings) -> Member:
     labels = JoinAnswer.from_metrics(metrics_of(answer.content))
     check_counts(labels.num_samples, labels.labelled, labels.ledger, settings)
     about = answer.about

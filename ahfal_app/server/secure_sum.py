@@ -157,8 +157,8 @@ class _Exchanges:
         missing = sorted(members - set(advertised))
         if missing or any(members != each for each in bound_to.values()):
             self._fail(
-                f"its sum over {self._names(sorted(members))} was begun to be unmasked before, and no "
-                f"other will be; not there: {self._names(sorted(missing)) or 'none'}"
+                f"its sum over {self._names(sorted(members))} was begun to be unmasked before, and "
+                f"no other will be; not there: {self._names(sorted(missing)) or 'none'}"
             )
         return self._without(advertised, set(advertised) - members, "the sum was begun without it")
 
