@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,17 +15,17 @@ from support.killing import Killed
 from support.simulation import TINY, Outcome, Simulation
 
 from ahfal_app.client_app import app as client_app
-from ahfal_app.config import AggregationName
 from ahfal_app.engine import in_process
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import ConfigError, QuorumNotReached
+from ahfal_app.plugins import AGGREGATIONS
 from ahfal_app.results.progress import Progress
 from ahfal_app.server import run as run_module
 from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.checkpoint import read_checkpoint
 from ahfal_app.server.run import execute, prepare
 
-NAMES = typing.get_args(AggregationName)
+NAMES = AGGREGATIONS.own_names()
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 
 #: As many clients as Bulyan needs against one that is malicious, and one that fails; two
