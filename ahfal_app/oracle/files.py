@@ -13,6 +13,7 @@ import logging
 import mimetypes
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -40,6 +41,14 @@ _ERRORS = "errors.csv"
 _LOOKS = ".looks.json"
 _ANSWERS = re.compile(r"labels(?:-(?P<annotator>.+))?\.csv", re.IGNORECASE)
 
+# What spreadsheets, browsers and editors make of that name: `labels (1).csv`, `labels.xlsx`.
+_MAY_BE_ANSWERS = re.compile(
+    r"(?!~\$)(?!labels(-.+)?\.csv$)(?:labels.*(?<!~)|[^.].*\.(?:csv|tsv|xlsx?|xlsm|ods|numbers))",
+    re.IGNORECASE,
+)
+_OWN_FILES = frozenset({_REQUEST, _INDEX, _ERRORS})
+_SAVE_AS = "save it as labels.csv or labels-NAME.csv (CSV UTF-8)"
+
 _ID_LETTERS = 12
 _LONGEST_STEM = 80
 
@@ -63,9 +72,10 @@ Save again whenever you have done more; nothing needs to be in order, and lines 
 If several people label, each saves a file of their own: labels-NAME.csv. The first answer for an
 image stands; others are kept.
 
-A file with a mistake in any line is not used at all until it is corrected: look at errors.csv,
-which appears in this folder and goes away again. `guess` is what the model takes the image for,
-and may well be wrong; `score` is how much the model wants this image to be labelled.
+A file with a mistake in any line is not used at all until it is corrected, and one of another
+name is not read: look at errors.csv, which appears in this folder and goes away again. `guess` is
+what the model takes the image for, and may well be wrong; `score` is how much the model wants this
+image to be labelled.
 """
 
 _log = logging.getLogger(__name__)
@@ -134,7 +144,8 @@ class FilesOracle:
         try:
             samples = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["samples"]
             receipts, problems = self._answers(folder, samples, request_id)
-            self._tell(folder, problems)
+            answered = {receipt.sample for receipt in receipts}
+            self._tell(folder, problems | self._not_read(folder, samples, answered))
         except (OSError, ValueError, KeyError) as error:
             raise OracleError(f"{folder}: cannot be read: {error!r}") from error
         return receipts
@@ -200,6 +211,22 @@ class FilesOracle:
                 ]
         return receipts, problems
 
+    def _not_read(
+        self, folder: Path, samples: dict[str, int], answered: Collection[int]
+    ) -> dict[str, list[LineProblem]]:
+        """Return files that people may take for answers, though none of their names is one's."""
+        found = {
+            name: [LineProblem(0, "", f"is not read; {_SAVE_AS}")]
+            for name in sorted(path.name for path in folder.iterdir() if path.is_file())
+            if _MAY_BE_ANSWERS.fullmatch(name) and name not in _OWN_FILES
+        }
+        content = (folder / _REQUEST).read_bytes() if (folder / _REQUEST).is_file() else b""
+        lines, _ = read_label_lines(content, self._classes, samples, ANNOTATOR)
+        if new := [line for line in lines if line.sample not in answered]:
+            reason = f"{len(new)} labels are here, which are not read; {_SAVE_AS}"
+            found[_REQUEST] = [LineProblem(new[0].number, "", reason)]
+        return found
+
     def _tell(self, folder: Path, problems: dict[str, list[LineProblem]]) -> None:
         if not problems:
             (folder / _ERRORS).unlink(missing_ok=True)
@@ -207,7 +234,7 @@ class FilesOracle:
         rows = [(name, p.line, p.text, p.reason) for name in problems for p in problems[name]]
         write_csv(folder / _ERRORS, ("answers", "line", "text", "reason"), rows)
         _log.warning(
-            "%s: %s not used, since lines have mistakes; see %s",
+            "%s: %s not used; see %s",
             folder,
             ", ".join(problems),
             _ERRORS,

@@ -133,6 +133,59 @@ def test_what_a_kill_left_is_cleared_away(oracle: FilesOracle, folder: Path):
     assert names == [folder.name, f"cycle-004-{other.request_id[:12]}"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labels (1).csv",
+        "labels (2) (1).csv",
+        "Labels.xlsx",
+        "labels.ods",
+        "labels.csv.txt",
+        "labels.tsv",
+        "labels",
+        "labels_anna.csv",
+        "answers.csv",
+        "request (1).csv",
+        "request.xlsx",
+    ],
+)
+def test_a_file_of_answers_of_another_name_is_said(
+    oracle: FilesOracle, folder: Path, name: str, caplog: pytest.LogCaptureFixture
+):
+    _answer(folder, "file,label\n2-b.png,cat\n", name)
+    assert _collected(oracle) == []
+    (error,) = _errors(folder)
+    assert error["answers"] == name
+    assert "is not read; save it as labels.csv" in error["reason"]
+    assert f"{name} not used" in caplog.text
+    (folder / name).rename(folder / "labels-x.csv")
+    assert _collected(oracle) == [(9, 0, "x")]
+    assert _errors(folder) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["~$labels.xlsx", ".~lock.labels.csv#", "labels.csv~", "notes.txt", "scan.png"]
+)
+def test_what_nobody_takes_for_answers_is_not(oracle: FilesOracle, folder: Path, name: str):
+    _answer(folder, "file,label\n2-b.png,cat\n", name)
+    assert _collected(oracle) == []
+    assert _errors(folder) == []
+
+
+def test_answers_that_were_left_in_the_request_are_said(oracle: FilesOracle, folder: Path):
+    text = (folder / "request.csv").read_text(encoding="utf-8-sig")
+    filled = text.replace("2-b.png,,", "2-b.png,dog,").replace("_.png,,", "_.png,skip,")
+    _answer(folder, filled, "request.csv")
+    assert _collected(oracle) == []
+    (error,) = _errors(folder)
+    assert (error["answers"], error["line"]) == ("request.csv", "3")
+    assert "2 labels are here, which are not read; save it as labels.csv" in error["reason"]
+    # Who saves it under both names has done right.
+    _answer(folder, filled)
+    assert _collected(oracle) == [(9, 1, "files"), (2, None, "files")]
+    assert _errors(folder) == []
+
+
 def test_answers_in_part_in_any_order_and_repeated(oracle: FilesOracle, folder: Path):
     assert _collected(oracle) == []
     _answer(folder, "file,label\n3-__odd_name_.png,skip\n2-b.png,\n1-ward__a_1.jpg,DOG\n")
