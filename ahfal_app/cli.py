@@ -137,12 +137,13 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
 ) -> None:
     """Compare runs: a table here, and a page with figures and tests."""
-    from ahfal_app.experiments.compare import compare_runs
+    from ahfal_app.experiments.compare import compare_runs, refuse_repetitions
     from ahfal_app.experiments.output import check_output, write_output
     from ahfal_app.experiments.report import render_sweep_report
     from ahfal_app.experiments.tables import accuracy_table
 
     check_output(out, ".html")
+    refuse_repetitions(folders)
     results = compare_runs(folders)
     table = accuracy_table(results)
     console = Console()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ahfal_app.config import expanded, read_scalar, setting_fields
+from ahfal_app.config import COMPONENTS, expanded, read_scalar, setting_fields
 from ahfal_app.errors import ConfigError
 from ahfal_app.storage.yaml_text import RepeatedKey, load_yaml
 
@@ -47,9 +47,10 @@ def is_setting(argument: str) -> bool:
     key, equals, _ = argument.partition("=")
     if not equals or Path(key).name != key or key.startswith(("~", ".")):
         return False
-    # A file may be called `tau=5.yaml`; what is no setting's name is a file if there is one.
-    is_file = Path(argument).is_file()
-    return not (is_file and (argument.endswith(_YAML) or key not in setting_fields()))
+    # A file may be called `tau=5.yaml`; what is no setting's name may be one that is missing.
+    is_file, is_yaml = Path(argument).is_file(), argument.endswith(_YAML)
+    is_known = key in setting_fields() or key.partition(".")[0] in COMPONENTS
+    return not (is_file or not is_known if is_yaml else is_file and not is_known)
 
 
 def _settings_alone(path: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,17 +32,12 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
     Raises
     ------
     ReportError
-        A folder holds no run that has come to its end, there are fewer than two, or one is there
-        twice.
+        A folder holds no run that has come to its end, or there are fewer than two.
     """
     if len(folders) < 2:
         raise ReportError(f"{len(folders)} run to compare; at least 2 are needed")
     runs = []
-    first: dict[Path, Path] = {}
     for folder in folders:
-        known = first.setdefault(folder.resolve(), folder)
-        if known is not folder:
-            raise ReportError(f"{folder}: the same run as {known}; allowed is each once")
         run = read_done(folder)
         if run is None:
             raise ReportError(f"{folder}: not the folder of a run that has come to its end")
@@ -74,13 +70,33 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
     )
 
 
+def refuse_repetitions(folders: Sequence[Path]) -> None:
+    """Refuse to compare a run with itself, under whatever name.
+
+    Raises
+    ------
+    ReportError
+        A folder is there twice.
+    """
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        if (same := folder.resolve()) in first:
+            raise ReportError(f"{folder}: the same run as {first[same]}; allowed is each once")
+        first[same] = folder
+
+
 def _distinct_names(folders: Sequence[Path]) -> list[str]:
     """Return what tells folders apart: their names, with as many parents as that takes."""
     parts = [folder.resolve().parts for folder in folders]
+    names: list[str] = []
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(set(parts)):
             break
+    counts = Counter[str]()
+    for place, name in enumerate(names):
+        counts[name] += 1
+        names[place] = name if counts[name] == 1 else f"{name} ({counts[name]})"
     return names
 
 
