@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ahfal_app.errors import AhfalError
@@ -248,10 +249,43 @@ def import_labels(
     from ahfal_app.labels.exchange import import_labels as take_in
 
     done = take_in(store, source, annotator, correct)
+    settled = f", {done.settled} settled" if done.settled else ""
     Console().print(
         f"{done.labelled} labelled, {done.skipped} skipped, {done.corrected} corrected, "
-        f"{done.conflicts} new contradictions"
+        f"{done.conflicts} new contradictions{settled}"
     )
+
+
+@labels_app.command("history")
+def labels_history(
+    store: _Store,
+    image: Annotated[
+        str | None, typer.Argument(metavar="[IMAGE]", help="Tell of this image alone.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write it into a new CSV file.")
+    ] = None,
+) -> None:
+    """Tell who labelled what, and when, with all that was taken back or corrected."""
+    from ahfal_app.labels.exchange import label_history, write_history
+
+    history = label_history(store, image)
+    console = Console()
+    if out is not None:
+        write_history(history, out)
+        console.print(f"{len(history.events)} lines: {out.absolute()}", markup=False)
+        return
+    table = Table("image", "what", "class", "by", "said (UTC)", "stands", "comment")
+    for column in table.columns:
+        column.overflow = "fold"
+    for event in history.events:
+        said = (event.at or event.received)[:19].replace("T", " ")
+        remark = "; ".join(filter(None, ("unsure" if event.unsure else "", event.comment)))
+        name, label = history.files[event.sample], history.label_text(event)
+        stands = "yes" if event.stands else ""
+        texts = (name, event.what, label, event.annotator, said, stands, remark)
+        table.add_row(*map(escape, texts))
+    console.print(table if table.rows else "nothing was said yet")
 
 
 @labels_app.command("verify")
@@ -273,7 +307,8 @@ def verify_labels(store: _Store) -> None:
     names = found.class_names
     table = Table("image", "stands", "other answer", "by", title="contradictions")
     for c in found.conflicts:
-        table.add_row(found.files[c.sample], names[c.standing_label], names[c.label], c.annotator)
+        texts = (found.files[c.sample], names[c.standing_label], names[c.label], c.annotator)
+        table.add_row(*map(escape, texts))
     console.print(table)
 
 
@@ -294,23 +329,34 @@ def label(
         bool,
         typer.Option("--show-guess", help="Show the model's guess, which may sway who labels."),
     ] = False,
+    hide_names: Annotated[
+        bool, typer.Option("--hide-names", help="Call images by number, and not by file.")
+    ] = False,
+    adjudicator: Annotated[
+        bool, typer.Option("--adjudicator", help="Settle what readers disagree on, too.")
+    ] = False,
+    language: Annotated[
+        str, typer.Option(metavar="auto|en|de", help="The page's; auto: what the browser wants.")
+    ] = "auto",
 ) -> None:
     """List what is to be labelled at a site, and label it in a page of the browser."""
-    from ahfal_app.label_page.open_requests import desk_folder, open_requests
+    from ahfal_app.label_page.app import PageOptions
+    from ahfal_app.label_page.open_requests import desk_folder, store_beside
     from ahfal_app.label_page.serve import serve
+    from ahfal_app.label_page.texts import AUTO, TEXTS
 
     console = Console()
+    if not state_dir.exists():
+        raise typer.BadParameter(f"{state_dir}: no such folder")
     if only_list:
-        table = Table("request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "ready")
-        for r in open_requests(state_dir):
-            numbers = (str(r.samples), str(r.missing - r.waiting), str(r.waiting))
-            table.add_row(r.request[:12], str(r.cycle), r.strategy, r.created[:16], *numbers)
-        console.print(table if table.rows else "nothing is open")
+        _list_open(state_dir, console)
         return
     if not state_dir.is_dir():
-        raise typer.BadParameter(f"{state_dir}: no such folder")
+        raise typer.BadParameter(f"{state_dir}: no folder")
     if not annotator.strip():
         raise typer.BadParameter("--annotator: a name is needed")
+    if language not in (AUTO, *TEXTS):
+        raise typer.BadParameter(f"--language {language}: allowed is {' | '.join((AUTO, *TEXTS))}")
 
     def tell(address: str) -> None:
         console.print(f"open in a browser on this machine: {address}", soft_wrap=True, markup=False)
@@ -318,9 +364,24 @@ def label(
         console.print("Ctrl-C ends it; what was answered is kept.")
 
     folder = desk_folder(state_dir)
+    options = PageOptions(show_guess, hide_names, language, adjudicator, store_beside(folder))
     # Ctrl-C is how it is meant to end.
     with contextlib.suppress(KeyboardInterrupt):
-        serve(folder, annotator.strip(), port, show_guess, tell)
+        serve(folder, annotator.strip(), port, options, tell)
+
+
+def _list_open(state_dir: Path, console: Console) -> None:
+    from ahfal_app.label_page.open_requests import open_requests
+
+    table = Table("request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "ready")
+    for column in table.columns:
+        # Rather several lines than dots in place of what is meant.
+        column.overflow = "fold"
+    for r in open_requests(state_dir):
+        numbers = (str(r.samples), str(r.missing - r.waiting), str(r.waiting))
+        asked = r.created[:19].replace("T", " ")
+        table.add_row(r.request[:12], str(r.cycle), escape(r.strategy), asked, *numbers)
+    console.print(table if table.rows else "nothing is open")
 
 
 @app.command()

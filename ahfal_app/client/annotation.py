@@ -6,25 +6,21 @@ import dataclasses
 import io
 import itertools
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from ahfal_app.client.node_config import oracle_folder
 from ahfal_app.client.selection import Selected
 from ahfal_app.client.state import ClientState
 from ahfal_app.errors import DatasetError, OracleError
-from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
+from ahfal_app.labels.store import LabelRequest, LabelStore, request_id
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.parameters import Scalar
 from ahfal_app.storage.private import for_others
 from ahfal_app.training.resources import Resources
-
-# Who skips a sample whose image is no longer there.
-_GONE = "gone"
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +58,8 @@ class Annotation:
     def describe(self, store: LabelStore) -> None:
         """Tell the store what things are called, and which labels are there already."""
         site = self.loaded.site
+        if site is not None:
+            store.follow_images()  # What went is given back before the budget is spent.
         store.describe(self.loaded.dataset.class_names, site.names if site else None)
         for annotator, labels in (site.given if site else {}).items():
             store.give(labels, annotator)
@@ -87,33 +85,45 @@ class Annotation:
         """Submit what is unanswered, again if need be, and store what has been answered.
 
         Of samples that were labelled or skipped the oracle is not told again: where its own copy
-        of a request is gone, people must not be asked for what they have said already.
+        of a request is gone, people must not be asked for what they have said already. Images
+        that the site no longer has are withdrawn: nobody is asked for them, or paid.
 
         An oracle that fails is asked again the next time: the request is in the store, and the
         server waits for its labels as for those of slow people.
         """
+        gone = store.follow_images()
         requests = store.unfinished_requests()
-        if not requests:
+        if not requests and not gone:
             return
-        conflicts = len(store.conflicts())
+        conflicts = set(store.conflicts())
         try:
             oracle = make_oracle(self.oracle, self._site(), self.parameters)
         except OracleError as error:
             _log.warning("oracle %s: %s", self.oracle, error)
             return
+        with self._at_work():
+            if gone:
+                oracle.withdraw(gone)
+                store.withdrawn(gone)
+                _log.warning("%d images that were asked for are gone from this site", len(gone))
         for request in requests:
-            unanswered = self._unanswered(store, request)
-            try:
-                with self._for_people():
-                    if unanswered.samples:
-                        oracle.submit(unanswered)
-                    receipts = oracle.collect(request.request_id)
-            except OracleError as error:
-                _log.warning("oracle %s: %s", self.oracle, error)
-            else:
+            unanswered = _unanswered(store, request)
+            with self._at_work():
+                if unanswered.samples:
+                    oracle.submit(unanswered)
+                receipts = oracle.collect(request.request_id)
                 store.commit(receipts)
-        if new := len(store.conflicts()) - conflicts:
-            _log.warning("%d answers contradict labels that stand; the first ones do", new)
+        if new := set(store.conflicts()) - conflicts:
+            _log.warning("%d answers contradict labels that stand; the first ones do", len(new))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let the oracle work, and tell what it could not do now: it is asked again."""
+        try:
+            with self._for_people():
+                yield
+        except OracleError as error:
+            _log.warning("oracle %s: %s", self.oracle, error)
 
     def _for_people(self) -> AbstractContextManager[None]:
         """Write for whom the oracle's folder is open, unless it is part of the site's own state."""
@@ -121,22 +131,6 @@ class Annotation:
         if folder is None or self.state.holds(folder):
             return nullcontext()
         return for_others()
-
-    def _unanswered(self, store: LabelStore, request: LabelRequest) -> LabelRequest:
-        """Return what of a request is to be labelled; give back what nobody can label any more."""
-        answered = store.answered(request.request_id)
-        is_open_B = ~np.isin(request.samples, list(answered))
-        is_here_B = np.isin(request.samples, self.loaded.client_rows(self.client))
-        gone = list(itertools.compress(request.samples, is_open_B & ~is_here_B))
-        if gone:
-            store.commit([LabelReceipt(request.request_id, sample, None, _GONE) for sample in gone])
-        is_asked_B = is_open_B & is_here_B
-        return dataclasses.replace(
-            request,
-            samples=tuple(itertools.compress(request.samples, is_asked_B)),
-            scores=tuple(itertools.compress(request.scores, is_asked_B)),
-            guesses=tuple(itertools.compress(request.guesses, is_asked_B)),
-        )
 
     def _site(self) -> Site:
         rows_N = self.loaded.client_rows(self.client)
@@ -163,3 +157,15 @@ class Annotation:
         pixels_HWC = self.loaded.dataset.train.images_NHWC[sample]
         Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
         return EncodedImage(f"{sample}.png", content.getvalue())
+
+
+def _unanswered(store: LabelStore, request: LabelRequest) -> LabelRequest:
+    """Return what of a request is still to be labelled."""
+    answered = store.answered(request.request_id)
+    is_open_B = [sample not in answered for sample in request.samples]
+    return dataclasses.replace(
+        request,
+        samples=tuple(itertools.compress(request.samples, is_open_B)),
+        scores=tuple(itertools.compress(request.scores, is_open_B)),
+        guesses=tuple(itertools.compress(request.guesses, is_open_B)),
+    )

@@ -5,98 +5,152 @@
     <folder>/answers.sqlite
 
 A request's folder is complete or not there. An answer is durable before it is acknowledged.
-Until the client has collected it, whoever gave it may take it back.
+Until the client has collected it, whoever gave it may take it back or change it. An image is
+handed to one person at a time, or to as many as are to read it: whoever holds it lets it go by an
+answer, by closing the page, or by not being heard of for a while.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from ahfal_app.errors import OracleError
+from ahfal_app.label_page.answers import (
+    CORRECTION,
+    DECISION,
+    Answer,
+    Answers,
+    Kept,
+    Lease,
+    Place,
+    opened,
+)
+from ahfal_app.label_page.sheets import REQUESTS, Item, Sheet, Sheets
+from ahfal_app.labels.readings import decide, disagree
 from ahfal_app.labels.store import LabelReceipt
-from ahfal_app.storage.database import connect, transaction
-from ahfal_app.storage.files import new_folder
 
-#: The folder of the requests, in that of the desk.
-REQUESTS = "requests"
-_INDEX = "request.json"
-_IMAGES = "images"
+__all__ = ["REQUESTS", "Answer", "Desk", "Hand", "Item", "Sheet"]
+
+#: For how long an image stays with a page that is not heard of.
+LEASE_S = 600.0
+
+#: After how long without a sign the same person, in another page, need not wait for that.
+SILENT_S = 30.0
+
+#: How many images a page holds: the one on the screen, and what is fetched ahead.
+_AT_ONCE = 3
+
 _ANSWERS = "answers.sqlite"
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    request_id TEXT NOT NULL,
-    sample INTEGER NOT NULL,
-    label INTEGER,
-    annotator TEXT NOT NULL,
-    answered TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    collected INTEGER NOT NULL DEFAULT 0 CHECK (collected IN (0, 1)),
-    UNIQUE (request_id, sample, annotator)
-) STRICT
-"""
-
-
-class Item(BaseModel):
-    """One image of a request.
-
-    Attributes
-    ----------
-    sample : int
-        Sample id.
-    file : str
-        Name of the file in the folder of images.
-    media_type : str
-        Its media type, such as `image/png`.
-    original : str
-        What the site calls it.
-    guess : int | None
-        Class index that the client's model takes it for.
-    score : float | None
-        Acquisition score.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    sample: int
-    file: str
-    media_type: str
-    original: str
-    guess: int | None = None
-    score: float | None = None
-
-
-class Sheet(BaseModel):
-    """A request as people see it: classes by index, and images in the order of the request."""
-
-    model_config = ConfigDict(frozen=True)
-
-    request: str
-    cycle: int
-    strategy: str
-    classes: tuple[str, ...]
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer that is kept: a class index, or None where the image was skipped."""
-
-    request: str
-    sample: int
-    label: int | None
-    annotator: str
 
 
 class AlreadyAnswered(OracleError):
     """The same person has said something else of this image, and not taken it back."""
+
+
+class Withdrawn(OracleError):
+    """The site no longer has this image."""
+
+
+class NotOpen(OracleError):
+    """There is nothing to settle, or whoever wants to has read the image."""
+
+
+class Collected(OracleError):
+    """The client has this answer: it is no longer changed at the desk."""
+
+
+@dataclass(frozen=True)
+class Handed:
+    """An image that a page may show, and what others say of it where it is to be settled."""
+
+    sheet: Sheet
+    item: Item
+    readings: tuple[Answer, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """What it is to the desk."""
+        return self.sheet.request, self.item.sample
+
+
+@dataclass(frozen=True)
+class Hand:
+    """What a page is handed, and how far the work is.
+
+    Attributes
+    ----------
+    images : tuple[Handed, ...]
+        The one to show first, then those to fetch ahead.
+    total, answered : int
+        Number of images on the desk, and of those that this person need not look at any more.
+    elsewhere : int
+        How many of the others are with other people.
+    disagreements : int
+        Number of images that readers disagree on.
+    """
+
+    images: tuple[Handed, ...]
+    total: int
+    answered: int
+    elsewhere: int
+    disagreements: int
+
+
+@dataclass(frozen=True)
+class _Table:
+    """An image with all that stands of what was said of it, and those who hold it."""
+
+    handed: Handed
+    said: Sequence[Kept]
+    leases: Sequence[Lease]
+
+    def is_to_read(self, annotator: str) -> bool:
+        """Return whether it needs another reading, and this person's would be one."""
+        sheet = self.handed.sheet
+        return (
+            len(self.said) < sheet.readers
+            and not self._has_read(annotator)
+            and not _is_decided(sheet, self.said)
+        )
+
+    def is_to_settle(self, annotator: str) -> bool:
+        """Return whether readers disagree, and this person is none of them."""
+        return self.is_open_question and not self._has_read(annotator)
+
+    @property
+    def is_open_question(self) -> bool:
+        """Whether readers disagree."""
+        return _disagree(self.handed.sheet, self.said)
+
+    def is_held(self, me: Lease) -> bool:
+        """Return whether this page holds it."""
+        return any((h.annotator, h.seat) == (me.annotator, me.seat) for h in self.leases)
+
+    def is_free(self, me: Lease, settle: bool) -> bool:
+        """Return whether this page may hold it: it does, or fewer hold it than are wanted."""
+        if self.is_held(me):
+            return True
+        own = [lease for lease in self.leases if lease.annotator == me.annotator]
+        if any(me.renewed - lease.renewed < SILENT_S for lease in own):
+            return False
+        wanted = 1 if settle else self.handed.sheet.readers - len(self.said)
+        return len(self.leases) - len(own) < wanted
+
+    def _has_read(self, annotator: str) -> bool:
+        return any(kept.answer.annotator == annotator for kept in self.said)
+
+
+@dataclass(frozen=True)
+class Own:
+    """One of a person's own answers: the newest about an image."""
+
+    sheet: Sheet
+    item: Item
+    kept: Kept
 
 
 class Desk:
@@ -106,10 +160,14 @@ class Desk:
     ----------
     folder : Path
         Where they are; made when first written to.
+    clock : Callable[[], float]
+        Tells the time, in seconds since 1970.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder
+        self._clock = clock
+        self._sheets = Sheets(folder)
 
     @property
     def folder(self) -> Path:
@@ -119,63 +177,76 @@ class Desk:
     # --- requests -----------------------------------------------------------------------
 
     def add(self, sheet: Sheet, images: Iterable[tuple[str, bytes]]) -> None:
-        """Write a request's folder, with its images by file name; one that is there stays.
+        """Write a request's folder, with its images by file name; one that is there stays."""
+        self._sheets.add(sheet, images)
 
-        Raises
-        ------
-        OracleError
-            It cannot be written.
-        """
-        target = self._request_folder(sheet.request)
-        try:
-            with new_folder(target) as part:
-                (part / _IMAGES).mkdir()
-                for name, content in images:
-                    (part / _IMAGES / name).write_bytes(content)
-                (part / _INDEX).write_bytes(sheet.model_dump_json(indent=1).encode())
-        except OSError as error:
-            if not self.has(sheet.request):  # Else another process was faster.
-                raise OracleError(f"{target}: cannot be written: {error}") from error
+    def withdraw(self, samples: Collection[int]) -> None:
+        """Forget images that the site no longer has: nobody sees them, and their copies go."""
+        self._sheets.withdraw(samples)
 
     def has(self, request: str) -> bool:
         """Return whether a request lies here."""
-        return (self._request_folder(request) / _INDEX).is_file()
+        return self._sheets.has(request)
 
     def sheet(self, request: str) -> Sheet:
-        """Return a request.
-
-        Raises
-        ------
-        OracleError
-            There is none of this id, or it cannot be read.
-        """
-        path = self._request_folder(request) / _INDEX
-        try:
-            return Sheet.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            raise OracleError(f"{path}: cannot be read: {error}") from error
+        """Return a request; there must be one of this id."""
+        return self._sheets.sheet(request)
 
     def sheets(self) -> tuple[Sheet, ...]:
         """Return all requests, by cycle."""
-        folder = self._folder / REQUESTS
-        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        # What begins with a dot is being written.
-        names = [name for name in found if not name.startswith(".") and self.has(name)]
-        return tuple(sorted(map(self.sheet, names), key=lambda s: (s.cycle, s.request)))
+        return self._sheets.all()
 
     def image(self, sheet: Sheet, item: Item) -> bytes:
-        """Return the image of an item of a request.
+        """Return the image of an item of a request."""
+        return self._sheets.image(sheet, item)
 
-        Raises
-        ------
-        OracleError
-            It cannot be read.
+    # --- who looks at what --------------------------------------------------------------
+
+    def take(
+        self, annotator: str, seat: str = "", shown: Place | None = None, settle: bool = False
+    ) -> Hand:
+        """Hand images to a page, and keep them from others for a while.
+
+        Parameters
+        ----------
+        annotator : str
+            Who looks at them.
+        seat : str
+            The page: a person may have several open, which are handed different images.
+        shown : Place | None
+            What is on the screen there; it stays first, if it is still to be answered.
+        settle : bool
+            Hand out what readers disagree on, and not what is to be read.
         """
-        path = self._request_folder(sheet.request) / _IMAGES / item.file
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise OracleError(f"{path}: cannot be read: {error}") from error
+        now = self._clock()
+        places = [Handed(sheet, item) for sheet in self.sheets() for item in sheet.items]
+        me = Lease(annotator, seat, now)
+        with self._answers() as answers:
+            said = answers.standing()
+            leases = answers.leases(now - LEASE_S, now + LEASE_S)
+            tables = [_Table(p, said.get(p.place, ()), leases.get(p.place, ())) for p in places]
+            wanted = [t for t in tables if (t.is_to_settle if settle else t.is_to_read)(annotator)]
+            free = [table for table in wanted if table.is_free(me, settle)]
+            # What is on the screen stays there, and what is held already is kept.
+            free.sort(key=lambda table: (table.handed.place != shown, not table.is_held(me)))
+            hand = [table.handed for table in free[: _share(len(wanted), leases, me)]]
+            for handed in hand:  # Also from another page of this person, that is silent.
+                answers.give_up(handed.place, annotator)
+            answers.hold(annotator, seat, [handed.place for handed in hand], now)
+        if settle:
+            hand = [replace(h, readings=tuple(k.answer for k in said[h.place])) for h in hand]
+        return Hand(
+            tuple(hand),
+            total=len(tables),
+            answered=sum(not table.is_to_read(annotator) for table in tables),
+            elsewhere=len(wanted) - len(free),
+            disagreements=sum(table.is_open_question for table in tables),
+        )
+
+    def release(self, annotator: str, seat: str) -> None:
+        """Let others have what a page holds, since it is closed."""
+        with self._answers() as answers:
+            answers.release(seat, annotator)
 
     # --- answers ------------------------------------------------------------------------
 
@@ -186,97 +257,179 @@ class Desk:
         ------
         AlreadyAnswered
             The same annotator has said something else of it.
+        Withdrawn
+            The site no longer has the image.
+        NotOpen
+            It settles a disagreement that is none, or one that its own reading is a part of.
         OracleError
             The request has no such image or class.
         """
-        sheet = self.sheet(answer.request)
-        if all(item.sample != answer.sample for item in sheet.items):
-            raise OracleError(f"sample {answer.sample}: request {sheet.request} does not have it")
-        if answer.label is not None and not 0 <= answer.label < len(sheet.classes):
-            raise OracleError(
-                f"label={answer.label}: allowed is 0 to {len(sheet.classes) - 1}, or none to skip"
-            )
-        with self._answers() as connection, transaction(connection):
-            connection.execute(
-                "INSERT OR IGNORE INTO answers (request_id, sample, label, annotator) "
-                "VALUES (?, ?, ?, ?)",
-                (answer.request, answer.sample, answer.label, answer.annotator),
-            )
-            (kept,) = connection.execute(
-                "SELECT label FROM answers WHERE (request_id, sample, annotator) = (?, ?, ?)",
-                (answer.request, answer.sample, answer.annotator),
-            ).fetchone()
-        if kept != answer.label:
-            raise AlreadyAnswered(f"sample {answer.sample}: you have answered it; undo that first")
+        sheet = self._checked(answer)
+        with self._answers() as answers:
+            said = answers.standing(answer.request).get(answer.place, [])
+            own = [kept for kept in said if kept.answer.annotator == answer.annotator]
+            if own and (own[0].answer, own[0].answer.kind) != (answer, answer.kind):
+                raise AlreadyAnswered(
+                    f"sample {answer.sample}: you have answered it; undo that first"
+                )
+            if answer.kind == DECISION and not own and not _disagree(sheet, said):
+                raise NotOpen(f"sample {answer.sample}: readers do not disagree on it")
+            answers.add(answer)
+
+    def change(self, answer: Answer) -> None:
+        """Put an answer in the place of what the same person has said of the image.
+
+        Raises
+        ------
+        Collected
+            The client has that already.
+        Withdrawn
+            The site no longer has the image.
+        OracleError
+            There is no such answer, image or class.
+        """
+        sheet = self._checked(answer)
+        with self._answers() as answers:
+            said = answers.standing(answer.request).get(answer.place, [])
+            own = next((k for k in said if k.answer.annotator == answer.annotator), None)
+            if own is None:
+                raise OracleError(f"sample {answer.sample}: you have not answered it")
+            # A class may still come for what nobody could tell.
+            late = own.answer.label is None and answer.label is not None and sheet.readers == 1
+            if own.collected and not late:
+                raise Collected(f"sample {answer.sample}: your answer is collected already")
+            answers.take_back(own.number, changed=True)
+            answers.add(replace(answer, kind=own.answer.kind))
+
+    def note_correction(self, answer: Answer) -> None:
+        """Remember that a person has corrected an answer of theirs that was collected."""
+        with self._answers() as answers:
+            answers.add(replace(answer, kind=CORRECTION), collected=True)
 
     def undoable(self, annotator: str) -> Answer | None:
         """Return an annotator's newest answer if it can still be taken back, else None."""
-        with self._answers() as connection:
-            return _undoable(connection, annotator)
+        with self._answers() as answers:
+            newest = self._undoable(answers, annotator)
+        return newest.answer if newest is not None else None
 
-    def undo(self, annotator: str) -> Answer | None:
+    def undo(self, annotator: str, seat: str = "") -> Answer | None:
         """Take back an annotator's newest answer and return it; None where it is collected."""
-        with self._answers() as connection, transaction(connection):
-            newest = _undoable(connection, annotator)
-            if newest is not None:
-                connection.execute(
-                    "DELETE FROM answers WHERE (request_id, sample, annotator) = (?, ?, ?)",
-                    (newest.request, newest.sample, annotator),
-                )
-        return newest
+        with self._answers() as answers:
+            newest = self._undoable(answers, annotator)
+            if newest is None:
+                return None
+            answers.take_back(newest.number)
+            answers.hold(annotator, seat, [newest.answer.place], self._clock())
+        return newest.answer
+
+    def own(self, annotator: str) -> tuple[Own, ...]:
+        """Return a person's answers to images that are still here, the newest first."""
+        with self._answers() as answers:
+            kept = answers.kept(annotator=annotator)
+        newest = {k.answer.place: k for k in kept if k.taken_back is None}
+        found = []
+        items = {(s.request, item.sample): (s, item) for s in self.sheets() for item in s.items}
+        for place, said in newest.items():
+            if place in items:
+                found.append(Own(*items[place], said))
+        return tuple(sorted(found, key=lambda own: -own.kept.number))
 
     def answered(self) -> set[tuple[str, int]]:
         """Return what somebody has answered: request ids and samples."""
-        with self._answers() as connection:
-            return set(connection.execute("SELECT request_id, sample FROM answers").fetchall())
+        with self._answers() as answers:
+            return set(answers.standing())
 
     def waiting(self) -> dict[str, int]:
         """Return how many images of each request have answers that nobody has collected."""
         if not (self._folder / _ANSWERS).is_file():
             return {}
-        with self._answers() as connection:
-            return dict(
-                connection.execute(
-                    "SELECT request_id, count(DISTINCT sample) FROM answers WHERE collected = 0 "
-                    "GROUP BY request_id"
-                ).fetchall()
+        with self._answers() as answers:
+            said = answers.standing()
+        counts: dict[str, int] = {}
+        for sheet in self.sheets():
+            ready = sum(
+                not all(k.collected for k in kept) and _is_decided(sheet, kept)
+                for (request, _), kept in said.items()
+                if request == sheet.request
             )
+            counts |= {sheet.request: ready} if ready else {}
+        return counts
 
     def collect(self, request: str) -> list[LabelReceipt]:
-        """Return all answers to a request, oldest first; from now on none is taken back."""
+        """Return what is decided of a request, oldest first; from now on none is taken back.
+
+        Where several people read each image, that is what those say who have read one on which
+        they agree as far as the rule asks, or on which their disagreement is settled.
+        """
         if not self.has(request):
             return []
-        with self._answers() as connection, transaction(connection):
-            connection.execute("UPDATE answers SET collected = 1 WHERE request_id = ?", (request,))
-            rows = connection.execute(
-                "SELECT sample, label, annotator FROM answers WHERE request_id = ? ORDER BY number",
-                (request,),
-            ).fetchall()
-        return [LabelReceipt(request, *row) for row in rows]
+        sheet = self.sheet(request)
+        with self._answers() as answers:
+            said = answers.standing(request)
+            decided = {place for place, kept in said.items() if _is_decided(sheet, kept)}
+            found = [
+                kept
+                for kept in answers.kept(request)
+                if kept.answer.place in decided
+                and kept.answer.kind != CORRECTION
+                and (kept.taken_back is None or kept.changed)
+            ]
+            answers.collect([kept.number for kept in found])
+        return [_receipt(kept) for kept in found]
 
     # --- inside -------------------------------------------------------------------------
 
-    def _request_folder(self, request: str) -> Path:
-        return self._folder / REQUESTS / request
+    def _answers(self) -> AbstractContextManager[Answers]:
+        return opened(self._folder / _ANSWERS)
 
-    @contextmanager
-    def _answers(self) -> Iterator[sqlite3.Connection]:
-        path = self._folder / _ANSWERS
-        try:
-            connection = connect(path)
-            try:
-                connection.execute(_SCHEMA)
-                yield connection
-            finally:
-                connection.close()
-        except (sqlite3.Error, OSError) as error:
-            raise OracleError(f"{path}: {error}") from error
+    def _checked(self, answer: Answer) -> Sheet:
+        sheet = self.sheet(answer.request)
+        if answer.sample in sheet.withdrawn:
+            raise Withdrawn(f"sample {answer.sample}: the site no longer has this image")
+        if sheet.item(answer.sample) is None:
+            raise OracleError(f"sample {answer.sample}: request {sheet.request} does not have it")
+        if answer.label is not None and not 0 <= answer.label < len(sheet.classes):
+            raise OracleError(
+                f"label={answer.label}: allowed is 0 to {len(sheet.classes) - 1}, or none to skip"
+            )
+        return sheet
+
+    def _undoable(self, answers: Answers, annotator: str) -> Kept | None:
+        kept = answers.kept(annotator=annotator)
+        standing = [k for k in kept if k.taken_back is None and k.answer.kind != CORRECTION]
+        newest = standing[-1] if standing else None
+        if newest is None or newest.collected or not self.has(newest.answer.request):
+            return None
+        here = self.sheet(newest.answer.request).item(newest.answer.sample)
+        return newest if here is not None else None
 
 
-def _undoable(connection: sqlite3.Connection, annotator: str) -> Answer | None:
-    row = connection.execute(
-        "SELECT request_id, sample, label, annotator, collected FROM answers "
-        "WHERE annotator = ? ORDER BY number DESC LIMIT 1",
-        (annotator,),
-    ).fetchone()
-    return None if row is None or row[-1] else Answer(*row[:-1])
+def _share(wanted: int, leases: Mapping[Place, Sequence[Lease]], me: Lease) -> int:
+    """Return how many images a page may hold, so that the last ones are left to other pages."""
+    seats = {(lease.annotator, lease.seat) for held in leases.values() for lease in held}
+    return max(1, min(_AT_ONCE, wanted // len(seats | {(me.annotator, me.seat)})))
+
+
+def _is_decided(sheet: Sheet, said: Sequence[Kept]) -> bool:
+    readings = [kept.answer.reading for kept in said]
+    return decide(readings, sheet.readers, sheet.rule) is not None
+
+
+def _disagree(sheet: Sheet, said: Sequence[Kept]) -> bool:
+    readings = [kept.answer.reading for kept in said]
+    return disagree(readings, sheet.readers, sheet.rule)
+
+
+def _receipt(kept: Kept) -> LabelReceipt:
+    answer = kept.answer
+    return LabelReceipt(
+        answer.request,
+        answer.sample,
+        answer.label,
+        answer.annotator,
+        given=kept.given,
+        taken_back=kept.taken_back,
+        decides=answer.kind == DECISION,
+        unsure=answer.unsure,
+        comment=answer.comment,
+    )

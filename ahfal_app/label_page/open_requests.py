@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ahfal_app.errors import StoreError
 from ahfal_app.label_page.desk import REQUESTS, Desk
-from ahfal_app.labels.store import find_store
+from ahfal_app.labels.store import STORE_FILE, find_store
 
 _ORACLE = "oracle"
 
@@ -69,6 +69,12 @@ def desk_folder(folder: Path) -> Path:
     if (folder / REQUESTS).is_dir():
         return folder
     return find_store(folder).parent / _ORACLE
+
+
+def store_beside(desk: Path) -> Path | None:
+    """Return the label store of the client whose desk this is; None where it is elsewhere."""
+    store = desk.parent / STORE_FILE
+    return store if desk.name == _ORACLE and store.is_file() else None
 
 
 def open_requests(state: Path) -> tuple[OpenRequest, ...]:

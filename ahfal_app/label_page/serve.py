@@ -11,18 +11,32 @@ from pathlib import Path
 import uvicorn
 
 from ahfal_app.errors import OracleError
-from ahfal_app.label_page.app import make_app
+from ahfal_app.label_page.app import PageOptions, make_app
 from ahfal_app.label_page.desk import Desk
 from ahfal_app.label_page.guard import TOKEN
 
 _HOST = "127.0.0.1"
 
 
+class _Server(uvicorn.Server):
+    """A server that says so once it listens."""
+
+    def __init__(self, config: uvicorn.Config, tell: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell()
+
+
 def serve(
     folder: Path,
     annotator: str,
     port: int,
-    show_guess: bool,
+    options: PageOptions,
     tell: Callable[[str], None],
 ) -> None:
     """Serve the page until it is interrupted.
@@ -35,10 +49,10 @@ def serve(
         Who labels in this page.
     port : int
         Port to listen on; 0: any that is free.
-    show_guess : bool
-        Whether people see what the model takes an image for.
+    options : PageOptions
+        How the page is shown, and what may be done there.
     tell : Callable[[str], None]
-        Is told the address to open, once the port is bound.
+        Is told the address to open, once it can be opened.
 
     Raises
     ------
@@ -48,11 +62,11 @@ def serve(
     with closing(_bound(port)) as listener:
         listening = listener.getsockname()[1]
         token = secrets.token_urlsafe(32)
-        app = make_app(Desk(folder), annotator, token, listening, show_guess)
+        app = make_app(Desk(folder), annotator, token, listening, **vars(options))
         # The log of requests would keep the token.
         settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        tell(f"http://{_HOST}:{listening}/?{TOKEN}={token}")
-        uvicorn.Server(settings).run(sockets=[listener])
+        address = f"http://{_HOST}:{listening}/?{TOKEN}={token}"
+        _Server(settings, lambda: tell(address)).run(sockets=[listener])
 
 
 def _bound(port: int) -> socket.socket:

@@ -1,4 +1,7 @@
-"""Whole label stores as files: exported, imported, verified. What `ahfal labels` does."""
+"""Whole label stores: exported, imported, verified, told from the start.
+
+What `ahfal labels` does.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from ahfal_app.parameters import suggestion
 from ahfal_app.errors import LabelFileError, StoreError
 from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.records import Event, utc_text
 from ahfal_app.labels.spreadsheet import (
     SKIP,
     LabelLine,
@@ -42,14 +48,52 @@ _EXPORTED = (
 )
 
 
+_HISTORY = (
+    "file",
+    "what",
+    "label",
+    "annotator",
+    "said",
+    "received",
+    "stands",
+    "unsure",
+    "comment",
+    "sample",
+)
+
+
 @dataclass(frozen=True)
 class Imported:
-    """What an import came to: samples labelled, skipped and corrected, new contradictions."""
+    """What an import came to.
+
+    Attributes
+    ----------
+    labelled, skipped, corrected : int
+        Number of samples.
+    conflicts : int
+        Number of contradictions that were not there before.
+    settled : int
+        Number of contradictions that are no more.
+    """
 
     labelled: int
     skipped: int
     corrected: int
     conflicts: int
+    settled: int = 0
+
+
+@dataclass(frozen=True)
+class History:
+    """All that was said of samples, in order, with the names of classes and samples."""
+
+    events: tuple[Event, ...]
+    class_names: tuple[str, ...]
+    files: dict[int, str]
+
+    def label_text(self, event: Event) -> str:
+        """Return what was said of a sample as label files have it."""
+        return SKIP if event.label is None else _class_text(event.label, self.class_names)
 
 
 @dataclass(frozen=True)
@@ -160,17 +204,78 @@ def import_labels(store: Path, source: Path, annotator: str, correct: bool = Fal
         _check_asked_for(source, lines, entries, correct)
         if correct:
             _check_agreement(source, lines)
+        saved = _saved(source)
         receipts = [
-            LabelReceipt(request, line.sample, line.label, line.annotator)
+            LabelReceipt(request, line.sample, line.label, line.annotator, given=saved)
             for line in lines
             if (request := entries[line.sample].request_id) is not None
+            # What stands is corrected, and not answered once more.
+            and not (correct and entries[line.sample].label is not None)
         ]
-        conflicts, before = len(labels.conflicts()), _count(labels, "skipped")
+        conflicts, before = set(labels.conflicts()), _skipped(labels)
         with labels.one_change():
             labelled = labels.commit(receipts)
-            skipped = _count(labels, "skipped") - before
+            skipped = len(_skipped(labels) - before)
             corrected = _correct(labels, lines) if correct else 0
-        return Imported(labelled, skipped, corrected, len(labels.conflicts()) - conflicts)
+        after = set(labels.conflicts())
+        new, settled = len(after - conflicts), len(conflicts - after)
+        return Imported(labelled, skipped, corrected, new, settled)
+
+
+def label_history(store: Path, file: str | None = None) -> History:
+    """Return who said what of which sample, and when, with everything that was corrected.
+
+    Parameters
+    ----------
+    store : Path
+        A label store, or a folder with exactly one below it.
+    file : str | None
+        Tell of the sample of this name alone.
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read.
+    LabelFileError
+        It knows no sample of this name.
+    """
+    with _opened(store) as labels:
+        names = _names(labels)
+        wanted = next((sample for sample, name in names.items() if name == file), None)
+        if file is not None and wanted is None:
+            raise LabelFileError(f"{file!r}: no such image here{suggestion(file, names.values())}")
+        return History(labels.history(wanted), labels.class_names(), names)
+
+
+def write_history(history: History, target: Path) -> None:
+    """Write a history into a CSV file.
+
+    Raises
+    ------
+    LabelFileError
+        The file is there already, or cannot be written.
+    """
+    if target.exists():
+        raise LabelFileError(f"{target}: is there already; allowed is a new file")
+    rows = [
+        (
+            history.files[event.sample],
+            event.what,
+            history.label_text(event),
+            event.annotator,
+            event.at,
+            event.received,
+            "yes" if event.stands else "",
+            "yes" if event.unsure else "",
+            event.comment,
+            event.sample,
+        )
+        for event in history.events
+    ]
+    try:
+        write_csv(target, _HISTORY, rows)
+    except OSError as error:
+        raise LabelFileError(f"{target}: cannot be written: {error}") from error
 
 
 def verify_store(store: Path) -> Verified:
@@ -214,11 +319,21 @@ def _names(labels: LabelStore) -> dict[int, str]:
 def _label_text(entry: Entry, names: Sequence[str]) -> str:
     if entry.label is None:
         return SKIP if entry.state == "skipped" else ""
-    return names[entry.label] if names else str(entry.label)
+    return _class_text(entry.label, names)
 
 
-def _count(labels: LabelStore, state: str) -> int:
-    return sum(entry.state == state for entry in labels.entries())
+def _class_text(label: int, names: Sequence[str]) -> str:
+    return names[label] if names else str(label)
+
+
+def _skipped(labels: LabelStore) -> set[int]:
+    return {entry.sample for entry in labels.entries() if entry.state == "skipped"}
+
+
+def _saved(source: Path) -> str:
+    """Return when a file was saved: what it says was said by then."""
+    modified = datetime.fromtimestamp(source.stat().st_mtime, UTC)
+    return utc_text(min(modified, datetime.now(UTC)))
 
 
 def _check_asked_for(

@@ -7,14 +7,17 @@ and the ledger together, so `allotted = spent + reserved + free` holds at every 
 the database itself refuses anything else.
 
 What a cycle is trained on is fixed once it has been asked for: each label counts from a
-cycle on that had not been frozen when the label came. The first answer for a sample stands.
-Later ones that differ are kept, and change nothing until a person says so with a correction,
-which counts from the next cycle on, too.
+cycle on that had not been frozen when the label came. The first answer for a sample stands,
+or, where several people read each, what `ahfal_app.labels.readings` makes of theirs. Answers
+that differ are kept, and change nothing until a person says so with a correction, which counts
+from the next cycle on, too. Nothing that anybody has said is ever deleted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,22 +27,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
+from ahfal_app.labels.readings import Verdict, decide
 from ahfal_app.labels.records import (
     Conflict,
     Entry,
+    Event,
     Labelled,
     LabelReceipt,
     LabelRequest,
     request_id,
 )
 from ahfal_app.labels.schema import prepare_schema
-from ahfal_app.labels.views import LabelViews
+from ahfal_app.labels.views import LabelViews, Said
 from ahfal_app.storage.database import connect, reason, transaction
 
 __all__ = [
     "STORE_FILE",
     "Conflict",
     "Entry",
+    "Event",
     "LabelReceipt",
     "LabelRequest",
     "LabelStore",
@@ -230,17 +236,22 @@ class LabelStore(LabelViews):
         if not new:
             return
         with transaction(self._connection):
-            moved = 0
             for sample, label in new.items():
                 self._check_label(sample, label)
+                # What was asked for, and is here again, is in the pool again.
+                self._connection.execute(
+                    "DELETE FROM samples WHERE sample = ? AND state = 'removed'", (sample,)
+                )
+                given = LabelReceipt("", sample, label, annotator)
+                self._keep(given)
                 self._connection.execute(
                     "INSERT OR IGNORE INTO samples (sample, state, label, annotator, answered, "
-                    "from_cycle) VALUES (?, 'given', ?, ?, "
-                    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?)",
+                    "from_cycle, settled) SELECT ?1, 'given', ?2, ?3, "
+                    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?4, max(number) FROM receipts "
+                    "WHERE sample = ?1",
                     (sample, label, annotator, self._frozen() + 1),
                 )
-                moved += self._answer(LabelReceipt("", sample, label, annotator))
-            self._settle(moved)
+            self._settle(new)
 
     def allot(self, total: int) -> None:
         """Grant labels so that `total` have been allotted in all; never takes any back.
@@ -274,8 +285,19 @@ class LabelStore(LabelViews):
                     f"{free} free"
                 )
             self._connection.execute(
-                "INSERT INTO requests (request_id, cycle, strategy) VALUES (?, ?, ?)",
-                (request.request_id, request.cycle, request.strategy),
+                "INSERT INTO requests (request_id, cycle, strategy, readers, rule) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (
+                    request.request_id,
+                    request.cycle,
+                    request.strategy,
+                    request.readers,
+                    request.rule,
+                ),
+            )
+            self._connection.executemany(
+                "DELETE FROM samples WHERE sample = ? AND state = 'removed'",
+                [(sample,) for sample in request.samples],
             )
             nothing = [None] * len(request.samples)
             rows = zip(
@@ -287,15 +309,19 @@ class LabelStore(LabelViews):
                 [(request.request_id, position, *row) for position, row in enumerate(rows)],
             )
             self._move(reserved=len(request.samples), free=-len(request.samples))
+            # Somebody may have labelled one before it went, or before it was released.
+            self._settle(request.samples)
         return request
 
     def commit(self, receipts: Iterable[LabelReceipt]) -> int:
         """Store answers; they are durable when this returns. Either all are stored or none.
 
         A repeated answer changes nothing. A different answer for a labelled sample is kept
-        and listed by `conflicts`; the first one stands. A skipped sample is given back to the
-        ledger and never asked for again. A label that comes for it later is kept, and used as
-        soon as a label is free to be spent on it.
+        and listed by `conflicts`; the first one stands. Where several people read each sample,
+        it is labelled once their readings decide; until then whoever says something else has
+        changed his mind. A skipped sample is given back to the ledger and never asked for again.
+        A label that comes for it later is kept, and used as soon as a label is free to be spent
+        on it. A label of an image that is gone is kept, and not paid for.
 
         Returns
         -------
@@ -309,17 +335,35 @@ class LabelStore(LabelViews):
         """
         with transaction(self._connection):
             before = self.ledger().spent
-            labelled = 0
+            new = []
             for receipt in receipts:
                 self._check_receipt(receipt)
-                labelled += self._skip(receipt) if receipt.label is None else self._answer(receipt)
-            self._settle(labelled)
+                if self._keep(receipt):
+                    new.append(receipt.sample)
+            self._settle(new)
             return self.ledger().spent - before
 
-    def correct(self, labels: Mapping[int, int], annotator: str) -> int:
+    def correct(
+        self,
+        labels: Mapping[int, int],
+        annotator: str,
+        made: str | None = None,
+        comment: str = "",
+    ) -> int:
         """Let other labels stand than the first ones, from the next cycle on.
 
         What earlier cycles were trained on stays as it was; nothing is spent.
+
+        Parameters
+        ----------
+        labels : Mapping[int, int]
+            Class index by sample.
+        annotator : str
+            Who says so.
+        made : str | None
+            When, as `utc_text` writes it; None: now.
+        comment : str
+            Why.
 
         Returns
         -------
@@ -339,11 +383,66 @@ class LabelStore(LabelViews):
                     raise LabelConflict(f"sample {sample}: has no label that could be corrected")
             changed = [(s, label) for s, label in labels.items() if standing[s] != label]
             self._connection.executemany(
-                "INSERT OR REPLACE INTO corrections (sample, from_cycle, label, annotator) "
-                "VALUES (?, max(?, (SELECT from_cycle FROM samples WHERE sample = ?)), ?, ?)",
-                [(s, self._frozen() + 1, s, label, annotator) for s, label in changed],
+                "INSERT INTO corrections "
+                "(sample, from_cycle, label, annotator, made, comment, after) "
+                "VALUES (?1, max(?2, (SELECT from_cycle FROM samples WHERE sample = ?1)), ?3, ?4, "
+                "coalesce(?5, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), ?6, "
+                "(SELECT coalesce(max(number), 0) FROM receipts))",
+                [
+                    (sample, self._frozen() + 1, label, annotator, made, comment)
+                    for sample, label in changed
+                ],
             )
         return len(changed)
+
+    def follow_images(self) -> tuple[int, ...]:
+        """Take note of images that went and of those that came back; nothing else changes.
+
+        What was asked of an image that went, and is not answered, is given back to the ledger. An
+        image that comes back is in the pool again; if somebody has labelled it meanwhile, that is
+        used as soon as a label is free to be spent on it.
+
+        Returns
+        -------
+        tuple[int, ...]
+            Samples that were asked for, are gone, and have not been `withdrawn`.
+        """
+        if self._samples_N is None:
+            raise StoreError("label store: opened without its samples, so it knows of none gone")
+        asked = dict(
+            self._connection.execute(
+                "SELECT sample, state FROM samples WHERE request_id IS NOT NULL"
+            ).fetchall()
+        )
+        here = set(np.intersect1d(self._samples_N, list(asked)).tolist())
+        away = [(s,) for s, state in asked.items() if s not in here]
+        lost = [(s,) for (s,) in away if asked[s] in ("reserved", "skipped")]
+        back = [(s,) for s in here if asked[s] == "removed"]
+        known = {s for (s,) in self._connection.execute("SELECT sample FROM withdrawn")}
+        if lost or back or known & here:
+            with transaction(self._connection):
+                freed = sum(asked[s] == "reserved" for (s,) in lost)
+                self._connection.executemany(
+                    "UPDATE samples SET state = 'removed' WHERE sample = ?", lost
+                )
+                self._move(reserved=-freed, free=freed)
+                self._connection.executemany(
+                    "UPDATE samples SET state = 'skipped' WHERE sample = ?1 AND EXISTS (SELECT 1 "
+                    "FROM receipts WHERE sample = ?1 AND taken_back IS NULL)",
+                    back,
+                )
+                self._connection.executemany(
+                    "DELETE FROM withdrawn WHERE sample = ?", [(s,) for s in known & here]
+                )
+                self._use_late_answers()
+        return tuple(s for (s,) in away if s not in known)
+
+    def withdrawn(self, samples: Iterable[int]) -> None:
+        """Keep in mind that nobody has copies of these any more, as they are gone."""
+        with transaction(self._connection):
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO withdrawn VALUES (?)", [(sample,) for sample in samples]
+            )
 
     def release(self, request_id: str) -> int:
         """Give back what a request never had answered; return the number of samples."""
@@ -401,52 +500,119 @@ class LabelStore(LabelViews):
                 f"sample {receipt.sample}: not part of request {receipt.request_id}"
             )
 
-    def _answer(self, receipt: LabelReceipt) -> int:
-        """Keep an answer; return 1 if a reserved sample is labelled by it, else 0."""
-        self._connection.execute(
-            "INSERT OR IGNORE INTO receipts (sample, annotator, label, request_id) "
-            "VALUES (?, ?, ?, ?)",
-            (receipt.sample, receipt.annotator, receipt.label, receipt.request_id or None),
+    def _keep(self, receipt: LabelReceipt) -> bool:
+        """Keep an answer; return whether it is news."""
+        if receipt.taken_back is None:
+            receipt = self._in_place_of_older(receipt)
+        kept = self._connection.execute(
+            "INSERT OR IGNORE INTO receipts (sample, annotator, label, request_id, given, "
+            "taken_back, decides, unsure, comment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                receipt.sample,
+                receipt.annotator,
+                receipt.label,
+                receipt.request_id or None,
+                receipt.given,
+                receipt.taken_back,
+                receipt.decides,
+                receipt.unsure,
+                receipt.comment,
+            ),
+        ).rowcount
+        return bool(kept)
+
+    def _in_place_of_older(self, receipt: LabelReceipt) -> LabelReceipt:
+        """Let a reader's newest reading stand; oracles tell the older ones again and again."""
+        row = self._connection.execute(
+            "SELECT r.number, coalesce(r.given, r.received), s.state "
+            "FROM receipts AS r JOIN samples AS s USING (sample) JOIN requests AS q "
+            "ON q.request_id = s.request_id AND q.readers > 1 "
+            "WHERE (r.sample, r.annotator) = (?, ?) AND r.label IS NOT ? AND r.taken_back IS NULL "
+            "AND r.request_id IS NOT NULL ORDER BY r.number DESC LIMIT 1",
+            (receipt.sample, receipt.annotator, receipt.label),
+        ).fetchone()
+        if row is None:
+            return receipt
+        number, moment, state = row
+        if receipt.given is not None and receipt.given < moment:
+            return dataclasses.replace(receipt, taken_back=moment)
+        if state == "reserved":
+            self._connection.execute(
+                "UPDATE OR REPLACE receipts SET taken_back = "
+                "coalesce(?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) WHERE number = ?",
+                (receipt.given, number),
+            )
+        return receipt
+
+    def _settle(self, samples: Iterable[int]) -> None:
+        """Label, and pay for, or skip what the answers to these samples decide by now."""
+        reserved = self._connection.execute(
+            "SELECT sample, readers, rule FROM samples JOIN requests USING (request_id) "
+            "WHERE state = 'reserved' AND sample IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(samples)),),
+        ).fetchall()
+        said = self._said(sample for sample, _, _ in reserved)
+        labelled, skipped = self._conclude(
+            (sample, said[sample], decide([s.reading for s in said[sample]], readers, rule))
+            for sample, readers, rule in reserved
+            if sample in said
         )
-        return self._label(receipt.sample, receipt.label, receipt.annotator, "reserved")
-
-    def _label(self, sample: int, label: int | None, annotator: str, state: str) -> int:
-        changed: int = self._connection.execute(
-            "UPDATE samples SET state = 'labelled', label = ?, annotator = ?, "
-            "answered = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), "
-            "from_cycle = max(?, (SELECT cycle FROM requests AS r "
-            "WHERE r.request_id = samples.request_id)) WHERE sample = ? AND state = ?",
-            (label, annotator, self._frozen() + 1, sample, state),
-        ).rowcount
-        return changed
-
-    def _skip(self, receipt: LabelReceipt) -> int:
-        skipped = self._connection.execute(
-            "UPDATE samples SET state = 'skipped', annotator = ?, "
-            "answered = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') "
-            "WHERE sample = ? AND state = 'reserved'",
-            (receipt.annotator, receipt.sample),
-        ).rowcount
-        self._move(reserved=-skipped, free=skipped)
-        return 0
-
-    def _settle(self, labelled: int) -> None:
-        """Spend what was reserved for samples that are now labelled."""
-        self._move(spent=labelled, reserved=-labelled)
+        self._move(reserved=-labelled - skipped, spent=labelled, free=skipped)
         self._use_late_answers()
 
     def _use_late_answers(self) -> None:
         """Spend free labels on skipped samples that somebody has labelled after all."""
+        free = self.ledger().free
+        if not free:
+            return
         late = self._connection.execute(
-            "SELECT r.sample, r.label, r.annotator FROM receipts AS r JOIN samples AS s "
-            "USING (sample) WHERE s.state = 'skipped' AND r.rowid = (SELECT min(f.rowid) "
-            "FROM receipts AS f WHERE f.sample = r.sample) ORDER BY r.rowid LIMIT ?",
-            (self.ledger().free,),
+            "SELECT s.sample, q.readers, q.rule FROM samples AS s "
+            "JOIN requests AS q USING (request_id) JOIN receipts AS r USING (sample) "
+            "WHERE s.state = 'skipped' AND r.label IS NOT NULL AND r.taken_back IS NULL "
+            "GROUP BY s.sample ORDER BY min(r.number)"
         ).fetchall()
-        used = sum(
-            self._label(sample, label, annotator, "skipped") for sample, label, annotator in late
-        )
+        said = self._said(sample for sample, _, _ in late)
+        found = []
+        for sample, readers, rule in late:
+            readings = [s.reading for s in said[sample]]
+            if readers == 1:  # One who cannot tell does not gainsay one who can.
+                readings = [reading for reading in readings if reading.label is not None]
+            verdict = decide(readings, readers, rule)
+            if verdict is not None and verdict.label is not None:
+                found.append((sample, said[sample], verdict))
+        used, _ = self._conclude(found[:free])
         self._move(spent=used, free=-used)
+
+    def _conclude(
+        self, verdicts: Iterable[tuple[int, Sequence[Said], Verdict | None]]
+    ) -> tuple[int, int]:
+        """Let verdicts stand, as of when the last of those who say so did.
+
+        Returns
+        -------
+        tuple[int, int]
+            Number of samples that are labelled now, and that are skipped.
+        """
+        rows, cycle = [], self._frozen() + 1
+        for sample, said, verdict in verdicts:
+            if verdict is not None:
+                names = verdict.annotators
+                agreed = [
+                    s.moment
+                    for s in said
+                    if s.reading.annotator in names and s.reading.label == verdict.label
+                ]
+                state = "skipped" if verdict.label is None else "labelled"
+                about = (state, verdict.label, ", ".join(names), max(agreed), said[-1].number)
+                rows.append((*about, sample))
+        self._connection.executemany(
+            "UPDATE samples SET state = ?1, label = ?2, annotator = ?3, answered = ?4, "
+            "settled = ?5, from_cycle = CASE WHEN ?2 IS NOT NULL THEN max(?7, (SELECT cycle "
+            "FROM requests AS r WHERE r.request_id = samples.request_id)) END WHERE sample = ?6",
+            [(*row, cycle) for row in rows],
+        )
+        labelled = sum(row[0] == "labelled" for row in rows)
+        return labelled, len(rows) - labelled
 
     def _move(self, allotted: int = 0, spent: int = 0, reserved: int = 0, free: int = 0) -> None:
         self._connection.execute(

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.errors import StoreError
-from ahfal_app.labels.records import Conflict, Entry, Labelled, LabelRequest
+from ahfal_app.labels.readings import Reading
+from ahfal_app.labels.records import Conflict, Entry, Event, Labelled, LabelRequest
 from ahfal_app.ledger import Ledger
+
+
+class Said(NamedTuple):
+    """A reading that stands, the number of its receipt, and when it was given."""
+
+    reading: Reading
+    number: int
+    moment: str
 
 
 class LabelViews:
@@ -31,7 +42,8 @@ class LabelViews:
     def request(self, request_id: str) -> LabelRequest | None:
         """Return a request as it was first made, or None."""
         row = self._connection.execute(
-            "SELECT cycle, strategy FROM requests WHERE request_id = ?", (request_id,)
+            "SELECT cycle, strategy, readers, rule FROM requests WHERE request_id = ?",
+            (request_id,),
         ).fetchone()
         if row is None:
             return None
@@ -40,7 +52,7 @@ class LabelViews:
             (request_id,),
         ).fetchall()
         samples, scores, guesses = zip(*rows, strict=True) if rows else ((), (), ())
-        cycle, strategy = row
+        cycle, strategy, readers, rule = row
         return LabelRequest(
             request_id,
             cycle,
@@ -48,6 +60,8 @@ class LabelViews:
             samples,
             scores=() if None in scores else scores,
             guesses=() if None in guesses else guesses,
+            readers=readers,
+            rule=rule,
         )
 
     def open_requests(self) -> tuple[LabelRequest, ...]:
@@ -59,7 +73,7 @@ class LabelViews:
         return self._requests("reserved", "skipped")
 
     def answered(self, request_id: str) -> frozenset[int]:
-        """Return the samples of a request that were labelled or skipped."""
+        """Return the samples of a request that nobody is to label any more."""
         rows = self._connection.execute(
             "SELECT sample FROM samples WHERE request_id = ? AND state != 'reserved'", (request_id,)
         )
@@ -78,7 +92,7 @@ class LabelViews:
         rows = self._connection.execute(
             "SELECT s.sample, coalesce((SELECT c.label FROM corrections AS c "
             "WHERE c.sample = s.sample AND (?1 IS NULL OR c.from_cycle <= ?1) "
-            "ORDER BY c.from_cycle DESC LIMIT 1), s.label) FROM samples AS s "
+            "ORDER BY c.number DESC LIMIT 1), s.label) FROM samples AS s "
             "WHERE s.label IS NOT NULL AND (?1 IS NULL OR s.from_cycle <= ?1) ORDER BY s.sample",
             (through_cycle,),
         ).fetchall()
@@ -96,7 +110,8 @@ class LabelViews:
         """Return the pool U_i: ids that nobody was asked for or has labelled, int64 (N,)."""
         if self._samples_N is None:
             raise StoreError("label store: opened without its samples, so it knows no pool")
-        taken = [s for (s,) in self._connection.execute("SELECT sample FROM samples")]
+        rows = self._connection.execute("SELECT sample FROM samples WHERE state != 'removed'")
+        taken = [sample for (sample,) in rows]
         return np.setdiff1d(self._samples_N, np.array(taken, dtype=np.int64), assume_unique=True)
 
     def ledger(self) -> Ledger:
@@ -127,25 +142,72 @@ class LabelViews:
     def entries(self) -> tuple[Entry, ...]:
         """Return all that is known of each sample that was asked for or labelled, by sample."""
         rows = self._connection.execute(
-            "SELECT s.sample, f.name, s.state, "
-            "coalesce((SELECT label FROM corrections AS c WHERE c.sample = s.sample "
-            "ORDER BY from_cycle DESC LIMIT 1), s.label), "
-            "coalesce((SELECT annotator FROM corrections AS c WHERE c.sample = s.sample "
-            "ORDER BY from_cycle DESC LIMIT 1), s.annotator), "
-            "s.answered, s.from_cycle, s.request_id, s.guess, s.score "
-            "FROM samples AS s LEFT JOIN files AS f USING (sample) ORDER BY s.sample"
+            "SELECT s.sample, f.name, s.state, coalesce(c.label, s.label), "
+            "coalesce(c.annotator, s.annotator), coalesce(c.made, s.answered), "
+            "s.from_cycle, s.request_id, s.guess, s.score "
+            "FROM samples AS s LEFT JOIN files AS f USING (sample) "
+            "LEFT JOIN standing_corrections AS c USING (sample) ORDER BY s.sample"
         )
         return tuple(Entry(*row) for row in rows)
 
     def conflicts(self) -> tuple[Conflict, ...]:
-        """Return the answers that contradict the label that stands, as far as not settled."""
+        """Return the answers that contradict the label that stands, as far as not settled.
+
+        What several readers said before their readings, or somebody else, decided is settled.
+        """
         rows = self._connection.execute(
-            "SELECT r.sample, r.label, r.annotator, s.label FROM receipts AS r "
-            "JOIN samples AS s USING (sample) WHERE r.label != s.label "
-            "AND NOT EXISTS (SELECT 1 FROM corrections AS c WHERE c.sample = r.sample) "
-            "ORDER BY r.sample, r.received"
+            "SELECT r.sample, r.label, r.annotator, coalesce(c.label, s.label) AS stands "
+            "FROM receipts AS r JOIN samples AS s USING (sample) "
+            "LEFT JOIN requests AS q ON q.request_id = s.request_id "
+            "LEFT JOIN standing_corrections AS c USING (sample) "
+            "WHERE r.label != stands AND r.taken_back IS NULL "
+            "AND (c.after IS NULL OR r.number > c.after) "
+            "AND (coalesce(q.readers, 1) = 1 OR r.number > s.settled) "
+            "ORDER BY r.sample, r.number"
         )
         return tuple(Conflict(*row) for row in rows)
+
+    def history(self, sample: int | None = None) -> tuple[Event, ...]:
+        """Return all that anybody has said, by sample and in the order in which it was said.
+
+        Parameters
+        ----------
+        sample : int | None
+            Tell of this sample alone.
+        """
+        rows = self._connection.execute(
+            "SELECT r.sample, CASE WHEN r.request_id IS NULL THEN 'given' "
+            "WHEN r.decides THEN 'decision' WHEN r.label IS NULL THEN 'skip' ELSE 'answer' END, "
+            "r.label, r.annotator, r.given, r.received, r.unsure, r.comment, "
+            "r.taken_back IS NULL AND c.sample IS NULL AND r.label IS s.label "
+            "AND s.settled IS NOT NULL AND r.number <= s.settled, "
+            "coalesce(r.given, r.received) AS moment, 0 AS later, r.number AS number "
+            "FROM receipts AS r LEFT JOIN samples AS s USING (sample) "
+            "LEFT JOIN standing_corrections AS c USING (sample) WHERE ?1 IS NULL OR r.sample = ?1 "
+            "UNION ALL SELECT sample, 'taken back', label, annotator, taken_back, received, "
+            "unsure, comment, 0, taken_back, 1, number FROM receipts "
+            "WHERE taken_back IS NOT NULL AND (?1 IS NULL OR sample = ?1) "
+            "UNION ALL SELECT k.sample, 'correction', k.label, k.annotator, k.made, k.received, "
+            "0, k.comment, k.number = c.number, k.made, 2, k.number "
+            "FROM corrections AS k JOIN standing_corrections AS c USING (sample) "
+            "WHERE ?1 IS NULL OR k.sample = ?1 ORDER BY 1, moment, later, number",
+            (sample,),
+        )
+        # What follows in a row is to sort by.
+        return tuple(
+            Event(sample, what, label, by, at, received, bool(unsure), comment, bool(stands))
+            for sample, what, label, by, at, received, unsure, comment, stands, *_ in rows
+        )
+
+    def readings(self) -> dict[int, tuple[Reading, ...]]:
+        """Return what people say of samples that were asked for, by sample, oldest first."""
+        asked = "SELECT sample FROM samples WHERE request_id IS NOT NULL ORDER BY sample"
+        return {
+            sample: tuple(said.reading for said in all_said)
+            for sample, all_said in self._said(
+                [sample for (sample,) in self._connection.execute(asked)]
+            ).items()
+        }
 
     def verify(self) -> None:
         """Check the database, and that the ledger and the answers agree with the samples.
@@ -167,7 +229,8 @@ class LabelViews:
             )
         (unreceived,) = self._connection.execute(
             "SELECT count(*) FROM samples AS s WHERE s.label IS NOT NULL AND NOT EXISTS "
-            "(SELECT 1 FROM receipts AS r WHERE r.sample = s.sample AND r.label = s.label)"
+            "(SELECT 1 FROM receipts AS r WHERE r.sample = s.sample AND r.label = s.label "
+            "AND r.taken_back IS NULL)"
         ).fetchone()
         if unreceived:
             raise StoreError(f"label store: {unreceived} labels that nobody has given")
@@ -194,6 +257,20 @@ class LabelViews:
     def _standing(self) -> dict[int, int]:
         """Return the label that stands, by sample."""
         return {e.sample: e.label for e in self.entries() if e.label is not None}
+
+    def _said(self, samples: Iterable[int]) -> dict[int, list[Said]]:
+        """Return what stands of each person's answers; a label from before the run decides."""
+        rows = self._connection.execute(
+            "SELECT sample, annotator, label, decides OR request_id IS NULL, number, "
+            "coalesce(given, received) FROM receipts WHERE taken_back IS NULL "
+            "AND sample IN (SELECT value FROM json_each(?)) ORDER BY number",
+            (json.dumps(list(samples)),),
+        )
+        said: dict[int, list[Said]] = {}
+        for sample, annotator, label, decides, number, moment in rows:
+            reading = Reading(annotator, label, bool(decides))
+            said.setdefault(sample, []).append(Said(reading, number, moment))
+        return said
 
     def _count(self, state: str, request_id: str | None = None) -> int:
         row = self._connection.execute(

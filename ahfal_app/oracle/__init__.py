@@ -7,7 +7,7 @@ answers may come in part, in any order, again, after milliseconds or after days.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -64,7 +64,7 @@ class Site:
 
 
 class Oracle(Protocol):
-    """Labels samples on request."""
+    """Labels samples on request; classes that are derived from it need `submit` and `collect`."""
 
     def submit(self, request: LabelRequest) -> None:
         """Take a request; a repeated one changes nothing."""
@@ -73,6 +73,19 @@ class Oracle(Protocol):
     def collect(self, request_id: str) -> list[LabelReceipt]:
         """Return the answers that are there: any part, in any order, repeats allowed."""
         ...
+
+    def withdraw(self, samples: Collection[int]) -> None:
+        """Ask nobody for these samples any more, and delete all copies of their images.
+
+        The site no longer has them. It may be told again, and of samples that it never had; what
+        was answered before is still collected.
+
+        Raises
+        ------
+        OracleError
+            That cannot be done now; it is told again.
+        """
+        return
 
     def check(self) -> str:
         """See whether a request could be taken now, and change nothing; `ahfal doctor` asks.
@@ -87,7 +100,7 @@ class Oracle(Protocol):
         OracleError
             A request could not be taken.
         """
-        ...
+        return ""
 
 
 def check_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from ahfal_app.labels.spreadsheet import (
     write_csv,
 )
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
-from ahfal_app.oracle import EncodedImage, Site, check_folder
+from ahfal_app.oracle import EncodedImage, Oracle, Site, check_folder
 from ahfal_app.storage.files import new_folder, remove_parts
 
 #: Who labels, where an answer file does not say.
@@ -81,7 +81,7 @@ image to be labelled.
 _log = logging.getLogger(__name__)
 
 
-class FilesOracle:
+class FilesOracle(Oracle):
     """Writes requests as folders and reads answers from CSV files.
 
     Parameters

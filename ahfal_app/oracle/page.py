@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ahfal_app.errors import ConfigError
 from ahfal_app.label_page.desk import Desk, Item, Sheet
 from ahfal_app.label_page.images import for_browser
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
-from ahfal_app.oracle import Site, check_folder
+from ahfal_app.oracle import Oracle, Site, check_folder
 
 _EXTENSIONS = {
     "image/png": "png",
@@ -16,7 +18,7 @@ _EXTENSIONS = {
 }
 
 
-class PageOracle:
+class PageOracle(Oracle):
     """Lays requests on a site's desk and takes up the answers.
 
     Parameters
@@ -63,12 +65,27 @@ class PageOracle:
             strategy=request.strategy,
             classes=self._site.class_names,
             items=tuple(items),
+            readers=request.readers,
+            rule=request.rule,
         )
         self._desk.add(sheet, images)
 
     def collect(self, request_id: str) -> list[LabelReceipt]:
-        """Return the answers so far; the page can no longer take them back."""
+        """Return the answers so far; the page can no longer take them back.
+
+        Where several people read each image, those to images that are decided.
+        """
         return self._desk.collect(request_id)
+
+    def withdraw(self, samples: Collection[int]) -> None:
+        """Take images off the desk that the site no longer has, with their copies.
+
+        Raises
+        ------
+        OracleError
+            They cannot be removed.
+        """
+        self._desk.withdraw(samples)
 
     def check(self) -> str:
         """See whether requests can be laid on the desk.

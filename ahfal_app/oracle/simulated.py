@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
-from ahfal_app.oracle import Site
+from ahfal_app.oracle import Oracle, Site
 
 ANNOTATOR = "simulated"
 
 
-class SimulatedOracle:
+class SimulatedOracle(Oracle):
     """Answers every request at once and correctly; skips what it has no truth of."""
 
     def __init__(self, truth: Mapping[int, int]) -> None:
@@ -29,10 +29,6 @@ class SimulatedOracle:
             LabelReceipt(request_id, sample, self._truth.get(sample), ANNOTATOR)
             for sample in samples
         ]
-
-    def check(self) -> str:
-        """Return nothing: it needs nothing."""
-        return ""
 
 
 def make(site: Site) -> SimulatedOracle:

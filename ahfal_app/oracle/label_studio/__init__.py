@@ -19,7 +19,7 @@ from filelock import FileLock
 from ahfal_app.config import expanded
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
-from ahfal_app.oracle import Site, check_folder
+from ahfal_app.oracle import Oracle, Site, check_folder
 from ahfal_app.oracle.label_studio.connection import Connection
 from ahfal_app.oracle.label_studio.interface import (
     check_classes,
@@ -43,7 +43,7 @@ _IMPORT_BYTES = 32 * 2**20
 _log = logging.getLogger(__name__)
 
 
-class LabelStudioOracle:
+class LabelStudioOracle(Oracle):
     """Imports requests into a project of Label Studio and collects its annotations.
 
     Parameters
