@@ -6,7 +6,7 @@ Nothing that anybody has answered is deleted: what is taken back is marked so.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,16 +40,21 @@ CREATE UNIQUE INDEX standing_answers ON answers (request_id, sample, annotator)
     WHERE taken_back IS NULL AND kind != 'correction';
 """
 
-# An image is with one seat: one page in one browser, of one person. `renewed` is in seconds since
-# 1970.
-_LEASES = """
-CREATE TABLE leases (
-    request_id TEXT NOT NULL,
-    sample INTEGER NOT NULL,
+# A seat is one page in one browser, of one person, whether it holds images or waits for some. It is
+# there as long as something is heard of it: `renewed` is in seconds since 1970.
+_SEATS = """
+CREATE TABLE seats (
+    number INTEGER PRIMARY KEY,
     annotator TEXT NOT NULL,
     seat TEXT NOT NULL,
     renewed REAL NOT NULL,
-    PRIMARY KEY (request_id, sample, annotator, seat)
+    UNIQUE (annotator, seat)
+) STRICT;
+CREATE TABLE leases (
+    request_id TEXT NOT NULL,
+    sample INTEGER NOT NULL,
+    holder INTEGER NOT NULL REFERENCES seats ON DELETE CASCADE,
+    PRIMARY KEY (request_id, sample, holder)
 ) STRICT;
 """
 
@@ -59,7 +64,7 @@ _FROM_0 = (
     "INSERT INTO answers (number, request_id, sample, label, annotator, answered, collected) "
     "SELECT number, request_id, sample, label, annotator, answered, collected FROM answers_0",
     "DROP TABLE answers_0",
-    _LEASES,
+    _SEATS,
 )
 
 #: A request's id and one of its samples.
@@ -117,8 +122,8 @@ class Kept:
     answer: Answer
 
 
-class Lease(NamedTuple):
-    """Who holds an image, in which page, and since when nothing was heard of it."""
+class Seat(NamedTuple):
+    """A person at one page, and when it was last heard of."""
 
     annotator: str
     seat: str
@@ -175,10 +180,7 @@ class Answers:
                 collected,
             ),
         )
-        self._connection.execute(
-            "DELETE FROM leases WHERE (request_id, sample, annotator) = (?, ?, ?)",
-            (answer.request, answer.sample, answer.annotator),
-        )
+        self.give_up(answer.place, answer.annotator)
 
     def take_back(self, number: int, changed: bool = False) -> None:
         """Let an answer stand no more; `changed` says whether another takes its place."""
@@ -188,44 +190,57 @@ class Answers:
             (changed, number),
         )
 
-    def collect(self, numbers: list[int]) -> None:
+    def collect(self, numbers: Sequence[int]) -> None:
         """Note that the client has these answers."""
         self._connection.executemany(
             "UPDATE answers SET collected = 1 WHERE number = ? AND collected = 0",
             [(number,) for number in numbers],
         )
 
-    def leases(self, since: float, until: float) -> dict[Place, list[Lease]]:
-        """Return who holds what, by image; what was renewed at no such time is forgotten."""
+    def seats(self, since: float, until: float) -> list[Seat]:
+        """Return who is at the desk; what was last heard of at no such time is forgotten."""
         self._connection.execute(
-            "DELETE FROM leases WHERE renewed <= ? OR renewed > ?", (since, until)
+            "DELETE FROM seats WHERE renewed <= ? OR renewed > ?", (since, until)
         )
-        found: dict[Place, list[Lease]] = {}
-        for request, sample, *lease in self._connection.execute(
-            "SELECT request_id, sample, annotator, seat, renewed FROM leases"
+        return [
+            Seat(*row)
+            for row in self._connection.execute("SELECT annotator, seat, renewed FROM seats")
+        ]
+
+    def holders(self) -> dict[Place, list[Seat]]:
+        """Return who holds what, by image."""
+        found: dict[Place, list[Seat]] = {}
+        for request, sample, *seat in self._connection.execute(
+            "SELECT request_id, sample, annotator, seat, renewed "
+            "FROM leases JOIN seats ON number = holder"
         ):
-            found.setdefault((request, sample), []).append(Lease(*lease))
+            found.setdefault((request, sample), []).append(Seat(*seat))
         return found
 
-    def hold(self, annotator: str, seat: str, places: list[Place], now: float) -> None:
-        """Let a seat hold these images, and no others."""
-        self.release(seat, annotator)
+    def hold(self, me: Seat, places: Sequence[Place]) -> None:
+        """Let a seat hold these images and no others; no other page of this person does."""
+        for place in places:
+            self.give_up(place, me.annotator)
+        self.release(me.annotator, me.seat)
+        holder = self._connection.execute(
+            "INSERT INTO seats (annotator, seat, renewed) VALUES (?, ?, ?)", me
+        ).lastrowid
         self._connection.executemany(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)",
-            [(*place, annotator, seat, now) for place in places],
+            "INSERT INTO leases VALUES (?, ?, ?)", [(*place, holder) for place in places]
         )
 
     def give_up(self, place: Place, annotator: str) -> None:
         """Let nobody of this name hold an image."""
         self._connection.execute(
-            "DELETE FROM leases WHERE (request_id, sample, annotator) = (?, ?, ?)",
+            "DELETE FROM leases WHERE (request_id, sample) = (?, ?) "
+            "AND holder IN (SELECT number FROM seats WHERE annotator = ?)",
             (*place, annotator),
         )
 
-    def release(self, seat: str, annotator: str) -> None:
-        """Let a seat hold nothing."""
+    def release(self, annotator: str, seat: str) -> None:
+        """Let a seat hold nothing, and be there no more."""
         self._connection.execute(
-            "DELETE FROM leases WHERE (annotator, seat) = (?, ?)", (annotator, seat)
+            "DELETE FROM seats WHERE (annotator, seat) = (?, ?)", (annotator, seat)
         )
 
 
@@ -253,6 +268,7 @@ def opened(path: Path) -> Iterator[Answers]:
     try:
         connection = connect(path)
         try:
+            connection.execute("PRAGMA foreign_keys = ON")
             _prepare(connection, path)
             with transaction(connection):
                 yield Answers(connection)
@@ -276,7 +292,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             )
         old = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone()
         # executescript() would commit the transaction, so one statement at a time.
-        for statement in ";".join(_FROM_0 if old else (_ANSWERS, _LEASES)).split(";"):
+        for statement in ";".join(_FROM_0 if old else (_ANSWERS, _SEATS)).split(";"):
             connection.execute(statement)
         connection.execute("PRAGMA user_version = 1")
 

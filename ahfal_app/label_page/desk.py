@@ -13,7 +13,7 @@ answer, by closing the page, or by not being heard of for a while.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,8 @@ from ahfal_app.label_page.answers import (
     Answer,
     Answers,
     Kept,
-    Lease,
     Place,
+    Seat,
     opened,
 )
 from ahfal_app.label_page.sheets import REQUESTS, Item, Sheet, Sheets
@@ -106,7 +106,7 @@ class _Table:
 
     handed: Handed
     said: Sequence[Kept]
-    leases: Sequence[Lease]
+    holders: Sequence[Seat]
 
     def is_to_read(self, annotator: str) -> bool:
         """Return whether it needs another reading, and this person's would be one."""
@@ -126,19 +126,19 @@ class _Table:
         """Whether readers disagree."""
         return _disagree(self.handed.sheet, self.said)
 
-    def is_held(self, me: Lease) -> bool:
+    def is_held(self, me: Seat) -> bool:
         """Return whether this page holds it."""
-        return any((h.annotator, h.seat) == (me.annotator, me.seat) for h in self.leases)
+        return any(holder[:2] == me[:2] for holder in self.holders)
 
-    def is_free(self, me: Lease, settle: bool) -> bool:
+    def is_free(self, me: Seat, settle: bool) -> bool:
         """Return whether this page may hold it: it does, or fewer hold it than are wanted."""
         if self.is_held(me):
             return True
-        own = [lease for lease in self.leases if lease.annotator == me.annotator]
-        if any(me.renewed - lease.renewed < SILENT_S for lease in own):
+        own = [holder for holder in self.holders if holder.annotator == me.annotator]
+        if any(me.renewed - holder.renewed < SILENT_S for holder in own):
             return False
         wanted = 1 if settle else self.handed.sheet.readers - len(self.said)
-        return len(self.leases) - len(own) < wanted
+        return len(self.holders) - len(own) < wanted
 
     def _has_read(self, annotator: str) -> bool:
         return any(kept.answer.annotator == annotator for kept in self.said)
@@ -220,19 +220,18 @@ class Desk:
         """
         now = self._clock()
         places = [Handed(sheet, item) for sheet in self.sheets() for item in sheet.items]
-        me = Lease(annotator, seat, now)
+        me = Seat(annotator, seat, now)
         with self._answers() as answers:
             said = answers.standing()
-            leases = answers.leases(now - LEASE_S, now + LEASE_S)
-            tables = [_Table(p, said.get(p.place, ()), leases.get(p.place, ())) for p in places]
+            seats = answers.seats(now - LEASE_S, now + LEASE_S)
+            held = answers.holders()
+            tables = [_Table(p, said.get(p.place, ()), held.get(p.place, ())) for p in places]
             wanted = [t for t in tables if (t.is_to_settle if settle else t.is_to_read)(annotator)]
             free = [table for table in wanted if table.is_free(me, settle)]
             # What is on the screen stays there, and what is held already is kept.
             free.sort(key=lambda table: (table.handed.place != shown, not table.is_held(me)))
-            hand = [table.handed for table in free[: _share(len(wanted), leases, me)]]
-            for handed in hand:  # Also from another page of this person, that is silent.
-                answers.give_up(handed.place, annotator)
-            answers.hold(annotator, seat, [handed.place for handed in hand], now)
+            hand = [table.handed for table in free[: _share(len(wanted), seats, me)]]
+            answers.hold(me, [handed.place for handed in hand])
         if settle:
             hand = [replace(h, readings=tuple(k.answer for k in said[h.place])) for h in hand]
         return Hand(
@@ -246,7 +245,7 @@ class Desk:
     def release(self, annotator: str, seat: str) -> None:
         """Let others have what a page holds, since it is closed."""
         with self._answers() as answers:
-            answers.release(seat, annotator)
+            answers.release(annotator, seat)
 
     # --- answers ------------------------------------------------------------------------
 
@@ -319,7 +318,7 @@ class Desk:
             if newest is None:
                 return None
             answers.take_back(newest.number)
-            answers.hold(annotator, seat, [newest.answer.place], self._clock())
+            answers.hold(Seat(annotator, seat, self._clock()), [newest.answer.place])
         return newest.answer
 
     def own(self, annotator: str) -> tuple[Own, ...]:
@@ -404,10 +403,10 @@ class Desk:
         return newest if here is not None else None
 
 
-def _share(wanted: int, leases: Mapping[Place, Sequence[Lease]], me: Lease) -> int:
+def _share(wanted: int, seats: Sequence[Seat], me: Seat) -> int:
     """Return how many images a page may hold, so that the last ones are left to other pages."""
-    seats = {(lease.annotator, lease.seat) for held in leases.values() for lease in held}
-    return max(1, min(_AT_ONCE, wanted // len(seats | {(me.annotator, me.seat)})))
+    present = {seat[:2] for seat in (*seats, me)}
+    return max(1, min(_AT_ONCE, wanted // len(present)))
 
 
 def _is_decided(sheet: Sheet, said: Sequence[Kept]) -> bool:

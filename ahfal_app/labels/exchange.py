@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ahfal_app.parameters import suggestion
 from ahfal_app.errors import LabelFileError, StoreError
 from ahfal_app.labels.names import ClassNames
 from ahfal_app.labels.records import Event, utc_text
@@ -32,6 +31,7 @@ from ahfal_app.labels.store import (
     find_store,
 )
 from ahfal_app.ledger import Ledger
+from ahfal_app.parameters import suggestion
 
 _EXPORTED = (
     "file",

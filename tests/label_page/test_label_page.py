@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import multiprocessing
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.applications import Starlette
-from support import browser
+from support.label_pages import HOST, PORT, TOKEN, Visitor, served, site
 from support.labelling import CLASSES, encoded, request
 from typer.testing import CliRunner
 
@@ -32,19 +26,7 @@ from ahfal_app.label_page.images import for_browser
 from ahfal_app.label_page.open_requests import desk_folder
 from ahfal_app.label_page.shortcuts import shortcuts
 from ahfal_app.labels.store import LabelReceipt, LabelStore
-from ahfal_app.oracle import EncodedImage, Oracle, Site, make_oracle
-
-needs_browser = pytest.mark.skipif(
-    browser.CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"
-)
-
-PORT = 4711
-HOST = f"127.0.0.1:{PORT}"
-TOKEN = "right-token"
-
-
-def site(folder: Path | None, classes: tuple[str, ...] = CLASSES, image: Any = encoded) -> Site:
-    return Site(0, classes, {}, image, folder)
+from ahfal_app.oracle import EncodedImage, Oracle, make_oracle
 
 
 @pytest.fixture
@@ -181,27 +163,6 @@ def test_a_key_for_each_class_and_none_twice():
 
 
 # --- over HTTP ------------------------------------------------------------------------------
-
-
-@dataclass
-class Visitor:
-    """Sends requests to the page's application, with the cookie unless told otherwise."""
-
-    app: Starlette
-
-    def __call__(
-        self, path: str, json: Any = None, cookie: str | None = TOKEN, **headers: str
-    ) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}") as client:
-                if cookie is not None:
-                    headers["Cookie"] = f"ahfal-{PORT}={cookie}"
-                if json is None:
-                    return await client.get(path, headers=headers)
-                return await client.post(path, headers=headers, json=json)
-
-        return asyncio.run(ask())
 
 
 @pytest.fixture
@@ -371,31 +332,6 @@ def test_two_stores_or_none_are_refused_by_name(tmp_path: Path):
         desk_folder(tmp_path)
 
 
-@contextmanager
-def served(state_dir: Path, *options: str) -> Iterator[str]:
-    """Run the command and give the address that it prints."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "ahfal_app", "label", str(state_dir), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found is not None
-        yield found[0]
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-        assert process.wait(timeout=60) == 0, rest
-        assert "Traceback" not in rest
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
 def test_a_taken_port_is_named(state_dir: Path):
     with served(state_dir) as address:
         port = address.split(":")[2].split("/")[0]
@@ -406,54 +342,3 @@ def test_a_taken_port_is_named(state_dir: Path):
         )
         assert done.returncode == 1
         assert f"port={port}" in done.stderr + done.stdout
-
-
-# --- in a browser ---------------------------------------------------------------------------
-
-
-@needs_browser
-@pytest.mark.parametrize("width", browser.WIDTHS)
-def test_a_person_labels_by_keyboard_alone(state_dir: Path, oracle: Oracle, width: int):
-    from support.devtools import chromium
-
-    with served(state_dir, "--annotator", "Anna B.") as address, chromium(state_dir) as tab:
-        tab.resize(width)
-        tab.open(address)
-        tab.wait("document.querySelector('#image')?.naturalWidth > 0")
-        root = "document.documentElement"
-        assert tab.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
-        assert tab.evaluate("location.href") == address.split("?")[0]
-
-        def count(number: int) -> None:
-            text = "document.querySelector('#count').textContent"
-            tab.wait(f"{text} === '{number} of 5 labelled'")
-
-        count(0)
-        tab.press("3")
-        count(1)
-        tab.press("2")
-        count(2)
-        tab.press("Backspace")
-        count(1)
-        tab.press("s")
-        count(2)
-        # The first class's button: Tab goes there, Enter presses it.
-        tab.press("Tab")
-        assert tab.evaluate("document.activeElement.textContent") == "healthy1"
-        assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-        tab.press("Enter")
-        count(3)
-        tab.click("#classes button:nth-child(2)")
-        count(4)
-        tab.press("1")
-        count(5)
-        tab.wait("!document.querySelector('#empty').hidden")
-        assert tab.console == []
-        assert {url.split("/")[2] for url in tab.urls if url.startswith("http")} == {
-            address.split("/")[2]
-        }
-    answers = [(r.sample, r.label) for r in oracle.collect("request1")]
-    assert answers == [(7, 2), (3, None), (9, 0)]
-    answers = [(r.sample, r.label) for r in oracle.collect("request2")]
-    assert answers == [(1, 1), (2, 0)]
-    assert {r.annotator for r in oracle.collect("request1")} == {"Anna B."}

@@ -18,7 +18,14 @@ from websockets.sync.client import ClientConnection, connect
 _PATIENCE_S = 240.0
 
 #: Names and codes of keys that are no letters.
-_KEYS = {"Backspace": ("Backspace", 8), "Tab": ("Tab", 9), "Enter": ("Enter", 13)}
+_KEYS = {
+    "Backspace": ("Backspace", 8),
+    "Tab": ("Tab", 9),
+    "Enter": ("Enter", 13),
+    "Escape": ("Escape", 27),
+    "ArrowLeft": ("ArrowLeft", 37),
+    "ArrowRight": ("ArrowRight", 39),
+}
 
 
 def wait_for(happened: Callable[[], Any], what: str, patience_s: float = _PATIENCE_S) -> Any:
@@ -39,6 +46,8 @@ class Tab:
         self._number = 0
         self.console: list[str] = []
         self.urls: list[str] = []
+        #: Requests that are held back, in order: their number to Chromium, and their address.
+        self.held: list[tuple[str, str]] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
@@ -71,7 +80,9 @@ class Tab:
         if key == "Enter":
             about["text"] = "\r"
         elif len(key) == 1:
-            about |= {"text": key, "code": f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"}
+            about["text"] = key
+            if key.isalnum():
+                about["code"] = f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"
         self._call("Input.dispatchKeyEvent", type="keyDown", **about)
         about.pop("text", None)
         self._call("Input.dispatchKeyEvent", type="keyUp", **about)
@@ -92,6 +103,34 @@ class Tab:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def hold(self, *patterns: str) -> None:
+        """Hold back requests to addresses of these patterns (`*` is anything) until let go.
+
+        From the next page on: what is open may still send one.
+        """
+        self._call("Fetch.enable", patterns=[{"urlPattern": pattern} for pattern in patterns])
+
+    def is_held(self, part: str) -> bool:
+        """Return whether a request to an address with this part is held back."""
+        self.evaluate("0")  # What has happened meanwhile comes with any answer.
+        return any(part in url for _, url in self.held)
+
+    def let_go(self, part: str = "", fail: bool = False) -> None:
+        """Let requests to addresses with this part through, or let them fail."""
+        self.evaluate("0")
+        for number, url in [held for held in self.held if part in held[1]]:
+            self.held.remove((number, url))
+            if fail:
+                self._call("Fetch.failRequest", requestId=number, errorReason="ConnectionRefused")
+            else:
+                self._call("Fetch.continueRequest", requestId=number)
+
+    def hold_nothing(self) -> None:
+        """Let all requests through from now on."""
+        self.let_go()
+        self._call("Fetch.disable")
+        self.held.clear()
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
@@ -114,6 +153,8 @@ class Tab:
             self.console.append(str(about["exceptionDetails"]))
         elif method == "Log.entryAdded" and about["entry"]["level"] == "error":
             self.console.append(about["entry"]["text"])
+        elif method == "Fetch.requestPaused":
+            self.held.append((about["requestId"], about["request"]["url"]))
         elif method == "Network.requestWillBeSent":
             self.urls.append(about["request"]["url"])
 
