@@ -190,7 +190,7 @@ class Policy(BaseModel):
         described = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            text = ",".join(value) if isinstance(value, tuple) else value
+            text = "|".join(value) if isinstance(value, tuple) else value
             shown = "not limited" if value is None else str(text)
             described.append(f"{str(field.alias).removeprefix(PREFIX)}: {shown}")
         return described

@@ -244,9 +244,9 @@ def _misfit(
         return None  # It serves no client of this run.
     member = membership.members.get(about.client)
     if member is not None and member.node in connected:
-        return f"node {member.node} has this place and is connected"
+        return f"node {member.node} has it and is connected"
     if about.client in twice:
-        return "two nodes claim this place"
+        return "two nodes claim it"
     if about.code != order.code:
         return _other_code(about, order.code)
     data = {(each.data, each.partition) for each in membership.members.values()}

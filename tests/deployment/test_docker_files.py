@@ -161,6 +161,7 @@ def test_the_demo_runs_what_server_and_sites_run():
         differing = {w.partition("=")[0] for w in set(command) ^ set(expected)}
         assert differing == {"--superlink", "--node-config"}
         assert "--superlink=proxy:8443" in command
+        assert demo[f"superexec-{number}"]["entrypoint"] == site["superexec"]["entrypoint"]
         own = demo[f"superexec-{number}"]["command"]
         replaced = f"--runtime-api-address=supernode-{number}:9094"
         assert own == [
@@ -175,8 +176,8 @@ def test_the_systemd_unit_starts_what_the_site_starts():
     unit.optionxform = str  # type: ignore[method-assign, assignment]
     text = (DOCKER / "systemd" / "ahfal-supernode.service").read_text().replace("\\\n", " ")
     unit.read_string(text)
-    program, *arguments = shlex.split(unit["Service"]["ExecStart"])
-    assert program.endswith("/flower-supernode")
+    program, subcommand, *arguments = shlex.split(unit["Service"]["ExecStart"])
+    assert (Path(program).name, subcommand) == ("ahfal", "supernode")
     command = _flags(compose_files.load("compose.site.yaml")["services"]["supernode"]["command"])
     own = _flags(arguments)
     assert own.pop("--isolation") == "subprocess"
@@ -192,6 +193,12 @@ def test_the_systemd_unit_starts_what_the_site_starts():
 
 def _flags(arguments: list[str]) -> dict[str, str]:
     return {flag: value for flag, _, value in (word.partition("=") for word in arguments)}
+
+
+def test_a_site_runs_the_code_in_its_image():
+    """And not what a server sends, which Flower's own SuperExec would run."""
+    services = compose_files.load("compose.site.yaml")["services"]
+    assert services["superexec"]["entrypoint"] == ["ahfal", "superexec"]
 
 
 def test_the_dockerfile_is_built_on_flowers_image_and_runs_as_its_user():

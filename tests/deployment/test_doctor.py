@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import http.server
+import os
 import shutil
 import sqlite3
 import ssl
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from support.attacks import Target
 from support.site_images import CLASSES, write_images, write_labels
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from ahfal_app.deployment.doctor import Finding, Site, Verdict, examine
 from ahfal_app.deployment.doctor.key import check_key
 from ahfal_app.deployment.doctor.link import Link, check_link, is_loopback
 from ahfal_app.deployment.doctor.machine import unmet
+from ahfal_app.deployment.doctor.policy import check_policy
 from ahfal_app.deployment.doctor.state import check_state
 from ahfal_app.errors import OracleError
 from ahfal_app.oracle.label_studio.connection import Connection
@@ -101,8 +104,8 @@ def test_a_site_that_is_ready(site: Site, certificates: Path):
         findings = list(examine(replace(site, superlink=address)))
     assert {f.verdict for f in findings if f.check != "disk"} == {Verdict.GOOD}, findings
     assert [f.check for f in findings] == [
-        *("versions", "device", "data", "labels", "state", "disk", "key", "link", "clock"),
-        "server",
+        *("versions", "device", "data", "labels", "state", "disk", "policy", "processes", "key"),
+        *("link", "clock", "server"),
     ]
 
 
@@ -117,7 +120,7 @@ def test_the_command_says_it_in_lines_and_in_its_exit_code(site: Site, certifica
 
     with _server(certificates) as address:
         code, lines = run(address, site.node_config)
-        assert (code, len(lines)) == (0, 10)
+        assert (code, len(lines)) == (0, 12)
         code, lines = run(address, site.node_config.replace("state-dir", "state"))
     assert code == 1
     assert [line for line in lines if line.startswith("FAILED")] == [
@@ -414,3 +417,98 @@ def test_versions():
     assert unmet(Requirement("numpy>=1")) is None
     assert "needed is numpy<1" in str(unmet(Requirement("numpy<1")))
     assert "not installed" in str(unmet(Requirement("no-such-package>=1")))
+
+
+# --- the site's policy, and who can read its state ---------------------------------------------
+
+
+def _policy(tmp_path: Path, **own: object) -> list[Finding]:
+    node = {"partition-id": 0, "state-dir": str(tmp_path / "state")}
+    return list(check_policy({**node, **own}))
+
+
+def test_a_policy_is_told_rule_by_rule(tmp_path: Path):
+    found = _policy(
+        tmp_path,
+        **{
+            "policy-privacy": "local-dp",
+            "policy-labels-per-run": 500,
+            "policy-strategies": "ahfal, random",
+            "policy-disk-gib": 50,
+        },
+    )
+    (finding,) = found
+    assert finding.verdict is Verdict.GOOD
+    assert finding.text.split(", ") == [
+        *("privacy: local-dp", "epsilon: not limited", "total-epsilon: not limited"),
+        *("labels-per-cycle: not limited", "labels-per-run: 500", "total-labels: not limited"),
+        "image-size: not limited",
+        *("strategies: ahfal|random", "oracles: not limited", "models: not limited"),
+        *("local-epochs: not limited", "disk-gib: 50.0"),
+    ]
+
+
+def test_a_site_with_images_is_warned_of_what_is_open(tmp_path: Path):
+    (finding,) = _policy(tmp_path, data="/srv/images")
+    assert finding.verdict is Verdict.WARNING
+    assert "set policy-labels-per-run, policy-disk-gib: else the server alone says" in finding.text
+    (finding,) = _policy(
+        tmp_path, data="/srv/images", **{"policy-labels-per-run": 5, "policy-disk-gib": 1.5}
+    )
+    assert finding.verdict is Verdict.GOOD
+
+
+def test_a_policy_that_would_protect_nothing_cannot_join(tmp_path: Path):
+    found = _policy(tmp_path, **{"policy-label-per-run": 5, "policy-privacy": "yes"})
+    assert {f.verdict for f in found} == {Verdict.FAILURE}
+    told = " ".join(finding.text for finding in found)
+    assert "did you mean 'policy-labels-per-run'" in told
+    assert "policy-privacy='yes'" in told
+
+
+def test_keys_that_mean_nothing_are_told(tmp_path: Path):
+    found = _policy(tmp_path, **{"state": "/srv", "colour": "red", "oracle-url": "http://a"})
+    told = [f.text for f in found if f.check == "node-config"]
+    assert len(told) == 2
+    assert "state: AHFAL knows no such key; did you mean 'state-dir'" in told[0]
+    assert told[1].startswith("colour: ")
+
+
+def test_what_is_used_up_of_totals_is_told(tmp_path: Path):
+    target = Target(tmp_path)
+    assert not target.send("query.join").has_error()
+    own = {"state-dir": str(target.state), "policy-disk-gib": 1, "policy-labels-per-run": 9}
+    _, finding = _policy(tmp_path, **own, **{"policy-total-labels": 20})
+    assert (finding.verdict, finding.text) == (
+        Verdict.GOOD,
+        "12 labels of 20 are spent by all runs together",
+    )
+    _, finding = _policy(tmp_path, **own, **{"policy-total-labels": 12})
+    assert finding.verdict is Verdict.WARNING
+    assert "no run can have more" in finding.text
+
+
+def test_a_state_that_others_can_read_cannot_join(tmp_path: Path):
+    folder = tmp_path / "state"
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "labels.sqlite").touch()
+    folder.chmod(0o750)
+    (finding,) = (
+        f for f in check_state({"state-dir": str(folder)}) if f.verdict is Verdict.FAILURE
+    )
+    assert finding.text == (
+        f"{folder} and 2 more: others have rights to it; run chmod -R go= {folder}"
+    )
+    for path in (folder, folder / "run", folder / "run" / "labels.sqlite"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    assert not [f for f in check_state({"state-dir": str(folder)}) if f.verdict is Verdict.FAILURE]
+
+
+def test_a_state_that_doctor_makes_is_closed(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        findings = list(check_state({"state-dir": str(tmp_path / "a" / "state")}))
+    finally:
+        os.umask(before)
+    assert {f.verdict for f in findings} == {Verdict.GOOD}
+    assert (tmp_path / "a" / "state").stat().st_mode & 0o777 == 0o700

@@ -18,6 +18,7 @@ from ahfal_app.client_app import app as client_app
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached
 from ahfal_app.labels.store import LabelReceipt, LabelRequest
+from ahfal_app.oracle import Site
 from ahfal_app.oracle.simulated import SimulatedOracle
 
 
@@ -430,7 +431,10 @@ def _people(monkeypatch: pytest.MonkeyPatch) -> None:
         def check(self) -> str:
             return ""
 
-    monkeypatch.setattr("ahfal_app.client.annotation.make_oracle", lambda name, site: Gradual(site))
+    def gradual(name: str, site: Site, parameters: object) -> Gradual:
+        return Gradual(site)
+
+    monkeypatch.setattr("ahfal_app.client.annotation.make_oracle", gradual)
     monkeypatch.setattr("ahfal_app.server.purchase._FIRST_PAUSE_S", 0.01)
 
 

@@ -352,7 +352,8 @@ def deployment(folder: Path, certificates: Path) -> Iterator[Deployment]:
 
 
 def _command(service_name: str, service: Mapping[str, Any]) -> list[str]:
-    return [str(_PROGRAMS / _ENTRY_POINTS[service_name]), *service["command"]]
+    program, *arguments = service.get("entrypoint", [_ENTRY_POINTS[service_name]])
+    return [str(_PROGRAMS / program), *arguments, *service["command"]]
 
 
 def _health_command(service: Mapping[str, Any]) -> list[str]:

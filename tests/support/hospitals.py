@@ -257,7 +257,7 @@ class Trial:
         """Return whether a message is being dealt with at a site."""
         marker = str(self.folder)
         commands = processes_of(marker, f"{site}-superexec").values()
-        return any("flwr-clientapp" in command for command in commands)
+        return any("deployment.clientapp" in command for command in commands)
 
     def account(self) -> Account:
         """Count what was answered against what the stores have; they must be sound, too."""

@@ -88,7 +88,7 @@ def _supernode() -> None:
 
 
 _program = os.path.basename(next((word for word in sys.orig_argv[1:2]), ""))
-if _program == "flwr-clientapp":
+if "ahfal_app.deployment.clientapp" in sys.orig_argv:
     _client_app()
 elif _program == "flower-supernode" and _MISBEHAVIOUR == "twice":
     _supernode()

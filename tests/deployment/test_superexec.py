@@ -1,0 +1,202 @@
+"""What a site starts: its own code, ClientApps alone, one at a time."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec import run_superexec
+from flwr.supercore.superexec.executor import ExecutionSpec
+from flwr.supercore.superexec.executor.types import LaunchResultStatus
+from flwr.supernode import start_client_internal
+from flwr.supernode.runtime import run_clientapp
+from typer.testing import CliRunner
+
+from ahfal_app import cli
+from ahfal_app.client_app import app as installed
+from ahfal_app.deployment import clientapp, superexec, supernode
+from ahfal_app.deployment.doctor.finding import Verdict
+from ahfal_app.deployment.doctor.processes import check_processes
+from ahfal_app.deployment.superexec import SiteExecutor
+
+
+def _spec(kind: TaskType = TaskType.CLIENT_APP, **changes: object) -> ExecutionSpec:
+    values: dict[str, object] = {
+        "task_type": kind,
+        "runtime_api_address": "127.0.0.1:1",
+        "token": "token",
+        "insecure": True,
+        "root_certificates_path": None,
+        "runtime_dependency_install": True,
+        "parent_pid": 7,
+        "suppress_output": False,
+        "task_id": 1,
+        "fab_hash": "hash",
+    }
+    return ExecutionSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class _Started:
+    """Stands for `subprocess.Popen`: processes that run until they are told to end."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.running = 0
+
+    def __call__(self, command: list[str], **_: object) -> _Started:
+        self.commands.append(command)
+        self.running += 1
+        return self
+
+    def poll(self) -> int | None:
+        return None if self.running else 0
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> _Started:
+    started = _Started()
+    monkeypatch.setattr(superexec.subprocess, "Popen", started)
+    return started
+
+
+def test_nothing_is_taken_while_a_client_app_runs(started: _Started):
+    """However long it takes: Flower offers its task again, and nobody takes it."""
+    executor = SiteExecutor()
+    everything = set(TaskType)
+    assert executor.get_eligible_capacity(everything) == ({TaskType.CLIENT_APP}, set())
+    assert executor.launch(_spec()).status is LaunchResultStatus.ACCEPTED
+    for _ in range(18):
+        assert executor.get_eligible_capacity(everything) == (set(), set())
+    assert len(started.commands) == 1
+    started.running = 0
+    assert executor.get_eligible_capacity(everything) == ({TaskType.CLIENT_APP}, set())
+
+
+@pytest.mark.parametrize("kind", sorted(set(TaskType) - {TaskType.CLIENT_APP}))
+def test_nothing_but_client_apps_is_started(started: _Started, kind: TaskType):
+    assert SiteExecutor().get_eligible_capacity({kind}) == (set(), set())
+    assert SiteExecutor().launch(_spec(kind)).status is LaunchResultStatus.FAILED
+    assert not started.commands
+
+
+def test_what_is_started_is_the_installed_code_and_installs_nothing(started: _Started):
+    SiteExecutor().launch(_spec())
+    SiteExecutor().launch(_spec(insecure=False, root_certificates_path="/ca.crt"))
+    for command in started.commands:
+        assert command[:4] == [sys.executable, "-P", "-m", "ahfal_app.deployment.clientapp"]
+        assert "--allow-runtime-dependency-installation" not in command
+        assert command[command.index("--parent-pid") + 1] == "7"
+    assert "--insecure" in started.commands[0]
+    assert started.commands[1][-4:-2] == ["--root-certificates", "/ca.crt"]
+
+
+def test_what_a_server_sends_is_neither_unpacked_nor_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """By the names that Flower's own process goes by."""
+    seen: list[object] = []
+
+    def flowers_process() -> None:
+        run_clientapp.install_from_fab(b"no archive at all", skip_prompt=True)
+        load = run_clientapp.get_load_client_app_fn(
+            default_app_ref="", app_path=None, multi_app=True
+        )
+        seen.append(load("evil/app", "1.0.0", "0" * 64))
+
+    for name in ("install_from_fab", "get_load_client_app_fn"):
+        monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setattr(clientapp, "flwr_clientapp", flowers_process)
+    clientapp.main()
+    assert seen == [installed]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_hand_their_arguments_on(monkeypatch: pytest.MonkeyPatch):
+    """To Flower's programs, with AHFAL's parts in them."""
+    seen: list[tuple[list[str], object]] = []
+    monkeypatch.setattr(run_superexec, "get_executor", run_superexec.get_executor)  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        superexec,
+        "flower_superexec",
+        lambda: seen.append((sys.argv, run_superexec.get_executor("subprocess"))),  # type: ignore[attr-defined]
+    )
+    monkeypatch.setattr(start_client_internal, "subprocess", subprocess)
+    monkeypatch.setattr(
+        supernode,
+        "flower_supernode",
+        lambda: seen.append((sys.argv, start_client_internal.subprocess)),  # type: ignore[attr-defined]
+    )
+    monkeypatch.setattr(sys, "argv", [])
+    run = CliRunner().invoke
+    assert run(cli.app, ["superexec", "--insecure", "--help"]).exit_code == 0
+    assert run(cli.app, ["supernode", "--node-config", "partition-id=0 a=1"]).exit_code == 0
+    assert [argv for argv, _ in seen] == [
+        ["flower-superexec", "--insecure", "--help"],
+        ["flower-supernode", "--node-config", "partition-id=0 a=1"],
+    ]
+    assert isinstance(seen[0][1], SiteExecutor)
+    assert seen[1][1] is supernode._Processes
+
+
+def test_a_supernode_starts_ahfals_superexec_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    started = _Started()
+    monkeypatch.setattr(supernode.subprocess, "Popen", started)
+    supernode._Processes.Popen(["flower-superexec", "--parent-pid", "5"])
+    assert started.commands == [
+        [sys.executable, "-P", "-m", "ahfal_app.deployment.superexec", "--parent-pid", "5"]
+    ]
+    with pytest.raises(RuntimeError, match="'sh': expected is 'flower-superexec'"):
+        supernode._Processes.Popen(["sh", "-c", "true"])
+
+
+# --- doctor ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _client_apps(count: int, *words: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run processes whose command lines are those of ClientApps."""
+    command = [sys.executable, "-c", "import time; time.sleep(600)", *words]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no processes in files")
+@pytest.mark.parametrize(
+    "words", [("/venv/bin/flwr-clientapp",), ("-m", "ahfal_app.deployment.clientapp")]
+)
+def test_doctor_notices_client_apps_that_pile_up(words: tuple[str, ...]):
+    with _client_apps(1, *words) as processes:
+        _wait_until_listed(processes, words)
+        before = check_processes()
+    with _client_apps(3, *words) as processes:
+        _wait_until_listed(processes, words)
+        found = check_processes()
+    assert before.verdict is Verdict.GOOD
+    assert found.verdict is Verdict.WARNING
+    assert "3 ClientApps of process" in found.text
+    assert "`ahfal supernode`" in found.text
+
+
+def _wait_until_listed(processes: list[subprocess.Popen[bytes]], words: tuple[str, ...]) -> None:
+    """Wait until each has become the program that it is told to be."""
+    for process in processes:
+        path = Path(f"/proc/{process.pid}/cmdline")
+        while words[-1].encode() not in path.read_bytes():
+            time.sleep(0.01)
+
+
+def test_where_processes_are_not_in_files_nothing_is_found(tmp_path: Path):
+    assert check_processes(tmp_path).verdict is Verdict.GOOD
