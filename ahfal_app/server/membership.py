@@ -110,7 +110,9 @@ def join(federation: Federation, order: Order) -> Membership:
     num_clients = settings.num_clients or connected
     membership = Membership(settings.model_copy(update={"num_clients": num_clients}))
     if twice := _claimed_twice(answers):
-        raise ConfigError([f"partition-id={twice[0]}: two nodes have it; allowed is one"])
+        nodes = [node for node, answer in answers.items() if answer.about.client == twice[0]]
+        who = " and ".join(federation.node_name(node) for node in nodes)
+        raise ConfigError([f"partition-id={twice[0]}: {who}: two nodes have it; allowed is one"])
     _admit(federation, membership, answers, failures)
     if len(membership.members) < share_of(settings.quorum, num_clients):
         reasons = federation.describe_nodes(failures) or "no more nodes connected"

@@ -67,7 +67,7 @@ def test_the_protocols_of_the_paper(
     assert (settings.rounds, settings.local_epochs) == (rounds, epochs)
     assert settings.target_fraction == target
     assert settings.num_cycles == trainings
-    assert settings.head_kernel == 3
+    assert settings.parameters_of("model").get("head-kernel", 3) == 3
 
 
 def test_every_protocol_but_the_digits_is_the_papers() -> None:
@@ -115,6 +115,6 @@ def test_normalisation_and_augmentation_of_the_papers_data(
 ) -> None:
     known = catalog.recognise(shape, num_classes, mean)
     assert known is not None
-    assert known.path == dataset
+    assert known.hub == dataset
     assert (known.mean_C, known.std_C) == (mean, std)
     assert catalog.resolve_augmentation("auto", known) == augmentation

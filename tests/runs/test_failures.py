@@ -203,7 +203,7 @@ def test_a_node_cannot_take_the_place_of_one_that_is_there(
     ImpostorGrid.called.clear()
     outcome = simulation(grid=ImpostorGrid)
     assert set(ImpostorGrid.called) == {"query.join"}
-    assert "partition-id=1: node 2 has it and is connected; node 77 is left out" in caplog.text
+    assert "node 77, partition-id=1, is left out: node 2 has it and is connected" in caplog.text
     assert outcome.result == shared_runs().result
 
 

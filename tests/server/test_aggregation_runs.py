@@ -84,7 +84,7 @@ def test_a_client_that_sends_huge_weights(name: str, simulation: Simulation):
             floats = {n: a.numpy() for n, a in arrays.items() if a.numpy().dtype.kind == "f"}
             if context.node_config["partition-id"] == 2:
                 for key, value in floats.items():
-                    arrays[key] = Array(np.asarray(1e6 * (1 + value), dtype=value.dtype))
+                    arrays[key] = Array(np.asarray(1e5 * (1 + value), dtype=value.dtype))
             else:
                 honest.append(floats)
         return reply

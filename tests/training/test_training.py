@@ -361,7 +361,8 @@ def test_batches_at_the_same_time_give_the_same_bits() -> None:
     assert torch.equal(in_turns.logits_NC, at_once.logits_NC)
     assert torch.equal(in_turns.embeddings_ND, at_once.embeddings_ND)
     assert torch.equal(in_turns.feature_maps_NF, at_once.feature_maps_NF)  # type: ignore[arg-type]
-    assert evaluate(model, images, 3) == evaluate(model, images, 3, at_once=3)
+    one, three = evaluate(model, images, 3), evaluate(model, images, 3, at_once=3)
+    assert (one.confusion_CC.tolist(), one.loss) == (three.confusion_CC.tolist(), three.loss)
     assert torch.get_num_threads() == threads
 
 

@@ -75,8 +75,8 @@ def model_problem(name: str) -> str | None:
 
 
 def network_facts(name: str) -> NetworkFacts:
-    """Return what is known of a network; of torchvision's nothing is."""
-    if name.startswith(TORCHVISION_PREFIX):
+    """Return what is known of a network; of one that no file here names, nothing is."""
+    if name not in MODELS.names():
         return NetworkFacts()
     return cast(NetworkFacts, MODELS.trait(name, "FACTS", NetworkFacts()))
 
