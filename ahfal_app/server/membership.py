@@ -111,8 +111,10 @@ def join(federation: Federation, order: Order) -> Membership:
     membership = Membership(settings.model_copy(update={"num_clients": num_clients}))
     if twice := _claimed_twice(answers):
         nodes = [node for node, answer in answers.items() if answer.about.client == twice[0]]
-        who = " and ".join(federation.node_name(node) for node in nodes)
-        raise ConfigError([f"partition-id={twice[0]}: {who}: two nodes have it; allowed is one"])
+        who = ", ".join(federation.node_name(node) for node in nodes)
+        raise ConfigError(
+            [f"partition-id={twice[0]}: {len(nodes)} nodes have it ({who}); allowed is one"]
+        )
     _admit(federation, membership, answers, failures)
     if len(membership.members) < share_of(settings.quorum, num_clients):
         reasons = federation.describe_nodes(failures) or "no more nodes connected"

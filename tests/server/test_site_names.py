@@ -84,7 +84,9 @@ def test_two_nodes_with_one_place_are_named(simulation: Simulation):
         place = {**context.node_config, "partition-id": 0}
         return client_app(message, replace(context, node_config=place))
 
-    with pytest.raises(ConfigError, match="partition-id=0: charite and hospital-2: two nodes"):
+    with pytest.raises(
+        ConfigError, match=r"partition-id=0: 3 nodes have it \(charite, hospital-2, node 3\)"
+    ):
         simulation(handler=handler, grid=NamedGrid)
 
 
