@@ -122,6 +122,11 @@ class Federation:
         return tuple(sorted(self._nodes))
 
     @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that were sent down and up so far."""
+        return self.bytes_down, self.bytes_up
+
+    @property
     def most_at_once(self) -> int | None:
         """Messages that may be sent at once; None: all."""
         return self.grid.most_at_once if isinstance(self.grid, BoundedGrid) else None

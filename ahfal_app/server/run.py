@@ -35,6 +35,7 @@ from ahfal_app.server.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ahfal_app.server.federation import Federation
 from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.server.membership import Membership
 from ahfal_app.server.preflight import (
@@ -136,6 +137,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         progress.warn,
         start.settings.parameters_of("tracker"),
     )
+    timeout = start.settings.round_timeout
     learning = FederatedActiveLearning(
         Order(
             start.settings,
@@ -147,8 +149,10 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         ),
         _hooks(start, recorder, progress, aggregation, tracking),
         progress,
-        start.loaded.num_classes,
+        # A message must outlive the slowest exchange, a site's labels any single message.
+        Federation(grid, timeout, time_to_live=timeout + 60.0),
         aggregation,
+        start.loaded.num_classes,
         position.cycle,
         position.round,
         start.checkpoint.bought,
@@ -158,7 +162,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     with tracking:
         try:
             with progress:
-                final = learning.run(grid, arrays, start.settings.round_timeout)
+                final = learning.run(arrays)
         except AhfalError as error:
             stopped = f"{type(error).__name__}: {error}"
             recorder.finish(stopped)

@@ -1,0 +1,74 @@
+"""What the server has last heard of the clients' labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ahfal_app.config import Settings
+from ahfal_app.ledger import Ledger
+from ahfal_app.messages.answers import QueryAnswer
+from ahfal_app.server.membership import Member
+from ahfal_app.server.plausibility import LabelBounds
+from ahfal_app.server.purchase import Purchase
+
+
+class KnownLabels:
+    """The clients' labels as the server knows them, by client.
+
+    Parameters
+    ----------
+    bought : Mapping[int, int]
+        The newest cycle that each client of an interrupted run had bought labels for.
+
+    Attributes
+    ----------
+    labelled : dict[int, int]
+        How many each has.
+    bought : dict[int, int]
+        The newest cycle that each is known to have bought labels for.
+    most : LabelBounds
+        The most that each may have.
+    """
+
+    def __init__(self, bought: Mapping[int, int]) -> None:
+        self.labelled: dict[int, int] = {}
+        self.bought = dict(bought)
+        self.most = LabelBounds()
+        self._ledgers: dict[int, Ledger] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """All clients' ledgers together."""
+        return Ledger.total(self._ledgers.values())
+
+    def joined(self, members: Iterable[Member]) -> None:
+        """Take over what clients tell as they join."""
+        for member in members:
+            self.bought[member.client] = member.last_cycle
+            self._told(member.client, member.labelled, member.ledger)
+
+    def told(self, answers: Mapping[int, QueryAnswer]) -> None:
+        """Take over how a purchase stands."""
+        for client, answer in answers.items():
+            self._told(client, answer.labelled, answer.ledger)
+
+    def purchased(
+        self, purchase: Purchase, cycle: int, members: Mapping[int, Member], settings: Settings
+    ) -> None:
+        """Take over what a purchase for a cycle came to, and what may have come of it unheard."""
+        self.told(purchase.answers)
+        self.bought |= dict.fromkeys(purchase.answers, cycle)
+        for client in members.keys() & purchase.failures.keys() - purchase.answers.keys():
+            self.most.unheard(client, settings.labels_due(cycle, members[client].num_samples))
+
+    def standing(self) -> dict[int, QueryAnswer]:
+        """Return how the purchase stands that was made as the clients joined."""
+        return {
+            client: QueryAnswer(0, self.labelled[client], ledger.reserved, ledger)
+            for client, ledger in self._ledgers.items()
+        }
+
+    def _told(self, client: int, labelled: int, ledger: Ledger) -> None:
+        self.labelled[client] = labelled
+        self._ledgers[client] = ledger
+        self.most.told(client, labelled, ledger)
