@@ -8,22 +8,31 @@ two differ, the server says so as the run starts.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from typing import cast
 
 from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import LoadClientAppError
 from flwr.supernode.cli import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
 # Also in `pyproject.toml`. A door, which nothing below it imports: it is loaded as Flower would.
 _MODULE, _ATTRIBUTE = "ahfal_app.client_app", "app"
 
+_log = logging.getLogger(__name__)
+
 
 def installed_app(*_: object, **__: object) -> Callable[..., ClientApp]:
     """Return what gives Flower the installed ClientApp, whatever it asks for."""
 
     def load(*_: object) -> ClientApp:
-        return cast(ClientApp, getattr(importlib.import_module(_MODULE), _ATTRIBUTE))
+        try:
+            return cast(ClientApp, getattr(importlib.import_module(_MODULE), _ATTRIBUTE))
+        except Exception as error:
+            _log.exception("the installed ClientApp cannot be loaded")
+            # Of this error Flower tells the server a fixed text, and of others all.
+            raise LoadClientAppError("the installed ClientApp cannot be loaded") from error
 
     return load
 

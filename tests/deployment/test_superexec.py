@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.clientapp.client_app import LoadClientAppError
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec
@@ -117,6 +118,19 @@ def test_what_a_server_sends_is_neither_unpacked_nor_loaded(
     clientapp.main()
     assert seen == [installed]
     assert not list(tmp_path.iterdir())
+
+
+def test_why_the_installed_code_cannot_be_loaded_stays_at_the_site(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(name: str) -> None:
+        raise ImportError("/home/erika.mustermann/venv/lib/torch.so: wrong architecture")
+
+    monkeypatch.setattr(clientapp.importlib, "import_module", fail)
+    # Flower has a fixed text for errors of this kind, and tells others as they are.
+    with pytest.raises(LoadClientAppError):
+        clientapp.installed_app()()
+    assert "wrong architecture" in caplog.text
 
 
 def test_the_commands_hand_their_arguments_on(monkeypatch: pytest.MonkeyPatch):

@@ -498,3 +498,25 @@ def test_traffic_of_the_protocol_is_counted(
     more = secure[0].metrics.cycles[0].bytes_up - plain[0].metrics.cycles[0].bytes_up
     # Per client: two keys, two ciphertexts, the vector and three shares, at the least.
     assert more > 3 * (2 * 32 + 2 * 77 + 168 + 3 * 16) - 3 * 10 * 8
+
+
+@pytest.mark.parametrize("bound_to", [[0, 1, 2], [0, 1, 2, 3, 99], [1], [2, 3]])
+def test_a_client_that_lies_about_a_begun_sum_holds_up_nobody(
+    runs: Simulation, five: Outcome, bound_to: list[int]
+):
+    """Nor can it say who is in the sum: it is left out, and the others are summed."""
+
+    def lying(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        reply.content.config_records["secure-aggregation"]["bound-to"] = bound_to
+        return reply
+
+    watch = Watch({("query.advertise_keys", 1): lying})
+    outcome = runs(FIVE, **SECURE, handler=watch)
+    for cycle in outcome.metrics.cycles[:-1]:
+        (failure,) = cycle.failed
+        assert failure.client == 1
+        assert "it says that it has begun to unmask another sum" in failure.reason
+    asked = {client for client, _ in watch.of("query.share_keys")}
+    assert asked == {0, 2, 3, 4}
+    assert five.metrics.cycles[0].mean != outcome.metrics.cycles[0].mean

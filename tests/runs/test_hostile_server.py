@@ -19,6 +19,7 @@ from support.attacks import IMAGES, PATIENT, RUN, SETTINGS, Target, model_arrays
 from ahfal_app import errors
 from ahfal_app.client import outgoing
 from ahfal_app.client.client import Client
+from ahfal_app.client_app import app as client_app
 from ahfal_app.labels.store import STORE_FILE
 
 OTHER_RUN = "fedcba9876543210"
@@ -363,6 +364,17 @@ def test_statistics_that_cannot_be(target: Target, values: dict[str, Any]):
             content.metric_records["statistics"][key] = value
 
     target.refused("query.select", "message", None, spoil)
+
+
+def test_every_kind_of_message_is_guarded(target: Target):
+    """Those that are added later, too: nothing that is said is taken for granted."""
+    registered = {kind.removesuffix(".default") for kind in client_app._registered_funcs}
+    assert registered >= set(KINDS)
+    for kind in registered:
+        for content in (RecordDict(), RecordDict({"config": ConfigRecord({"run": "../a"})})):
+            reply = target.deliver(kind, content)
+            assert reply.has_error()
+            assert str(reply.error.reason).startswith("[message] ")
 
 
 # --- a site's own policy -----------------------------------------------------------------------

@@ -7,6 +7,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
 from support.reference_aggregation import (
     Adagrad,
     Adam,
@@ -18,6 +20,7 @@ from support.reference_aggregation import (
     krum_order,
     mean,
     median_of,
+    norm_clipped,
     trimmed_mean_of,
 )
 
@@ -37,6 +40,7 @@ NAMES = (
     "fedyogi",
     "fedmedian",
     "fedtrimmedavg",
+    "norm-clipping",
     "krum",
     "multikrum",
     "bulyan",
@@ -149,6 +153,8 @@ def expected_rounds(name: str, start: Model, rounds: int) -> Model:
             current = by_value(models, median_of)
         elif name == "fedtrimmedavg":
             current = by_value(models, lambda values: trimmed_mean_of(values, 1))
+        elif name == "norm-clipping":
+            current = norm_clipped(current, models)
         elif name == "krum":
             current = models[krum_order(models, 1)[0]]
         elif name == "multikrum":
@@ -298,6 +304,33 @@ def test_one_huge_model_moves_the_mean_and_no_robust_aggregate(name: str, scale:
         assert ((values >= 0) & (values < 1)).all()
 
 
+@given(seed=st.integers(0, 2**31), scale=st.floats(1e-3, 1e6), others=st.integers(2, 6))
+@pytest.mark.parametrize("name", ["fedmedian", "fedtrimmedavg", "norm-clipping"])
+def test_one_of_as_few_as_three_decides_nothing(name: str, seed: int, scale: float, others: int):
+    """Whatever it answers: values stay between honest ones; moves are no longer than those."""
+    random = numpy_generator(seed, "attack")
+    start = {"w": random.normal(size=20).astype(np.float32)}
+    honest = [
+        {"w": (start["w"] + random.normal(size=20)).astype(np.float32)} for _ in range(others)
+    ]
+    hostile = {"w": (scale * random.normal(size=20)).astype(np.float32)}
+    models = [honest[0], hostile, *honest[1:]]
+    values = {"aggregation.trimmed-share": 0.34} if name == "fedtrimmedavg" else {}
+    aggregation = Aggregation(parse_settings({"aggregation": name, **values}), ("w",))
+    aggregation.configure_train(1, to_record(start), grid=None)  # type: ignore[arg-type]
+    replies = to_replies(models, [1, 10**6, *[1] * (others - 1)])
+    result = aggregation.aggregate_train(0, 1, replies)["w"].numpy()
+    said = np.stack([model["w"] for model in honest])
+    if name == "norm-clipping":
+        longest = np.linalg.norm(said - start["w"], axis=1).max()
+        assert np.linalg.norm(result - start["w"]) <= longest * (1 + 1e-5)
+        without = said.astype(np.float64).mean(axis=0)
+        assert np.linalg.norm(result - without) <= 2 * longest
+    else:
+        assert (result >= said.min(axis=0)).all()
+        assert (result <= said.max(axis=0)).all()
+
+
 @pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan"])
 def test_distances_are_right_where_models_differ_little(name: str):
     """In float32 the squared norms of about 1e8 would drown squared distances of about 1."""
@@ -351,6 +384,8 @@ def test_an_aggregate_that_is_not_finite_is_a_named_error(name: str):
             "aggregation.averaged-clients=5: allowed is at most 4 with "
             "aggregation.malicious-clients=1 and 5 clients",
         ),
+        ({"aggregation": "fedmedian"}, 3, "needs at least 3 clients in a round, there are 2"),
+        ({"aggregation": "norm-clipping"}, 3, "needs at least 3 clients in a round, there are 2"),
         (
             {"aggregation": "fedtrimmedavg"},
             5,

@@ -6,6 +6,8 @@ Flower departs from a paper, so does this, and says so.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 Model = dict[str, np.ndarray]
@@ -133,3 +135,23 @@ def bulyan(models: list[Model], malicious: int) -> Model:
         return sum(nearest) / len(nearest)
 
     return by_value(chosen, nearest_to_median)
+
+
+def norm_clipped(current: Model, models: list[Model]) -> Model:
+    """Sun et al. 2019, section 4, array by array and at the median length of the moves."""
+    result = {}
+    for name, start in current.items():
+        lengths = []
+        for model in models:
+            lengths.append(math.sqrt(sum(float(d) ** 2 for d in np.ravel(model[name] - start))))
+        ordered = sorted(lengths)
+        middle = len(ordered) // 2
+        bound = ordered[middle]
+        if len(ordered) % 2 == 0:
+            bound = (ordered[middle - 1] + ordered[middle]) / 2
+        moved = np.zeros_like(start)
+        for model, length in zip(models, lengths, strict=True):
+            share = 1.0 if length <= bound else bound / length
+            moved = moved + share * (model[name] - start)
+        result[name] = start + moved / len(models)
+    return result

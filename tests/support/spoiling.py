@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flwr.app import Array, Context, Error, Message, RecordDict
@@ -69,12 +70,22 @@ def every(*spoils: Spoil) -> Spoil:
     return spoil
 
 
-def failing(reason: str | None) -> Handler:
-    """Return a handler whose client 1 answers to `train` that it has failed, and why."""
+def in_turn(spoils: Iterator[tuple[Spoil, str]]) -> Spoil:
+    """Do one thing to the first answer, the next one to the second, and so on."""
+
+    def spoil(content: RecordDict) -> None:
+        next(spoils)[0](content)
+
+    return spoil
+
+
+def failing(*reasons: str | None) -> Handler:
+    """Return a handler whose client 1 answers to `train` that it has failed, and why: in turn."""
+    left = itertools.cycle(reasons)
 
     def handler(message: Message, context: Context) -> Message:
         if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
-            return Message(Error(2, reason), reply_to=message)
+            return Message(Error(2, next(left)), reply_to=message)
         return client_app(message, context)
 
     return handler

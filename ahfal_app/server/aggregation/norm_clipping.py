@@ -10,14 +10,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ahfal_app.messages.keys import ARRAYS_KEY
 from ahfal_app.server.aggregation.core.base import COMMON, AggregationMethod, too_few_for_a_median
 
 
 class NormClipping(AggregationMethod):
-    """The mean of the clients' moves, none of them longer than the median one."""
+    """The mean of the clients' moves, each array's no longer than the median one."""
 
     name = "norm-clipping"
     paper = (
@@ -26,38 +25,24 @@ class NormClipping(AggregationMethod):
     )
     in_float64 = True
 
-    class Parameters(AggregationMethod.Parameters):
-        """Its settings."""
-
-        largest_norm: float = Field(
-            default=0.0,
-            ge=0,
-            le=1e6,
-            description="Length of the longest move that counts in full; 0: the round's median.",
-        )
-
-    parameters: Parameters
-
     def make(self) -> flower.FedAvg:
         """Return a strategy in Flower's terms."""
-        return _NormClipping(self.parameters.largest_norm, **COMMON)
+        return _NormClipping(**COMMON)
 
     def shortage(self, clients: int) -> str | None:
         """Return that the median length would be anyone's, or None."""
-        if self.parameters.largest_norm:
-            return None
         return too_few_for_a_median(self.name, clients)
 
 
 class _NormClipping(flower.FedAvg):
     """Clips each client's move from the global model, and averages what is left.
 
-    Clients count alike, whatever number of samples they tell.
+    Array by array: running variances move much further than weights, and a bound for the model as a
+    whole would let weights go as far. Clients count alike, whatever number of samples they tell.
     """
 
-    def __init__(self, largest_norm: float, **common: Any) -> None:
+    def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        self._largest_norm = largest_norm
         self._current = ArrayRecord()
 
     def configure_train(
@@ -71,21 +56,19 @@ class _NormClipping(flower.FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the global model, moved by the mean of the clipped moves."""
-        current = {name: array.numpy() for name, array in self._current.items()}
-        moves = [
-            {name: record[name].numpy() - value for name, value in current.items()}
-            for record in (reply.content.array_records[ARRAYS_KEY] for reply in replies)
-        ]
-        norms_M = np.array([_norm(move) for move in moves])
-        largest = self._largest_norm or float(np.median(norms_M))
-        # A move of length 0 is not clipped, whatever the bound.
-        factors_M = np.minimum(1.0, largest / np.maximum(norms_M, np.finfo(np.float64).tiny))
+        records = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
         averaged = {}
-        for name, value in current.items():
-            clipped = (f * move[name] for f, move in zip(factors_M, moves, strict=True))
-            averaged[name] = Array(np.asarray(value + sum(clipped) / len(moves)))
+        for name, array in self._current.items():
+            current = array.numpy()
+            moves = np.stack([record[name].numpy() - current for record in records])
+            averaged[name] = Array(np.asarray(current + _clipped(moves).mean(axis=0)))
         return ArrayRecord(averaged), MetricRecord()
 
 
-def _norm(move: dict[str, NDArray[np.floating]]) -> float:
-    return float(np.sqrt(sum(float(np.sum(np.square(value))) for value in move.values())))
+def _clipped(moves_M: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return moves of one array, shape (M, …), of which none is longer than the median one."""
+    norms_M = np.sqrt(np.square(moves_M).reshape(len(moves_M), -1).sum(axis=1))
+    # A move of length 0 is not clipped, whatever the bound.
+    factors_M = np.minimum(1.0, np.median(norms_M) / np.maximum(norms_M, np.finfo(np.float64).tiny))
+    clipped_M: NDArray[np.floating] = moves_M * factors_M.reshape(-1, *[1] * (moves_M.ndim - 1))
+    return clipped_M
