@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from support.simulation import SharedRuns, Simulation
+from support.sweeps import sweeps_here
 
 # Tensors are small here: on a busy machine more threads wait for each other.
 torch.set_num_threads(1)
@@ -55,3 +56,9 @@ def shared_runs(
     """Runs that several tests look at, each made once; nobody may change one."""
     own = tmp_path_factory.getbasetemp()
     return SharedRuns((own if worker_id == "master" else own.parent) / "shared-runs", data_dir)
+
+
+@pytest.fixture(name="sweeps_here")
+def _sweeps_here() -> Iterator[None]:
+    with sweeps_here():
+        yield

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -97,28 +98,69 @@ def test_one_of_each_runs_in_process(
     check_run(tmp_path / "runs" / "own")
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ("strategy.model=globl", "did you mean 'global'?"),
-        ("oracle.errors=1.5", "oracle.errors=1.5: allowed is number, ≥ 0, ≤ 1"),
-        ("dataset.images=7", "dataset.images=7: allowed is integer, ≥ 30"),
-        ("model.width=true", "model.width=True: allowed is integer, ≥ 8"),
-        ("aggregation.fewest=4", "aggregation.fewest=4: there are 3"),
-        ("local-update.shar=0.1", "did you mean 'share'?"),
-        ("local-update=ward-smoothd", "did you mean 'ward-smoothed'?"),
-        ("aggregation=ward-equal-weight", "did you mean 'ward-equal-weights'?"),
-        ("oracle=tired", "allowed is "),
-    ],
-)
+#: What the components cannot take, and what is said about it.
+REFUSALS = {
+    "strategy.model=globl": "did you mean 'global'?",
+    "oracle.errors=1.5": "oracle.errors=1.5: allowed is number, ≥ 0, ≤ 1",
+    "dataset.images=7": "dataset.images=7: allowed is integer, ≥ 30",
+    "model.width=true": "model.width=True: allowed is integer, ≥ 8",
+    "aggregation.fewest=4": "aggregation.fewest=4: there are 3",
+    "local-update.shar=0.1": "did you mean 'share'?",
+    "local-update=ward-smoothd": "did you mean 'ward-smoothed'?",
+    "aggregation=ward-equal-weight": "did you mean 'ward-equal-weights'?",
+    "oracle=tired": "allowed is ",
+}
+
+#: Gives one command line after the other, as `ahfal` would be given them, in one process.
+_COMMANDS = """
+import contextlib, io, json, sys
+from ahfal_app.cli import main
+told = []
+for arguments in json.loads(sys.argv[1]):
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        try:
+            main(arguments)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+    told.append((code, stdout.getvalue(), stderr.getvalue()))
+print(json.dumps(told))
+"""
+
+
+Told = tuple[int, str, str]
+
+
+def ahfal_in_turn(environment: dict[str, str], *commands: Sequence[str]) -> list[Told]:
+    """Return what each command line comes to: exit code, output, errors."""
+    done = ahfal([sys.executable, "-c", _COMMANDS], environment, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return [tuple(told) for told in json.loads(done.stdout)]
+
+
+@pytest.fixture(scope="module")
+def refused(
+    tmp_path_factory: pytest.TempPathFactory, data_dir: Path, environment: dict[str, str]
+) -> dict[str, Told]:
+    """Return what each change comes to; no run has begun."""
+    folder = tmp_path_factory.mktemp("refused")
+    file = settings_file(folder, data_dir)
+    told = ahfal_in_turn(environment, *(["run", file, change] for change in REFUSALS))
+    assert not (folder / "runs").exists()
+    return dict(zip(REFUSALS, told, strict=True))
+
+
+@pytest.mark.parametrize("change", REFUSALS)
 def test_what_they_cannot_take_is_refused_before_a_run(
-    change: str, told: str, tmp_path: Path, data_dir: Path, environment: dict[str, str]
+    change: str, refused: dict[str, Told]
 ) -> None:
-    done = ahfal(AHFAL, environment, "run", settings_file(tmp_path, data_dir), change)
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+    code, _, stderr = refused[change]
+    assert code == 1
+    assert REFUSALS[change] in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_sweep_does_again_what_ran_with_other_code(tmp_path: Path, data_dir: Path) -> None:
@@ -128,19 +170,19 @@ def test_a_sweep_does_again_what_ran_with_other_code(tmp_path: Path, data_dir: P
     values = {**SETTINGS, "data-dir": str(data_dir), "cycles": 1, "rounds": 1}
     experiment.write_text(yaml.safe_dump({**values, "sweep": {"seed": [0]}}))
 
-    def sweep() -> str:
-        out = str(tmp_path / "sweep")
-        done = ahfal(AHFAL, environment, "sweep", str(experiment), "--out", out, "--jobs", "1")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    sweep()
-    assert len(list((tmp_path / "sweep" / "runs").iterdir())) == 1
-    assert "1 of 1 runs are done already" in sweep()
+    out = tmp_path / "sweep"
+    sweep = ["sweep", str(experiment), "--out", str(out), "--jobs", "1"]
+    first, again = ahfal_in_turn(environment, sweep, sweep)
+    assert (first[0], again[0]) == (0, 0), (first, again)
+    assert "1 of 1 runs are done already" not in first[1]
+    assert "1 of 1 runs are done already" in again[1]
+    assert len(list((out / "runs").iterdir())) == 1
     module = package / "ward" / "logit_gap.py"
     module.write_text(module.read_text().replace("- top_N2[:, 0]", "- 2 * top_N2[:, 0]"))
-    assert "1 of 1 runs are done already" not in sweep()
-    assert len(list((tmp_path / "sweep" / "runs").iterdir())) == 2
+    ((code, output, errors),) = ahfal_in_turn(environment, sweep)
+    assert code == 0, errors
+    assert "1 of 1 runs are done already" not in output
+    assert len(list((out / "runs").iterdir())) == 2
 
 
 @pytest.mark.slow

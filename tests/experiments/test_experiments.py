@@ -9,13 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 from rich.console import Console
-from support.charts import without_charts
 
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, SweepError
@@ -198,46 +195,6 @@ class TestScales:
                 assert label in experiment.axes[axis], number
 
 
-class WorkersHere:
-    """Stands in for `Workers`: does one task at a time, in this process."""
-
-    def __init__(self, count: int, clients_at_once: int) -> None:
-        self._reports: list[workers.Report] = []
-        self.task: workers.Task | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def idle(self) -> list[Self]:
-        return [] if self.task else [self]
-
-    def start(self, task: workers.Task) -> None:
-        self.task = task
-        failure = workers._failure(task, self, 1)  # type: ignore[arg-type]
-        self.send(workers.RunDone(failure))
-
-    def send(self, report: workers.Report) -> None:
-        self._reports.append(report)
-
-    def wait(self, timeout: float) -> list[tuple[Self, workers.Report]]:
-        told, self._reports = self._reports, []
-        return [(self, report) for report in told]
-
-    def release(self, worker: Self) -> None:
-        worker.task = None
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let a sweep work here: a process of its own takes longer to start than its runs take."""
-    monkeypatch.setattr("ahfal_app.experiments.sweep.Workers", WorkersHere)
-    with without_charts():
-        yield
-
-
 def sweep(
     file: Path, out: Path, overrides: dict[str, object] | None = None, **more: object
 ) -> tuple[SweepResult, str]:
@@ -248,7 +205,7 @@ def sweep(
 
 
 class TestSweep:
-    @pytest.mark.usefixtures("in_this_process")
+    @pytest.mark.usefixtures("sweeps_here")
     def test_runs_what_is_missing_and_nothing_twice(self, tiny: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         tiny.write_text(tiny.read_text() + "sweep: {strategy: [random, entropy]}\n")
@@ -278,7 +235,7 @@ class TestSweep:
         forced, _ = sweep(tiny, out, force=True)
         assert len(forced.done) == 2
 
-    @pytest.mark.usefixtures("in_this_process")
+    @pytest.mark.usefixtures("sweeps_here")
     def test_what_experiments_have_in_common_is_done_once(self, tiny: Path, tmp_path: Path) -> None:
         base = "base: tiny.yaml\n"
         both = write(tmp_path / "both.yaml", f"{base}sweep: {{strategy: [random, ahfal]}}")
@@ -305,11 +262,11 @@ class TestSweep:
             load_experiments([])
 
     def test_a_failure_does_not_stop_the_others(self, tiny: Path, tmp_path: Path) -> None:
-        """In two processes, one of which does two of the three runs."""
+        """In a process that does one run after the other."""
         out = tmp_path / "out"
         # Ten thousand samples a client at least: this partition cannot be made.
         tiny.write_text(tiny.read_text() + "sweep: {min-partition-size: [10000, 1, 2]}\n")
-        result, log = sweep(tiny, out, jobs=2)
+        result, log = sweep(tiny, out, jobs=1)
         assert len(result.done) == 2
         assert all(is_done(out / RUNS / name) for name in result.done)
         ((name, reason),) = result.failed.items()

@@ -162,6 +162,7 @@ def test_the_smallest_scale_tells_what_it_makes_one(tmp_path: Path):
     )
 
 
+@pytest.mark.usefixtures("sweeps_here")
 def test_repetitions_are_told_where_they_are_run_and_reported(tmp_path: Path, data_dir: Path):
     text = f"""
     data-dir: {data_dir}

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from support.sweeps import sweeps_here
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app
@@ -231,7 +232,8 @@ def swept_once(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path
         """
     )
     out = folder / "out"
-    result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--jobs", "1"])
+    with sweeps_here():
+        result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--jobs", "1"])
     assert result.exit_code == 0, result.output
     assert str(out / "report.html") in result.output.replace("\n", "")
     return out
