@@ -35,8 +35,8 @@ def installed(folder: Path) -> dict[str, str]:
         for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
     ]
     (about / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    paths = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": paths}
+    folders = [str(folder), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def ahfal(
@@ -111,10 +111,15 @@ REFUSALS = {
     "oracle=tired": "allowed is ",
 }
 
-#: Gives one command line after the other, as `ahfal` would be given them, in one process.
+#: Gives one command line after the other, as `ahfal` would be given them, in one process; with
+#: a second argument, sweeps do their runs in it, too.
 _COMMANDS = """
 import contextlib, io, json, sys
 from ahfal_app.cli import main
+if len(sys.argv) > 2:
+    from support.sweeps import WorkersHere
+    from ahfal_app.experiments import sweep
+    sweep.Workers = WorkersHere
 told = []
 for arguments in json.loads(sys.argv[1]):
     with (
@@ -134,9 +139,12 @@ print(json.dumps(told))
 Told = tuple[int, str, str]
 
 
-def ahfal_in_turn(environment: dict[str, str], *commands: Sequence[str]) -> list[Told]:
+def ahfal_in_turn(
+    environment: dict[str, str], *commands: Sequence[str], sweeps_here: bool = False
+) -> list[Told]:
     """Return what each command line comes to: exit code, output, errors."""
-    done = ahfal([sys.executable, "-c", _COMMANDS], environment, json.dumps(commands))
+    more = ["here"] if sweeps_here else []
+    done = ahfal([sys.executable, "-c", _COMMANDS], environment, json.dumps(commands), *more)
     assert done.returncode == 0, done.stderr
     return [tuple(told) for told in json.loads(done.stdout)]
 
@@ -172,7 +180,7 @@ def test_a_sweep_does_again_what_ran_with_other_code(tmp_path: Path, data_dir: P
 
     out = tmp_path / "sweep"
     sweep = ["sweep", str(experiment), "--out", str(out), "--jobs", "1"]
-    first, again = ahfal_in_turn(environment, sweep, sweep)
+    first, again = ahfal_in_turn(environment, sweep, sweep, sweeps_here=True)
     assert (first[0], again[0]) == (0, 0), (first, again)
     assert "1 of 1 runs are done already" not in first[1]
     assert "1 of 1 runs are done already" in again[1]

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, linear, relu
 from torch.utils.flop_counter import FlopCounterMode
@@ -138,6 +137,8 @@ def test_resnets_compute_the_published_graphs(name: str, training: bool) -> None
 
 def stock_mobilenet(head_kernel: int) -> torch.nn.Module:
     """torchvision's own MobileNetV2, with the strides and the kernel changed from outside."""
+    from torchvision.models import MobileNetV2  # Half as long to load as torch itself.
+
     stages = [
         [1, 16, 1, 1],
         [6, 24, 2, 1],
@@ -147,9 +148,7 @@ def stock_mobilenet(head_kernel: int) -> torch.nn.Module:
         [6, 160, 3, 1],
         [6, 320, 1, 1],
     ]
-    network = torchvision.models.MobileNetV2(
-        num_classes=10, inverted_residual_setting=stages, dropout=0.0
-    )
+    network = MobileNetV2(num_classes=10, inverted_residual_setting=stages, dropout=0.0)
     network.features[0][0].stride = (1, 1)
     padding = head_kernel // 2
     network.features[18][0] = torch.nn.Conv2d(320, 1280, head_kernel, padding=padding, bias=False)
