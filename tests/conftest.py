@@ -3,8 +3,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +38,13 @@ def _memory_given_back() -> Iterator[None]:
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a site's files for settled at once: each test has just written them all."""
+    clock = SimpleNamespace(time=time.time, time_ns=time.time_ns, sleep=lambda seconds: None)
+    monkeypatch.setattr("ahfal_app.data.site.settling.time", clock)
 
 
 @pytest.fixture(scope="session")
