@@ -9,18 +9,18 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError, StoreError
 from ahfal_app.labels.names import ClassNames
-from ahfal_app.labels.records import Event, utc_text
+from ahfal_app.labels.records import Event
 from ahfal_app.labels.spreadsheet import (
     SKIP,
     LabelLine,
     LineProblem,
     read_label_file,
     refusal,
+    saved,
     write_csv,
 )
 from ahfal_app.labels.store import (
@@ -204,9 +204,9 @@ def import_labels(store: Path, source: Path, annotator: str, correct: bool = Fal
         _check_asked_for(source, lines, entries, correct)
         if correct:
             _check_agreement(source, lines)
-        saved = _saved(source)
+        given = saved(source)
         receipts = [
-            LabelReceipt(request, line.sample, line.label, line.annotator, given=saved)
+            LabelReceipt(request, line.sample, line.label, line.annotator, given)
             for line in lines
             if (request := entries[line.sample].request_id) is not None
             # What stands is corrected, and not answered once more.
@@ -328,12 +328,6 @@ def _class_text(label: int, names: Sequence[str]) -> str:
 
 def _skipped(labels: LabelStore) -> set[int]:
     return {entry.sample for entry in labels.entries() if entry.state == "skipped"}
-
-
-def _saved(source: Path) -> str:
-    """Return when a file was saved: what it says was said by then."""
-    modified = datetime.fromtimestamp(source.stat().st_mtime, UTC)
-    return utc_text(min(modified, datetime.now(UTC)))
 
 
 def _check_asked_for(

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
+from ahfal_app.errors import ConfigError
+from ahfal_app.labels.formulas import plain_file, plain_text, text_cell
 from ahfal_app.parameters import SUGGESTION, suggestion
-
-# A spreadsheet would take a name that starts like this for a formula; `'` keeps it from that.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 # As many names are compared letter by letter, the most similar ones by their trigrams.
 _COMPARED = 50
@@ -22,7 +21,7 @@ class SampleNames:
 
     A name is looked up exactly, then by its normal form NFC (macOS writes accents apart), then
     without what people and systems add: spaces around it, `./` before it, `\` for `/`, and the
-    apostrophe that keeps a spreadsheet from taking it for a formula.
+    apostrophes that keep a spreadsheet from taking it for a formula.
 
     Parameters
     ----------
@@ -79,20 +78,37 @@ class ClassNames:
     ----------
     names : Iterable[str]
         The classes, by index.
+
+    Raises
+    ------
+    ConfigError
+        A name is what a spreadsheet's cell has in place of another.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
+        mixed = [name for name in self._names if text_cell(name) in set(self._names) - {name}]
+        if mixed:
+            raise ConfigError(
+                [
+                    f"classes={mixed[0]!r}: allowed is no other class {text_cell(mixed[0])!r}, "
+                    "since cells of spreadsheets say that for it"
+                ]
+            )
         self._exact = {name.strip(): index for index, name in enumerate(self._names)}
         self._looser = [_unique(self._names, form) for form in (_normal, _folded)]
         self._refusals: dict[str, str] = {}
 
     def index(self, text: str) -> int | None:
         """Return the class of this name, or None."""
-        if text in self._exact:
-            return self._exact[text]
         normal, folded = self._looser
-        return normal.get(_normal(text), folded.get(_folded(text)))
+        for form in (text, plain_text(text)):
+            if form in self._exact:
+                return self._exact[form]
+            found = normal.get(_normal(form), folded.get(_folded(form)))
+            if found is not None:
+                return found
+        return None
 
     def refusal(self, text: str, also: Iterable[str] = ()) -> str:
         """Say that there is no such class, and which may have been meant."""
@@ -108,10 +124,10 @@ class ClassNames:
 
 def _forms(name: str) -> Iterator[str]:
     yield name
-    for form in (name, name.strip()):
-        plain = form[1:] if form[:1] == "'" and form[1:].startswith(_FORMULA_STARTS) else form
-        yield plain
-        yield plain.replace("\\", "/").removeprefix("./")
+    yield plain_file(name)
+    for form in (plain_text(name), plain_text(name.strip())):
+        yield form
+        yield form.replace("\\", "/").removeprefix("./")
 
 
 def _normal(text: str) -> str:

@@ -12,10 +12,13 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ahfal_app.errors import LabelFileError
+from ahfal_app.labels.formulas import file_cell, plain_file, plain_text, text_cell
 from ahfal_app.labels.names import ClassNames, SampleNames
+from ahfal_app.labels.records import utc_text
 from ahfal_app.storage.files import write_bytes
 
 #: What is written in place of a class where nobody can tell.
@@ -23,6 +26,9 @@ SKIP = "skip"
 
 _DELIMITERS = ",;\t"
 _ENCODING = "utf-8-sig"
+
+#: Columns that hold names of files.
+_FILES = ("file", "original")
 
 #: The nearest name is looked for among all: for the first few lines, and not for an archive's.
 MOST_SUGGESTED = 3
@@ -169,18 +175,39 @@ def refusal(path: Path, problems: Sequence[LineProblem]) -> str:
     return "\n".join([f"{path}: {len(problems)} lines cannot be used:", *shown, *more])
 
 
+def saved(path: Path) -> str:
+    """Return when a file was saved, as `utc_text` writes it: what it says was said by then."""
+    modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return utc_text(min(modified, datetime.now(UTC)))
+
+
 def read_csv(path: Path) -> list[list[str]]:
     """Return all rows of a file that `write_csv` wrote, its header first."""
     with path.open(encoding=_ENCODING, newline="") as file:
-        return list(csv.reader(file))
+        header, *rows = [*csv.reader(file)] or [[]]
+    readers = [plain_file if column in _FILES else plain_text for column in header]
+    return [
+        header,
+        *([read(cell) for read, cell in zip(readers, row, strict=False)] for row in rows),
+    ]
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file that spreadsheets open, in one step: a reader sees it whole or not."""
+    """Write a CSV file that spreadsheets open, in one step: a reader sees it whole or not.
+
+    No cell is taken for a formula; columns `file` and `original` hold names of files.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
-    writer.writerows(rows)
+    makers = [file_cell if column in _FILES else text_cell for column in header]
+    writer.writerows(
+        [
+            make(cell) if isinstance(cell, str) else cell
+            for make, cell in zip(makers, row, strict=True)
+        ]
+        for row in rows
+    )
     write_bytes(path, text.getvalue().encode(_ENCODING))
 
 

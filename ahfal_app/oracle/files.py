@@ -7,6 +7,7 @@ line, and what cannot be used is told in `errors.csv`, in the same folder.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import logging
@@ -23,7 +24,9 @@ from ahfal_app.labels.names import ClassNames
 from ahfal_app.labels.spreadsheet import (
     SKIP,
     LineProblem,
+    read_csv,
     read_label_lines,
+    saved,
     suggested,
     write_csv,
 )
@@ -34,6 +37,7 @@ from ahfal_app.storage.files import new_folder, remove_parts
 #: Who labels, where an answer file does not say.
 ANNOTATOR = "files"
 
+_COLUMNS = ("file", "label", "guess", "score", "position", "original")
 _IMAGES = "images"
 _REQUEST = "request.csv"
 _INDEX = "request.json"
@@ -150,6 +154,22 @@ class FilesOracle(Oracle):
             raise OracleError(f"{folder}: cannot be read: {error!r}") from error
         return receipts
 
+    def withdraw(self, samples: Collection[int]) -> None:
+        """Delete the copies of images that the site no longer has, and their lines in requests.
+
+        What people have written of them stays as it is.
+
+        Raises
+        ------
+        OracleError
+            A request's folder cannot be read or written.
+        """
+        for folder in sorted(self._folder.glob("cycle-*")):
+            try:
+                self._withdraw(folder, samples)
+            except (OSError, ValueError, KeyError) as error:
+                raise OracleError(f"{folder}: images cannot be withdrawn: {error!r}") from error
+
     def check(self) -> str:
         """See whether requests can be written.
 
@@ -160,6 +180,20 @@ class FilesOracle(Oracle):
         """
         check_folder(self._folder)
         return ""
+
+    def _withdraw(self, folder: Path, samples: Collection[int]) -> None:
+        named = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["samples"]
+        gone = {name for name, sample in named.items() if sample in samples}
+        for name in gone:
+            if "/" not in name:
+                (folder / _IMAGES / name).unlink(missing_ok=True)
+        try:
+            header, *rows = read_csv(folder / _REQUEST)
+        except (FileNotFoundError, ValueError, csv.Error):
+            return  # What a spreadsheet has made something else of is no longer ours.
+        left = [row for row in rows if row and row[0] not in gone]
+        if header == list(_COLUMNS) and len(left) < len(rows):
+            write_csv(folder / _REQUEST, header, left)
 
     def _find(self, request_id: str) -> Path | None:
         return next(self._folder.glob(f"cycle-*-{request_id[:_ID_LETTERS]}"), None)
@@ -179,8 +213,7 @@ class FilesOracle(Oracle):
             guess = self._site.class_names[request.guesses[position - 1]] if request.guesses else ""
             score = f"{request.scores[position - 1]:.6g}" if request.scores else ""
             rows.append((name, "", guess, score, position, image.name))
-        header = ("file", "label", "guess", "score", "position", "original")
-        write_csv(folder / _REQUEST, header, rows)
+        write_csv(folder / _REQUEST, _COLUMNS, rows)
         # People also write what the site calls an image, unless another one has that name here.
         samples = originals | samples
         index = {"request": request.request_id, "cycle": request.cycle, "samples": samples}
@@ -205,8 +238,9 @@ class FilesOracle(Oracle):
             if wrong:
                 problems[path.name] = suggested(wrong, samples)
             else:
+                given = saved(path)
                 receipts += [
-                    LabelReceipt(request_id, line.sample, line.label, line.annotator)
+                    LabelReceipt(request_id, line.sample, line.label, line.annotator, given)
                     for line in lines
                 ]
         return receipts, problems

@@ -128,7 +128,7 @@ def test_another_answer_is_a_contradiction_until_it_is_a_correction(store: Path,
     (conflict,) = verify_store(store).conflicts
     assert (conflict.sample, conflict.label, conflict.standing_label) == (0, 0, 1)
     source = _write(tmp_path / "in.csv", "ward/0.png,cat", "ward/4.png,dog", "ward/1.png,owl")
-    assert import_labels(store, source, "clara", correct=True) == Imported(1, 0, 2, -1)
+    assert import_labels(store, source, "clara", correct=True) == Imported(1, 0, 2, 0, settled=1)
     entries = _entries(store)
     assert [entries[s][1] for s in (0, 1, 4)] == [0, 2, 1]
     assert verify_store(store).conflicts == ()

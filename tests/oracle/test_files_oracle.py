@@ -392,3 +392,69 @@ def test_whatever_csv_writes_is_read_back(lines, delimiter: str, end: str):
         if label
     ]
     assert [LabelReceipt("", r.sample, r.label, r.annotator) for r in read] == expected
+
+
+# --- images that go, times, and formulas ----------------------------------------------------
+
+
+def test_an_image_that_is_withdrawn_leaves_the_folder(oracle: FilesOracle, folder: Path):
+    _answer(folder, "file,label\nb.png,dog\n")
+    oracle.withdraw([9, 100])
+    assert [path.name[:2] for path in sorted((folder / "images").iterdir())] == ["1-", "3-"]
+    with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["position"] for row in rows] == ["1", "3"]
+    assert "b.png" not in (folder / "request.csv").read_text(encoding="utf-8-sig")
+    # What was written of it before is no mistake, and is still collected.
+    assert _collected(oracle) == [(9, 1, "files")]
+    assert _errors(folder) == []
+    oracle.withdraw([9])
+
+
+def test_a_request_that_a_spreadsheet_has_saved_is_left_as_it_is(oracle: FilesOracle, folder: Path):
+    content = "file;label\n2-b.png;caf\xe9\n".encode("latin-1")
+    (folder / "request.csv").write_bytes(content)
+    oracle.withdraw([9])
+    assert (folder / "request.csv").read_bytes() == content
+    assert len(list((folder / "images").iterdir())) == 2
+
+
+def test_an_answer_was_given_when_its_file_was_saved(oracle: FilesOracle, folder: Path):
+    _answer(folder, "file,label\nb.png,dog\n")
+    (receipt,) = oracle.collect(REQUEST.request_id)
+    assert receipt.given == "1970-01-01T00:00:00.000Z"
+
+
+def test_a_request_has_no_formulas(tmp_path: Path):
+    """Neither in names of files nor in those of classes, which are the server's."""
+    formula = '=HYPERLINK("http://example.invalid/","look")'
+    names = {1: formula + ".png", 2: "scan;@SUM(A1).png", 3: "fine.png"}
+    site = Site(
+        0,
+        ("cat", '=cmd|" /C calc"!A0', "-"),
+        {},
+        lambda sample: EncodedImage(names[sample], b"content"),
+        tmp_path,
+    )
+    oracle = make_oracle("files", site)
+    request = LabelRequest(
+        REQUEST.request_id, 3, "margin", (1, 2, 3), scores=(-0.5, 1.0, 2.0), guesses=(1, 2, 0)
+    )
+    oracle.submit(request)
+    (folder,) = tmp_path.iterdir()
+    with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = list(csv.reader(file))
+    for row in rows:
+        for name, cell in zip(header, row, strict=True):
+            assert name == "score" or not cell.startswith(("=", "+", "-", "@"))
+            assert ";@" not in cell
+    assert [row[header.index("score")] for row in rows] == ["-0.5", "1", "2"]
+    # What stands there may be written back as it is.
+    guess, original = header.index("guess"), header.index("original")
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [("file", "label"), *((row[original], row[guess]) for row in rows)]
+        )
+    os.utime(folder / "labels.csv", (0, 0))
+    receipts = oracle.collect(REQUEST.request_id)
+    assert [(r.sample, r.label) for r in receipts] == [(1, 1), (2, 2), (3, 0)]
