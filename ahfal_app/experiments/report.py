@@ -245,7 +245,9 @@ def _privacy_table(results: ExperimentResults) -> TextTable | None:
     modes: dict[str, list[RunResult]] = {}
     for run in results.runs:
         settings = run.run.settings.to_flat()
-        epsilon = f", ε = {settings['epsilon']:g}" if "dp" in str(settings["privacy"]) else ""
+        epsilon = (
+            f", ε = {settings['privacy.epsilon']:g}" if "dp" in str(settings["privacy"]) else ""
+        )
         modes.setdefault(f"{settings['privacy']}{epsilon}", []).append(run)
     if len(modes) < 2:
         return None
