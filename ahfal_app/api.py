@@ -11,7 +11,7 @@ from typing import Literal
 from rich.console import Console
 
 from ahfal_app.config import Settings
-from ahfal_app.config_sources import read_yaml
+from ahfal_app.config_sources import read_settings_file
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.ledger import Ledger
 from ahfal_app.results.reading import MODEL, REPORT, SUMMARY, Metrics, read_run
@@ -134,7 +134,7 @@ def run(
         The run had to stop; `resume=folder` goes on.
     """
     if isinstance(settings, Path | str):
-        settings = read_yaml(Path(settings))
+        settings = read_settings_file(Path(settings))
     values = {**(settings or {}), **{key.replace("_", "-"): value for key, value in more.items()}}
     console = Console() if progress else Console(file=io.StringIO())
     if engine == "flower":

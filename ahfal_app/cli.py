@@ -76,6 +76,33 @@ def run(
 
 
 @app.command()
+def rehearse(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [key=value]...",
+            help="As for `ahfal run`; also the TOML file that `flwr run` gets.",
+        ),
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE_CONFIG",
+            help="A site, as its flower-supernode gets it as --node-config; once for each.",
+        ),
+    ] = None,
+) -> None:
+    """Run over sites as it will be, on this machine; with `truth`, without people."""
+    from ahfal_app.config_sources import read_arguments
+    from ahfal_app.engine.rehearsal import rehearse as rehearse_run
+
+    try:
+        rehearse_run(read_arguments(arguments or []), site or [], Console())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def sweep(
     arguments: Annotated[
         list[str],

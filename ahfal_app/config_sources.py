@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -15,11 +16,13 @@ from ahfal_app.storage.yaml_text import RepeatedKey, load_yaml
 #: What an experiment's file has besides settings.
 EXPERIMENT_KEYS = ("title", "base", "sweep", "paper")
 
-_YAML = (".yaml", ".yml")
+_FILES = (".yaml", ".yml", ".toml")
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, object]:
     """Read `[CONFIG.yaml] [key=value …]`; later values replace earlier ones.
+
+    A file may be TOML, too, as `flwr run` takes it.
 
     Raises
     ------
@@ -34,7 +37,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, object]:
             if is_setting(argument):
                 values[key] = _scalar(key, text)
             else:
-                values |= _settings_alone(Path(argument))
+                values |= read_settings_file(Path(argument))
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
@@ -48,20 +51,20 @@ def is_setting(argument: str) -> bool:
     if not equals or Path(key).name != key or key.startswith(("~", ".")):
         return False
     # A file may be called `tau=5.yaml`; what is no setting's name may be one that is missing.
-    is_file, is_yaml = Path(argument).is_file(), argument.endswith(_YAML)
+    is_file, is_named_so = Path(argument).is_file(), argument.endswith(_FILES)
     is_known = key in setting_fields() or key.partition(".")[0] in COMPONENTS
-    return not (is_file or not is_known if is_yaml else is_file and not is_known)
+    return not (is_file or not is_known if is_named_so else is_file and not is_known)
 
 
-def _settings_alone(path: Path) -> dict[str, object]:
-    """Read a file that a command takes which runs one thing.
+def read_settings_file(path: Path) -> dict[str, object]:
+    """Read a file of the settings of one run: YAML, or TOML as `flwr run` takes it.
 
     Raises
     ------
     ConfigError
         It cannot be read, or describes an experiment.
     """
-    values = read_yaml(path)
+    values = _read_toml(path) if path.suffix == ".toml" else read_yaml(path)
     if found := [key for key in EXPERIMENT_KEYS if key in values]:
         raise ConfigError(
             [
@@ -70,6 +73,27 @@ def _settings_alone(path: Path) -> dict[str, object]:
             ]
         )
     return values
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        content = tomllib.loads(expanded("file", path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}; allowed is a file of settings"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not TOML: {error}"]) from error
+    return _flat(content)
+
+
+def _flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the keys of tables with dots between, as Flower does."""
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def read_yaml(path: Path) -> dict[str, object]:

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, MORE, Settings, expanded
+from ahfal_app.engine.local import refuse_sites
 from ahfal_app.engine.stopping import stopped_by_signals, undisturbed
 from ahfal_app.errors import EngineError
 from ahfal_app.results.reading import read_run
@@ -58,6 +59,7 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> Path:
     EngineError
         Flower cannot be started, or the run failed.
     """
+    refuse_sites(values)
     settings = check_settings(values)
     num_clients = settings.num_clients or _clients_before(settings) or DEFAULT_NUM_CLIENTS
     if not settings.resume:

@@ -10,14 +10,16 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -36,6 +38,14 @@ _PULL_TIMEOUT_S = 0.1
 _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
 
 
+@dataclass(frozen=True)
+class SiteNode:
+    """A client that is a site: its name, and what its SuperNode would get as `--node-config`."""
+
+    name: str
+    node_config: Mapping[str, str | int | float | bool]
+
+
 class InProcessGrid(Grid):
     """A grid whose nodes live in this process; also a context manager that ends its threads.
 
@@ -50,6 +60,8 @@ class InProcessGrid(Grid):
     train_together : TrainTogether, optional
         Carries out the local training of several clients as one; without it, each client trains
         alone.
+    sites : Sequence[SiteNode]
+        What sites say of themselves, where the clients are sites; one for each client.
     """
 
     def __init__(
@@ -58,15 +70,21 @@ class InProcessGrid(Grid):
         num_clients: int,
         workers: int = 1,
         train_together: TrainTogether | None = None,
+        sites: Sequence[SiteNode] = (),
     ) -> None:
         self._client_app = client_app
+        self._names = {number: site.name for number, site in enumerate(sites, start=1)}
         self._run = Run.create_empty(run_id=1)
         self._pending: dict[str, Future[Message]] = {}
         self._contexts = {
             partition + 1: Context(
                 run_id=1,
                 node_id=partition + 1,
-                node_config={"partition-id": partition, "num-partitions": num_clients},
+                node_config={
+                    **(sites[partition].node_config if sites else {}),
+                    "partition-id": partition,
+                    "num-partitions": num_clients,
+                },
                 state=RecordDict(),
                 run_config={},
             )
@@ -123,6 +141,10 @@ class InProcessGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes."""
         return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return all nodes, with the names of sites."""
+        return [NodeInfo(node_id=node, name=self._names.get(node, "")) for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the workers; return the messages' ids."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ahfal_app.client_app import app as client_app
-from ahfal_app.config import DEFAULT_NUM_CLIENTS
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, SITES
 from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.errors import ConfigError
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
 from ahfal_app.server.run import execute, prepare
@@ -26,6 +27,23 @@ def run_in_process(values: Mapping[str, object], console: Console) -> Path:
     return folder
 
 
+def refuse_sites(values: Mapping[str, object]) -> None:
+    """Refuse to simulate clients that have data of their own, which nobody has named.
+
+    Raises
+    ------
+    ConfigError
+        The partition is that of sites.
+    """
+    if values.get("partition") == SITES:
+        raise ConfigError(
+            [
+                f"partition={SITES!r}: allowed in a simulation is another one, since sites have "
+                "data of their own; `ahfal rehearse --site …` runs over sites on this machine"
+            ]
+        )
+
+
 def simulate(
     values: Mapping[str, object], progress: Progress, clients_at_once: int | None = None
 ) -> Path:
@@ -39,7 +57,15 @@ def simulate(
         Tells how far it is.
     clients_at_once : int, optional
         Clients that are served at the same time; by default as many as there are cores.
+
+    Raises
+    ------
+    ConfigError
+        A setting cannot be used, or the clients have data of their own.
+    AhfalError
+        The run had to stop.
     """
+    refuse_sites(values)
     if not values.get("num-clients") and not values.get("resume"):
         values = {**values, "num-clients": DEFAULT_NUM_CLIENTS}
     start = prepare(values)

@@ -61,7 +61,7 @@ def new_run_folder(settings: Settings) -> Path:
 
 def free_run_name(settings: Settings) -> str:
     """Return the name that a new run's folder would get now, for a process that makes it later."""
-    parent = Path(settings.output_dir).expanduser().absolute()
+    parent = expanded("output-dir", settings.output_dir).absolute()
     free = (name for name in _names(_default_name(settings)) if not (parent / name).exists())
     return settings.name or next(free)
 

@@ -55,27 +55,46 @@ class Site:
 def examine(site: Site) -> Iterator[Finding]:
     """Check a site; findings come as they are made, since some checks take a while."""
     yield from check_versions()
-    ignored = " ".join(_PAIR.sub("", site.node_config).split())
-    if ignored:
-        yield failure("node-config", f"{ignored!r} is no key=value: Flower would ignore it")
-    try:
-        # By Flower's own parser, so that quotes mean the same.
-        node_config: Mapping[str, object] = parse_config_args([site.node_config])
-    except (click.ClickException, OSError, ValueError) as error:
-        yield failure("node-config", f"{site.node_config!r} cannot be read: {error}")
-    else:
+    node_config, problems = read_node_config(site.node_config)
+    yield from (failure("node-config", problem) for problem in problems)
+    if node_config is not None:
         yield from _check_place(node_config)
-        yield check_device(node_config)
-        if "data" in node_config:
-            yield from check_site(node_config, site.classes)
-        else:
-            yield from check_data(node_config)
+        yield from examine_node(node_config, site.classes)
         yield from check_state(node_config)
-        yield from check_policy(node_config)
     yield check_processes()
     if site.private_key or not site.insecure:
         yield check_key(site.private_key)
     yield from check_link(Link(site.superlink, site.root_certificates, site.insecure))
+
+
+def read_node_config(text: str) -> tuple[dict[str, str | int | float | bool] | None, list[str]]:
+    """Return what a site says in `--node-config`, or None, and what Flower cannot read of it."""
+    problems = []
+    if ignored := " ".join(_PAIR.sub("", text).split()):
+        problems.append(f"{ignored!r} is no key=value: Flower would ignore it")
+    try:
+        # By Flower's own parser, so that quotes mean the same.
+        return dict(parse_config_args([text])), problems
+    except (click.ClickException, OSError, ValueError) as error:
+        return None, [*problems, f"{text!r} cannot be read: {error}"]
+
+
+def examine_node(node_config: Mapping[str, object], classes: str) -> Iterator[Finding]:
+    """Check what a site would do with its data, wherever its server is.
+
+    Parameters
+    ----------
+    node_config : Mapping[str, object]
+        What it says of itself.
+    classes : str
+        The run's setting `classes`, where it is known; empty otherwise.
+    """
+    yield check_device(node_config)
+    if "data" in node_config:
+        yield from check_site(node_config, classes)
+    else:
+        yield from check_data(node_config)
+    yield from check_policy(node_config)
 
 
 def _check_place(node_config: Mapping[str, object]) -> Iterator[Finding]:

@@ -1,0 +1,170 @@
+"""`ahfal rehearse`: a run over sites on this machine, as its sites will be started."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message
+from rich.console import Console
+from support.simulation import Outcome, Simulation
+from support.site_images import write_images, write_labels
+
+from ahfal_app.cli import main
+from ahfal_app.client_app import app as client_app
+from ahfal_app.config_sources import read_arguments
+from ahfal_app.engine.rehearsal import rehearse
+from ahfal_app.errors import ConfigError
+from ahfal_app.labels.exchange import verify_store
+
+DIGITS = tuple("0123456789")
+SETTINGS: dict[str, object] = {
+    "rounds": 2,
+    "local-epochs": 1,
+    "initial-fraction": 0.1,
+    "query-fraction": 0.05,
+    "target-fraction": 0.15,
+}
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> list[str]:
+    """What two sites' SuperNodes get, with a file of all labels each."""
+    configs = []
+    for number, rows in enumerate((range(200), range(200, 320))):
+        root = tmp_path / f"hospital-{number}"
+        write_labels(root / "truth.csv", write_images(root / "images", rows, DIGITS))
+        configs.append(
+            f'name="hospital-{number}" partition-id=7 data="{root / "images"}" '
+            f'state-dir="{root / "state"}" oracle="files" oracle-dir="{root / "to-label"}" '
+            f'truth="{root / "truth.csv"}"'
+        )
+    return configs
+
+
+def rehearsed(simulation: Simulation, sites: list[str], **more: object) -> Outcome:
+    output = io.StringIO()
+    values = {**SETTINGS, **simulation.base, **more}
+    folder = rehearse(values, sites, Console(file=output, width=300))
+    return Outcome(folder, output.getvalue())
+
+
+def test_it_is_the_run_over_these_sites_to_the_last_bit(
+    simulation: Simulation, sites: list[str], tmp_path: Path
+):
+    outcome = rehearsed(simulation, sites)
+    assert outcome.summary["complete"]
+    assert outcome.summary["num_clients"] == 2
+
+    def handler(message: Message, context: Context) -> Message:
+        place = int(str(context.node_config["partition-id"]))
+        root = tmp_path / f"hospital-{place}"
+        context.node_config = {
+            "partition-id": place,
+            "num-partitions": 2,
+            "data": str(root / "images"),
+            "state-dir": str(tmp_path / "other" / str(place)),
+            "truth": str(root / "truth.csv"),
+            "oracle": "simulated",
+            "data-dir": simulation.base["data-dir"],
+        }
+        return client_app(message, context)
+
+    run = {**SETTINGS, "partition": "sites", "num-clients": 2}
+    assert outcome.result == simulation(run, handler=handler).result
+
+
+def test_a_sites_own_folders_are_not_touched(
+    simulation: Simulation, sites: list[str], tmp_path: Path
+):
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("hospital-*/**/*")}
+    outcome = rehearsed(simulation, sites, cycles=1)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("hospital-*/**/*")}
+    assert after == before
+    for number in range(2):
+        found = verify_store(outcome.folder / "sites" / f"hospital-{number}" / "state")
+        assert found.ledger.spent == [20, 12][number]
+
+
+def test_where_people_label_is_told(simulation: Simulation, sites: list[str]):
+    without = sites[1][: sites[1].index("truth=")]
+    outcome = rehearsed(simulation, [sites[0], without], **{"label-deadline": 0.0, "cycles": 1})
+    folder = outcome.folder / "sites" / "hospital-1" / "to-label"
+    assert f"hospital-1: people label in {folder}" in outcome.log
+    assert "hospital-0: people" not in outcome.log
+    (request,) = folder.iterdir()
+    assert (request / "request.csv").is_file()
+    assert "going on without 12 labels; they will be used when they come: hospital-1" in (
+        outcome.log
+    )
+
+
+def test_it_is_one_command_with_the_file_that_flwr_run_gets(
+    simulation: Simulation, sites: list[str], tmp_path: Path
+):
+    config = tmp_path / "run.toml"
+    lines = {**SETTINGS, **simulation.base, "partition": "sites", "cycles": 1}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+    config.write_text(text + 'strategy = "logo"\n"strategy.epochs" = 3\nprivacy.epsilon = 0.0\n')
+    values = read_arguments([str(config)])
+    assert (values["strategy.epochs"], values["privacy.epsilon"]) == (3, 0.0)
+    options = [part for site in sites for part in ("--site", site)]
+    with pytest.raises(SystemExit) as caught:
+        main(["rehearse", str(config), "strategy=random", "strategy.epochs=", *options])
+    assert caught.value.code in (0, None)
+    (folder,) = Path(simulation.base["output-dir"]).iterdir()  # type: ignore[arg-type]
+    assert Outcome(folder, "").summary["complete"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sites: [], "--site: allowed is at least one"),
+        (lambda sites: [sites[0] + " foo", sites[1]], "--site 0: 'foo' is no key=value"),
+        (lambda sites: [sites[0], 'truth="x"'], "--site 1: data: missing"),
+        (lambda sites: [sites[0], sites[0]], "name='hospital-0': allowed is a folder's, each once"),
+        (lambda sites: [sites[0].replace('"hospital-0"', '"../x"')], "name='../x': allowed is"),
+        (
+            lambda sites: [sites[0][: sites[0].index("oracle=")] + 'oracle="simulated"'],
+            "hospital-0: oracle='simulated': allowed with truth",
+        ),
+        (
+            lambda sites: [sites[0].replace("images", "missing")],
+            "hospital-0: data: .*no such folder",
+        ),
+        (lambda sites: [sites[0].replace("truth.csv", "missing.csv")], "hospital-0: labels: "),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_done(
+    simulation: Simulation, sites: list[str], change, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        rehearsed(simulation, change(sites))
+    assert not Path(simulation.base["output-dir"]).exists()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num-clients": 3}, "num-clients=3: allowed is 2, the number of --site"),
+        ({"partition": "iid"}, "partition='iid': allowed is 'sites'"),
+        ({"resume": "."}, "a rehearsal is not resumed"),
+        ({"classes": "a,b"}, "hospital-0: labels: "),
+    ],
+)
+def test_settings_that_contradict_the_sites_are_refused(
+    simulation: Simulation, sites: list[str], settings: dict[str, object], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        rehearsed(simulation, sites, **settings)
+
+
+def test_a_simulation_names_the_rehearsal(capsys: pytest.CaptureFixture[str]):
+    for engine in ("in-process", "flower"):
+        with pytest.raises(SystemExit):
+            main(["run", "--engine", engine, "partition=sites"])
+        assert "`ahfal rehearse --site …` runs over sites on this machine" in (
+            capsys.readouterr().err
+        )
