@@ -133,6 +133,8 @@ def following(folder: Path, replaced: dict[str, str]) -> Iterator[Follower]:
                     os.kill(each, signal.SIGKILL)
             for process in follower.started.values():
                 process.poll()
+        for process in follower.started.values():
+            process.wait()
 
 
 def test_the_guide_is_complete():
