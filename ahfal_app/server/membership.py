@@ -118,9 +118,11 @@ def join(federation: Federation, order: Order) -> Membership:
     _admit(federation, membership, answers, failures)
     if len(membership.members) < share_of(settings.quorum, num_clients):
         reasons = federation.describe_nodes(failures) or "no more nodes connected"
+        there = ", ".join(member.name for member in membership.members.values())
         raise QuorumNotReached(
             f"start: {len(membership.members)} of {num_clients or 'the'} clients joined within "
-            f"{settings.start_timeout:g} s (quorum={settings.quorum}): {reasons}"
+            f"{settings.start_timeout:g} s (quorum={settings.quorum}): {reasons}; there: "
+            f"{there or 'nobody'}"
         )
     return membership
 

@@ -77,6 +77,8 @@ def test_who_could_not_join_is_named(simulation: Simulation):
     assert re.search(r"client 1 did not join: hospital-2: error 2: .*power cut", outcome.log)
     with pytest.raises(QuorumNotReached, match=r"2 of 3 clients joined .*hospital-2: error 2"):
         simulation(handler=failing("query.join", 1), grid=NamedGrid, quorum=1.0)
+    with pytest.raises(QuorumNotReached, match=r"there: charite \(client 0\), client 2$"):
+        simulation(handler=failing("query.join", 1), grid=NamedGrid, quorum=1.0)
 
 
 def test_two_nodes_with_one_place_are_named(simulation: Simulation):
