@@ -101,11 +101,6 @@ class Annotation:
         except OracleError as error:
             _log.warning("oracle %s: %s", self.oracle, error)
             return
-        with self._at_work():
-            if gone:
-                oracle.withdraw(gone)
-                store.withdrawn(gone)
-                _log.warning("%d images that were asked for are gone from this site", len(gone))
         for request in requests:
             unanswered = _unanswered(store, request)
             with self._at_work():
@@ -113,6 +108,11 @@ class Annotation:
                     oracle.submit(unanswered)
                 receipts = oracle.collect(request.request_id)
                 store.commit(receipts)
+        with self._at_work():
+            if gone:
+                oracle.withdraw(gone)  # After what people have said of them is kept.
+                store.withdrawn(gone)
+                _log.warning("%d images that were asked for are gone from this site", len(gone))
         if new := set(store.conflicts()) - conflicts:
             _log.warning("%d answers contradict labels that stand; the first ones do", len(new))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import Oracle, Site, check_folder
 from ahfal_app.oracle.label_studio.connection import Connection
 from ahfal_app.oracle.label_studio.interface import (
+    answer_times,
     check_classes,
     labelling_interface,
     make_task,
@@ -97,13 +98,27 @@ class LabelStudioOracle(Oracle):
         receipts: list[LabelReceipt] = []
         for task in self._connection.annotated(project, request_id):
             answers, problems = task_answers(task, self._site.class_names)
+            given = answer_times(task, self._site.class_names)
             receipts += [
-                LabelReceipt(request_id, task["meta"]["sample"], label, annotator)
-                for label, annotator in answers
+                LabelReceipt(request_id, task["meta"]["sample"], *answer, given.get(answer))
+                for answer in answers
             ]
             for problem in problems:
                 _log.warning("%s: %s", self._connection.project_address(project), problem)
         return receipts
+
+    def withdraw(self, samples: Collection[int]) -> None:
+        """Delete the tasks of images that the site no longer has, with their annotations.
+
+        Raises
+        ------
+        OracleError
+            The server is away or refuses, or the project is gone.
+        """
+        if self._remembered() is None:
+            return
+        with self._locked():
+            self._connection.delete_tasks(self._project(), samples)
 
     def check(self) -> str:
         """See whether the server takes the token, and has the site's project if it had one.
