@@ -26,6 +26,7 @@ from ahfal_app.oracle.label_studio.interface import (
     check_classes,
     labelling_interface,
     make_task,
+    settling_answers,
     task_answers,
 )
 from ahfal_app.storage.files import write_json
@@ -84,7 +85,9 @@ class LabelStudioOracle(Oracle):
         """Return the annotations so far, the oldest of each task first.
 
         What several people have said of an image is all returned. An image counts as skipped
-        where somebody has skipped it and nobody has named a class.
+        where somebody has skipped it and nobody has named a class; where several people read
+        each image, whoever skips it is one of them. What somebody has marked as the ground truth
+        settles what they disagree on.
 
         Raises
         ------
@@ -97,10 +100,19 @@ class LabelStudioOracle(Oracle):
             project = self._project()
         receipts: list[LabelReceipt] = []
         for task in self._connection.annotated(project, request_id):
-            answers, problems = task_answers(task, self._site.class_names)
+            answers, problems = task_answers(
+                task, self._site.class_names, self._site.readers.count > 1
+            )
             given = answer_times(task, self._site.class_names)
+            settled = settling_answers(task, self._site.class_names)
             receipts += [
-                LabelReceipt(request_id, task["meta"]["sample"], *answer, given.get(answer))
+                LabelReceipt(
+                    request_id,
+                    task["meta"]["sample"],
+                    *answer,
+                    given.get(answer),
+                    decides=answer in settled,
+                )
                 for answer in answers
             ]
             for problem in problems:

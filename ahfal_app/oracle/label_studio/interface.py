@@ -103,7 +103,7 @@ def make_task(
 
 
 def task_answers(
-    task: Mapping[str, Any], class_names: Sequence[str]
+    task: Mapping[str, Any], class_names: Sequence[str], with_skips: bool = False
 ) -> tuple[list[TaskAnswer], list[str]]:
     """Return what annotators said of a task, oldest first, and what of it cannot be used.
 
@@ -113,6 +113,8 @@ def task_answers(
         A task with its annotations.
     class_names : Sequence[str]
         Names of the classes, by class index.
+    with_skips : bool
+        Whether a skip counts beside a class.
     """
     named: list[TaskAnswer] = []
     skipped: list[TaskAnswer] = []
@@ -120,7 +122,7 @@ def task_answers(
     for annotation in _by_age(task):
         annotator = _annotator(annotation)
         if annotation["was_cancelled"]:
-            skipped.append((None, annotator))
+            (named if with_skips else skipped).append((None, annotator))
             continue
         choices = _choices(annotation)
         if len(choices) == 1 and choices[0] in class_names:
@@ -155,6 +157,20 @@ def answer_times(task: Mapping[str, Any], class_names: Sequence[str]) -> dict[Ta
             label = class_names.index(choices[0]) if choices[0] is not None else None
             times.setdefault((label, _annotator(annotation)), given)
     return times
+
+
+def settling_answers(task: Mapping[str, Any], class_names: Sequence[str]) -> set[TaskAnswer]:
+    """Return the answers to a task that somebody has marked as its ground truth.
+
+    Parameters
+    ----------
+    task : Mapping[str, Any]
+        A task with its annotations.
+    class_names : Sequence[str]
+        Names of the classes, by class index.
+    """
+    marked = [a for a in task["annotations"] if a.get("ground_truth")]
+    return set(task_answers({**task, "annotations": marked}, class_names)[0])
 
 
 def _by_age(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
