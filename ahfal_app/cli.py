@@ -315,6 +315,34 @@ def labels_history(
     console.print(table if table.rows else "nothing was said yet")
 
 
+@labels_app.command("agreement")
+def labels_agreement(store: _Store) -> None:
+    """Tell how far those agree who have read the same images: Cohen's and Fleiss' kappa."""
+    from ahfal_app.labels.exchange import label_agreement
+
+    found, console = label_agreement(store), Console()
+    if not found.images:
+        console.print("no image was read by several people")
+        return
+    console.print(
+        f"{found.images} images were read by several people: {found.unanimous} unanimously; "
+        f"{found.settled} were settled by somebody else"
+    )
+    console.print(
+        f"Fleiss' kappa: {_kappa(found.fleiss)} ({found.read} images, {found.readers} readers each)"
+    )
+    table = Table("reader", "and", "images", "agreed", "Cohen's kappa")
+    for pair in found.pairs:
+        agreed = f"{pair.agreed} ({100 * pair.agreed / pair.images:.1f} %)"
+        people = (escape(pair.first), escape(pair.second))
+        table.add_row(*people, str(pair.images), agreed, _kappa(pair.kappa))
+    console.print(table)
+
+
+def _kappa(value: float | None) -> str:
+    return "undefined, all say the same" if value is None else f"{value:.3f}"
+
+
 @labels_app.command("verify")
 def verify_labels(store: _Store) -> None:
     """Check a store, and list the answers that contradict each other."""

@@ -304,6 +304,19 @@ class Settings(BaseModel):
         0, "Active learning", "Most cycles to run; 0: as many as the target needs.", ge=0
     )
     oracle: str = _setting("simulated", "Active learning", "Who answers with labels.")
+    readers: int = _setting(
+        1,
+        "Active learning",
+        "People that read each image; none of them sees what the others say.",
+        ge=1,
+        le=99,
+    )
+    readers_rule: Literal["majority", "adjudicator"] = _setting(
+        "majority",
+        "Active learning",
+        "What decides between several readers: `majority`: the class that more than half of them "
+        "name; `adjudicator`: only what all of them say. Somebody else settles the rest.",
+    )
     label_deadline: float = _setting(
         604800.0,
         "Active learning",

@@ -16,6 +16,7 @@ from ahfal_app.client.node_config import oracle_folder
 from ahfal_app.client.selection import Selected
 from ahfal_app.client.state import ClientState
 from ahfal_app.errors import DatasetError, OracleError
+from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelRequest, LabelStore, request_id
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.parameters import Scalar
@@ -45,6 +46,8 @@ class Annotation:
         What the client keeps between messages.
     loaded : Resources
         The client's data.
+    readers : Readers
+        How many people read each image, and what decides.
     """
 
     oracle: str
@@ -54,6 +57,7 @@ class Annotation:
     run: str
     state: ClientState
     loaded: Resources
+    readers: Readers
 
     def describe(self, store: LabelStore) -> None:
         """Tell the store what things are called, and which labels are there already."""
@@ -78,6 +82,8 @@ class Annotation:
             tuple(selected.samples_B.tolist()),
             scores=tuple(scores_B.tolist()) if scores_B is not None else (),
             guesses=tuple(guesses_B.tolist()) if guesses_B is not None else (),
+            readers=self.readers.count,
+            rule=self.readers.rule,
         )
         store.reserve(request)
 
@@ -101,11 +107,6 @@ class Annotation:
         except OracleError as error:
             _log.warning("oracle %s: %s", self.oracle, error)
             return
-        with self._at_work():
-            if gone:
-                oracle.withdraw(gone)
-                store.withdrawn(gone)
-                _log.warning("%d images that were asked for are gone from this site", len(gone))
         for request in requests:
             unanswered = _unanswered(store, request)
             with self._at_work():
@@ -113,6 +114,11 @@ class Annotation:
                     oracle.submit(unanswered)
                 receipts = oracle.collect(request.request_id)
                 store.commit(receipts)
+        with self._at_work():
+            if gone:
+                oracle.withdraw(gone)  # After what people have said of them is kept.
+                store.withdrawn(gone)
+                _log.warning("%d images that were asked for are gone from this site", len(gone))
         if new := set(store.conflicts()) - conflicts:
             _log.warning("%d answers contradict labels that stand; the first ones do", len(new))
 
@@ -143,6 +149,7 @@ class Annotation:
             self._image,
             oracle_folder(self.options) or self.state.oracle_folder,
             self.options,
+            self.readers,
         )
 
     def _image(self, sample: int) -> EncodedImage:

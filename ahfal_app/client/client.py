@@ -21,6 +21,7 @@ from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
+from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
 from ahfal_app.messages.arrays import ArrayForm
@@ -79,8 +80,9 @@ class Client:
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
+        readers = Readers(settings.readers, settings.readers_rule)
         self._annotation = Annotation(
-            settings.oracle, parameters, oracle_options, client, run, state, loaded
+            settings.oracle, parameters, oracle_options, client, run, state, loaded, readers
         )
 
     @property

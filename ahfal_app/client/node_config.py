@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ahfal_app.config import SITES, Settings, expanded
+from ahfal_app.config import SITES, Settings, expanded, parse_settings
 from ahfal_app.data.site.loading import SiteFolders
 from ahfal_app.errors import ConfigError
 
 #: Settings of the run that a site may set for itself.
 _OWN = ("dataset", "data-dir", "image-column", "device", "oracle")
+_READERS = ("readers", "readers-rule")
 
 _ORACLE_PREFIX = "oracle-"
 _ORACLE_FOLDER = "oracle-dir"
@@ -18,7 +19,7 @@ _ORACLE_FOLDER = "oracle-dir"
 NodeConfig = Mapping[str, object]
 
 #: Keys that AHFAL reads, besides those that start with one of `KNOWN_PREFIXES`.
-KNOWN_KEYS = ("partition-id", "num-partitions", "data", "state-dir", "truth", *_OWN)
+KNOWN_KEYS = ("partition-id", "num-partitions", "data", "state-dir", "truth", *_OWN, *_READERS)
 KNOWN_PREFIXES = (_ORACLE_PREFIX, "policy-")
 
 
@@ -69,9 +70,17 @@ def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
     """Return the run's settings with those that a site sets for itself.
 
     A site's decoded images lie where the site says, or in its user's home: never where a server
-    says.
+    says. How many people can read an image is known there, too.
+
+    Raises
+    ------
+    ConfigError
+        The site sets what is not allowed.
     """
-    own = {key.replace("-", "_"): str(node_config[key]) for key in _OWN if key in node_config}
+    own: dict[str, object] = {
+        key.replace("-", "_"): str(node_config[key]) for key in _OWN if key in node_config
+    }
+    own |= _readers(node_config)
     if is_site(node_config):
         own.setdefault("data_dir", "")
     if own.get("oracle", settings.oracle) == settings.oracle:
@@ -79,6 +88,13 @@ def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
     # The run's parameters are of the run's oracle, and mean nothing to another one.
     kept = {k: v for k, v in settings.parameters.items() if not k.startswith("oracle.")}
     return settings.model_copy(update=own | {"parameters": kept})
+
+
+def _readers(node_config: NodeConfig) -> dict[str, object]:
+    """Return what a site says of its readers, as settings."""
+    flat = {key: node_config[key] for key in _READERS if key in node_config}
+    settings = parse_settings(flat)
+    return {(name := key.replace("-", "_")): getattr(settings, name) for key in flat}
 
 
 def oracle_options(node_config: NodeConfig) -> dict[str, str]:

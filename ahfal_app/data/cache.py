@@ -90,6 +90,11 @@ def cache_key(name: str, **source: object) -> str:
     return f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:24]}"
 
 
+def source_hash(source: object) -> str:
+    """Return a name for a source that is described by JSON values, as part of an entry's."""
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def open_or_build(root: Path, key: str, build: Callable[[Path], Description]) -> Entry:
     """Open an entry, building it first if it is missing or damaged.
 
@@ -133,6 +138,34 @@ def discard(root: Path, key: str) -> None:
         raise DatasetError(
             f"data-dir={str(root)!r}: decoded data cannot be kept there: {error}"
         ) from error
+
+
+def discard_others(root: Path, start: str, kept: str) -> None:
+    """Remove all entries whose names start in one way, except those that start in another.
+
+    What another process is building now is left to the next call.
+
+    Raises
+    ------
+    DatasetError
+        The folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    for lock in (root / "decoded").glob(f"{start}*.lock"):
+        folder = lock.with_suffix("")
+        if folder.name.startswith(kept):
+            continue
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+                remove_parts(folder)
+        except Timeout:
+            continue
+        except OSError as error:
+            raise DatasetError(
+                f"data-dir={str(root)!r}: decoded data cannot be removed there: {error}"
+            ) from error
 
 
 def _build(root: Path, folder: Path, build: Callable[[Path], Description]) -> Entry:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ahfal_app.errors import LabelFileError, StoreError
 from ahfal_app.labels.names import ClassNames
@@ -32,6 +33,9 @@ from ahfal_app.labels.store import (
 )
 from ahfal_app.ledger import Ledger
 from ahfal_app.parameters import suggestion
+
+if TYPE_CHECKING:  # It brings scikit-learn, which takes a moment.
+    from ahfal_app.labels.agreement import Agreement
 
 _EXPORTED = (
     "file",
@@ -245,6 +249,25 @@ def label_history(store: Path, file: str | None = None) -> History:
         if file is not None and wanted is None:
             raise LabelFileError(f"{file!r}: no such image here{suggestion(file, names.values())}")
         return History(labels.history(wanted), labels.class_names(), names)
+
+
+def label_agreement(store: Path) -> Agreement:
+    """Return how far those agree who have read the same images.
+
+    Parameters
+    ----------
+    store : Path
+        A label store, or a folder with exactly one below it.
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read.
+    """
+    from ahfal_app.labels.agreement import agreement
+
+    with _opened(store) as labels:
+        return agreement(labels.readings())
 
 
 def write_history(history: History, target: Path) -> None:

@@ -21,6 +21,14 @@ RULES = (MAJORITY, ADJUDICATOR)
 
 
 @dataclass(frozen=True)
+class Readers:
+    """How many people read each image, and what decides: one of `RULES`."""
+
+    count: int = 1
+    rule: str = MAJORITY
+
+
+@dataclass(frozen=True)
 class Reading:
     """What one person says of an image: a class index, or None where nobody could tell.
 

@@ -77,8 +77,8 @@ CREATE TABLE receipts (
     unsure INTEGER NOT NULL DEFAULT 0 CHECK (unsure IN (0, 1)),
     comment TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE UNIQUE INDEX standing_receipts ON receipts (sample, annotator, ifnull(label, -1))
-    WHERE taken_back IS NULL;
+CREATE UNIQUE INDEX standing_receipts ON receipts
+    (sample, annotator, ifnull(label, -1), decides) WHERE taken_back IS NULL;
 CREATE UNIQUE INDEX old_receipts ON receipts
     (sample, annotator, ifnull(label, -1), ifnull(given, '')) WHERE taken_back IS NOT NULL;
 """

@@ -502,7 +502,7 @@ class LabelStore(LabelViews):
 
     def _keep(self, receipt: LabelReceipt) -> bool:
         """Keep an answer; return whether it is news."""
-        if receipt.taken_back is None:
+        if receipt.taken_back is None and not receipt.decides:
             receipt = self._in_place_of_older(receipt)
         kept = self._connection.execute(
             "INSERT OR IGNORE INTO receipts (sample, annotator, label, request_id, given, "
@@ -528,7 +528,7 @@ class LabelStore(LabelViews):
             "FROM receipts AS r JOIN samples AS s USING (sample) JOIN requests AS q "
             "ON q.request_id = s.request_id AND q.readers > 1 "
             "WHERE (r.sample, r.annotator) = (?, ?) AND r.label IS NOT ? AND r.taken_back IS NULL "
-            "AND r.request_id IS NOT NULL ORDER BY r.number DESC LIMIT 1",
+            "AND r.request_id IS NOT NULL AND NOT r.decides ORDER BY r.number DESC LIMIT 1",
             (receipt.sample, receipt.annotator, receipt.label),
         ).fetchone()
         if row is None:

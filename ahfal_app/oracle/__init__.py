@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ahfal_app.errors import ConfigError, OracleError
+from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.records import LabelReceipt, LabelRequest
 from ahfal_app.parameters import Scalar, parameter_problems
 from ahfal_app.plugins import ORACLES
@@ -53,6 +54,8 @@ class Site:
         Where the oracle may keep files of its own; None where nothing is written to disk.
     options : Mapping[str, str]
         What the site has set for its oracle, by kebab-case key.
+    readers : Readers
+        How many people read each image, and what decides; each request says so, too.
     """
 
     client: int
@@ -61,6 +64,7 @@ class Site:
     image: Callable[[int], EncodedImage]
     folder: Path | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    readers: Readers = field(default_factory=Readers)
 
 
 class Oracle(Protocol):

@@ -14,13 +14,15 @@ import logging
 import mimetypes
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from ahfal_app.errors import ConfigError, OracleError
+from ahfal_app.labels.disagreements import list_disagreements
 from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.readings import ADJUDICATOR, MAJORITY, Readers
 from ahfal_app.labels.spreadsheet import (
     SKIP,
     LineProblem,
@@ -43,15 +45,18 @@ _REQUEST = "request.csv"
 _INDEX = "request.json"
 _ERRORS = "errors.csv"
 _LOOKS = ".looks.json"
-_ANSWERS = re.compile(r"labels(?:-(?P<annotator>.+))?\.csv", re.IGNORECASE)
+_DISAGREEMENTS = "disagreements.csv"
+_ANSWERS = re.compile(r"(?P<kind>labels|decisions)(?:-(?P<annotator>.+))?\.csv", re.IGNORECASE)
+_DECISIONS = "decisions"
 
 # What spreadsheets, browsers and editors make of that name: `labels (1).csv`, `labels.xlsx`.
 _MAY_BE_ANSWERS = re.compile(
-    r"(?!~\$)(?!labels(-.+)?\.csv$)(?:labels.*(?<!~)|[^.].*\.(?:csv|tsv|xlsx?|xlsm|ods|numbers))",
+    r"(?!~\$)(?!(?:labels|decisions)(-.+)?\.csv$)(?:(?:labels|decisions).*(?<!~)|[^.].*\.(?:csv|tsv|xlsx?|xlsm|ods|numbers))",
     re.IGNORECASE,
 )
-_OWN_FILES = frozenset({_REQUEST, _INDEX, _ERRORS})
+_OWN_FILES = frozenset({_REQUEST, _INDEX, _ERRORS, _DISAGREEMENTS})
 _SAVE_AS = "save it as labels.csv or labels-NAME.csv (CSV UTF-8)"
+_SAVE_DECISIONS_AS = "save it as decisions.csv or decisions-NAME.csv (CSV UTF-8)"
 
 _ID_LETTERS = 12
 _LONGEST_STEM = 80
@@ -73,14 +78,27 @@ _README = """\
 3. Save it in this folder as labels.csv (CSV, UTF-8; commas, semicolons or tabs).
 
 Save again whenever you have done more; nothing needs to be in order, and lines may be repeated.
-If several people label, each saves a file of their own: labels-NAME.csv. The first answer for an
-image stands; others are kept.
+If several people label, each saves a file of their own: labels-NAME.csv. {readers}
 
 A file with a mistake in any line is not used at all until it is corrected, and one of another
 name is not read: look at errors.csv, which appears in this folder and goes away again. `guess` is
 what the model takes the image for, and may well be wrong; `score` is how much the model wants this
 image to be labelled.
 """
+
+_ONE_READER = """The first answer for an
+image stands; others are kept."""
+
+_SEVERAL_READERS = """Each image is to
+be labelled by {count} people, who do not look at what the others say; {rule} stands.
+What that leaves open is listed in disagreements.csv, which goes away when nothing is: somebody who
+has not labelled these images opens it, writes the class that stands into the column `label`, and
+saves it as decisions-NAME.csv."""
+
+_RULES = {
+    MAJORITY: "the class that more than half of them name",
+    ADJUDICATOR: "only what all of them say",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -146,10 +164,15 @@ class FilesOracle(Oracle):
         if folder is None:
             return []
         try:
-            samples = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["samples"]
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            samples = index["samples"]
             receipts, problems = self._answers(folder, samples, request_id)
-            answered = {receipt.sample for receipt in receipts}
-            self._tell(folder, problems | self._not_read(folder, samples, answered))
+            readers = Readers(index.get("readers", 1), index.get("rule", MAJORITY))
+            names = {sample: name for name, sample in samples.items() if "/" not in name}
+            list_disagreements(
+                folder / _DISAGREEMENTS, receipts, readers, names, self._site.class_names
+            )
+            self._tell(folder, problems | self._not_read(folder, samples, receipts))
         except (OSError, ValueError, KeyError) as error:
             raise OracleError(f"{folder}: cannot be read: {error!r}") from error
         return receipts
@@ -216,7 +239,13 @@ class FilesOracle(Oracle):
         write_csv(folder / _REQUEST, _COLUMNS, rows)
         # People also write what the site calls an image, unless another one has that name here.
         samples = originals | samples
-        index = {"request": request.request_id, "cycle": request.cycle, "samples": samples}
+        index = {
+            "request": request.request_id,
+            "cycle": request.cycle,
+            "readers": request.readers,
+            "rule": request.rule,
+            "samples": samples,
+        }
         (folder / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         text = _README.format(
             count=len(request.samples),
@@ -225,6 +254,9 @@ class FilesOracle(Oracle):
             images=_IMAGES,
             classes="\n".join(f"   - {name}" for name in self._site.class_names),
             skip=SKIP,
+            readers=_ONE_READER
+            if request.readers == 1
+            else _SEVERAL_READERS.format(count=request.readers, rule=_RULES[request.rule]),
         )
         (folder / "README.txt").write_text(text, encoding="utf-8")
 
@@ -233,20 +265,27 @@ class FilesOracle(Oracle):
     ) -> tuple[list[LabelReceipt], dict[str, list[LineProblem]]]:
         receipts: list[LabelReceipt] = []
         problems: dict[str, list[LineProblem]] = {}
-        for path, annotator in _settled_answers(folder):
+        for path, annotator, decides in _settled_answers(folder):
             lines, wrong = read_label_lines(path.read_bytes(), self._classes, samples, annotator)
             if wrong:
                 problems[path.name] = suggested(wrong, samples)
             else:
                 given = saved(path)
                 receipts += [
-                    LabelReceipt(request_id, line.sample, line.label, line.annotator, given)
+                    LabelReceipt(
+                        request_id,
+                        line.sample,
+                        line.label,
+                        line.annotator,
+                        given,
+                        decides=decides,
+                    )
                     for line in lines
                 ]
         return receipts, problems
 
     def _not_read(
-        self, folder: Path, samples: dict[str, int], answered: Collection[int]
+        self, folder: Path, samples: dict[str, int], receipts: Sequence[LabelReceipt]
     ) -> dict[str, list[LineProblem]]:
         """Return files that people may take for answers, though none of their names is one's."""
         found = {
@@ -254,11 +293,17 @@ class FilesOracle(Oracle):
             for name in sorted(path.name for path in folder.iterdir() if path.is_file())
             if _MAY_BE_ANSWERS.fullmatch(name) and name not in _OWN_FILES
         }
-        content = (folder / _REQUEST).read_bytes() if (folder / _REQUEST).is_file() else b""
-        lines, _ = read_label_lines(content, self._classes, samples, ANNOTATOR)
-        if new := [line for line in lines if line.sample not in answered]:
-            reason = f"{len(new)} labels are here, which are not read; {_SAVE_AS}"
-            found[_REQUEST] = [LineProblem(new[0].number, "", reason)]
+        answered = {receipt.sample for receipt in receipts}
+        settled = {receipt.sample for receipt in receipts if receipt.decides}
+        for name, known, save_as in (
+            (_REQUEST, answered, _SAVE_AS),
+            (_DISAGREEMENTS, settled, _SAVE_DECISIONS_AS),
+        ):
+            content = (folder / name).read_bytes() if (folder / name).is_file() else b""
+            lines, _ = read_label_lines(content, self._classes, samples, ANNOTATOR)
+            if new := [line for line in lines if line.sample not in known]:
+                reason = f"{len(new)} labels are here, which are not read; {save_as}"
+                found[name] = [LineProblem(new[0].number, "", reason)]
         return found
 
     def _tell(self, folder: Path, problems: dict[str, list[LineProblem]]) -> None:
@@ -275,8 +320,11 @@ class FilesOracle(Oracle):
         )
 
 
-def _settled_answers(folder: Path) -> list[tuple[Path, str]]:
-    """Return the files of answers that nobody is writing any more, and who has written each."""
+def _settled_answers(folder: Path) -> list[tuple[Path, str, bool]]:
+    """Return the files of answers that nobody is writing any more.
+
+    With each stands who has written it, and whether it settles what readers disagree on.
+    """
     answers = {path: match for path in folder.iterdir() if (match := _ANSWERS.fullmatch(path.name))}
     before = _looks(folder)
     looks, settled = {}, []
@@ -286,7 +334,10 @@ def _settled_answers(folder: Path) -> list[tuple[Path, str]]:
         looks[path.name] = look
         age = time.time() - status.st_mtime
         if age >= _SETTLED_S or (age < 0 and before.get(path.name) == look):
-            settled.append((path, match["annotator"] or ANNOTATOR))
+            decides = match["kind"].lower() == _DECISIONS
+            settled.append(
+                (path, match["annotator"] or (_DECISIONS if decides else ANNOTATOR), decides)
+            )
     if looks != before:
         # Where it cannot be written, files from the future wait until their time has come.
         with contextlib.suppress(OSError):

@@ -22,12 +22,18 @@ class SimulatedOracle(Oracle):
         self._requests.setdefault(request.request_id, request)
 
     def collect(self, request_id: str) -> list[LabelReceipt]:
-        """Return the true labels of a request's samples; nothing for an unknown request."""
+        """Return the true labels of a request's samples; nothing for an unknown request.
+
+        Where several people are to read each sample, it is as many.
+        """
         request = self._requests.get(request_id)
-        samples = request.samples if request is not None else ()
+        if request is None:
+            return []
+        people = [ANNOTATOR, *(f"{ANNOTATOR}-{n}" for n in range(2, request.readers + 1))]
         return [
-            LabelReceipt(request_id, sample, self._truth.get(sample), ANNOTATOR)
-            for sample in samples
+            LabelReceipt(request_id, sample, self._truth.get(sample), person)
+            for sample in request.samples
+            for person in people
         ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 from PIL import Image
 from pyarrow import parquet
 from support.image_files import noise, png
@@ -101,6 +102,59 @@ def test_ids_stay_when_files_come_and_go(place: Place):
     write_images(place.data, [int(Path(gone).stem)])
     assert place.load().names[4] == gone
     assert place.set_aside() == {}
+
+
+def _decoded(place: Place) -> list[str]:
+    folder = place.cache / "decoded"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_of_an_image_that_is_gone_no_decoded_copy_is_left(place: Place, tmp_path: Path):
+    """Whatever run it was decoded for; what other sites have stays."""
+    (tmp_path / "another").mkdir()
+    another = Place(tmp_path / "another")
+    another.cache = place.cache
+    for of_site in (place, another):
+        write_images(of_site.data, range(4))
+    another.load()
+    other_entry = _decoded(another)
+    small = place.load()
+    place.format = DataFormat(**{**vars(FORMAT), "image_shape": (16, 16, 1)})
+    place.load()
+    assert len(_decoded(place)) == 3
+    # What a process that was killed has left of it is another copy.
+    (mine, *_) = set(_decoded(place)) - set(other_entry)
+    (place.cache / "decoded" / f".{mine}.0123.part").mkdir()
+    (place.data / small.names[2]).unlink()
+    after = place.load()
+    assert 2 not in after.names
+    assert len(_decoded(place)) == 2
+    assert set(other_entry) < set(_decoded(place))
+    # Who has it open goes on.
+    assert small.dataset.train.images_NHWC[2].any()
+    assert not after.dataset.train.images_NHWC[2].any()
+
+
+def test_nor_where_no_image_is_left_at_all(place: Place):
+    write_images(place.data, range(2))
+    place.load()
+    for path in place.data.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DatasetError, match="there is no image in it"):
+        place.load()
+    assert _decoded(place) == []
+
+
+def test_what_another_process_is_decoding_is_left_to_it(place: Place):
+    write_images(place.data, range(2))
+    place.load()
+    (name,) = _decoded(place)
+    write_images(place.data, range(3))
+    with FileLock(place.cache / "decoded" / f"{name}.lock"):
+        place.load()
+        assert name in _decoded(place)
+    place.load()
+    assert name not in _decoded(place)
 
 
 def _shades(site: SiteData) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,10 @@ class FakeServer:
     def annotated(self, project: int, request_id: str) -> list[dict[str, Any]]:
         return [task for task in self.stored if task["meta"]["request"] == request_id]
 
+    def delete_tasks(self, project: int, samples: Collection[int]) -> None:
+        self._fail("delete")
+        self.stored = [task for task in self.stored if task["meta"]["sample"] not in samples]
+
     def _fail(self, where: str) -> None:
         if where in self.fails:
             raise OracleError(f"away at {where}")
@@ -204,6 +208,35 @@ def test_a_class_that_does_not_exist_is_told_and_holds_nothing_up(
     server.stored[1]["annotations"] = [annotation(2, "benign")]
     assert [receipt.sample for receipt in oracle.collect("request1")] == [3]
     assert "'unheard-of'" in caplog.text
+
+
+def test_tasks_of_images_that_are_gone_are_deleted(server: FakeServer, oracle: LabelStudioOracle):
+    oracle.withdraw([7])  # Before there is a project, there is nothing to do.
+    assert server.projects == {}
+    oracle.submit(request(7, 3, 9))
+    server.fails = {"delete"}
+    with pytest.raises(OracleError, match="away at delete"):
+        oracle.withdraw([3, 100])
+    server.fails = set()
+    oracle.withdraw([3, 100])
+    assert [task["meta"]["sample"] for task in server.stored] == [7, 9]
+
+
+def test_an_annotation_was_given_when_it_was_last_edited(
+    server: FakeServer, oracle: LabelStudioOracle
+):
+    oracle.submit(request(7, 3, 9))
+    made, edited = "2026-01-02T10:00:00.123456Z", "2026-01-02T13:00:00+02:00"
+    server.stored[0]["annotations"] = [
+        annotation(1, "benign") | {"created_at": made, "updated_at": edited}
+    ]
+    server.stored[1]["annotations"] = [annotation(2, skipped=True) | {"created_at": made}]
+    server.stored[2]["annotations"] = [annotation(3, "benign")]
+    assert [receipt.given for receipt in oracle.collect("request1")] == [
+        "2026-01-02T11:00:00.000Z",
+        "2026-01-02T10:00:00.123Z",
+        None,
+    ]
 
 
 def test_a_deleted_project_is_told(server: FakeServer, oracle: LabelStudioOracle, tmp_path: Path):
@@ -340,7 +373,11 @@ def test_real_tasks_are_imported_once_and_collected(studio: str, tmp_path: Path)
     found = [(r.sample, r.label) for r in again.collect("request1")]
     assert sorted(found, key=lambda pair: pair[0]) == [(3, None), (7, 1), (7, 0)]
     assert {r.annotator for r in again.collect("request1")} == {EMAIL}
+    assert all(receipt.given for receipt in again.collect("request1"))
     assert again.collect("request2") == []
+    again.withdraw([7, 1])
+    assert sorted(t["meta"]["sample"] for t in tasks_of(again, "request1")) == [3, 9]
+    assert tasks_of(again, "request2") == []
 
 
 @pytest.mark.slow

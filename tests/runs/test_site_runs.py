@@ -18,6 +18,7 @@ from support.site_images import write_images, write_labels
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
+from ahfal_app.label_page.desk import Answer, Desk, Item, Withdrawn
 from ahfal_app.labels.exchange import export_labels
 from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.labels.store import LabelStore
@@ -248,6 +249,53 @@ def test_an_image_that_goes_before_it_is_labelled_is_given_back(
     (gone,) = [entry for entry in store.entries() if entry.state == "removed"]
     assert gone.file == removed[0]
     assert store.ledger().free == 1
+    store.close()
+    (folder,) = requests.iterdir()
+    assert len(list((folder / "images").iterdir())) == len(removed) - 1
+
+
+def test_an_image_that_goes_leaves_the_page_and_is_not_paid_for(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    """Nor is one whose label somebody gave a moment before, which is kept all the same."""
+    hospitals.nodes[1] |= {"oracle": "page", "oracle-dir": str(tmp_path / "desk")}
+    desk = Desk(tmp_path / "desk")
+    asked: list[Item] = []
+
+    def say(item: Item) -> None:
+        label = DIGITS.index(hospitals.truth[item.original])
+        desk.answer(Answer(desk.sheets()[0].request, item.sample, label, "anna"))
+
+    def handler(message: Message, context: Context) -> Message:
+        resources._sites.clear()  # As in deployment, where each message has a process of its own.
+        reply = hospitals.handler(message, context)
+        if not asked and desk.sheets():
+            asked.extend(desk.sheets()[0].items)
+            first, second, *_ = asked
+            say(first)
+            for item in (first, second):
+                (tmp_path / "data-1" / item.original).unlink()
+        elif asked and len(desk.sheets()[0].items) < len(asked):
+            with pytest.raises(Withdrawn):
+                say(asked[1])
+            for item in asked[2:]:
+                say(item)
+        return reply
+
+    outcome = simulation(SITES, handler=handler, cycles=1)
+    left = len(asked) - 2
+    assert outcome.metrics.cycles[0].labels_per_client[1] == left
+    assert [item.sample for item in desk.sheets()[0].items] == [item.sample for item in asked[2:]]
+    assert len(list(desk.folder.glob("requests/*/images/*"))) == left
+    (path,) = (tmp_path / "state-1").glob("*/1/labels.sqlite")
+    store = LabelStore.open_existing(path)
+    store.verify()
+    ledger = store.ledger()
+    assert (ledger.spent, ledger.reserved, ledger.free) == (left, 0, 2)
+    states = {entry.sample: entry.state for entry in store.entries()}
+    assert [states[item.sample] for item in asked[:3]] == ["removed", "removed", "labelled"]
+    assert [event.annotator for event in store.history(asked[0].sample)] == ["anna"]
+    assert store.history(asked[1].sample) == ()
     store.close()
 
 

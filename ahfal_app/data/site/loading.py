@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.data.cache import Description, Entry, cache_key, discard, open_or_build
+from ahfal_app.data.cache import (
+    Description,
+    Entry,
+    cache_key,
+    discard,
+    discard_others,
+    open_or_build,
+    source_hash,
+)
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
 from ahfal_app.data.not_used import kind_of, summary, told
 from ahfal_app.data.site.decoding import can_be_decoded, decode_site
@@ -36,6 +44,9 @@ from ahfal_app.labels.spreadsheet import (
     write_csv,
 )
 from ahfal_app.parameters import SUGGESTION
+
+#: What the names of sites' decoded images in the cache start with.
+DECODED = "site"
 
 #: Labels that are there already.
 LABELS = "labels.csv"
@@ -159,6 +170,7 @@ def load_site(
     others = [folders.data / LABELS] + ([folders.truth] if folders.truth else [])
     present, set_aside = list_images(folders.data, image_column, others)
     if not present:
+        discard_others(cache, _entries_of(folders), kept="none")
         besides = f": {told(summary(set_aside))}" if set_aside else ""
         raise DatasetError(f"data={str(folders.data)!r}: there is no image in it{besides}")
     index = SiteIndex(folders.state / _INDEX)
@@ -287,8 +299,10 @@ def _decoded(
 ) -> Entry:
     ids = {image.name: known[image.name].id for image in listed}
     files = [(ids[i.name], i.name, i.size, i.modified_ns, i.changed_ns) for i in listed]
+    # Of one site and of one state of its folder there may be several, for runs that differ.
+    state = f"{_entries_of(folders)}{source_hash(files)}"
     key = cache_key(
-        "site",
+        state,
         rules=_RULES,
         folder=str(folders.data.resolve()),
         files=files,
@@ -314,7 +328,14 @@ def _decoded(
     if any(can_be_decoded(image, image_column, shape) for image in tried.values()):
         discard(cache, key)
         entry = open_or_build(cache, key, build)
+    # Nothing is kept of images that are gone.
+    discard_others(cache, _entries_of(folders), kept=state)
     return entry
+
+
+def _entries_of(folders: SiteFolders) -> str:
+    """Return what the names of a site's entries in the cache start with."""
+    return f"{DECODED}-{source_hash(str(folders.data.resolve()))}-"
 
 
 def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat) -> ImageDataset:

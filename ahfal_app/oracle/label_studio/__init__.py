@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,9 +22,11 @@ from ahfal_app.labels.store import LabelReceipt, LabelRequest
 from ahfal_app.oracle import Oracle, Site, check_folder
 from ahfal_app.oracle.label_studio.connection import Connection
 from ahfal_app.oracle.label_studio.interface import (
+    answer_times,
     check_classes,
     labelling_interface,
     make_task,
+    settling_answers,
     task_answers,
 )
 from ahfal_app.storage.files import write_json
@@ -83,7 +85,9 @@ class LabelStudioOracle(Oracle):
         """Return the annotations so far, the oldest of each task first.
 
         What several people have said of an image is all returned. An image counts as skipped
-        where somebody has skipped it and nobody has named a class.
+        where somebody has skipped it and nobody has named a class; where several people read
+        each image, whoever skips it is one of them. What somebody has marked as the ground truth
+        settles what they disagree on.
 
         Raises
         ------
@@ -96,14 +100,37 @@ class LabelStudioOracle(Oracle):
             project = self._project()
         receipts: list[LabelReceipt] = []
         for task in self._connection.annotated(project, request_id):
-            answers, problems = task_answers(task, self._site.class_names)
+            answers, problems = task_answers(
+                task, self._site.class_names, self._site.readers.count > 1
+            )
+            given = answer_times(task, self._site.class_names)
+            settled = settling_answers(task, self._site.class_names)
             receipts += [
-                LabelReceipt(request_id, task["meta"]["sample"], label, annotator)
-                for label, annotator in answers
+                LabelReceipt(
+                    request_id,
+                    task["meta"]["sample"],
+                    *answer,
+                    given.get(answer),
+                    decides=answer in settled,
+                )
+                for answer in answers
             ]
             for problem in problems:
                 _log.warning("%s: %s", self._connection.project_address(project), problem)
         return receipts
+
+    def withdraw(self, samples: Collection[int]) -> None:
+        """Delete the tasks of images that the site no longer has, with their annotations.
+
+        Raises
+        ------
+        OracleError
+            The server is away or refuses, or the project is gone.
+        """
+        if self._remembered() is None:
+            return
+        with self._locked():
+            self._connection.delete_tasks(self._project(), samples)
 
     def check(self) -> str:
         """See whether the server takes the token, and has the site's project if it had one.

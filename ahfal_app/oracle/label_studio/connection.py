@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -108,24 +108,31 @@ class Connection:
         """Return the samples that a request has tasks of."""
         return {t["meta"]["sample"] for t in self._tasks(project, request_id, include="id,meta")}
 
+    def delete_tasks(self, project: int, samples: Collection[int]) -> None:
+        """Delete all tasks of these samples; there may be none."""
+        tasks = self._tasks(project, None, include="id,meta")
+        gone = [task["id"] for task in tasks if task["meta"].get("sample") in samples]
+
+        def delete(client: Any) -> None:
+            for task in gone:
+                client.tasks.delete(str(task))
+
+        self._ask(f"project {project}", delete)
+
     def annotated(self, project: int, request_id: str) -> list[dict[str, Any]]:
         """Return a request's tasks that somebody has labelled or skipped, with annotations."""
         return self._tasks(project, request_id, only_annotated=True)
 
-    def _tasks(self, project: int, request_id: str, **what: object) -> list[dict[str, Any]]:
-        query = {
-            "filters": {
-                "conjunction": "and",
-                "items": [
-                    {
-                        "filter": "filter:tasks:data.request",
-                        "operator": "equal",
-                        "type": "String",
-                        "value": request_id,
-                    }
-                ],
-            }
+    def _tasks(self, project: int, request_id: str | None, **what: object) -> list[dict[str, Any]]:
+        """Return the tasks of a request, or all that are ours."""
+        asked = {
+            "filter": "filter:tasks:data.request",
+            "operator": "equal",
+            "type": "String",
+            "value": request_id,
         }
+        items = [asked] if request_id is not None else []
+        query = {"filters": {"conjunction": "and", "items": items}}
 
         def tasks(client: Any) -> list[dict[str, Any]]:
             found = client.tasks.list(
@@ -138,7 +145,7 @@ class Connection:
             return [
                 {"id": task.id, "meta": task.meta, "annotations": getattr(task, "annotations", [])}
                 for task in found
-                if (task.meta or {}).get("request") == request_id
+                if "request" in (task.meta or {}) and request_id in (None, task.meta["request"])
             ]
 
         return self._ask(f"project {project}", tasks)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from ahfal_app.errors import OracleError
 from ahfal_app.label_page.images import for_browser
-from ahfal_app.labels.store import LabelRequest
+from ahfal_app.labels.records import LabelRequest, parse_utc
 from ahfal_app.oracle import EncodedImage
 
 _CONTROL = "class"
@@ -103,7 +103,7 @@ def make_task(
 
 
 def task_answers(
-    task: Mapping[str, Any], class_names: Sequence[str]
+    task: Mapping[str, Any], class_names: Sequence[str], with_skips: bool = False
 ) -> tuple[list[TaskAnswer], list[str]]:
     """Return what annotators said of a task, oldest first, and what of it cannot be used.
 
@@ -113,21 +113,18 @@ def task_answers(
         A task with its annotations.
     class_names : Sequence[str]
         Names of the classes, by class index.
+    with_skips : bool
+        Whether a skip counts beside a class.
     """
     named: list[TaskAnswer] = []
     skipped: list[TaskAnswer] = []
     problems = []
-    for annotation in sorted(task["annotations"], key=lambda annotation: annotation["id"]):
+    for annotation in _by_age(task):
         annotator = _annotator(annotation)
         if annotation["was_cancelled"]:
-            skipped.append((None, annotator))
+            (named if with_skips else skipped).append((None, annotator))
             continue
-        choices = [
-            choice
-            for result in annotation["result"]
-            if result.get("from_name") == _CONTROL
-            for choice in result.get("value", {}).get("choices", [])
-        ]
+        choices = _choices(annotation)
         if len(choices) == 1 and choices[0] in class_names:
             named.append((class_names.index(choices[0]), annotator))
         else:
@@ -137,6 +134,56 @@ def task_answers(
                 "is needed; it is not used until it is corrected"
             )
     return named or skipped, problems
+
+
+def answer_times(task: Mapping[str, Any], class_names: Sequence[str]) -> dict[TaskAnswer, str]:
+    """Return when each answer to a task was last edited, as `utc_text` writes it.
+
+    Answers of which the server does not say so are left out.
+
+    Parameters
+    ----------
+    task : Mapping[str, Any]
+        A task with its annotations.
+    class_names : Sequence[str]
+        Names of the classes, by class index.
+    """
+    times: dict[TaskAnswer, str] = {}
+    for annotation in _by_age(task):
+        edited = annotation.get("updated_at") or annotation.get("created_at")
+        choices = [None] if annotation["was_cancelled"] else _choices(annotation)
+        given = parse_utc(str(edited))
+        if given is not None and len(choices) == 1 and choices[0] in (None, *class_names):
+            label = class_names.index(choices[0]) if choices[0] is not None else None
+            times.setdefault((label, _annotator(annotation)), given)
+    return times
+
+
+def settling_answers(task: Mapping[str, Any], class_names: Sequence[str]) -> set[TaskAnswer]:
+    """Return the answers to a task that somebody has marked as its ground truth.
+
+    Parameters
+    ----------
+    task : Mapping[str, Any]
+        A task with its annotations.
+    class_names : Sequence[str]
+        Names of the classes, by class index.
+    """
+    marked = [a for a in task["annotations"] if a.get("ground_truth")]
+    return set(task_answers({**task, "annotations": marked}, class_names)[0])
+
+
+def _by_age(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return sorted(task["annotations"], key=lambda annotation: annotation["id"])
+
+
+def _choices(annotation: Mapping[str, Any]) -> list[str]:
+    return [
+        choice
+        for result in annotation["result"]
+        if result.get("from_name") == _CONTROL
+        for choice in result.get("value", {}).get("choices", [])
+    ]
 
 
 def _annotator(annotation: Mapping[str, Any]) -> str:
