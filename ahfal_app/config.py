@@ -561,6 +561,8 @@ def recorded_settings(values: Mapping[str, object]) -> Settings:
 def read_scalar(text: str) -> Scalar:
     """Return what a person means by a value that may be text, a number, or true or false.
 
+    Quotes around the whole of it make it text, as in YAML: `"007"` is no number.
+
     Raises
     ------
     ConfigError
@@ -570,7 +572,9 @@ def read_scalar(text: str) -> Scalar:
         value = load_yaml(text) if text else ""
     except yaml.YAMLError as error:
         raise ConfigError([f"{text!r}: not a value: {error}"]) from error
-    return value if isinstance(value, bool | int | float) else text
+    if isinstance(value, bool | int | float):
+        return value
+    return value if isinstance(value, str) and text[:1] in {'"', "'"} else text
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -40,6 +41,7 @@ _START_TIMEOUT_S = 60
 # Less than the ten seconds that `docker stop` leaves before it kills.
 _STOP_TIMEOUT_S = 5
 _KILL_TIMEOUT_S = 30
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def run_on_flower(values: Mapping[str, object], console: Console) -> Path:
@@ -221,7 +223,7 @@ def _free_port() -> int:
 
 
 def _run_config(values: Mapping[str, object]) -> str:
-    """Return settings as TOML that Flower takes; JSON writes these scalars the same way.
+    """Return settings as TOML that Flower takes; JSON writes most scalars the same way.
 
     Flower refuses keys that the manifest does not list, such as the parameters of another
     package's component: those travel in one that it lists.
@@ -230,8 +232,14 @@ def _run_config(values: Mapping[str, object]) -> str:
     listed = _flat(manifest["tool"]["flwr"]["app"]["config"])
     own = {key: value for key, value in values.items() if key in listed}
     more = {key: value for key, value in values.items() if key not in listed}
-    own[MORE] = shlex.join(f"{key}={json.dumps(value)}" for key, value in more.items())
-    return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in own.items())
+    own[MORE] = shlex.join(f"{key}={_written(value)}" for key, value in more.items())
+    return "".join(f"{_written(key)} = {_written(value)}\n" for key, value in own.items())
+
+
+def _written(value: object) -> str:
+    """Return a scalar as TOML and YAML read it: JSON, but for what both want escaped or not."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _flat(table: Mapping[str, object], prefix: str = "") -> set[str]:

@@ -53,7 +53,7 @@ _PAGE = string.Template("""<!DOCTYPE html>
 <label id="remark"><span>$comment <kbd>#</kbd></span>
 <input id="comment" type="text" maxlength="500" autocomplete="off" placeholder="$comment"></label>
 <button type="button" id="undo" aria-keyshortcuts="Backspace"
-><span>$undo</span><kbd>Backspace</kbd></button>
+><span>$undo</span><kbd title="Backspace">⌫</kbd></button>
 <button type="button" id="own" aria-keyshortcuts="ArrowLeft"
 ><span>$own</span><kbd>←</kbd></button>
 </div>

@@ -175,9 +175,12 @@ const describe = (isThere = isShown) => {
     allow(at("later"), ownAt > 0);
   }
   if (mine) {
+    const when = new Intl.DateTimeFormat(
+      document.documentElement.lang, {dateStyle: "medium", timeStyle: "short"});
     const how = {yes: "own_open", correct: "own_correctable", no: "own_closed"}[mine.change];
-    at("given").textContent = text(how, {when: new Date(mine.given).toLocaleString(
-      document.documentElement.lang)});
+    const remarks = [mine.unsure ? text("unsure") : "", mine.comment].filter(Boolean);
+    at("given").textContent = [
+      text(how, {when: when.format(new Date(mine.given))}), ...remarks].join(" · ");
   }
   if (current) {
     at("caption").textContent = text("caption", {name: nameOf(current), cycle: current.cycle});
@@ -396,9 +399,9 @@ const closeOwn = () => {
 const change = async (label) => {
   const mine = own[ownAt];
   if (!isShown || mine.change === "no" || mine.label === label) return;
-  const {request, sample} = mine;
+  const {request, sample, unsure, comment} = mine;
   looks += 1;
-  const reply = await ask("/changes", {request, sample, label, ...about()});
+  const reply = await ask("/changes", {request, sample, label, unsure, comment, ...about()});
   if (!reply?.isDone) return;
   say(text(mine.change === "correct" ? "corrected" : "changed", {
     name: nameOf(mine), label: labelOf(mine, label)}));

@@ -24,6 +24,7 @@ header { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: center;
 #queues { display: flex; gap: .5rem; }
 #how-far { display: flex; flex-wrap: wrap; gap: .25rem .75rem; align-items: center; }
 #unsaved { font-weight: 600; }
+#unsaved:empty { display: none; }
 progress { width: 12rem; max-width: 100%; height: .6rem; accent-color: var(--accent); }
 
 main { display: grid; gap: .75rem 1.25rem; min-height: 0;
@@ -34,10 +35,9 @@ figure { grid-area: stage; margin: 0; min-height: 0; display: grid;
   border: 1px solid var(--faint); border-radius: .5rem; overflow: hidden; }
 #view { position: relative; min-height: 0; min-width: 0; display: grid; place-items: center;
   overflow: hidden; padding: .75rem; }
-#view img { grid-area: 1 / 1; display: block; max-width: 100%; max-height: 100%; min-height: 0;
+#view img { grid-area: 1 / 1; display: block; width: 100%; height: 100%; min-height: 0;
   object-fit: contain; user-select: none; transform-origin: center; }
-#view img.small { image-rendering: pixelated; width: 100%; height: 100%; max-width: 32rem;
-  max-height: min(100%, 32rem); }
+#view img.small { image-rendering: pixelated; max-width: 32rem; max-height: min(100%, 32rem); }
 #view.zoomed { cursor: grab; touch-action: none; }
 #view.held { cursor: grabbing; }
 #waiting, #empty { grid-area: 1 / 1; padding: 1rem; text-align: center; max-width: 36rem; }
@@ -57,6 +57,7 @@ figcaption { padding: .4rem .75rem; text-align: center; overflow-wrap: anywhere;
   border-left: .25rem solid var(--accent); border-radius: .25rem; max-height: 9rem;
   overflow-y: auto; overflow-wrap: anywhere; }
 #readings q { display: block; opacity: .85; }
+@media (min-width: 46.01rem) { #comment::placeholder { color: transparent; } }
 #given { padding: .5rem .75rem; background: var(--soft); border-left: .25rem solid var(--accent);
   border-radius: .25rem; }
 #steps { display: grid; gap: .5rem; grid-template-columns: repeat(2, minmax(0, 1fr)); }
@@ -83,6 +84,14 @@ footer { min-height: 1.5em; overflow-wrap: anywhere; }
 #said.wrong { font-weight: 600; color: var(--wrong); border-left: .3rem solid currentColor;
   padding-left: .5rem; }
 
+@media (max-height: 32rem) {
+  body { gap: .4rem; padding: .4rem .75rem; }
+  header { padding-bottom: .25rem; }
+  main { grid-template-rows: minmax(0, 1fr) auto; }
+  #panel { overflow-y: auto; gap: .5rem; padding-right: 3px; }
+  #classes { overflow-y: visible; flex: none; }
+  #tools button { min-height: 1.9rem; }
+}
 @media (max-width: 46rem) and (orientation: portrait) {
   body { gap: .5rem; padding: .5rem; }
   header { gap: .1rem .75rem; padding-bottom: .35rem; }
@@ -94,8 +103,7 @@ footer { min-height: 1.5em; overflow-wrap: anywhere; }
   #classes, #others { gap: .4rem; }
   #classes { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
   #others { padding-top: .5rem; }
-  #tools button span { display: none; }
-  #remark span { display: none; }
+  #tools button span, #remark span, #panel kbd { display: none; }
   #readings { max-height: 5rem; }
 }
 """

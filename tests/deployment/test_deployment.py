@@ -52,7 +52,7 @@ def _run(running: Deployment, data_dir: Path) -> tuple[str, Path]:
     for number, site in enumerate(_SITES):
         key = running.certificates / "server" / "sites" / f"{site}.pub"
         assert "registered" in running.flwr("supernode", "register", str(key), "deployment")
-        own = f'state-dir="{folder / "labels" / site}"'
+        own = f'state-dir="{folder / "labels" / site}" data-dir="{data_dir}"'
         running.start_site(site, f"partition-id={number} num-partitions={len(_SITES)} {own}")
     values = {**_SETTINGS, "output-dir": str(folder / "runs"), "data-dir": str(data_dir)}
     config = folder / "run.toml"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import pytest
 from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ahfal_app.config import Settings, parse_settings
+from ahfal_app.engine.flower import _run_config
 
 ROOT = Path(__file__).parents[2]
 _MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -81,3 +85,32 @@ def test_what_flower_drops_in_silence():
     assert _settings("rounds = 2") == Settings()
     parts = _settings('strategy="entropy"', 'strategy.model="global"')
     assert parts.strategy == Settings().strategy
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+_SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    _TEXTS,
+)
+
+
+@given(
+    own=st.dictionaries(st.sampled_from(["dataset", "output-dir"]), _TEXTS),
+    more=st.dictionaries(
+        st.from_regex(r"(strategy|tracker)\.own-[a-z]{1,4}", fullmatch=True), _SCALARS
+    ),
+)
+@example(own={"dataset": 'a "b" \\ \U0001f600\x7f'}, more={"tracker.own-file": "said.txt"})
+@example(own={}, more={"tracker.own-a": "007", "tracker.own-b": "true", "tracker.own-c": '"x"'})
+@example(own={}, more={"tracker.own-a": "a b", "tracker.own-b": "\n\t '", "tracker.own-c": 1e-7})
+def test_settings_reach_flowers_apps_as_they_were(
+    own: Mapping[str, str], more: Mapping[str, object]
+):
+    """Those of other packages' components too, with their types."""
+    read = flatten_dict(tomllib.loads(_run_config({**own, **more})))
+    settings = parse_settings(read)
+    assert settings.parameters == more
+    assert [type(settings.parameters[key]) for key in more] == [type(more[key]) for key in more]
+    assert {key: getattr(settings, key.replace("-", "_")) for key in own} == own
