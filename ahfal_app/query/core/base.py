@@ -111,6 +111,11 @@ class QueryStrategy(ABC):
     """Citation of what defines the algorithm."""
     signals: ClassVar[frozenset[Signal]]
     """Everything that `select` may ask the pool for."""
+    needs_labels: ClassVar[bool] = True
+    """Whether the choice means something only once there are labels, and a model trained on them.
+
+    Where it is false, `select` also chooses a client's first labels: from embeddings of any
+    fixed network, with a labelled set and class counts that are empty."""
 
     class Parameters(NoParameters):
         """Parameters of the strategy; each has a default and a description."""
