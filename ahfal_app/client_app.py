@@ -22,8 +22,8 @@ from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
 from ahfal_app.messages.arrays import decode_all
-from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
-from ahfal_app.messages.protocol import Order, statistics_from_record
+from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
+from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.storage.private import owner_only
@@ -89,6 +89,15 @@ def join(message: Message, context: Context) -> Message:
     return Message(
         RecordDict({CONFIG_KEY: about.to_record(), METRICS_KEY: metrics}), reply_to=message
     )
+
+
+@app.query("begin")
+@_guarded
+def begin(message: Message, context: Context) -> Message:
+    """Ask for the first labels, where joining alone could not decide which."""
+    order = _order(message)
+    client = _client(order, context, needed_bytes=0)
+    return _query_reply(message, client.begin(_granted(message, order)))
 
 
 @app.train()
@@ -164,7 +173,8 @@ def select(message: Message, context: Context) -> Message:
     with _checked():
         record = message.content.metric_records[STATISTICS_KEY]
         statistics = statistics_from_record(record, client.num_classes)
-    answer = client.select(_tensors(message, client), order.cycle, statistics)
+    granted = _granted(message, order)
+    answer = client.select(_tensors(message, client), order.cycle, statistics, granted)
     return _query_reply(message, answer)
 
 
@@ -193,6 +203,14 @@ def _tensors(message: Message, client: Client) -> dict[str, torch.Tensor]:
     with _checked():
         arrays = decode_all(message.content.array_records[ARRAYS_KEY], client.array_forms)
     return {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+
+
+def _granted(message: Message, order: Order) -> int | None:
+    """Return the labels that the server grants, where all clients share one budget."""
+    if not order.settings.has_global_budget:
+        return None
+    with _checked():
+        return grant_from_record(message.content.metric_records[BUDGET_KEY])
 
 
 def _bytes_of(message: Message) -> int:

@@ -7,7 +7,7 @@ same answer and buys nothing twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +57,9 @@ class Client:
         Weight of the proximal term that the run's aggregation asks for; 0: none.
     allowance : Allowance
         How many labels may be asked for at once, as the ledger stands.
+    check_grant : Callable[[int], None]
+        Called with the labels that the server grants, where it says so; raises where the site
+        does not allow them.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Client:
         oracle_options: Mapping[str, str],
         proximal_mu: float = 0.0,
         allowance: Allowance = granted,
+        check_grant: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -77,6 +81,7 @@ class Client:
         self._state = state
         self._resources = loaded
         self._rows_N = loaded.client_rows(client)
+        self._check_grant = check_grant
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
@@ -114,7 +119,7 @@ class Client:
         }
 
     def join(self, cycle: int) -> JoinAnswer:
-        """Ask for the initial labels, chosen at random, and tell how they stand.
+        """Ask for the first labels, if that can be done alone, and tell how labels stand.
 
         Parameters
         ----------
@@ -126,8 +131,8 @@ class Client:
             pass  # From now on the server is held to these terms of privacy.
         with self._labels() as store:
             self._annotation.describe(store)
-            if store.request(self._annotation.request_id(0)) is None:
-                self._annotation.reserve(store, 0, self._selection.at_random(store))
+            if self._settings.buys_on_joining:
+                self._reserve_first(store, None)
             self._annotation.ask(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
@@ -135,6 +140,22 @@ class Client:
                 last_cycle=store.last_cycle(),
                 ledger=store.ledger(),
             )
+
+    def begin(self, granted: int | None) -> QueryAnswer:
+        """Ask for the first labels, where joining alone could not decide which.
+
+        Parameters
+        ----------
+        granted : int | None
+            How many labels the server grants; None: as many as the settings say.
+        """
+        start = time.perf_counter()
+        self._check(granted)
+        with self._labels() as store:
+            self._annotation.describe(store)
+            self._reserve_first(store, granted)
+            self._annotation.ask(store)
+            return self._query_answer(store, 0, seconds=time.perf_counter() - start)
 
     def train(
         self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
@@ -175,7 +196,11 @@ class Client:
             yield disclosure.participant(cycle, session)
 
     def select(
-        self, tensors: dict[str, Tensor], cycle: int, statistics: ClassStatistics
+        self,
+        tensors: dict[str, Tensor],
+        cycle: int,
+        statistics: ClassStatistics,
+        granted: int | None = None,
     ) -> QueryAnswer:
         """Choose what to label after `cycle` and hand it to the oracle.
 
@@ -187,8 +212,11 @@ class Client:
             The cycle that was just trained.
         statistics : ClassStatistics
             Statistics of the labelled sets that it was trained on.
+        granted : int | None
+            How many labels the server grants in total; None: as many as the settings say.
         """
         start = time.perf_counter()
+        self._check(granted)
         fine_tuned = False
         with self._labels() as store:
             self._annotation.describe(store)
@@ -198,7 +226,9 @@ class Client:
                     sets = LabelledSets.of(store)
                     local = self._training.in_place_of_local_model(tensors, sets, cycle)
                     fine_tuned = True
-                selected = self._selection.by_strategy(store, local, tensors, cycle, statistics)
+                selected = self._selection.by_strategy(
+                    store, local, tensors, cycle, statistics, granted
+                )
                 self._annotation.reserve(store, cycle + 1, selected)
             self._annotation.ask(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
@@ -221,6 +251,14 @@ class Client:
     def _disclosure(self) -> Iterator[Disclosure]:
         with self._state.privacy() as store:
             yield Disclosure(store, self._settings, self._run, self._client)
+
+    def _check(self, granted: int | None) -> None:
+        if granted is not None:
+            self._check_grant(granted)
+
+    def _reserve_first(self, store: LabelStore, granted: int | None) -> None:
+        if store.request(self._annotation.request_id(0)) is None:
+            self._annotation.reserve(store, 0, self._selection.first(store, granted))
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:

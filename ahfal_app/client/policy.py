@@ -6,6 +6,7 @@ that is not set allows what the settings of runs allow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -138,6 +139,8 @@ class Policy(BaseModel):
         PolicyRefused
             A rule is broken.
         """
+        if settings.has_global_budget:
+            return  # What this site gets of it, the server says: `check_grant`.
         most, all_cycles = (
             _largest_purchase(settings, num_samples),
             _all_labels(settings, num_samples),
@@ -147,6 +150,28 @@ class Policy(BaseModel):
                 *_most_broken("labels-per-cycle", self.labels_per_cycle, most),
                 *_most_broken("labels-per-run", self.labels_per_run, all_cycles),
                 *_most_broken("total-labels", self.total_labels, past.labels + all_cycles),
+            ]
+        )
+
+    def check_grant(self, granted: int, past: PastRuns) -> None:
+        """Refuse more labels than a run may ask for; what a cycle may is held by `allowance`.
+
+        Parameters
+        ----------
+        granted : int
+            Labels that the server grants, in all cycles so far.
+        past : PastRuns
+            What other runs have cost the site.
+
+        Raises
+        ------
+        PolicyRefused
+            A rule is broken.
+        """
+        refuse(
+            [
+                *_most_broken("labels-per-run", self.labels_per_run, granted),
+                *_most_broken("total-labels", self.total_labels, past.labels + granted),
             ]
         )
 
@@ -273,9 +298,9 @@ def _largest_purchase(settings: Settings, num_samples: int) -> int:
     """Return the most labels that are asked for at once: at the start, or after a cycle."""
     later = 0
     if settings.num_cycles > 1:
-        left = exact_fraction(settings.target_fraction) - exact_fraction(settings.initial_fraction)
-        share = min(exact_fraction(settings.query_fraction), left)
-        later = -int(-share * num_samples // 1)
+        initial, query, target = settings.label_amounts
+        most = min(query, target - initial) * (1 if settings.counts_labels else num_samples)
+        later = min(num_samples, math.ceil(most))
     return max(settings.labels_due(0, num_samples), later)
 
 

@@ -83,9 +83,17 @@ class Selection:
     run_folder: Path | None
     allowance: Allowance = granted
 
-    def at_random(self, store: LabelStore) -> Selected:
-        """Select what is labelled before the first cycle."""
-        budget = self._allotted(store, 0)
+    def first(self, store: LabelStore, granted: int | None = None) -> Selected:
+        """Select what is labelled before the first cycle.
+
+        Parameters
+        ----------
+        store : LabelStore
+            The client's labels.
+        granted : int | None
+            How many labels the server grants; None: as many as the settings say.
+        """
+        budget = self._allotted(store, 0, granted)
         strategy = make_strategy("random", {})
         context = self._context(budget, 0, _no_statistics(self.loaded), store)
         samples_B = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
@@ -98,6 +106,7 @@ class Selection:
         tensors: dict[str, Tensor],
         cycle: int,
         statistics: ClassStatistics,
+        granted: int | None = None,
     ) -> Selected:
         """Select what is labelled after a cycle.
 
@@ -111,8 +120,10 @@ class Selection:
             The cycle that was just trained.
         statistics : ClassStatistics
             Statistics of the labelled sets that it was trained on.
+        granted : int | None
+            How many labels the server grants in total; None: as many as the settings say.
         """
-        budget = self._allotted(store, cycle + 1)
+        budget = self._allotted(store, cycle + 1, granted)
         strategy = self._strategy(store.unlabelled(), statistics)
         situation = self._situation(store, local, tensors, cycle + 1)
         pool = make_pool(self.settings, self.loaded, strategy, situation)
@@ -122,12 +133,14 @@ class Selection:
         self._record(selected, cycle)
         return selected
 
-    def _allotted(self, store: LabelStore, cycle: int) -> int:
+    def _allotted(self, store: LabelStore, cycle: int, granted: int | None) -> int:
         """Grant what is due by a cycle and return what may be asked for.
 
         This is what is free, B_i and what was missed before, or less where a site's policy says so.
         """
-        store.allot(self.settings.labels_due(cycle, len(self.loaded.client_rows(self.client))))
+        num_samples = len(self.loaded.client_rows(self.client))
+        due = self.settings.labels_due(cycle, num_samples) if granted is None else granted
+        store.allot(min(due, num_samples))
         return self.allowance(store.ledger())
 
     def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:

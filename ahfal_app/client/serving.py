@@ -100,6 +100,7 @@ def client_for(
         oracle_options(node_config),
         order.proximal_mu,
         lambda ledger: policy.allowance(ledger, past),
+        lambda granted: policy.check_grant(granted, past),
     )
 
 

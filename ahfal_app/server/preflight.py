@@ -6,7 +6,7 @@ name exists, and whether they go together, is checked here. All problems are tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
@@ -111,45 +111,67 @@ def check_data(settings: Settings) -> Resources:
         _ = loaded.partition
     # With an unknown number of clients this is a first check; it is made again when they join.
     if not settings.has_sites:
-        check_budget(settings, -(-num_samples // (settings.num_clients or 1)))
+        clients = settings.num_clients or 1
+        evenly = [(num_samples + client) // clients for client in range(clients)]
+        check_budget(settings, [num_samples] if settings.counts_labels else evenly)
     return loaded
 
 
-def check_budget(settings: Settings, largest_client: int) -> None:
+def check_budget(settings: Settings, sizes: Sequence[int]) -> None:
     """Check that a cycle buys something.
 
     Parameters
     ----------
     settings : Settings
         The run's settings.
-    largest_client : int
-        Samples of the client that has most.
+    sizes : Sequence[int]
+        Samples of each client.
 
     Raises
     ------
     ConfigError
-        `query-fraction` of the largest client is less than one label.
+        `query-fraction` of the largest client, or of all, is less than one label, or nothing is
+        left to buy after `initial-labels`.
     """
-    if settings.target_fraction <= settings.initial_fraction:
+    initial, query, target = settings.label_amounts
+    if target <= initial:
         return
-    if settings.query_fraction * largest_client < 1:
+    is_global = settings.has_global_budget
+    most, whose = (
+        (sum(sizes), "all clients together") if is_global else (max(sizes), "the largest client")
+    )
+    if settings.counts_labels and initial >= most:
         raise ConfigError(
             [
-                f"query-fraction={settings.query_fraction!r}: the budget is 0 labels for clients "
-                f"of {largest_client} samples; allowed is a share that buys at least 1"
+                f"initial-labels={settings.initial_labels}: {whose} has {most} samples, so that no "
+                "cycle buys anything; allowed is fewer"
+            ]
+        )
+    if not settings.counts_labels and query * most < 1:
+        raise ConfigError(
+            [
+                f"query-fraction={settings.query_fraction!r}: the budget is 0 labels for {whose}, "
+                f"with {most} samples; allowed is a share that buys at least 1"
             ]
         )
 
 
-def check_clients(settings: Settings, largest_client: int) -> None:
+def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
+    """Return the clients that have fewer samples than `target-labels` says, by name."""
+    if not settings.counts_labels or settings.has_global_budget:
+        return []
+    return [name for name, size in sizes.items() if size < settings.target_labels]
+
+
+def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     """Check what depends on the clients, once they are known: the budget and the aggregation.
 
     Parameters
     ----------
     settings : Settings
         The run's settings, with `num_clients` resolved.
-    largest_client : int
-        Samples of the client that has most.
+    sizes : Sequence[int]
+        Samples of each client.
 
     Raises
     ------
@@ -158,7 +180,7 @@ def check_clients(settings: Settings, largest_client: int) -> None:
     """
     if problems := _aggregation_problem(settings):
         raise ConfigError(problems)
-    check_budget(settings, largest_client)
+    check_budget(settings, sizes)
 
 
 def _component_problems(settings: Settings, key: str) -> list[str]:

@@ -42,13 +42,16 @@ from ahfal_app.server.preflight import (
     check_clients,
     check_data,
     check_settings,
+    labelled_whole,
     with_absolute_paths,
 )
+from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
 _CHECKPOINTS = "checkpoint"
+_BUDGET = "budget.json"
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
 _ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
@@ -157,6 +160,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         position.round,
         start.checkpoint.bought,
         None if start.settings.has_sites else start.loaded.global_counts_C,
+        SharedBudget(start.settings, start.folder / _BUDGET)
+        if start.settings.has_global_budget
+        else None,
     )
     arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
     with tracking:
@@ -259,7 +265,13 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     loaded, settings = start.loaded, membership.settings
     if problems := too_few_for_secure_aggregation(settings):
         raise ConfigError(problems)
-    check_clients(settings, max(m.num_samples for m in membership.members.values()))
+    sizes = {member.name: member.num_samples for member in membership.members.values()}
+    check_clients(settings, list(sizes.values()))
+    if smaller := labelled_whole(settings, sizes):
+        progress.note(
+            f"target-labels={settings.target_labels}: {len(smaller)} clients have fewer samples "
+            f"and are labelled whole, such as {smaller[0]} with {sizes[smaller[0]]}"
+        )
     devices = {member.device for member in membership.members.values()}
     if devices != {loaded.device.type}:
         progress.warn(

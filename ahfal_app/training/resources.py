@@ -144,7 +144,8 @@ class Resources:
         """Return how many samples the whole run trains on, epochs and rounds counted."""
         num_samples = len(self.dataset.train.labels_N)
         cycles = range(min(settings.num_cycles, num_samples))
-        labels = sum(settings.labels_due(cycle, num_samples) for cycle in cycles)
+        clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+        labels = sum(settings.labels_of_all(cycle, num_samples, clients) for cycle in cycles)
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
 
 
