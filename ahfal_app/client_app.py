@@ -20,7 +20,12 @@ from ahfal_app.client.serving import client_for
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
-from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
+from ahfal_app.messages.answers import (
+    Introduction,
+    QueryAnswer,
+    histogram_to_metrics,
+    moments_to_metrics,
+)
 from ahfal_app.messages.arrays import decode_all
 from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
@@ -117,6 +122,14 @@ def train(message: Message, context: Context) -> Message:
     )
     content = RecordDict({ARRAYS_KEY: ArrayRecord(tensors), METRICS_KEY: answer.to_metrics()})
     return Message(content, reply_to=message)
+
+
+@app.query("moments")
+@_guarded
+def moments(message: Message, context: Context) -> Message:
+    """Tell sums over all vectors, that they can be standardised alike everywhere."""
+    sums_E = _client(_order(message), context).moments()
+    return _metrics_reply(message, moments_to_metrics(sums_E))
 
 
 @app.query("histogram")

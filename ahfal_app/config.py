@@ -112,12 +112,28 @@ class Settings(BaseModel):
     dataset: str = _setting(
         "digits",
         "Data",
-        "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, or a local folder.",
+        "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, a local folder, or a "
+        "parquet file with vectors.",
         min_length=1,
     )
     data_dir: str = _setting("", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`.")
     image_column: str = _setting("", "Data", "Column with the images; empty: found by its type.")
     label_column: str = _setting("", "Data", "Column with the labels; empty: found by its type.")
+    vector_column: str = _setting(
+        "", "Data", "Column with vectors, lists of numbers; empty: found by its type."
+    )
+    shown_column: str = _setting(
+        "",
+        "Data",
+        "Beside vectors, the column that people who label see: text, a link or images; empty: "
+        "`text`, `link`, `url` or `image`, if there is one.",
+    )
+    standardise: Literal["federation", "none"] = _setting(
+        "federation",
+        "Data",
+        "What vectors are standardised by, number by number: mean and deviation over all clients' "
+        "samples, or nothing.",
+    )
     classes: str = _setting(
         "",
         "Data",
@@ -265,6 +281,12 @@ class Settings(BaseModel):
 
     # --- Active learning ----------------------------------------------------------
     strategy: str = _setting("ahfal", "Active learning", "Query strategy by name.")
+    initial_strategy: str = _setting(
+        "random",
+        "Active learning",
+        "What chooses the first labels, before there is a model: `random`, or of vectors a "
+        "strategy that needs no labels, such as `typicality`.",
+    )
     tau: float = _setting(
         12.0,
         "Active learning",
@@ -408,7 +430,7 @@ class Settings(BaseModel):
     @property
     def buys_on_joining(self) -> bool:
         """Whether a client knows alone, as it joins, which first labels to buy."""
-        return not self.has_global_budget
+        return not self.has_global_budget and self.initial_strategy == "random"
 
     @property
     def label_amounts(self) -> tuple[Fraction, Fraction, Fraction]:

@@ -56,8 +56,8 @@ def problems(values: dict[str, object]) -> str:
             "target-labels=9: allowed is at least initial-labels=10",
         ),
         (
-            {"initial-labels": 1437, "query-labels": 5, "target-labels": 1500},
-            "initial-labels=1437: the largest client has 1437 samples, so that no cycle buys",
+            {"initial-labels": 1500, "query-labels": 5, "target-labels": 1600},
+            "initial-labels=1500: the largest client has 14",
         ),
         ({"budget": "all"}, "budget='all': allowed is `client` | `global`"),
         ({"strategy": "entrpy"}, "strategy='entrpy': allowed is ahfal | "),
@@ -129,7 +129,7 @@ def test_data_sets_that_cannot_be_learnt_are_refused(tmp_path: Path, data_dir: P
 
 def test_budget_of_a_share_is_exact():
     settings = parse_settings({})
-    assert [settings.labelled_fraction(cycle) for cycle in range(7)] == [
+    assert [settings.labelled_amount(cycle) for cycle in range(7)] == [
         Fraction(n, 100) for n in (10, 15, 20, 25, 30, 35, 35)
     ]
     assert settings.num_cycles == 6

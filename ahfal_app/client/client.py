@@ -21,6 +21,8 @@ from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
+from ahfal_app.data.moments import moment_sums
+from ahfal_app.errors import MessageRefused, PrivacyRefused
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
@@ -182,8 +184,29 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.histogram(cycle, counts_C)
 
+    def moments(self) -> NDArray[np.int64]:
+        """Return sums over this client's vectors, as `moment_sums` has them.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known.
+        """
+        if self._settings.uses_secure_aggregation:
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's sums are not told"
+            )
+        return self._moment_sums()
+
     def advertise_keys(self, cycle: int, session: str) -> Advertisement:
-        """Begin a session of secure aggregation of what was labelled for training `cycle`."""
+        """Begin a session of secure aggregation of what was labelled for training `cycle`.
+
+        In place of a cycle after the last it is the sums over the vectors.
+        """
+        if cycle == self._settings.num_cycles:
+            sums_E = self._moment_sums()
+            with self._disclosure() as disclosure:
+                return disclosure.participant(cycle, session).advertise(sums_E.view(np.uint64))
         counts_C = self._class_counts(cycle)
         with self._disclosure() as disclosure:
             participant = disclosure.participant(cycle, session)
@@ -251,6 +274,12 @@ class Client:
     def _disclosure(self) -> Iterator[Disclosure]:
         with self._state.privacy() as store:
             yield Disclosure(store, self._settings, self._run, self._client)
+
+    def _moment_sums(self) -> NDArray[np.int64]:
+        dataset = self._resources.dataset
+        if not dataset.holds_vectors:
+            raise MessageRefused("asked for sums over vectors, and the data are images")
+        return moment_sums(dataset.train, self._rows_N, dataset.format)
 
     def _check(self, granted: int | None) -> None:
         if granted is not None:

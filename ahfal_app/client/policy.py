@@ -7,7 +7,7 @@ that is not set allows what the settings of runs allow.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -116,6 +116,7 @@ class Policy(BaseModel):
                 *self._privacy_broken(settings, past),
                 *self._image_size_broken(settings, data),
                 *_names_broken("strategies", self.strategies, settings.strategy),
+                *_names_broken("strategies", self.strategies, *_first_choice(settings)),
                 *_names_broken("oracles", self.oracles, settings.oracle),
                 *_names_broken("models", self.models, settings.model),
                 *_most_broken("local-epochs", self.local_epochs, settings.local_epochs),
@@ -285,9 +286,15 @@ def _most_broken(rule: str, most: float | None, asked: float | Fraction) -> Iter
         yield _Broken(rule, f"{float(asked):g}; at most {most:g}")
 
 
-def _names_broken(rule: str, allowed: Iterable[str] | None, asked: str) -> Iterator[_Broken]:
-    if allowed is not None and asked not in allowed:
-        yield _Broken(rule, f"{asked!r}; one of {', '.join(allowed)}")
+def _names_broken(rule: str, allowed: Sequence[str] | None, *asked: str) -> Iterator[_Broken]:
+    for name in asked:
+        if allowed is not None and name not in allowed:
+            yield _Broken(rule, f"{name!r}; one of {', '.join(allowed)}")
+
+
+def _first_choice(settings: Settings) -> list[str]:
+    """Return what chooses the first labels, where that is not chance, which sees no sample."""
+    return [] if settings.initial_strategy == "random" else [settings.initial_strategy]
 
 
 def _parts(privacy: str | None) -> set[str]:

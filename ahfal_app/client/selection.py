@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.client.features import pool_of_features
 from ahfal_app.client.pool import PoolSituation, make_pool
 from ahfal_app.config import Settings
 from ahfal_app.labels.store import LabelStore
@@ -94,9 +95,12 @@ class Selection:
             How many labels the server grants; None: as many as the settings say.
         """
         budget = self._allotted(store, 0, granted)
-        strategy = make_strategy("random", {})
+        name = self.settings.initial_strategy
+        is_later_one = name == self.settings.strategy
+        own = self.settings.parameters_of("strategy") if is_later_one else {}
+        strategy = make_strategy(name, own)
         context = self._context(budget, 0, _no_statistics(self.loaded), store)
-        samples_B = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
+        samples_B = checked_select(strategy, pool_of_features(self.loaded, store), context)
         return Selected(strategy.name, samples_B)
 
     def by_strategy(

@@ -20,6 +20,7 @@ from ahfal_app.messages.formats import data_format_from
 
 JOIN = "query.join"
 BEGIN = "query.begin"
+MOMENTS = "query.moments"
 TRAIN = "train"
 HISTOGRAM = "query.histogram"
 SELECT = "query.select"

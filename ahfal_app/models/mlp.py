@@ -15,7 +15,7 @@ from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.models.core.vectors import VectorInput, VectorParameters, dropout, numbers_of
 
-FACTS = NetworkFacts(stackable=True, bf16_pays=False)
+FACTS = NetworkFacts(stackable=True, bf16_pays=False, takes_vectors=True)
 
 
 class Parameters(VectorParameters):

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.protocol import Order
 from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
@@ -30,6 +31,7 @@ from ahfal_app.server.membership import Membership, check_resumable, join, join_
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
+from ahfal_app.server.standardising import standardised
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -53,6 +55,8 @@ class Hooks:
         client has bought labels for; durable when this returns.
     joined : Callable[[Membership], None]
         Called whenever clients have joined, before they train.
+    standardised : Callable[[DataFormat], None]
+        Called with what all sites' vectors are standardised by.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -60,6 +64,7 @@ class Hooks:
     record: Callable[[RoundRecord | CycleRecord], None]
     checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
     joined: Callable[[Membership], None]
+    standardised: Callable[[DataFormat], None] = lambda _: None
 
 
 class FederatedActiveLearning:
@@ -172,6 +177,7 @@ class FederatedActiveLearning:
         self._welcome(list(self._membership.members))
         for client, reason in self._membership.failures.items():
             self._progress.warn(f"{self._federation.name(client)} {reason}")
+        self._standardise()
         self._begin(is_start=True)
         if self._first == (0, 0):
             self._wait_for_initial_labels()
@@ -186,6 +192,16 @@ class FederatedActiveLearning:
         if clients:
             self._hooks.joined(self._membership)
             self._labels.joined(self._membership.members[client] for client in clients)
+
+    def _standardise(self) -> None:
+        """Learn what all sites' vectors are standardised by, and tell it from now on."""
+        order, data = self._order, self._order.data
+        if data is None or not data.vectors or order.settings.standardise == "none":
+            return
+        require = partial(require_quorum, self._federation, order)
+        data = standardised(self._federation, order, require, self._progress.note)
+        self._order = replace(order, data=data)
+        self._hooks.standardised(data)
 
     def _begin(self, is_start: bool) -> None:
         """Have first labels bought by the clients that could not buy any as they joined."""

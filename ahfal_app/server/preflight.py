@@ -14,7 +14,13 @@ from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
 from ahfal_app.models import model_problem, network_parameters, resolve_model_name
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
 from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
-from ahfal_app.query import ScoringStrategy, make_strategy, strategy_class, strategy_names
+from ahfal_app.query import (
+    ScoringStrategy,
+    Signal,
+    make_strategy,
+    strategy_class,
+    strategy_names,
+)
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.trackers import NO_TRACKER, library_problem
 from ahfal_app.training.objectives import make_local_update
@@ -34,6 +40,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     refused = {key: found for key in FAMILIES if (found := _component_problems(settings, key))}
     problems.extend(problem for found in refused.values() for problem in found)
     problems.extend(_partition_problem(settings))
+    problems.extend(_initial_problem(settings))
     for needed, check in _TOGETHER:
         if not refused.keys() & needed:
             problems.extend(check(settings))
@@ -94,6 +101,11 @@ def check_data(settings: Settings) -> Resources:
             f"num-clients={settings.num_clients}: allowed is at most "
             f"{num_samples // settings.min_partition_size}, since the data set has {num_samples} "
             f"training samples and min-partition-size={settings.min_partition_size}"
+        )
+    if settings.initial_strategy != "random" and not loaded.has_features:
+        problems.append(
+            f"initial-strategy={settings.initial_strategy!r}: allowed is 'random' for images, "
+            "which have no features before a network is trained"
         )
     try:
         # Whether a network fits the images shows when it is built.
@@ -262,12 +274,43 @@ def _alignment_problem(settings: Settings) -> list[str]:
     return problems
 
 
+def _initial_problem(settings: Settings) -> list[str]:
+    """Refuse what cannot choose before there are labels."""
+    names, value = first_strategies(), settings.initial_strategy
+    if value in names:
+        return []
+    return [
+        f"initial-strategy={value!r}: allowed are those that need no labels: {' | '.join(names)}"
+        f"{suggestion(value, names)}"
+    ]
+
+
+def first_strategies() -> list[str]:
+    """Return the query strategies that can choose the first labels."""
+    found = {name: strategy_class(name) for name in strategy_names()}
+    return [
+        name
+        for name, each in found.items()
+        if not each.needs_labels and each.signals <= FEATURE_SIGNALS
+    ]
+
+
 def _partition_problem(settings: Settings) -> list[str]:
     names, value = partition_names(), settings.partition
     if value in names:
         return []
     return [f"partition={value!r}: allowed is {' | '.join(names)}{suggestion(value, names)}"]
 
+
+#: What can be had of a pool before there is a model.
+FEATURE_SIGNALS = frozenset(
+    {
+        Signal.LOCAL_EMBEDDINGS,
+        Signal.GLOBAL_EMBEDDINGS,
+        Signal.LABELLED_LOCAL_EMBEDDINGS,
+        Signal.LABELLED_GLOBAL_EMBEDDINGS,
+    }
+)
 
 #: What components must be there for each further check of how they go together.
 _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (

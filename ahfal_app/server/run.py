@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,9 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
+    if start.settings.has_sites and start.loaded.dataset.holds_vectors:
+        # Its test set will be standardised as this run's sites are, and as no other run's.
+        start = replace(start, loaded=copy.copy(start.loaded))
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
     # Before any client is asked to write there.
@@ -250,6 +254,7 @@ def _hooks(
         record=record,
         checkpoint=checkpoint,
         joined=joined,
+        standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
@@ -23,8 +24,10 @@ from ahfal_app.data.images import DataFormat
 from ahfal_app.data.partition import Partition, make_partition
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import ImageDataset, load_dataset
+from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.errors import ConfigError
 from ahfal_app.models import Classifier, build_model, resolve_model_name
+from ahfal_app.models.core.registry import network_facts, networks_for_vectors
 from ahfal_app.seeds import torch_seed
 from ahfal_app.training.compilation import resolve_compile
 from ahfal_app.training.memory import keep_freed_memory
@@ -54,12 +57,25 @@ class Resources:
         self.device = resolve_device(settings.device)
         self.site = site
         self.dataset: ImageDataset = site.dataset if site else load_dataset(settings)
-        self.model_name = resolve_model_name(settings.model, self.dataset.name)
+        is_vectors = self.dataset.holds_vectors
+        self.model_name = resolve_model_name(settings.model, self.dataset.name, is_vectors)
+        if is_vectors and not network_facts(self.model_name).takes_vectors:
+            raise ConfigError(
+                [
+                    f"model={settings.model!r}: is made for images, and the data are vectors; "
+                    f"allowed is auto | {' | '.join(networks_for_vectors())}"
+                ]
+            )
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self.dataset.num_classes
+
+    @property
+    def has_features(self) -> bool:
+        """Whether every sample has features that no training of this run has made."""
+        return self.dataset.holds_vectors
 
     @property
     def global_counts_C(self) -> NDArray[np.int64]:
@@ -89,6 +105,12 @@ class Resources:
         """The test images on the device."""
         dataset = self.dataset
         return DeviceImages(dataset.test, dataset.mean_C, dataset.std_C, self.device)
+
+    def standardise(self, mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> None:
+        """Normalise data by another mean and deviation from now on."""
+        self.dataset = replace(self.dataset, mean_C=mean_C, std_C=std_C)
+        for name in ("train_images", "test_images"):
+            self.__dict__.pop(name, None)
 
     def new_model(self, cycle: int, purpose: str = "model") -> Classifier:
         """Return a freshly initialised model; equal for equal (seed, purpose, cycle)."""
@@ -223,7 +245,9 @@ def site_resources(
     key = (*_key(settings), data_format)
     with _lock:
         if folders not in _sites or _sites[folders][0] != key:
-            site = load_site(folders, data_format, data_dir(settings), settings.image_column, room)
+            columns = VectorColumns(settings.vector_column, settings.shown_column)
+            cache = data_dir(settings)
+            site = load_site(folders, data_format, cache, settings.image_column, room, columns)
             _sites[folders] = (key, Resources(settings, site))
         return _sites[folders][1]
 
@@ -234,6 +258,9 @@ _MADE_OF = (
     "data_dir",
     "image_column",
     "label_column",
+    "vector_column",
+    "shown_column",
+    "standardise",
     "classes",
     "image_size",
     "test_fraction",

@@ -1,0 +1,144 @@
+"""Runs on vectors: simulated, at sites, resumed; and what chooses their first labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from flwr.app import Context, Message
+from pyarrow import parquet
+from sklearn.datasets import load_breast_cancer
+from support.killing import killed_at, uninterrupted
+from support.simulation import Simulation
+
+from ahfal_app.client_app import app as client_app
+from ahfal_app.errors import ConfigError
+from ahfal_app.labels.spreadsheet import write_csv
+from ahfal_app.query import strategy_names
+
+SETTINGS: dict[str, object] = {
+    "initial-labels": 6,
+    "query-labels": 4,
+    "target-labels": 14,
+    "learning-rate": 0.05,
+    "rounds": 3,
+}
+
+
+def _table(rows: slice | np.ndarray) -> pa.Table:
+    data = load_breast_cancer()
+    labels = data.target_names[data.target[rows]].tolist()
+    return pa.table({"vector": list(data.data[rows].astype(np.float32)), "label": labels})
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("patients") / "patients.parquet"
+    parquet.write_table(_table(slice(0, 300)), path)
+    return path
+
+
+@pytest.mark.parametrize("strategy", strategy_names())
+def test_every_strategy_chooses_among_vectors(
+    strategy: str, patients: Path, simulation: Simulation
+):
+    outcome = simulation(SETTINGS, dataset=str(patients), strategy=strategy, rounds=1)
+    assert [cycle.labels for cycle in outcome.metrics.cycles] == [18, 30, 42]
+    assert outcome.metrics.cycles[-1].accuracy > 0.8
+
+
+def test_a_killed_run_on_vectors_ends_as_one_that_ran_through(
+    patients: Path, simulation: Simulation
+):
+    settings = SETTINGS | {"dataset": str(patients), "initial-strategy": "typicality"}
+    straight = uninterrupted(simulation, **settings)
+    # The first labels are bought in a message of their own: just before, within, and after it.
+    for event in (12, 15, straight.events // 2):
+        folder = killed_at(event, simulation, **settings)
+        assert simulation.resume(folder).result == straight.result
+
+
+def test_first_labels_are_chosen_by_features(patients: Path, simulation: Simulation):
+    settings = SETTINGS | {"dataset": str(patients), "cycles": 1, "strategy": "random"}
+    by_chance = simulation(settings)
+    typical = simulation(settings, **{"initial-strategy": "typicality"})
+    assert by_chance.metrics.cycles[0].labels == typical.metrics.cycles[0].labels == 18
+    assert by_chance.metrics.cycles[0].loss != typical.metrics.cycles[0].loss
+
+
+def test_first_labels_of_images_are_chosen_by_chance_alone(simulation: Simulation):
+    with pytest.raises(ConfigError, match="initial-strategy='typicality': allowed is 'random' for"):
+        simulation(SETTINGS, **{"initial-strategy": "typicality"})
+    with pytest.raises(ConfigError, match="initial-strategy='margin': allowed are those that need"):
+        simulation(SETTINGS, **{"initial-strategy": "margin"})
+
+
+class Clinics:
+    """Four sites with parquet files of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.nodes = []
+        self.server = root / "test.parquet"
+        parquet.write_table(_table(slice(400, 569)), self.server)
+        for number, rows in enumerate(np.split(np.arange(400), (130, 240, 330))):
+            table, folder = _table(rows), root / f"site-{number}"
+            folder.mkdir()
+            parquet.write_table(table.drop_columns("label"), folder / "cases.parquet")
+            truth = [
+                (f"cases.parquet#{row}", label)
+                for row, label in enumerate(table.column("label").to_pylist())
+            ]
+            write_csv(root / f"truth-{number}.csv", ("file", "label"), truth)
+            self.nodes.append(
+                {
+                    "partition-id": number,
+                    "num-partitions": 4,
+                    "data": str(folder),
+                    "state-dir": str(root / f"state-{number}"),
+                    "truth": str(root / f"truth-{number}.csv"),
+                }
+            )
+
+    def handler(self, message: Message, context: Context) -> Message:
+        context.node_config = dict(self.nodes[int(context.node_config["partition-id"])])  # type: ignore[arg-type]
+        return client_app(message, context)
+
+
+def test_sites_are_standardised_together_secretly_or_not(tmp_path: Path, simulation: Simulation):
+    clinics = Clinics(tmp_path)
+    settings = SETTINGS | {
+        "dataset": str(clinics.server),
+        "partition": "sites",
+        "num-clients": 4,
+        "initial-strategy": "typicality",
+        "strategy": "entropy",
+    }
+    told = simulation(settings, handler=clinics.handler)
+    summed = simulation(settings, handler=clinics.handler, privacy="secure-aggregation")
+    kept = [json.loads((run.folder / "standardisation.json").read_text()) for run in (told, summed)]
+    assert kept[0] == kept[1]
+    values_ND = load_breast_cancer().data[:400]
+    assert kept[0]["samples"] == 400
+    np.testing.assert_allclose(kept[0]["mean"], values_ND.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(kept[0]["deviation"], values_ND.std(axis=0), rtol=1e-3)
+    # Losses and the model are the same to the last bit; class statistics are rounded in a sum.
+    assert told.result[2:] == summed.result[2:]
+    assert told.metrics.cycles[-1].labels == 4 * 14
+    assert told.metrics.cycles[-1].accuracy > 0.85
+
+
+def test_a_run_over_sites_keeps_its_standardisation_when_it_is_resumed(
+    tmp_path: Path, simulation: Simulation
+):
+    clinics = Clinics(tmp_path)
+    settings = SETTINGS | {"dataset": str(clinics.server), "partition": "sites", "num-clients": 4}
+    straight = simulation(settings, handler=clinics.handler)
+    folder = killed_at(48, simulation, watch=clinics.handler, **settings)
+    path = folder / "standardisation.json"
+    before = path.read_bytes()
+    resumed = simulation.resume(folder, clinics.handler)
+    assert path.read_bytes() == before
+    assert resumed.result[1:] == straight.result[1:]
