@@ -142,6 +142,8 @@ class Policy(BaseModel):
         """
         if settings.has_global_budget:
             return  # What this site gets of it, the server says: `check_grant`.
+        if (self.labels_per_cycle, self.labels_per_run, self.total_labels) == (None, None, None):
+            return
         most, all_cycles = (
             _largest_purchase(settings, num_samples),
             _all_labels(settings, num_samples),
