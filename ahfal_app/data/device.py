@@ -6,6 +6,7 @@ Shapes: N images, B of a batch, H height, W width, C channels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +111,15 @@ def draw_augmentation(
     if augmentation.flip:
         flip_B = torch.rand(size, generator=generator) < 0.5
     return AugmentationDraws(offsets_2B, flip_B)
+
+
+def joined_draws(draws: Sequence[AugmentationDraws]) -> AugmentationDraws:
+    """Return the draws of several batches as those of one."""
+    offsets = [each.offsets_2B for each in draws if each.offsets_2B is not None]
+    flips = [each.flip_B for each in draws if each.flip_B is not None]
+    return AugmentationDraws(
+        torch.cat(offsets, dim=1) if offsets else None, torch.cat(flips) if flips else None
+    )
 
 
 def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
