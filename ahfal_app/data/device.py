@@ -113,6 +113,15 @@ def draw_augmentation(
     return AugmentationDraws(offsets_2B, flip_B)
 
 
+def joined_draws(draws: Sequence[AugmentationDraws]) -> AugmentationDraws:
+    """Return the draws of several batches as those of one."""
+    offsets = [each.offsets_2B for each in draws if each.offsets_2B is not None]
+    flips = [each.flip_B for each in draws if each.flip_B is not None]
+    return AugmentationDraws(
+        torch.cat(offsets, dim=1) if offsets else None, torch.cat(flips) if flips else None
+    )
+
+
 def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     """Return bytes as normalised float32 (B, C, H, W) in channels_last.
 
