@@ -131,6 +131,30 @@ def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     return torch.addcmul(shift_C, images_BHWC.to(scale_C.dtype), scale_C).permute(0, 3, 1, 2)
 
 
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it to arrive there."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def downloaded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of a device's tensors on the CPU, waiting once for all of them."""
+    copies = [page_locked(tensor) for tensor in tensors]
+    for position, (copied, tensor) in enumerate(zip(copies, tensors, strict=True), start=1):
+        # The last one arrives last.
+        copied.copy_(tensor, non_blocking=position < len(copies))
+    return copies
+
+
+def page_locked(like: Tensor) -> Tensor:
+    """Return an empty tensor of the CPU that a device can transfer to and from by itself.
+
+    For a tensor of the CPU it is memory like any other.
+    """
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type != "cpu")
+
+
 def _cropped(images_BHWC: Tensor, padding: int, offsets_2B: Tensor) -> Tensor:
     height, width = images_BHWC.shape[1:3]
     top_B, left_B = offsets_2B
