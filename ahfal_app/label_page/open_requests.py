@@ -102,6 +102,6 @@ def open_requests(state: Path) -> tuple[OpenRequest, ...]:
     desk = Desk(path.parent / _ORACLE)
     waiting, disputed = desk.waiting(), desk.disputed()
     return tuple(
-        OpenRequest(*row, waiting=waiting.get(row[0], 0), disputed=disputed.get(row[0], 0))
-        for row in rows
+        OpenRequest(request, *rest, waiting.get(request, 0), disputed.get(request, 0))
+        for request, *rest in rows
     )
