@@ -155,7 +155,7 @@ def test_corrections_that_contradict_each_other_change_nothing(store: Path, tmp_
 def test_answers_and_corrections_are_one_change(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(*_: object) -> int:
+    def fail(*_: object, **__: object) -> int:
         raise sqlite3.OperationalError("disk I/O error")
 
     before = _entries(store)
