@@ -102,6 +102,15 @@ def open_requests(state: Path) -> tuple[OpenRequest, ...]:
     desk = Desk(path.parent / _ORACLE)
     waiting, disputed = desk.waiting(), desk.disputed()
     return tuple(
-        OpenRequest(*row, waiting=waiting.get(row[0], 0), disputed=disputed.get(row[0], 0))
-        for row in rows
+        OpenRequest(
+            request=request,
+            cycle=cycle,
+            strategy=strategy,
+            created=created,
+            samples=samples,
+            missing=missing,
+            waiting=waiting.get(request, 0),
+            disputed=disputed.get(request, 0),
+        )
+        for request, cycle, strategy, created, samples, missing in rows
     )

@@ -117,10 +117,16 @@ def read_label_lines(
     problems: list[LineProblem] = []
     names = SampleNames(samples)
     for number, row in _rows(texts):
-        found = row if isinstance(row, str) else _meaning(row, classes, names, may_skip)
-        if isinstance(found, tuple) and isinstance(row, dict):
-            by = row.get("annotator") or annotator
-            found = _repeated(first, LabelLine(number, *found, by, *_remarks(row)))
+        found: str | _Unknown | None
+        if isinstance(row, str):
+            found = row
+        else:
+            meant = _meaning(row, classes, names, may_skip)
+            if isinstance(meant, tuple):
+                by = row.get("annotator") or annotator
+                found = _repeated(first, LabelLine(number, *meant, by, *_remarks(row)))
+            else:
+                found = meant
         if found is None:
             continue
         text = texts[number - 1].strip() if texts else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
@@ -18,6 +18,7 @@ from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
+from ahfal_app.messages.arrays import held_record
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
@@ -158,7 +159,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start.checkpoint.bought,
         None if start.settings.has_sites else start.loaded.global_counts_C,
     )
-    arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
+    arrays = held_record(start.checkpoint.arrays)
     with tracking:
         try:
             with progress:
@@ -333,14 +334,16 @@ def _environment(
 
 
 def _fresh_arrays(loaded: Resources, cycle: int) -> ArrayRecord:
-    return ArrayRecord(loaded.new_model(cycle).state_dict())
+    state = loaded.new_model(cycle).state_dict()
+    return held_record({name: tensor.numpy() for name, tensor in state.items()})
 
 
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
     loaded = start.loaded
     torch.set_num_threads(computing_threads(start.settings))
-    model = loaded.model()
-    model.load_state_dict(arrays.to_torch_state_dict())
+    model = loaded.model_with(
+        {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    )
     at_once = start.at_once if loaded.device.type == "cpu" else 1
     return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
 
