@@ -66,7 +66,7 @@ class DeviceImages:
 
     def batch(self, rows_B: Tensor) -> Tensor:
         """Return normalised images, float32 (B, C, H, W) in channels_last, not augmented."""
-        images_BHWC = self.images_NHWC[rows_B.to(self.device)]
+        images_BHWC = self.images_NHWC[uploaded(rows_B, self.device)]
         return normalised(images_BHWC, self.scale_C, self.shift_C)
 
     def augmented(
@@ -90,12 +90,12 @@ class DeviceImages:
         self, rows_B: Tensor, augmentation: Augmentation, draws: AugmentationDraws
     ) -> Tensor:
         """Return images cropped and mirrored as was drawn, uint8 (B, H, W, C)."""
-        images_BHWC = self.images_NHWC[rows_B.to(self.device)]
+        images_BHWC = self.images_NHWC[uploaded(rows_B, self.device)]
         if draws.offsets_2B is not None:
-            offsets_2B = draws.offsets_2B.to(self.device)
+            offsets_2B = uploaded(draws.offsets_2B, self.device)
             images_BHWC = _cropped(images_BHWC, augmentation.padding, offsets_2B)
         if draws.flip_B is not None:
-            flip_B111 = draws.flip_B.to(self.device)[:, None, None, None]
+            flip_B111 = uploaded(draws.flip_B, self.device)[:, None, None, None]
             images_BHWC = torch.where(flip_B111, images_BHWC.flip(2), images_BHWC)
         return images_BHWC
 
@@ -129,6 +129,30 @@ def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     """
     # The permuted view of (B, H, W, C) is channels_last: nothing is copied for it.
     return torch.addcmul(shift_C, images_BHWC.to(scale_C.dtype), scale_C).permute(0, 3, 1, 2)
+
+
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; one of the CPU without waiting for it to arrive there."""
+    if tensor.device.type == device.type:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def downloaded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of a device's tensors on the CPU, waiting once for all of them."""
+    copies = [page_locked(tensor) for tensor in tensors]
+    for position, (copied, tensor) in enumerate(zip(copies, tensors, strict=True), start=1):
+        # The last one arrives last.
+        copied.copy_(tensor, non_blocking=position < len(copies))
+    return copies
+
+
+def page_locked(like: Tensor) -> Tensor:
+    """Return an empty tensor of the CPU that a device can transfer to and from by itself.
+
+    For a tensor of the CPU it is memory like any other.
+    """
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type != "cpu")
 
 
 def _cropped(images_BHWC: Tensor, padding: int, offsets_2B: Tensor) -> Tensor:
