@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# All that is to be known of a GPU, as one command of at most twelve minutes; see README.md here.
+# All that is to be known of a GPU, as one command of at most twelve minutes; see benchmarks/README.md.
 #
 #   benchmarks/gpu/check.sh DATA OUT     on a GPU; DATA is a folder with CIFAR-10 as Parquet
 #   benchmarks/gpu/check.sh --dry OUT    the same stages in small, on the CPU
 #
 # PYTHON names the interpreter. Wheels in benchmarks/gpu/wheels are installed beside it, without a
 # network. A stage that fails or hangs costs its limit and nothing else; results come as they are
-# made, and the exit status is the number of stages that failed.
+# made, and the exit status is the number of stages that failed. PATIENCE multiplies the limits, for
+# a machine that is busy with other work.
 set -u
 cd "$(dirname "$0")/../.." || exit 9
 data=${1:?DATA or --dry}
@@ -41,7 +42,7 @@ begin=$SECONDS
 stage() { # name limit command...
     local name=$1 limit=$2
     shift 2
-    timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+    timeout -k 5 $((limit * ${PATIENCE:-1})) "$@" >"$out/$name.log" 2>&1
     local status=$?
     [ $status = 0 ] || failed=$((failed + 1))
     echo "$name: status $status, $((SECONDS - begin)) s since the beginning" | tee -a "$out/stages.log"

@@ -48,6 +48,7 @@ from ahfal_app.training.together import trainer
 from ahfal_app.training.together.choice import resolve_client_batching
 from ahfal_app.training.together.cuda_graphs import CudaGraphs, Recording, Replayed
 from ahfal_app.training.together.gathering import Gathering
+from ahfal_app.training.together.schedule import schedules
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import Batch, MixedBatch
 from ahfal_app.training.together.trainer import TogetherTrainer
@@ -296,6 +297,26 @@ def test_a_program_serves_other_clients_of_the_same_shapes() -> None:
     train_together(together)
     for one, other in zip(together, alone, strict=True):
         assert_same_models(one.model, other.model, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "widths"),
+    [
+        ((45, 45), [20, 20, 5]),  # All of them count.
+        ((45, 42), [20, 20, 16]),
+        ((45, 38), [20, 20, 5]),
+        ((44, 29), [20, 20, 4]),
+    ],
+)
+def test_batches_are_cut_to_what_a_step_needs(sizes: tuple[int, int], widths: list[int]) -> None:
+    update = update_of(1)
+    recipe = dataclasses.replace(RECIPE, batch_size=20)
+    each = [
+        dataclasses.replace(update, recipe=recipe, rows_N=torch.arange(n), labels_N=torch.arange(n))
+        for n in sizes
+    ]
+    for schedule in schedules(each):
+        assert schedule.labelled.widths() == widths
 
 
 class TestBatchNorm:
