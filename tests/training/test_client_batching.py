@@ -310,13 +310,13 @@ def test_a_program_serves_other_clients_of_the_same_shapes() -> None:
 )
 def test_batches_are_cut_to_what_a_step_needs(sizes: tuple[int, int], widths: list[int]) -> None:
     update = update_of(1)
-    recipe = dataclasses.replace(RECIPE, batch_size=20)
+    recipe = dataclasses.replace(RECIPE, batch_size=20, local_epochs=1)
     each = [
         dataclasses.replace(update, recipe=recipe, rows_N=torch.arange(n), labels_N=torch.arange(n))
         for n in sizes
     ]
-    for schedule in schedules(each):
-        assert schedule.labelled.widths() == widths
+    (schedule,) = schedules(each)
+    assert schedule.labelled.widths() == widths
 
 
 class TestBatchNorm:
@@ -423,13 +423,13 @@ class FakeGraphs:
 
     def __init__(self, works: bool = True) -> None:
         self.works = works
-        self.recorded: list[tuple[int, bool]] = []
+        self.recorded: list[tuple[torch.Size, bool]] = []
 
     def __call__(self, step, rates: Tensor, batch: Batch, mixed: MixedBatch | None) -> Recording:  # type: ignore[no-untyped-def]
         step(rates, batch, mixed)
         if not self.works:
             raise RuntimeError("operation not permitted when stream is capturing")
-        self.recorded.append((len(rates), batch.counting_kB is None))
+        self.recorded.append((batch.rows_kB.shape, batch.counting_kB is None))
         losses = torch.zeros_like(step(rates, batch, mixed))
 
         def replay() -> None:
