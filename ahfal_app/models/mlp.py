@@ -7,15 +7,23 @@ Shapes: B samples of a batch, H hidden features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
-from ahfal_app.models.core.vectors import VectorInput, VectorParameters, dropout, numbers_of
+from ahfal_app.models.core.vectors import (
+    VectorInput,
+    VectorParameters,
+    dropout,
+    numbers_of,
+    stacked_linear,
+)
 
-FACTS = NetworkFacts(stackable=True, bf16_pays=False)
+FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False)
 
 
 class Parameters(VectorParameters):
@@ -38,6 +46,20 @@ class MLPHead(Classifier):
         """Return the hidden layer, shape (B, H); samples may be (B, D) or (B, c, H, W)."""
         features_BH: Tensor = self.dropout(torch.relu(self.hidden(self.vectors(images_BcHW))))
         return features_BH
+
+    def stacked_logits(self, parameters: Mapping[str, Tensor], samples_kB: Tensor) -> Tensor:
+        """Return the logits of k copies (k, B, C), each of its own samples (k, B, c, H, W).
+
+        Parameters
+        ----------
+        parameters : Mapping[str, Tensor]
+            Those of all copies by name, each with a first dimension of k.
+        samples_kB : Tensor
+            Samples.
+        """
+        vectors_kBD = self.vectors.stacked(samples_kB)
+        hidden_kBH = torch.relu(stacked_linear(parameters, "hidden", vectors_kBD))
+        return stacked_linear(parameters, "head", hidden_kBH)
 
 
 def build(

@@ -6,6 +6,7 @@ Shapes: B samples of a batch, D numbers of a vector, H hidden features.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -72,6 +73,11 @@ class VectorInput(nn.Module):
             vectors_BD = self.norm(vectors_BD[:, :, None, None]).flatten(1)
         return vectors_BD
 
+    def stacked(self, samples_kB: Tensor) -> Tensor:
+        """Return vectors (k, B, D) of the samples of k copies (k, B, c, H, W)."""
+        vectors_BD: Tensor = self(samples_kB.flatten(0, 1))
+        return vectors_BD.view(*samples_kB.shape[:2], -1)
+
 
 class CountedDropout(nn.Module):
     """Dropout whose choice follows from the step, the sample's place and the feature.
@@ -108,6 +114,22 @@ class CountedDropout(nn.Module):
 def dropout(share: float) -> nn.Module:
     """Return dropout of that share, or nothing for 0."""
     return CountedDropout(share) if share else nn.Identity()
+
+
+def stacked_linear(parameters: Mapping[str, Tensor], name: str, inputs_kBD: Tensor) -> Tensor:
+    """Return what a linear layer gives in k copies, shape (k, B, C), as one matrix product.
+
+    Parameters
+    ----------
+    parameters : Mapping[str, Tensor]
+        Weights (k, C, D) and biases (k, C) of the layer of this name.
+    name : str
+        The layer.
+    inputs_kBD : Tensor
+        Each copy's inputs.
+    """
+    weight_kCD, bias_kC = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+    return torch.baddbmm(bias_kC[:, None], inputs_kBD, weight_kCD.transpose(1, 2))
 
 
 def numbers_of(image_shape: tuple[int, int, int]) -> int:

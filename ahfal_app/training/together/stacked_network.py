@@ -112,8 +112,16 @@ class StackedNetwork:
             enabled=precision == "bf16",
             cache_enabled=False,
         ):
-            logits_kBC: Tensor = vmap(self._logits_of_one, in_dims=in_dims)(
-                parameters, buffers, inputs_kBcHW, counting_kB
+            # Where nothing goes by the batch, padding may be computed along.
+            found_kBC = None
+            if not self.buffers:
+                found_kBC = self._skeleton.stacked_logits(parameters, inputs_kBcHW)
+            logits_kBC: Tensor = (
+                found_kBC
+                if found_kBC is not None
+                else vmap(self._logits_of_one, in_dims=in_dims)(
+                    parameters, buffers, inputs_kBcHW, counting_kB
+                )
             )
         with torch.no_grad():
             for name, buffer in self.buffers.items():

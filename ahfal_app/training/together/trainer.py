@@ -67,10 +67,13 @@ class TogetherTrainer:
     ----------
     graphs : bool
         Whether steps are recorded as CUDA graphs and replayed; only on a GPU.
+    threads : int
+        Processor threads that the clients have together; 0: as the caller has.
     """
 
-    def __init__(self, graphs: bool) -> None:
+    def __init__(self, graphs: bool, threads: int = 0) -> None:
         self._graphs = graphs
+        self._threads = threads
         self._program: _Program | None = None
 
     def __call__(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
@@ -99,7 +102,12 @@ class TogetherTrainer:
         sorted_updates = [updates[position] for position in order]
         schedule = make_schedule(sorted_updates)
         program = self._program_for(sorted_updates)
-        results = program.run(sorted_updates, schedule)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(self._threads or before)
+            results = program.run(sorted_updates, schedule)
+        finally:
+            torch.set_num_threads(before)
         by_position = dict(zip(order, results, strict=True))
         return [by_position[position] for position in range(len(updates))]
 
