@@ -428,12 +428,15 @@ def label(
 def _list_open(state_dir: Path, console: Console) -> None:
     from ahfal_app.label_page.open_requests import open_requests
 
-    table = Table("request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "ready")
+    table = Table(
+        "request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "to settle", "ready"
+    )
     for column in table.columns:
         # Rather several lines than dots in place of what is meant.
         column.overflow = "fold"
     for r in open_requests(state_dir):
-        numbers = (str(r.samples), str(r.missing - r.waiting), str(r.waiting))
+        to_label = r.missing - r.waiting - r.disputed
+        numbers = (str(r.samples), str(to_label), str(r.disputed), str(r.waiting))
         asked = r.created[:19].replace("T", " ")
         table.add_row(r.request[:12], str(r.cycle), escape(r.strategy), asked, *numbers)
     console.print(table if table.rows else "nothing is open")

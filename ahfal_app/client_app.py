@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -21,7 +22,7 @@ from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
-from ahfal_app.messages.arrays import decode_all
+from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import Order, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
@@ -37,6 +38,16 @@ _STATE_KEY = "ahfal"
 _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
 
 _log = logging.getLogger(__name__)
+
+
+def _nothing() -> ArrayRecord | None:
+    return None
+
+
+# The global model that was decoded last, with the forms that it was held against.
+_newest: tuple[
+    Callable[[], ArrayRecord | None], Mapping[str, ArrayForm], dict[str, torch.Tensor]
+] = (_nothing, {}, {})
 
 
 def _guarded(handler: Handler) -> Handler:
@@ -100,14 +111,17 @@ def train(message: Message, context: Context) -> Message:
     if order.round == 0:
         raise MessageRefused("server-round=0: allowed is at least 1 in training")
     # It is kept once as the momentum, and in a cycle's last round once as f^L.
-    client = _client(order, context, needed_bytes=2 * _bytes_of(message))
+    needed = 2 * _bytes_of(message) if is_site(context.node_config) else 0
+    client = _client(order, context, needed_bytes=needed)
     tensors, answer = client.train(
         _tensors(message, client),
         order.cycle,
         order.round,
         last_round=order.round == order.settings.rounds,
     )
-    content = RecordDict({ARRAYS_KEY: ArrayRecord(tensors), METRICS_KEY: answer.to_metrics()})
+    # Copies, since the next client of this thread is trained in the same places.
+    arrays = held_record({n: tensor.detach().cpu().numpy().copy() for n, tensor in tensors.items()})
+    content = RecordDict({ARRAYS_KEY: arrays, METRICS_KEY: answer.to_metrics()})
     return Message(content, reply_to=message)
 
 
@@ -191,14 +205,24 @@ def _client(order: Order, context: Context, needed_bytes: int | None = None) -> 
 
 
 def _tensors(message: Message, client: Client) -> dict[str, torch.Tensor]:
+    """Return the global model; clients of one process that are sent the same object share it."""
+    global _newest
     with _checked():
-        arrays = decode_all(message.content.array_records[ARRAYS_KEY], client.array_forms)
-    return {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+        record = message.content.array_records[ARRAYS_KEY]
+        known, forms, tensors = _newest
+        if known() is record and forms is client.array_forms:
+            return dict(tensors)
+        forms = client.array_forms
+        arrays = decode_all(record, forms)
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+    # A lone assignment: clients in other threads see the one or the other.
+    _newest = (weakref.ref(record), forms, tensors)
+    return dict(tensors)
 
 
 def _bytes_of(message: Message) -> int:
     with _checked():
-        return message.content.array_records[ARRAYS_KEY].count_bytes()
+        return size_in_bytes(message.content.array_records[ARRAYS_KEY])
 
 
 @contextmanager

@@ -13,9 +13,12 @@ import torch
 from hypothesis import settings
 from support.simulation import SharedRuns, Simulation
 from support.sweeps import sweeps_here
+from support.syncing import stop_waiting
 
 # Tensors are small here: on a busy machine more threads wait for each other.
 torch.set_num_threads(1)
+
+stop_waiting()
 
 # Tests are never about time, and a busy machine may pause any of them.
 settings.register_profile("untimed", deadline=None)

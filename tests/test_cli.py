@@ -72,6 +72,7 @@ class TestArguments:
         assert f"{file}: an experiment, since it has {key.split(':')[0]}" in printed
         assert f"`ahfal sweep {file} --out FOLDER` runs it" in printed
 
+    @pytest.mark.usefixtures("sweeps_here")
     def test_sweep_takes_paths_with_an_equals_sign(self, tmp_path: Path, data_dir: Path):
         folder = tmp_path / "tau=5"
         folder.mkdir()

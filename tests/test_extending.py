@@ -111,16 +111,14 @@ REFUSALS = {
     "oracle=tired": "allowed is ",
 }
 
-#: Gives one command line after the other, as `ahfal` would be given them, in one process; with
-#: a second argument, sweeps do their runs in it, too.
+#: Gives one command line after the other, as `ahfal` would be given them, in one process, in
+#: which sweeps do their runs, too.
 _COMMANDS = """
 import contextlib, io, json, sys
 from ahfal_app.cli import main
-if len(sys.argv) > 2:
-    from support.sweeps import WorkersHere
-    from ahfal_app.experiments import sweep
-    sweep.Workers = WorkersHere
-told = []
+from support.sweeps import sweeps_here
+here, told = contextlib.ExitStack(), []
+here.enter_context(sweeps_here())
 for arguments in json.loads(sys.argv[1]):
     with (
         contextlib.redirect_stdout(io.StringIO()) as stdout,
@@ -139,12 +137,9 @@ print(json.dumps(told))
 Told = tuple[int, str, str]
 
 
-def ahfal_in_turn(
-    environment: dict[str, str], *commands: Sequence[str], sweeps_here: bool = False
-) -> list[Told]:
+def ahfal_in_turn(environment: dict[str, str], *commands: Sequence[str]) -> list[Told]:
     """Return what each command line comes to: exit code, output, errors."""
-    more = ["here"] if sweeps_here else []
-    done = ahfal([sys.executable, "-c", _COMMANDS], environment, json.dumps(commands), *more)
+    done = ahfal([sys.executable, "-c", _COMMANDS], environment, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     return [tuple(told) for told in json.loads(done.stdout)]
 
@@ -180,7 +175,7 @@ def test_a_sweep_does_again_what_ran_with_other_code(tmp_path: Path, data_dir: P
 
     out = tmp_path / "sweep"
     sweep = ["sweep", str(experiment), "--out", str(out), "--jobs", "1"]
-    first, again = ahfal_in_turn(environment, sweep, sweep, sweeps_here=True)
+    first, again = ahfal_in_turn(environment, sweep, sweep)
     assert (first[0], again[0]) == (0, 0), (first, again)
     assert "1 of 1 runs are done already" not in first[1]
     assert "1 of 1 runs are done already" in again[1]

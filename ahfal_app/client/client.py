@@ -7,6 +7,7 @@ same answer and buys nothing twice.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,10 @@ from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
 OWN = "own"
+
+# What clients of this process are trained on in a run's cycle.
+_frozen: dict[tuple[str, int, int, tuple[str, int] | None], LabelledSets] = {}
+_forms: weakref.WeakKeyDictionary[Resources, dict[str, ArrayForm]] = weakref.WeakKeyDictionary()
 
 
 class Client:
@@ -114,10 +119,7 @@ class Client:
     @property
     def array_forms(self) -> dict[str, ArrayForm]:
         """What the arrays of a global model must be, by name."""
-        return {
-            name: ArrayForm(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in self._resources.model().state_dict().items()
-        }
+        return forms_of_state(self._resources)
 
     def join(self, cycle: int) -> JoinAnswer:
         """Ask for the initial labels, chosen at random, and tell how they stand.
@@ -150,11 +152,8 @@ class Client:
     ) -> tuple[dict[str, Tensor], TrainAnswer]:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
-        with self._labels() as store:
-            store.freeze(cycle)
-            sets = LabelledSets.of(store, through_cycle=cycle)
-        model, result = self._training.in_round(tensors, sets, cycle, round_)
-        trained = model.state_dict()
+        _, result = self._training.in_round(tensors, self._trained_on(cycle), cycle, round_)
+        trained = self._resources.state()
         if result is not None and last_round:
             self._state.save_local_model(cycle, trained)
         answer = TrainAnswer(
@@ -236,6 +235,27 @@ class Client:
             store.freeze(cycle)
             return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
 
+    def _trained_on(self, cycle: int) -> LabelledSets:
+        """Return what a cycle is trained on; once that is frozen, nothing changes it.
+
+        A simulated client's is read once a cycle: opening its database takes as long as a small
+        training. At a site images may come and go.
+        """
+        grows = self._resources.site is not None
+        place = None if grows else self._state.labels_on_disk()
+        key = (self._run, cycle, self._client, place)
+        known = _frozen.get(key) if place is not None else None
+        if known is not None:
+            return known
+        with self._labels() as store:
+            store.freeze(cycle)
+            sets = LabelledSets.of(store, through_cycle=cycle)
+        if place is not None:
+            for old in [k for k in list(_frozen) if k[:2] != key[:2]]:
+                _frozen.pop(old, None)
+            _frozen[key] = sets
+        return sets
+
     def _query_answer(
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
     ) -> QueryAnswer:
@@ -248,3 +268,13 @@ class Client:
             fine_tuned=fine_tuned,
             seconds=seconds,
         )
+
+
+def forms_of_state(loaded: Resources) -> dict[str, ArrayForm]:
+    """Return shape and type of all that a model's state holds, by name; the same object always."""
+    if loaded not in _forms:
+        _forms[loaded] = {
+            name: ArrayForm(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in loaded.state().items()
+        }
+    return _forms[loaded]

@@ -84,12 +84,10 @@ class ClientTraining:
         model = self._model(tensors)
         if len(sets.labelled.samples_N):
             self._train(model, tensors, sets, (cycle, self.settings.rounds + 1))
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return {name: tensor.clone() for name, tensor in self.loaded.state().items()}
 
     def _model(self, tensors: dict[str, Tensor]) -> Classifier:
-        model = self.loaded.model()
-        model.load_state_dict(tensors)
-        return model
+        return self.loaded.model_with(tensors)
 
     def _train(
         self,

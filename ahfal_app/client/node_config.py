@@ -93,6 +93,8 @@ def at_site(settings: Settings, node_config: NodeConfig) -> Settings:
 def _readers(node_config: NodeConfig) -> dict[str, object]:
     """Return what a site says of its readers, as settings."""
     flat = {key: node_config[key] for key in _READERS if key in node_config}
+    if not flat:
+        return {}
     settings = parse_settings(flat)
     return {(name := key.replace("-", "_")): getattr(settings, name) for key in flat}
 

@@ -138,6 +138,8 @@ class Policy(BaseModel):
         PolicyRefused
             A rule is broken.
         """
+        if (self.labels_per_cycle, self.labels_per_run, self.total_labels) == (None, None, None):
+            return
         most, all_cycles = (
             _largest_purchase(settings, num_samples),
             _all_labels(settings, num_samples),

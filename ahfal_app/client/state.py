@@ -13,11 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ahfal_app.labels.store import STORE_FILE, LabelStore
@@ -114,6 +113,16 @@ class ClientState:
         """Return whether a folder is part of a site's own state."""
         return self._root is not None and folder.resolve().is_relative_to(self._root.resolve())
 
+    def labels_on_disk(self) -> tuple[str, int] | None:
+        """Return the file of the label store, as path and number; None where there is none."""
+        if self._folder is None:
+            return None
+        path = self._folder / STORE_FILE
+        try:
+            return str(path), path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
     @contextmanager
     def labels(
         self, samples_N: NDArray[np.int64], num_classes: int, grows: bool = False
@@ -147,11 +156,9 @@ class ClientState:
 
     def save_training(self, cycle: int, round_: int, state: TrainingState) -> None:
         """Keep the state after a round of local training."""
-        tensors = {
-            _MOMENTUM + name: tensor.cpu().contiguous() for name, tensor in state.momentum.items()
-        }
-        tensors[_EPOCHS] = torch.tensor(state.epochs)
-        self._pieces[f"training-{cycle}-{round_}.safetensors"] = save_tensors(tensors)
+        arrays = {_MOMENTUM + name: _array(tensor) for name, tensor in state.momentum.items()}
+        arrays[_EPOCHS] = np.array(state.epochs)
+        self._pieces[f"training-{cycle}-{round_}.safetensors"] = save_arrays(arrays)
         for old in self._training_rounds()[:-_KEPT_ROUNDS]:
             self._forget("training-{}-{}.safetensors".format(*old))
 
@@ -169,12 +176,7 @@ class ClientState:
     def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
         name = f"local-model-{cycle}.safetensors"
-        # A copy of each, since safetensors refuses memory that tensors share, as tied layers do.
-        tensors = {
-            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, tensor in state_dict.items()
-        }
-        self._pieces[name] = save_tensors(tensors)
+        self._pieces[name] = save_arrays({key: _array(t) for key, t in state_dict.items()})
         for other in list(self._pieces):
             if other.startswith("local-model-") and other != name:
                 self._forget(other)
@@ -201,3 +203,9 @@ class ClientState:
         except SafetensorError as error:
             _log.warning("%s is damaged (%s): the client goes on without it", name, error)
             return None
+
+
+def _array(tensor: Tensor) -> NDArray[np.generic]:
+    """Return a tensor's values, one row after the other, whatever its layout is."""
+    values: NDArray[np.generic] = tensor.detach().cpu().numpy()
+    return values if values.flags.c_contiguous else values.copy(order="C")

@@ -6,6 +6,7 @@ Shapes: N images, B of a batch, H height, W width, C channels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,8 +133,9 @@ class DeviceFeatures(DeviceImages):
             self._rows_N = None
         self.images_NHWC = _as_tensor(values_MD)[:, None, None, :].to(device)
         self.labels_N = _as_tensor(labels_N).to(device)
-        self.scale_C = torch.ones(1, device=device)
-        self.shift_C = torch.zeros(1, device=device)
+        numbers = self.images_NHWC.shape[3]
+        self.scale_C = torch.ones(numbers, device=device)
+        self.shift_C = torch.zeros(numbers, device=device)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -168,6 +170,15 @@ def draw_augmentation(
     return AugmentationDraws(offsets_2B, flip_B)
 
 
+def joined_draws(draws: Sequence[AugmentationDraws]) -> AugmentationDraws:
+    """Return the draws of several batches as those of one."""
+    offsets = [each.offsets_2B for each in draws if each.offsets_2B is not None]
+    flips = [each.flip_B for each in draws if each.flip_B is not None]
+    return AugmentationDraws(
+        torch.cat(offsets, dim=1) if offsets else None, torch.cat(flips) if flips else None
+    )
+
+
 def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     """Return bytes as normalised float32 (B, C, H, W) in channels_last.
 
@@ -175,6 +186,30 @@ def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     """
     # The permuted view of (B, H, W, C) is channels_last: nothing is copied for it.
     return torch.addcmul(shift_C, images_BHWC.to(scale_C.dtype), scale_C).permute(0, 3, 1, 2)
+
+
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it to arrive there."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def downloaded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of a device's tensors on the CPU, waiting once for all of them."""
+    copies = [page_locked(tensor) for tensor in tensors]
+    for position, (copied, tensor) in enumerate(zip(copies, tensors, strict=True), start=1):
+        # The last one arrives last.
+        copied.copy_(tensor, non_blocking=position < len(copies))
+    return copies
+
+
+def page_locked(like: Tensor) -> Tensor:
+    """Return an empty tensor of the CPU that a device can transfer to and from by itself.
+
+    For a tensor of the CPU it is memory like any other.
+    """
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type != "cpu")
 
 
 def _cropped(images_BHWC: Tensor, padding: int, offsets_2B: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ answer, by closing the page, or by not being heard of for a while.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -339,20 +340,14 @@ class Desk:
             return set(answers.standing())
 
     def waiting(self) -> dict[str, int]:
-        """Return how many images of each request have answers that nobody has collected."""
-        if not (self._folder / _ANSWERS).is_file():
-            return {}
-        with self._answers() as answers:
-            said = answers.standing()
-        counts: dict[str, int] = {}
-        for sheet in self.sheets():
-            ready = sum(
-                not all(k.collected for k in kept) and _is_decided(sheet, kept)
-                for (request, _), kept in said.items()
-                if request == sheet.request
-            )
-            counts |= {sheet.request: ready} if ready else {}
-        return counts
+        """Return how many images of each request are decided, and nobody has collected that."""
+        return self._count(
+            lambda sheet, said: not all(k.collected for k in said) and _is_decided(sheet, said)
+        )
+
+    def disputed(self) -> dict[str, int]:
+        """Return how many images of each request readers disagree on."""
+        return self._count(_disagree)
 
     def collect(self, request: str) -> list[LabelReceipt]:
         """Return what is decided of a request, oldest first; from now on none is taken back.
@@ -377,6 +372,21 @@ class Desk:
         return [_receipt(kept) for kept in found]
 
     # --- inside -------------------------------------------------------------------------
+
+    def _count(self, counts: Callable[[Sheet, Sequence[Kept]], bool]) -> dict[str, int]:
+        """Return how many images of each request this is true of; nothing is written."""
+        if not (self._folder / _ANSWERS).is_file():
+            return {}
+        with self._answers() as answers:
+            said = answers.standing()
+        return dict(
+            Counter(
+                sheet.request
+                for sheet in self.sheets()
+                for item in sheet.items
+                if counts(sheet, said.get((sheet.request, item.sample), ()))
+            )
+        )
 
     def _answers(self) -> AbstractContextManager[Answers]:
         return opened(self._folder / _ANSWERS)

@@ -40,7 +40,9 @@ class OpenRequest:
     missing : int
         How many the client has no answer for.
     waiting : int
-        How many of these have been answered in the page, and wait to be collected.
+        How many of these are answered in the page, and wait to be collected.
+    disputed : int
+        How many of these readers disagree on, so that they wait for an adjudicator.
     """
 
     request: str
@@ -50,6 +52,7 @@ class OpenRequest:
     samples: int
     missing: int
     waiting: int
+    disputed: int
 
 
 def desk_folder(folder: Path) -> Path:
@@ -96,5 +99,18 @@ def open_requests(state: Path) -> tuple[OpenRequest, ...]:
             rows = store.execute(_QUERY).fetchall()
     except sqlite3.DatabaseError as error:
         raise StoreError(f"label store {path}: {error}") from error
-    waiting = Desk(path.parent / _ORACLE).waiting()
-    return tuple(OpenRequest(*(*row, waiting.get(row[0], 0))) for row in rows)
+    desk = Desk(path.parent / _ORACLE)
+    waiting, disputed = desk.waiting(), desk.disputed()
+    return tuple(
+        OpenRequest(
+            request=request,
+            cycle=cycle,
+            strategy=strategy,
+            created=created,
+            samples=samples,
+            missing=missing,
+            waiting=waiting.get(request, 0),
+            disputed=disputed.get(request, 0),
+        )
+        for request, cycle, strategy, created, samples, missing in rows
+    )

@@ -180,7 +180,7 @@ const describe = (isThere = isShown) => {
     const how = {yes: "own_open", correct: "own_correctable", no: "own_closed"}[mine.change];
     const remarks = [mine.unsure ? text("unsure") : "", mine.comment].filter(Boolean);
     at("given").textContent = [
-      text(how, {when: when.format(new Date(mine.given))}), ...remarks].join(" · ");
+      text(how, {when: when.format(new Date(mine.given))}), remarks.join(" · ")].join("\\n").trim();
   }
   if (current) {
     at("caption").textContent = text("caption", {name: nameOf(current), cycle: current.cycle});
@@ -221,7 +221,8 @@ const take = (state) => {
   at("who").textContent = text("as", {annotator: state.annotator});
   progress = state;
   at("queues").hidden = !state.settles;
-  at("note").textContent = !state.settles && state.disagreements
+  // Who still reads need not know what others make of it.
+  at("note").textContent = !state.settles && !state.next && state.disagreements
     ? text("disagreements_wait", {count: state.disagreements}) : "";
   const others = state.elsewhere ? " " + text("elsewhere", {count: state.elsewhere}) : "";
   at("empty").textContent = text(settling ? "empty_settle" : "empty") + others;

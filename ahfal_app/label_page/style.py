@@ -45,21 +45,26 @@ figcaption { padding: .4rem .75rem; text-align: center; overflow-wrap: anywhere;
   background: var(--soft); border-top: 1px solid var(--faint); }
 #tools { grid-area: tools; display: flex; flex-wrap: wrap; gap: .5rem; justify-content: center; }
 
-#panel { grid-area: panel; min-height: 0; display: flex; flex-direction: column; gap: .75rem; }
+#panel { grid-area: panel; min-height: 0; display: flex; flex-direction: column; gap: .75rem;
+  overflow-y: auto; padding: 3px; margin: -3px; }
+#panel > * { flex: none; }
+#panel > #classes { flex: 0 1 auto; }
 #classes { display: grid; gap: .5rem; overflow-y: auto; min-height: 3.25rem; padding: 3px;
   margin: -3px; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
-  align-content: start; }
+  grid-auto-rows: max-content; align-content: start; }
 #others { display: grid; gap: .5rem; grid-template-columns: repeat(2, minmax(0, 1fr));
   padding-top: .75rem; border-top: 1px solid var(--faint); }
 #remark { display: flex; flex-direction: column; gap: .25rem; grid-column: 1 / -1; }
 #remark span { display: flex; justify-content: space-between; align-items: center; }
 #readings { margin: 0; padding: .5rem .75rem; list-style: none; background: var(--soft);
-  border-left: .25rem solid var(--accent); border-radius: .25rem; max-height: 9rem;
+  border-left: .25rem solid var(--accent); border-radius: .25rem; max-height: 33vh;
   overflow-y: auto; overflow-wrap: anywhere; }
-#readings q { display: block; opacity: .85; }
+/* However long one's comment is, what the others say stays in sight. */
+#readings q { display: block; opacity: .85; max-height: 4.4em; overflow-y: auto; }
 @media (min-width: 46.01rem) { #comment::placeholder { color: transparent; } }
 #given { padding: .5rem .75rem; background: var(--soft); border-left: .25rem solid var(--accent);
-  border-radius: .25rem; }
+  border-radius: .25rem; max-height: 33vh; overflow-y: auto; overflow-wrap: anywhere;
+  white-space: pre-line; }
 #steps { display: grid; gap: .5rem; grid-template-columns: repeat(2, minmax(0, 1fr)); }
 #steps #back { grid-column: 1 / -1; }
 
@@ -88,22 +93,29 @@ footer { min-height: 1.5em; overflow-wrap: anywhere; }
   body { gap: .4rem; padding: .4rem .75rem; }
   header { padding-bottom: .25rem; }
   main { grid-template-rows: minmax(0, 1fr) auto; }
-  #panel { overflow-y: auto; gap: .5rem; padding-right: 3px; }
-  #classes { overflow-y: visible; flex: none; }
-  #tools button { min-height: 1.9rem; }
+  #panel { gap: .5rem; }
+  #panel > #classes { flex: none; max-height: 55vh; }
+  #view { padding: .25rem; }
+  figcaption { font-size: .8rem; padding: .1rem .5rem; }
+  #tools { gap: .3rem; } #tools kbd { display: none; }
+  #tools button { min-height: 1.9rem; padding: .1rem .4rem; font-size: .8rem; }
 }
 @media (max-width: 46rem) and (orientation: portrait) {
   body { gap: .5rem; padding: .5rem; }
   header { gap: .1rem .75rem; padding-bottom: .35rem; }
   #how-far { flex-basis: 100%; flex-wrap: nowrap; } progress { flex: 1; }
   main { gap: .5rem; grid-template: "stage" minmax(9rem, 1fr) "tools" auto
-    "panel" fit-content(56%) / minmax(0, 1fr); }
+    "panel" fit-content(58%) / minmax(0, 1fr); }
   #view { padding: .25rem; }
   #panel { gap: .5rem; }
   #classes, #others { gap: .4rem; }
   #classes { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
   #others { padding-top: .5rem; }
-  #tools button span, #remark span, #panel kbd { display: none; }
-  #readings { max-height: 5rem; }
+  #remark span, #panel kbd { display: none; }
+  #zoom-in span, #zoom-out span, #zoom-fit kbd, #full-screen kbd { display: none; }
+  #readings { max-height: 9rem; padding: .25rem .5rem; font-size: .9rem; }
+  #readings q { max-height: 2.9em; }
+  #given { max-height: 7rem; padding: .25rem .5rem; font-size: .9rem; }
+  figcaption { font-size: .85rem; padding: .2rem .5rem; }
 }
 """

@@ -10,7 +10,7 @@ from ahfal_app.labels.readings import Readers, Reading, disagree
 from ahfal_app.labels.records import LabelReceipt
 from ahfal_app.labels.spreadsheet import SKIP, read_csv, write_csv
 
-_COLUMNS = ("file", "label", "readings")
+_COLUMNS = ("file", "label", "comment", "readings")
 
 
 def list_disagreements(
@@ -46,12 +46,17 @@ def list_disagreements(
     for receipt in sorted(receipts, key=lambda r: r.given or ""):
         said.setdefault(receipt.sample, {})[receipt.annotator, receipt.decides] = receipt
     rows = [
-        [names[sample], "", "; ".join(_text(receipt, class_names) for receipt in of_one.values())]
+        [
+            names[sample],
+            "",
+            "",
+            "; ".join(_text(receipt, class_names) for receipt in of_one.values()),
+        ]
         for sample, of_one in said.items()
         if readers.count > 1 and _disagree(list(of_one.values()), readers)
     ]
     before = _rows(path)
-    if any(row[1:2] != [""] for row in before):
+    if any(row[1:3] != ["", ""] for row in before):
         return
     if not rows:
         path.unlink(missing_ok=True)
@@ -66,7 +71,8 @@ def _disagree(receipts: Sequence[LabelReceipt], readers: Readers) -> bool:
 
 def _text(receipt: LabelReceipt, class_names: Sequence[str]) -> str:
     label = SKIP if receipt.label is None else class_names[receipt.label]
-    return f"{receipt.annotator}: {label}"
+    remarks = ", ".join(filter(None, ("unsure" if receipt.unsure else "", receipt.comment)))
+    return f"{receipt.annotator}: {label}" + (f" ({remarks})" if remarks else "")
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -76,4 +82,4 @@ def _rows(path: Path) -> list[list[str]]:
     except FileNotFoundError:
         return []
     except (ValueError, csv.Error):
-        return [["", "not ours"]]
+        return [["", "not ours", ""]]

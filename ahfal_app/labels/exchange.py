@@ -6,7 +6,7 @@ What `ahfal labels` does.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ _EXPORTED = (
     "label",
     "annotator",
     "answered",
+    "unsure",
+    "comment",
     "state",
     "request-cycle",
     "from-cycle",
@@ -154,6 +156,7 @@ def export_labels(store: Path, target: Path) -> int:
         raise LabelFileError(f"{target}: is there already; allowed is a new file")
     with _opened(store) as labels:
         entries, names, files = labels.entries(), labels.class_names(), _names(labels)
+        remarks = _remarks(labels.history())
         asked = {entry.request_id for entry in entries if entry.request_id is not None}
         requests = {identity: labels.request(identity) for identity in asked}
     rows = [
@@ -162,6 +165,7 @@ def export_labels(store: Path, target: Path) -> int:
             _label_text(entry, names),
             entry.annotator,
             entry.answered,
+            *remarks.get(entry.sample, ("", "")),
             entry.state,
             request.cycle if (request := requests.get(entry.request_id or "")) else None,
             entry.from_cycle,
@@ -210,7 +214,15 @@ def import_labels(store: Path, source: Path, annotator: str, correct: bool = Fal
             _check_agreement(source, lines)
         given = saved(source)
         receipts = [
-            LabelReceipt(request, line.sample, line.label, line.annotator, given)
+            LabelReceipt(
+                request,
+                line.sample,
+                line.label,
+                line.annotator,
+                given,
+                unsure=line.unsure,
+                comment=line.comment,
+            )
             for line in lines
             if (request := entries[line.sample].request_id) is not None
             # What stands is corrected, and not answered once more.
@@ -339,6 +351,17 @@ def _names(labels: LabelStore) -> dict[int, str]:
     return {entry.sample: str(entry.sample) for entry in labels.entries()} | labels.files()
 
 
+def _remarks(events: Iterable[Event]) -> dict[int, tuple[str, str]]:
+    """Return, by sample, whether those were sure who say what stands, and their comments."""
+    found: dict[int, tuple[str, str]] = {}
+    for event in events:
+        if event.stands:
+            unsure, comment = found.get(event.sample, ("", ""))
+            comments = filter(None, (comment, event.comment))
+            found[event.sample] = ("yes" if event.unsure else unsure, "; ".join(comments))
+    return found
+
+
 def _label_text(entry: Entry, names: Sequence[str]) -> str:
     if entry.label is None:
         return SKIP if entry.state == "skipped" else ""
@@ -384,11 +407,14 @@ def _check_agreement(source: Path, lines: Sequence[LabelLine]) -> None:
 def _correct(labels: LabelStore, lines: Sequence[LabelLine]) -> int:
     """Let the lines' labels stand, each in the name of who says so."""
     standing = {entry.sample for entry in labels.entries() if entry.label is not None}
-    wanted: dict[str, dict[int, int]] = {}
+    wanted: dict[tuple[str, str], dict[int, int]] = {}
     for line in lines:
         if line.label is not None and line.sample in standing:
-            wanted.setdefault(line.annotator, {})[line.sample] = line.label
-    return sum(labels.correct(of_one, annotator) for annotator, of_one in wanted.items())
+            wanted.setdefault((line.annotator, line.comment), {})[line.sample] = line.label
+    return sum(
+        labels.correct(of_one, annotator, comment=comment)
+        for (annotator, comment), of_one in wanted.items()
+    )
 
 
 def _reason_against(line: LabelLine, entry: Entry | None, correct: bool) -> str:

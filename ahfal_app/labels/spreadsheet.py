@@ -24,6 +24,9 @@ from ahfal_app.storage.files import write_bytes
 #: What is written in place of a class where nobody can tell.
 SKIP = "skip"
 
+# Whatever else stands in the column `unsure` says that somebody is.
+_SURE = ("", "no", "0", "false")
+
 _DELIMITERS = ",;\t"
 _ENCODING = "utf-8-sig"
 
@@ -48,12 +51,18 @@ class LabelLine:
         Class index, or None.
     annotator : str
         Who says so, or what the caller says where there is no such column.
+    unsure : bool
+        Whether whoever says so was not sure.
+    comment : str
+        What else is said.
     """
 
     number: int
     sample: int
     label: int | None
     annotator: str
+    unsure: bool = False
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,16 @@ def read_label_lines(
     problems: list[LineProblem] = []
     names = SampleNames(samples)
     for number, row in _rows(texts):
-        found = row if isinstance(row, str) else _meaning(row, classes, names, may_skip)
-        if isinstance(found, tuple):
-            by = row.get("annotator", "") if isinstance(row, dict) else ""
-            found = _repeated(first, LabelLine(number, *found, by or annotator))
+        found: str | _Unknown | None
+        if isinstance(row, str):
+            found = row
+        else:
+            meant = _meaning(row, classes, names, may_skip)
+            if isinstance(meant, tuple):
+                by = row.get("annotator") or annotator
+                found = _repeated(first, LabelLine(number, *meant, by, *_remarks(row)))
+            else:
+                found = meant
         if found is None:
             continue
         text = texts[number - 1].strip() if texts else ""
@@ -282,6 +297,12 @@ def _meaning(
     if may_skip and text.casefold() == SKIP:
         return sample, None
     return classes.refusal(text, (SKIP,) if may_skip else ())
+
+
+def _remarks(row: Mapping[str, str]) -> tuple[bool, str]:
+    """Return whether a line says that its label is not sure, and its comment."""
+    unsure = row.get("unsure", "").casefold() not in _SURE
+    return unsure, plain_text(row.get("comment", ""))
 
 
 def _repeated(first: dict[tuple[int, str], LabelLine], line: LabelLine) -> str | None:

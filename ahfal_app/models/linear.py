@@ -8,8 +8,6 @@ Shapes: B samples of a batch, D numbers of a vector, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from ahfal_app.models.core.base import Classifier
@@ -19,7 +17,6 @@ from ahfal_app.models.core.vectors import (
     VectorParameters,
     dropout,
     numbers_of,
-    stacked_linear,
 )
 
 FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False)
@@ -35,26 +32,13 @@ class LinearHead(Classifier):
     def __init__(self, numbers: int, num_classes: int, parameters: Parameters) -> None:
         super().__init__()
         self.vectors = VectorInput(numbers, parameters)
-        self.dropout = dropout(parameters.dropout)
+        self.dropout = dropout(parameters.dropout, numbers)
         self.head = nn.Linear(numbers, num_classes)
 
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the normalised vectors, shape (B, D); samples may be (B, D), too."""
         features_BD: Tensor = self.dropout(self.vectors(images_BcHW))
         return features_BD
-
-    def stacked_logits(self, parameters: Mapping[str, Tensor], samples_kB: Tensor) -> Tensor:
-        """Return the logits of k copies (k, B, C), each of its own samples (k, B, c, H, W).
-
-        Parameters
-        ----------
-        parameters : Mapping[str, Tensor]
-            Those of all copies by name, each with a first dimension of k.
-        samples_kB : Tensor
-            Samples.
-        """
-        vectors_kBD = self.vectors.stacked(samples_kB)
-        return stacked_linear(parameters, "head", vectors_kBD)
 
 
 def build(

@@ -7,8 +7,6 @@ Shapes: B samples of a batch, H hidden features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ from ahfal_app.models.core.vectors import (
     VectorParameters,
     dropout,
     numbers_of,
-    stacked_linear,
 )
 
 FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False)
@@ -39,27 +36,13 @@ class MLPHead(Classifier):
         super().__init__()
         self.vectors = VectorInput(numbers, parameters)
         self.hidden = nn.Linear(numbers, parameters.hidden)
-        self.dropout = dropout(parameters.dropout)
+        self.dropout = dropout(parameters.dropout, parameters.hidden)
         self.head = nn.Linear(parameters.hidden, num_classes)
 
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the hidden layer, shape (B, H); samples may be (B, D) or (B, c, H, W)."""
         features_BH: Tensor = self.dropout(torch.relu(self.hidden(self.vectors(images_BcHW))))
         return features_BH
-
-    def stacked_logits(self, parameters: Mapping[str, Tensor], samples_kB: Tensor) -> Tensor:
-        """Return the logits of k copies (k, B, C), each of its own samples (k, B, c, H, W).
-
-        Parameters
-        ----------
-        parameters : Mapping[str, Tensor]
-            Those of all copies by name, each with a first dimension of k.
-        samples_kB : Tensor
-            Samples.
-        """
-        vectors_kBD = self.vectors.stacked(samples_kB)
-        hidden_kBH = torch.relu(stacked_linear(parameters, "hidden", vectors_kBD))
-        return stacked_linear(parameters, "head", hidden_kBH)
 
 
 def build(

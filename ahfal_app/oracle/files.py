@@ -39,7 +39,7 @@ from ahfal_app.storage.files import new_folder, remove_parts
 #: Who labels, where an answer file does not say.
 ANNOTATOR = "files"
 
-_COLUMNS = ("file", "label", "guess", "score", "position", "original")
+_COLUMNS = ("file", "label", "unsure", "comment", "guess", "score", "position", "original")
 _IMAGES = "images"
 _REQUEST = "request.csv"
 _INDEX = "request.json"
@@ -75,6 +75,7 @@ _README = """\
 
    Write `{skip}` where nobody can tell: that image is not asked for again.
    Leave `label` empty for what you have not looked at yet.
+   Write `yes` into `unsure` where you are, and into `comment` what else is to be kept.
 3. Save it in this folder as labels.csv (CSV, UTF-8; commas, semicolons or tabs).
 
 Save again whenever you have done more; nothing needs to be in order, and lines may be repeated.
@@ -235,7 +236,7 @@ class FilesOracle(Oracle):
             originals[image.name] = sample
             guess = self._site.class_names[request.guesses[position - 1]] if request.guesses else ""
             score = f"{request.scores[position - 1]:.6g}" if request.scores else ""
-            rows.append((name, "", guess, score, position, image.name))
+            rows.append((name, "", "", "", guess, score, position, image.name))
         write_csv(folder / _REQUEST, _COLUMNS, rows)
         # People also write what the site calls an image, unless another one has that name here.
         samples = originals | samples
@@ -279,6 +280,8 @@ class FilesOracle(Oracle):
                         line.annotator,
                         given,
                         decides=decides,
+                        unsure=line.unsure,
+                        comment=line.comment,
                     )
                     for line in lines
                 ]

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from ahfal_app.messages.arrays import size_in_bytes
 from ahfal_app.messages.keys import CONFIG_KEY
 from ahfal_app.messages.protocol import Order
 from ahfal_app.results.records import called
@@ -312,6 +313,8 @@ def _payload_bytes(messages: Iterable[Message]) -> int:
 
 
 def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    if isinstance(record, ArrayRecord):
+        return size_in_bytes(record)
     try:
         return int(record.count_bytes())
     except (ValueError, IndexError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
@@ -19,6 +19,7 @@ from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
+from ahfal_app.messages.arrays import held_record
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
@@ -163,7 +164,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start.checkpoint.bought,
         None if start.settings.has_sites else start.loaded.global_counts_C,
     )
-    arrays = ArrayRecord({name: Array(v) for name, v in start.checkpoint.arrays.items()})
+    arrays = held_record(start.checkpoint.arrays)
     with tracking:
         try:
             with progress:
@@ -352,11 +353,11 @@ def _environment(
 
 def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRecord:
     """Return the model that a cycle starts from: a fresh one, or the initial one that is set."""
-    fresh = ArrayRecord(loaded.new_model(cycle).state_dict())
-    if not settings.initial_model:
-        return fresh
-    arrays = with_initial(settings.initial_model, _to_numpy(fresh), _facts(loaded), _log.warning)
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+    state = loaded.new_model(cycle).state_dict()
+    fresh = {name: tensor.numpy() for name, tensor in state.items()}
+    if settings.initial_model:
+        fresh = with_initial(settings.initial_model, fresh, _facts(loaded), _log.warning)
+    return held_record(fresh)
 
 
 def _facts(loaded: Resources) -> ModelFacts:
@@ -367,8 +368,9 @@ def _facts(loaded: Resources) -> ModelFacts:
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
     loaded = start.loaded
     torch.set_num_threads(computing_threads(start.settings))
-    model = loaded.model()
-    model.load_state_dict(arrays.to_torch_state_dict())
+    model = loaded.model_with(
+        {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    )
     at_once = start.at_once if loaded.device.type == "cpu" else 1
     return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
 

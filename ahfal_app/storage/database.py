@@ -11,6 +11,9 @@ from pathlib import Path
 # What SQLite needs to open a database, rounded up: an index of 32 KiB beside it.
 _LEAST_BYTES = 65_536
 
+#: What SQLite waits for with each transaction: that it is on the disk.
+SYNCHRONOUS = "FULL"
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open or create a database in autocommit mode, with a write-ahead log and full syncing.
@@ -23,7 +26,7 @@ def connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, isolation_level=None, timeout=30)
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
     return connection
 
 

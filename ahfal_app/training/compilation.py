@@ -82,5 +82,6 @@ def _compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]
     return torch.compile(full, dynamic=False, options=options)
 
 
+@functools.cache
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++"))

@@ -65,6 +65,7 @@ class Resources:
         self._splits: dict[str, DeviceImages] = {}
         #: Images whose features were computed here, and the seconds that took, by split.
         self.extracted: dict[str, tuple[int, float]] = {}
+        self._newest_recipe: tuple[Settings | None, Recipe | None] = (None, None)
         self.device = resolve_device(settings.device)
         self.site = site
         self.dataset: ImageDataset = site.dataset if site else _dataset(settings)
@@ -169,6 +170,25 @@ class Resources:
         parameters = self.model().named_parameters(remove_duplicate=False)
         return tuple(name for name, parameter in parameters if parameter.requires_grad)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all that this thread's model holds, by name: its own memory, not copies."""
+        if not hasattr(self._local, "state"):
+            self._local.state = dict(self.model().state_dict())
+        return cast(dict[str, torch.Tensor], self._local.state)
+
+    def model_with(self, tensors: dict[str, torch.Tensor]) -> Classifier:
+        """Return this thread's model with other weights, of the names and shapes of `state`.
+
+        What `load_state_dict` does, without its walk through all modules.
+        """
+        state = self.state()
+        if state.keys() != tensors.keys():
+            raise KeyError(f"{sorted(state.keys() ^ tensors.keys())[:3]}: missing or unknown")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                state[name].copy_(tensor)
+        return self.model()
+
     def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
         """Return a model of its own with these weights, on the device."""
         model = copy.deepcopy(self.model())
@@ -184,6 +204,15 @@ class Resources:
 
     def recipe(self, settings: Settings) -> Recipe:
         """Return the recipe of local training, with nothing left to be decided."""
+        # Every message asks, mostly about the same object.
+        known, recipe = self._newest_recipe
+        if known is settings and recipe is not None:
+            return recipe
+        recipe = self._recipe(settings)
+        self._newest_recipe = (settings, recipe)
+        return recipe
+
+    def _recipe(self, settings: Settings) -> Recipe:
         device, model = self.device, self.facts_name
         return Recipe(
             local_epochs=settings.local_epochs,

@@ -10,18 +10,22 @@ Shapes: N samples, B of a batch, C classes, c channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import DeviceImages, normalised
+from ahfal_app.data.device import DeviceImages, draw_augmentation, joined_draws, normalised
 from ahfal_app.models import Classifier, network_facts
 from ahfal_app.training.compilation import compiled
+from ahfal_app.training.optimiser import FusedSGD
+
+# Images: what fits into a core's cache.
+_AUGMENTED_AT_ONCE = 256
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -185,58 +189,74 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     model, recipe, state = update.model, update.recipe, update.state
     epochs_before = state.epochs if state is not None else 0
     epochs = epochs_before + recipe.local_epochs
-    optimizer = _optimizer(model, recipe, state)
+    optimiser = FusedSGD(
+        model, recipe.momentum, recipe.weight_decay, state.momentum if state is not None else {}
+    )
     labels_N = update.labels_N.to(update.images.device)
     was_training = model.training
     model.train()
-    total = torch.zeros((), dtype=torch.float64)
+    total = 0.0
     for epoch in range(epochs_before, epochs):
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(epoch)
-        total = _train_epoch(update, labels_N, optimizer)
-    model.train(was_training)
-    momentum = {
-        name: optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    }
+        losses = _train_epoch(update, labels_N, optimiser, recipe.learning_rate_at(epoch))
+        if epoch == epochs - 1:
+            total = _total(losses, recipe.batch_size, len(labels_N))
+    if not was_training:
+        model.eval()
     num_examples = len(update.rows_N)
     return TrainingResult(
-        num_examples, float(total) / num_examples, TrainingState(momentum, epochs)
+        num_examples, total / num_examples, TrainingState(optimiser.buffers, epochs)
     )
 
 
-def _train_epoch(update: LocalUpdate, labels_N: Tensor, optimizer: torch.optim.SGD) -> Tensor:
-    """Go once through the labelled set, in an order of its own; return the sum of its losses."""
-    model, images, rows_N, recipe = update.model, update.images, update.rows_N, update.recipe
+def _train_epoch(
+    update: LocalUpdate, labels_N: Tensor, optimiser: FusedSGD, learning_rate: float
+) -> list[Tensor]:
+    """Go once through the labelled set, in an order of its own; return the batches' losses."""
     penalty = update.objective.penalty
-    total = torch.zeros((), dtype=torch.float64, device=images.device)
-    order_N = torch.randperm(len(rows_N), generator=update.generator)
-    for batch_B in torch.split(order_N, recipe.batch_size):
-        images_BHWC = images.augmented(rows_N[batch_B], recipe.augmentation, update.generator)
-        loss = _batch_loss(update, images_BHWC, labels_N[batch_B.to(images.device)])
+    losses = []
+    for images_BHWC, labels_B in _batches(update, labels_N):
+        loss = _batch_loss(update, images_BHWC, labels_B)
         if penalty is not None:
-            loss = loss + penalty(model)
-        optimizer.zero_grad(set_to_none=True)
+            loss = loss + penalty(update.model)
+        optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.detach() * len(batch_B)
-    return total
+        optimiser.step(learning_rate)
+        losses.append(loss.detach())
+    return losses
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, state: TrainingState | None) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    for name, parameter in model.named_parameters():
-        if state is not None and name in state.momentum:
-            # In the parameter's own layout: the fused step walks memory, whatever the strides.
-            buffer = torch.empty_like(parameter).copy_(state.momentum[name])
-            optimizer.state[parameter]["momentum_buffer"] = buffer
-    return optimizer
+def _batches(update: LocalUpdate, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented images and labels of all batches of an epoch.
+
+    Several batches are gathered and augmented at once, since with small ones the calls cost more
+    than the pixels; each is drawn for as if it were alone.
+    """
+    images, recipe, generator = update.images, update.recipe, update.generator
+    order_N = torch.randperm(len(labels_N), generator=generator)
+    at_once = max(1, _AUGMENTED_AT_ONCE // recipe.batch_size)
+    orders = torch.split(order_N, recipe.batch_size)
+    for start in range(0, len(orders), at_once):
+        part = orders[start : start + at_once]
+        draws = [draw_augmentation(len(each), recipe.augmentation, generator) for each in part]
+        order_M = torch.cat(part)
+        images_MHWC = images.transformed(
+            update.rows_N[order_M], recipe.augmentation, joined_draws(draws)
+        )
+        labels_M = labels_N[order_M.to(images.device)]
+        yield from zip(
+            torch.split(images_MHWC, recipe.batch_size),
+            torch.split(labels_M, recipe.batch_size),
+            strict=True,
+        )
+
+
+def _total(losses: list[Tensor], batch_size: int, num_samples: int) -> float:
+    """Return the sum of the samples' losses, of each batch's mean loss."""
+    means_T = torch.stack(losses)
+    sizes_T = torch.full_like(means_T, batch_size)
+    sizes_T[-1] = num_samples - batch_size * (len(losses) - 1)
+    losses_T: list[float] = (means_T * sizes_T).tolist()
+    return sum(losses_T)
 
 
 def _has_native_bf16(device: torch.device) -> bool:

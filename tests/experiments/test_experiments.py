@@ -261,8 +261,8 @@ class TestSweep:
         with pytest.raises(ConfigError, match="no experiment: allowed is at least one YAML file"):
             load_experiments([])
 
+    @pytest.mark.usefixtures("sweeps_here")
     def test_a_failure_does_not_stop_the_others(self, tiny: Path, tmp_path: Path) -> None:
-        """In a process that does one run after the other."""
         out = tmp_path / "out"
         # Ten thousand samples a client at least: this partition cannot be made.
         tiny.write_text(tiny.read_text() + "sweep: {min-partition-size: [10000, 1, 2]}\n")

@@ -13,7 +13,7 @@ from support.deployment import wait_until
 from support.label_pages import asked_site, served
 from support.labelling import request
 
-from ahfal_app.label_page.desk import Desk
+from ahfal_app.label_page.desk import Answer, Desk
 from ahfal_app.oracle import Oracle
 
 pytestmark = pytest.mark.skipif(
@@ -257,3 +257,210 @@ def test_a_program_that_ends_lets_its_images_go(tmp_path: Path, desk: Desk):
     with opened(tmp_path, hold="*/release") as tab:
         wait_for_image(tab, "7.png")
     assert desk.take("carl").images[0].item.sample == 7
+
+
+# --- zoom -----------------------------------------------------------------------------------
+
+_BOX = """(() => { const b = document.querySelector('%s').getBoundingClientRect();
+    return [b.x, b.y, b.width, b.height]; })()"""
+
+
+def box(tab: Any, selector: str = "#image") -> tuple[float, float, float, float]:
+    x, y, width, height = tab.evaluate(_BOX % selector)
+    return x, y, width, height
+
+
+def middle(tab: Any, selector: str = "#view") -> tuple[float, float]:
+    x, y, width, height = box(tab, selector)
+    return x + width / 2, y + height / 2
+
+
+@pytest.mark.usefixtures("oracle")
+def test_an_image_is_zoomed_and_moved_and_answered_all_the_same(tmp_path: Path, desk: Desk):
+    with opened(tmp_path) as tab:
+        wait_for_image(tab, "7.png")
+        whole = box(tab)
+        tab.press("+")
+        tab.press("+")
+        wide = box(tab)
+        assert wide[2:] == pytest.approx([2.25 * size for size in whole[2:]])
+        assert middle(tab, "#image") == pytest.approx(middle(tab))
+        # What is zoomed stays in its frame, and nothing else moves.
+        assert tab.evaluate("getComputedStyle(document.querySelector('#view')).overflow") == (
+            "hidden"
+        )
+        assert tab.evaluate(f"{_ROOT}.scrollWidth <= {_ROOT}.clientWidth")
+        tab.press("ArrowLeft", shift=True)
+        assert box(tab)[0] > wide[0]
+        tab.press("ArrowUp", shift=True)
+        assert box(tab)[1] > wide[1]
+        x, y = middle(tab)
+        before = box(tab)
+        tab.drag((x, y), (x - 30, y - 20))
+        assert box(tab)[:2] == pytest.approx((before[0] - 30, before[1] - 20))
+        tab.click("#zoom-fit")
+        assert box(tab) == pytest.approx(whole)
+        # The point under the wheel stays where it is.
+        x, y = whole[0] + whole[2] / 4, whole[1] + whole[3] / 4
+        tab.turn_wheel((x, y), -200)
+        tab.wait("document.querySelector('#view').classList.contains('zoomed')")
+        left, top, width, height = box(tab)
+        assert width > whole[2]
+        assert ((x - left) / width, (y - top) / height) == pytest.approx((0.25, 0.25), abs=0.01)
+        for _ in range(12):
+            tab.press("+")
+        assert box(tab)[2] == pytest.approx(16 * whole[2])
+        assert answers_of(desk) == []
+        tab.press("2")
+        # The next one is seen as a whole.
+        wait_for_image(tab, "3.png")
+        assert box(tab) == pytest.approx(whole)
+        for _ in range(3):
+            tab.press("-")
+        assert box(tab) == pytest.approx(whole)
+    assert answers_of(desk) == [(7, 1)]
+
+
+@pytest.mark.usefixtures("oracle")
+def test_a_full_screen_is_entered_answered_on_and_left(tmp_path: Path, desk: Desk):
+    with opened(tmp_path) as tab:
+        wait_for_image(tab, "7.png")
+        tab.press("*")
+        tab.wait("document.fullscreenElement !== null")
+        tab.wait("document.querySelector('#full-screen').getAttribute('aria-pressed') === 'true'")
+        tab.press("1")
+        wait_for_image(tab, "3.png")
+        tab.click("#full-screen")
+        tab.wait("document.fullscreenElement === null")
+        tab.wait("document.querySelector('#full-screen').getAttribute('aria-pressed') === 'false'")
+        wait_for_count(tab, 1)
+    assert answers_of(desk) == [(7, 0)]
+
+
+# --- one's own answers, doubts and comments -------------------------------------------------
+
+
+@pytest.mark.usefixtures("oracle")
+def test_one_goes_back_to_ones_answers_and_changes_one(tmp_path: Path, desk: Desk):
+    pressed = "[...document.querySelectorAll('#classes [aria-pressed=true] span')].map("
+    pressed += "(e) => e.textContent).join()"
+    with opened(tmp_path) as tab:
+        wait_for_image(tab, "7.png")
+        tab.press("ArrowLeft")
+        tab.wait("document.querySelector('#said').textContent.includes('not answered anything')")
+        for key, following in (("3", "3.png"), ("2", "9.png"), ("1", "1.png")):
+            tab.press(key)
+            wait_for_image(tab, following)
+        wait_for_count(tab, 3)
+        tab.press("ArrowLeft")
+        wait_for_image(tab, "9.png")
+        assert tab.evaluate(pressed) == "healthy"
+        assert "can be changed" in tab.evaluate("document.querySelector('#given').textContent")
+        tab.press("ArrowLeft")
+        tab.press("ArrowLeft")
+        wait_for_image(tab, "7.png")
+        tab.press("ArrowLeft")  # There is none before it.
+        assert tab.evaluate(pressed) == "malignant"
+        tab.press("ArrowRight")
+        wait_for_image(tab, "3.png")
+        tab.press("s")
+        tab.wait("document.querySelector('#said').textContent.includes('nobody can tell')")
+        tab.press("1")
+        tab.wait("document.querySelector('#said').textContent === '3.png: changed to healthy.'")
+        tab.press("Escape")
+        # Where one was, and nothing is answered by the way.
+        wait_for_image(tab, "1.png")
+        wait_for_count(tab, 3)
+        tab.press("2")
+        wait_for_count(tab, 4)
+        assert tab.console == []
+    assert answers_of(desk) == [(7, 2), (9, 0), (3, 0), (1, 1)]
+
+
+@pytest.mark.usefixtures("oracle")
+def test_doubts_and_comments_go_with_the_image_that_they_are_about(tmp_path: Path, desk: Desk):
+    with opened(tmp_path) as tab:
+        wait_for_image(tab, "7.png")
+        tab.press("#")
+        assert tab.evaluate("document.activeElement.id") == "comment"
+        # What is written is no answer, whatever keys it has.
+        for letter in "1 s":
+            tab.press(letter)
+        tab.write("? #blurred, at the “edge”")
+        tab.press("Enter")
+        assert tab.evaluate("document.activeElement.id") != "comment"
+        assert answers_of(desk) == []
+        tab.press("?")
+        tab.wait("document.querySelector('#unsure').getAttribute('aria-pressed') === 'true'")
+        tab.press("2")
+        wait_for_image(tab, "3.png")
+        # The next one starts without them.
+        assert tab.evaluate("document.querySelector('#comment').value") == ""
+        assert tab.evaluate("document.querySelector('#unsure').getAttribute('aria-pressed')") == (
+            "false"
+        )
+        tab.press("1")
+        wait_for_count(tab, 2)
+        tab.press("ArrowLeft")
+        wait_for_image(tab, "3.png")
+        tab.press("ArrowLeft")
+        wait_for_image(tab, "7.png")
+        given = tab.evaluate("document.querySelector('#given').textContent")
+        assert given.endswith("I am unsure · 1 s? #blurred, at the “edge”")
+        # What is changed is the class alone.
+        tab.press("3")
+        tab.wait("document.querySelector('#said').textContent.includes('changed to malignant')")
+    kept = [own.kept.answer for own in desk.own("page")]
+    said = {answer.sample: (answer.label, answer.unsure, answer.comment) for answer in kept}
+    assert said == {3: (0, False, ""), 7: (2, True, "1 s? #blurred, at the “edge”")}
+
+
+# --- readers, languages and names -----------------------------------------------------------
+
+
+def test_what_readers_disagree_on_is_settled_at_the_page(tmp_path: Path, desk: Desk):
+    oracle = asked_site(tmp_path, [request(7, 3, 9, readers=2)])
+    for who, labels in (("anna", (0, 1, 2)), ("ben", (2, 1, 0))):
+        for sample, label in zip((7, 3, 9), labels, strict=True):
+            doubt = {"unsure": True, "comment": "hair"} if (who, sample) == ("ben", 7) else {}
+            desk.answer(Answer("request1", sample, label, who, **doubt))
+    with opened(tmp_path, "--annotator", "prof", "--adjudicator") as tab:
+        tab.wait("document.querySelector('#empty')?.hidden === false")
+        tab.click("#queue-settle")
+        wait_for_image(tab, "7.png")
+        readings = "[...document.querySelectorAll('#readings li')].map((e) => e.textContent)"
+        assert tab.evaluate(readings) == ["anna: healthy", "ben: malignant (unsure)hair"]
+        assert tab.evaluate("document.querySelector('#count').textContent") == "disagreements: 2"
+        tab.press("3")
+        wait_for_image(tab, "9.png")
+        tab.press("2")
+        tab.wait("document.querySelector('#empty').hidden === false")
+        tab.wait("document.querySelector('#unsaved').textContent === ''")
+        # Nothing was taken in by accident, and the last one is taken back and settled anew.
+        tab.press("Backspace")
+        wait_for_image(tab, "9.png")
+        tab.press("1")
+        tab.wait("document.querySelector('#count').textContent === 'disagreements: 0'")
+        assert tab.console == []
+    decided = [(r.sample, r.label) for r in oracle.collect("request1") if r.decides]
+    assert decided == [(7, 2), (9, 0)]
+
+
+@pytest.mark.usefixtures("oracle")
+def test_a_browser_that_asks_for_german_gets_a_german_page_without_names(tmp_path: Path):
+    from support.devtools import chromium
+
+    with served(tmp_path, "--hide-names") as address, chromium(tmp_path) as tab:
+        tab.ask_for("de-CH,de;q=0.9,en;q=0.5")
+        tab.open(address)
+        wait_for_image(tab, "Bild 1")
+        assert tab.evaluate("document.querySelector('#caption').textContent") == "Bild 1, Zyklus 1"
+        assert tab.evaluate("document.querySelector('#count').textContent") == "0 von 5 beurteilt"
+        tab.press("2")
+        wait_for_image(tab, "Bild 2")
+        tab.press("ArrowLeft")
+        wait_for_image(tab, "Bild 1")
+        assert "Gegeben" in tab.evaluate("document.querySelector('#given').textContent")
+        seen = tab.evaluate("document.body.innerText + document.querySelector('#image').alt")
+        assert ".png" not in seen
+        assert not [text for text in ("Which", "Undo", "Zoom in", "labelled") if text in seen]

@@ -294,9 +294,9 @@ def test_what_is_open_is_listed(state_dir: Path, desk: Desk):
     rows = [
         re.findall(r"\w[\w:-]*", line) for line in shown.output.splitlines() if "entropy" in line
     ]
-    assert [(row[0], row[1], row[-3:]) for row in rows] == [
-        ("request1", "1", ["3", "2", "0"]),
-        ("request2", "2", ["2", "1", "1"]),
+    assert [(row[0], row[1], row[-4:]) for row in rows] == [
+        ("request1", "1", ["3", "2", "0", "0"]),
+        ("request2", "2", ["2", "1", "0", "1"]),
     ]
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from ahfal_app.cli import main
 from ahfal_app.errors import LabelFileError, StoreError
-from ahfal_app.labels.exchange import Imported, export_labels, import_labels, verify_store
+from ahfal_app.labels.exchange import (
+    Imported,
+    export_labels,
+    import_labels,
+    label_history,
+    verify_store,
+)
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
 from ahfal_app.ledger import Ledger
 
@@ -152,10 +158,25 @@ def test_corrections_that_contradict_each_other_change_nothing(store: Path, tmp_
     assert _entries(store) == before
 
 
+def test_doubts_and_comments_come_in_with_a_file_and_go_out_again(store: Path, tmp_path: Path):
+    source = tmp_path / "in.csv"
+    source.write_text(
+        "file,label,unsure,comment\nward/0.png,cat,,see the biopsy\nward/1.png,dog,yes,'-hair\n"
+    )
+    assert import_labels(store, source, "clara", correct=True) == Imported(1, 0, 1, 0)
+    said = [(e.sample, e.what, e.unsure, e.comment) for e in label_history(store).events]
+    assert (0, "correction", False, "see the biopsy") in said
+    assert (1, "answer", True, "-hair") in said
+    export_labels(store, tmp_path / "out.csv")
+    rows = _rows(tmp_path / "out.csv")
+    assert [rows[f"ward/{i}.png"]["comment"] for i in (0, 1)] == ["see the biopsy", "'-hair"]
+    assert [rows[f"ward/{i}.png"]["unsure"] for i in (0, 1, 2)] == ["", "yes", ""]
+
+
 def test_answers_and_corrections_are_one_change(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(*_: object) -> int:
+    def fail(*_: object, **__: object) -> int:
         raise sqlite3.OperationalError("disk I/O error")
 
     before = _entries(store)

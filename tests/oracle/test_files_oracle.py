@@ -4,8 +4,10 @@ import csv
 import io
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,8 @@ from support.disk import watched_disk
 from ahfal_app.errors import ConfigError, LabelFileError, OracleError
 from ahfal_app.labels.names import ClassNames
 from ahfal_app.labels.spreadsheet import read_label_file, read_label_lines
-from ahfal_app.labels.store import LabelReceipt, LabelRequest, request_id
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
+from ahfal_app.ledger import Ledger
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.oracle.files import FilesOracle
 
@@ -458,3 +461,111 @@ def test_a_request_has_no_formulas(tmp_path: Path):
     os.utime(folder / "labels.csv", (0, 0))
     receipts = oracle.collect(REQUEST.request_id)
     assert [(r.sample, r.label) for r in receipts] == [(1, 1), (2, 2), (3, 0)]
+
+
+# --- doubts, comments and several readers ---------------------------------------------------
+
+
+def test_doubts_and_comments_are_taken_in(oracle: FilesOracle, folder: Path):
+    with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = list(csv.reader(file))
+    assert header[:4] == ["file", "label", "unsure", "comment"]
+    said = (("dog", "yes", "'=blurred"), ("cat", "no", "hair; left"), ("skip", "x", ""))
+    text = io.StringIO()
+    filled = [[row[0], *remarks, *row[4:]] for row, remarks in zip(rows, said, strict=True)]
+    csv.writer(text).writerows([header, *filled])
+    _answer(folder, text.getvalue())
+    receipts = oracle.collect(REQUEST.request_id)
+    assert [(r.sample, r.label, r.unsure, r.comment) for r in receipts] == [
+        (5, 1, True, "=blurred"),
+        (9, 0, False, "hair; left"),
+        (2, None, True, ""),
+    ]
+
+
+def _for_two(tmp_path: Path, rule: str = "majority") -> tuple[FilesOracle, Path]:
+    oracle = make_oracle("files", _site(tmp_path / "two"))
+    assert isinstance(oracle, FilesOracle)
+    oracle.submit(replace(REQUEST, readers=2, rule=rule))
+    (folder,) = (tmp_path / "two").iterdir()
+    return oracle, folder
+
+
+def _disputed(folder: Path) -> list[dict[str, str]]:
+    path = folder / "disagreements.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_two_readers_disagree_on_is_listed_and_settled_in_files(tmp_path: Path):
+    oracle, folder = _for_two(tmp_path)
+    assert "2 people, who do not look at what the others say" in " ".join(
+        (folder / "README.txt").read_text().split()
+    )
+    names = [path.name for path in sorted((folder / "images").iterdir())]
+    first, second, third = names
+    _answer(
+        folder,
+        f"file,label,unsure,comment\n{first},cat,,\n{second},dog,yes,hair\n{third},cat,,\n",
+        "labels-anna.csv",
+    )
+    _collected(oracle)
+    # One who has not been followed by another does not disagree with anybody.
+    assert _disputed(folder) == []
+    _answer(folder, f"file,label\n{first},cat\n{second},cat\n{third},skip\n", "labels-ben.csv")
+    assert len(_collected(oracle)) == 6
+    assert _disputed(folder) == [
+        {
+            "file": second,
+            "label": "",
+            "comment": "",
+            "readings": "anna: dog (unsure, hair); ben: cat",
+        },
+        {"file": third, "label": "", "comment": "", "readings": "anna: cat; ben: skip"},
+    ]
+    # Whoever settles it may start in that file, and is told how to save it.
+    _answer(folder, f"file,label,comment,readings\n{second},dog,biopsy,\n", "disagreements.csv")
+    _collected(oracle)
+    (error,) = _errors(folder)
+    assert (error["answers"], error["line"]) == ("disagreements.csv", "2")
+    assert "save it as decisions.csv or decisions-NAME.csv" in error["reason"]
+    assert _disputed(folder)[0]["comment"] == "biopsy"
+    (folder / "disagreements.csv").rename(folder / "decisions-prof.csv")
+    decided = [r for r in oracle.collect(REQUEST.request_id) if r.decides]
+    assert [(r.sample, r.label, r.annotator, r.comment) for r in decided] == [
+        (9, 1, "prof", "biopsy")
+    ]
+    assert _errors(folder) == []
+    assert [row["file"] for row in _disputed(folder)] == [third]
+    _answer(folder, f"file,label\n{second},dog\n{third},cat\n", "decisions-prof.csv")
+    _collected(oracle)
+    assert _disputed(folder) == []
+    assert not (folder / "disagreements.csv").exists()
+
+
+def test_files_of_readers_become_labels_once(tmp_path: Path):
+    """Collected again and again, as with every message of a run."""
+    oracle, folder = _for_two(tmp_path, "adjudicator")
+    store = LabelStore.from_bytes(b"", np.arange(10), len(CLASSES))
+    store.allot(4)
+    store.reserve(replace(REQUEST, readers=2, rule="adjudicator"))
+    names = [path.name for path in sorted((folder / "images").iterdir())]
+
+    def take_in() -> Ledger:
+        for _ in range(2):
+            store.commit(oracle.collect(REQUEST.request_id))
+        store.verify()
+        return store.ledger()
+
+    lines = "".join(f"{name},cat\n" for name in names)
+    _answer(folder, "file,label\n" + lines, "labels-anna.csv")
+    assert take_in() == Ledger(4, 0, 3, 1)
+    _answer(folder, "file,label\n" + lines.replace(",cat", ",dog", 1), "labels-ben.csv")
+    assert take_in() == Ledger(4, 2, 1, 1)
+    _answer(folder, f"file,label\n{names[0]},dog\n", "decisions-prof.csv")
+    assert take_in() == Ledger(4, 3, 0, 1)
+    assert take_in() == Ledger(4, 3, 0, 1)
+    assert store.labelled().labels_N.tolist() == [0, 1, 0]
+    assert store.conflicts() == ()

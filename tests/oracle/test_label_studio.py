@@ -6,10 +6,11 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import browser
 from support.deployment import free_ports
@@ -17,7 +18,9 @@ from support.labelling import CLASSES, encoded, request
 from support.studio import EMAIL, PASSWORD, TOKEN, annotate, api, installed_program, label_studio
 
 from ahfal_app.errors import ConfigError, OracleError
-from ahfal_app.labels.store import LabelReceipt, LabelRequest
+from ahfal_app.labels.readings import Readers
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
+from ahfal_app.ledger import Ledger
 from ahfal_app.oracle import Oracle, Site, make_oracle, oracle_names
 from ahfal_app.oracle.label_studio import LabelStudioOracle
 from ahfal_app.oracle.label_studio.interface import (
@@ -208,6 +211,46 @@ def test_a_class_that_does_not_exist_is_told_and_holds_nothing_up(
     server.stored[1]["annotations"] = [annotation(2, "benign")]
     assert [receipt.sample for receipt in oracle.collect("request1")] == [3]
     assert "'unheard-of'" in caplog.text
+
+
+def test_several_readers_and_who_settles_in_label_studio(server: FakeServer, tmp_path: Path):
+    """A skip is a reading, and what is marked as the ground truth settles."""
+    of_two = replace(site(tmp_path), readers=Readers(2))
+    oracle = LabelStudioOracle(of_two, tmp_path, server)  # type: ignore[arg-type]
+    asked = request(7, 3, 9, readers=2)
+    store = LabelStore.from_bytes(b"", np.arange(10), len(CLASSES))
+    store.allot(4)
+    oracle.submit(store.reserve(asked))
+
+    def take_in() -> Ledger:
+        for _ in range(2):
+            store.commit(oracle.collect("request1"))
+        store.verify()
+        return store.ledger()
+
+    server.stored[0]["annotations"] = [annotation(1, "benign")]
+    server.stored[1]["annotations"] = [annotation(2, "healthy"), annotation(3, "benign", who="ben")]
+    server.stored[2]["annotations"] = [
+        annotation(4, "benign"),
+        annotation(5, skipped=True, who="ben"),
+    ]
+    assert take_in() == Ledger(4, 0, 3, 1)
+    server.stored[0]["annotations"].append(annotation(6, "benign", who="ben"))
+    assert take_in() == Ledger(4, 1, 2, 1)
+    # One of the readers' own annotations is marked, or that of somebody else.
+    server.stored[1]["annotations"][1]["ground_truth"] = True
+    assert take_in() == Ledger(4, 2, 1, 1)
+    server.stored[2]["annotations"].append(
+        annotation(7, "malignant", who="prof") | {"ground_truth": True}
+    )
+    assert take_in() == Ledger(4, 3, 0, 1)
+    assert store.labelled().labels_N.tolist() == [1, 1, 2]
+    assert [(e.what, e.annotator, e.label) for e in store.history(9)] == [
+        ("answer", "anna@example.invalid", 1),
+        ("skip", "ben@example.invalid", None),
+        ("decision", "prof@example.invalid", 2),
+    ]
+    assert store.conflicts() == ()
 
 
 def test_tasks_of_images_that_are_gone_are_deleted(server: FakeServer, oracle: LabelStudioOracle):

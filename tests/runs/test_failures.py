@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -55,7 +54,9 @@ def _with_bytes(name: str, content: bytes):
 
     def spoil(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
-        reply.content.array_records["arrays"][name].data = content
+        arrays = reply.content.array_records["arrays"]
+        said = arrays[name]
+        arrays[name] = Array(said.dtype, said.shape, said.stype, content)
         return reply
 
     return spoil
@@ -309,16 +310,22 @@ def test_answers_that_never_come(simulation: Simulation):
     released = threading.Event()
 
     def hang(message: Message, context: Context) -> Message:
-        released.wait(30)
+        released.wait()
         return client_app(message, context)
 
-    timer = threading.Timer(10.0, released.set)
-    timer.start()
+    class ReleasedAtTheEnd(InProcessGrid):
+        def __exit__(self, *error: Any) -> None:
+            released.set()
+            super().__exit__(*error)
+
     outcome = simulation(
-        handler=_when("train", 2, hang), workers=3, cycles=1, rounds=1, **{"round-timeout": 4.0}
+        handler=_when("train", 2, hang),
+        grid=ReleasedAtTheEnd,
+        workers=3,
+        cycles=1,
+        rounds=1,
+        **{"round-timeout": 4.0},
     )
-    timer.cancel()
-    released.set()
     (record,) = outcome.metrics.rounds
     assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 4 s")]
 
@@ -326,13 +333,17 @@ def test_answers_that_never_come(simulation: Simulation):
 def test_busy_client_gets_no_second_message(simulation: Simulation):
     """Flower would run both at once, each on its copy of the client's state."""
     running: set[int] = set()
+    over = threading.Event()
 
     def slow(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
+        number = message.content.config_records["config"]["server-round"]
         assert client not in running
         running.add(client)
-        if client == 2 and message.content.config_records["config"]["server-round"] == 1:
-            time.sleep(6)
+        if number == 3:
+            over.set()
+        if client == 2 and number == 1:
+            over.wait()
         reply = client_app(message, context)
         running.remove(client)
         return reply

@@ -18,10 +18,12 @@ from support.site_images import write_images, write_labels
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
+from ahfal_app.label_page.answers import DECISION
 from ahfal_app.label_page.desk import Answer, Desk, Item, Withdrawn
-from ahfal_app.labels.exchange import export_labels
+from ahfal_app.labels.exchange import export_labels, label_agreement
 from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.labels.store import LabelStore
+from ahfal_app.ledger import Ledger
 from ahfal_app.server import purchase
 from ahfal_app.training import resources
 
@@ -261,6 +263,7 @@ def test_an_image_that_goes_leaves_the_page_and_is_not_paid_for(
     hospitals.nodes[1] |= {"oracle": "page", "oracle-dir": str(tmp_path / "desk")}
     desk = Desk(tmp_path / "desk")
     asked: list[Item] = []
+    contents: dict[str, bytes] = {}
 
     def say(item: Item) -> None:
         label = DIGITS.index(hospitals.truth[item.original])
@@ -274,7 +277,9 @@ def test_an_image_that_goes_leaves_the_page_and_is_not_paid_for(
             first, second, *_ = asked
             say(first)
             for item in (first, second):
-                (tmp_path / "data-1" / item.original).unlink()
+                path = tmp_path / "data-1" / item.original
+                contents[item.original] = path.read_bytes()
+                path.unlink()
         elif asked and len(desk.sheets()[0].items) < len(asked):
             with pytest.raises(Withdrawn):
                 say(asked[1])
@@ -297,6 +302,105 @@ def test_an_image_that_goes_leaves_the_page_and_is_not_paid_for(
     assert [event.annotator for event in store.history(asked[0].sample)] == ["anna"]
     assert store.history(asked[1].sample) == ()
     store.close()
+    # What docs/sites.md says of erasing: no copy is left, and the name in two tables and a list.
+    left_over = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, image in contents.items():
+        assert [path for path, content in left_over.items() if image in content] == []
+        named = [path for path, content in left_over.items() if name.encode() in content]
+        assert {path.name.removesuffix("-wal") for path in named if "truth" not in path.name} == {
+            "images.sqlite",
+            "labels.sqlite",
+            "set-aside.csv",
+        }
+
+
+class _Readers:
+    """Two who read what a site is asked for, and one who settles what they disagree on.
+
+    Ben takes the first image of each request for another digit.
+    """
+
+    def __init__(self, oracle: str, folder: Path, truth: Mapping[str, str]) -> None:
+        self._work = {"page": self._at_the_page, "files": self._in_files}[oracle]
+        self._folder, self._truth = folder, truth
+        self.disputed: list[str] = []
+
+    def work(self) -> None:
+        self._work()
+
+    def _label(self, file: str, wrong: bool) -> str:
+        right = self._truth[file]
+        return DIGITS[(DIGITS.index(right) + 1) % 10] if wrong else right
+
+    def _at_the_page(self) -> None:
+        desk = Desk(self._folder)
+        for who in ("anna", "ben"):
+            while images := desk.take(who, who).images:
+                sheet, item = images[0].sheet, images[0].item
+                wrong = who == "ben" and item == sheet.items[0]
+                label = DIGITS.index(self._label(item.original, wrong))
+                desk.answer(Answer(sheet.request, item.sample, label, who))
+        while images := desk.take("prof", "prof", settle=True).images:
+            sheet, item = images[0].sheet, images[0].item
+            assert [answer.annotator for answer in images[0].readings] == ["anna", "ben"]
+            self.disputed.append(item.original)
+            label = DIGITS.index(self._truth[item.original])
+            desk.answer(Answer(sheet.request, item.sample, label, "prof", kind=DECISION))
+
+    def _in_files(self) -> None:
+        for folder in sorted(self._folder.glob("cycle-*")):
+            with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+            for who in ("anna", "ben"):
+                lines = [
+                    (row["file"], self._label(row["original"], who == "ben" and row is rows[0]))
+                    for row in rows
+                ]
+                write_csv(folder / f"labels-{who}.csv", ("file", "label"), lines)
+            if (folder / "disagreements.csv").exists():
+                with (folder / "disagreements.csv").open(encoding="utf-8-sig", newline="") as file:
+                    (row,) = csv.DictReader(file)
+                assert row["file"] == rows[0]["file"]
+                self.disputed.append(rows[0]["original"])
+                line = (row["file"], self._truth[rows[0]["original"]])
+                write_csv(folder / "decisions-prof.csv", ("file", "label"), [line])
+
+
+@pytest.mark.parametrize(("oracle", "cycles"), [("page", 1), ("files", 1)])
+def test_several_readers_give_the_labels_that_the_budget_is_for(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path, oracle: str, cycles: int
+):
+    rehearsed = simulation(SITES, handler=hospitals.handler, cycles=cycles)
+    before = set((tmp_path / "state-1").glob("*/1/labels.sqlite"))
+    del hospitals.nodes[1]["truth"]
+    hospitals.nodes[1] |= {"oracle": oracle, "oracle-dir": str(tmp_path / "people"), "readers": 2}
+    people = _Readers(oracle, tmp_path / "people", hospitals.truth)
+
+    def handler(message: Message, context: Context) -> Message:
+        reply = hospitals.handler(message, context)
+        people.work()
+        return reply
+
+    outcome = simulation(SITES, handler=handler, cycles=cycles)
+    # As if somebody who knows had answered at once: each label once, and all that were to be had.
+    assert _learned(outcome) == _learned(rehearsed)
+    bought = outcome.metrics.cycles[-1].labels_per_client[1]
+    (path,) = set((tmp_path / "state-1").glob("*/1/labels.sqlite")) - before
+    store = LabelStore.open_existing(path)
+    store.verify()
+    assert store.ledger() == Ledger(bought, bought, 0, 0)
+    names = {name: sample for sample, name in store.files().items()}
+    assert len(people.disputed) == len(set(people.disputed)) == cycles
+    for name in people.disputed:
+        events = store.history(names[name])
+        assert [event.what for event in events] == ["answer", "answer", "decision"]
+        assert events[-1].label == DIGITS.index(hospitals.truth[name])
+    readings = store.readings()
+    for sample in store.labelled().samples_N.tolist():
+        assert sum(not reading.decides for reading in readings[sample]) == 2
+    store.close()
+    found = label_agreement(path)
+    assert (found.images, found.unanimous, found.settled) == (bought, bought - cycles, cycles)
 
 
 def test_a_deleted_request_is_written_again_with_what_is_still_open(

@@ -24,8 +24,12 @@ _KEYS = {
     "Enter": ("Enter", 13),
     "Escape": ("Escape", 27),
     "ArrowLeft": ("ArrowLeft", 37),
+    "ArrowUp": ("ArrowUp", 38),
     "ArrowRight": ("ArrowRight", 39),
+    "ArrowDown": ("ArrowDown", 40),
 }
+
+_SHIFT = 8
 
 
 def wait_for(happened: Callable[[], Any], what: str, patience_s: float = _PATIENCE_S) -> Any:
@@ -74,9 +78,10 @@ class Tab:
     def wait(self, expression: str, patience_s: float = _PATIENCE_S) -> Any:
         return wait_for(lambda: self.evaluate(expression), expression, patience_s)
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, shift: bool = False) -> None:
         name, code = _KEYS.get(key, (key, ord(key.upper()) if len(key) == 1 else 0))
         about: dict[str, Any] = {"key": name, "windowsVirtualKeyCode": code}
+        about["modifiers"] = _SHIFT if shift else 0
         if key == "Enter":
             about["text"] = "\r"
         elif len(key) == 1:
@@ -103,6 +108,24 @@ class Tab:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Take hold of what is at a point, and move it to another."""
+        for kind, (x, y) in (
+            ("mousePressed", start),
+            ("mouseMoved", end),
+            ("mouseReleased", end),
+        ):
+            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, x=x, y=y)
+
+    def turn_wheel(self, at: tuple[float, float], by: float) -> None:
+        """Turn the mouse's wheel over a point: up, where `by` is negative."""
+        x, y = at
+        self._call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
+
+    def ask_for(self, languages: str) -> None:
+        """Ask for pages in these languages, as in the header `Accept-Language`."""
+        self._call("Network.setExtraHTTPHeaders", headers={"Accept-Language": languages})
 
     def hold(self, *patterns: str) -> None:
         """Hold back requests to addresses of these patterns (`*` is anything) until let go.

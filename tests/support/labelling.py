@@ -20,6 +20,11 @@ def encoded(sample: int, format_: str = "PNG") -> EncodedImage:
     return EncodedImage(f"ward/{sample}.{format_.lower()}", content.getvalue())
 
 
-def request(*samples: int, cycle: int = 1) -> LabelRequest:
+def request(
+    *samples: int, cycle: int = 1, readers: int = 1, rule: str = "majority"
+) -> LabelRequest:
     n = len(samples)
-    return LabelRequest(f"request{cycle}", cycle, "entropy", samples, (0.5,) * n, (2,) * n)
+    scores, guesses = (0.5,) * n, (2,) * n
+    return LabelRequest(
+        f"request{cycle}", cycle, "entropy", samples, scores, guesses, readers, rule
+    )

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from ahfal_app.training.sgd import (
     TrainingState,
     train_locally,
 )
+from ahfal_app.training.together import trainer
 from ahfal_app.training.together.choice import resolve_client_batching
 from ahfal_app.training.together.cuda_graphs import Recording, Replayed
 from ahfal_app.training.together.gathering import Gathering
@@ -137,10 +139,21 @@ def assert_same_models(one: Classifier, other: Classifier, tolerance: float) -> 
         )
 
 
-@pytest.mark.parametrize("update", ["plain", "kcfu", "kcfu as published"])
-@pytest.mark.parametrize(
-    "network", [name for name in model_names() if network_facts(name).stackable]
-)
+def cases() -> list[Any]:
+    """Return networks and updates; of the network that takes longest, KCFU is slow."""
+    return [
+        pytest.param(
+            network,
+            update,
+            marks=[pytest.mark.slow] if network in GENTLE and update != "plain" else [],
+        )
+        for network in model_names()
+        if network_facts(network).stackable
+        for update in ("plain", "kcfu", "kcfu as published")
+    ]
+
+
+@pytest.mark.parametrize(("network", "update"), cases())
 def test_together_as_alone(network: str, update: str) -> None:
     """Weights, batch-norm statistics, momentum, losses; the rate drops in the second round."""
     recipe = dataclasses.replace(RECIPE, **GENTLE.get(network, {}))
@@ -199,13 +212,71 @@ def test_losses_that_cannot_be_stacked_are_trained_one_after_the_other() -> None
         assert_same_models(one.model, other.model, 0.0)
 
 
-def test_too_little_memory_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+class TestTooLittleMemory:
+    """A device that has room for steps of some clients at a time."""
 
-    monkeypatch.setattr(StackedNetwork, "logits", exhausted)
-    with pytest.raises(DeviceMemoryExhausted, match=r"4 clients.*client-batching=never"):
-        TogetherTrainer(graphs=False)(Federation("small-cnn", "plain", RECIPE).updates(0))
+    @pytest.fixture
+    def room(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Return how many have room, first; then how many were tried."""
+        room = [2]
+        logits, alone = StackedNetwork.logits, trainer.train_locally
+
+        def limited(self: StackedNetwork, *arguments: Any) -> Tensor:
+            room.append(arguments[3])
+            if arguments[3] > room[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return logits(self, *arguments)
+
+        def limited_alone(update: LocalUpdate) -> TrainingResult:
+            if room[0] < 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return alone(update)
+
+        monkeypatch.setattr(StackedNetwork, "logits", limited)
+        monkeypatch.setattr(trainer, "train_locally", limited_alone)
+        return room
+
+    @pytest.mark.parametrize("update", ["plain", "kcfu"])
+    def test_groups_of_half_as_many_see_what_they_would_see_alone(
+        self, update: str, room: list[int]
+    ) -> None:
+        federation = Federation("small-cnn", update, RECIPE)
+        train_together = TogetherTrainer(graphs=False)
+        for round_ in range(2):
+            alone, together = federation.updates(round_), federation.updates(round_)
+            expected = [train_locally(each).loss for each in alone]
+            losses = [result.loss for result in train_together(together)]
+            assert losses == pytest.approx(expected, rel=1e-7)
+            for one, other in zip(together, alone, strict=True):
+                assert_same_models(one.model, other.model, 1e-7)
+            # Only the first round tries more than there is room for.
+            assert max(room[1:]) == (4 if round_ == 0 else 2)
+            del room[1:]
+
+    def test_the_step_after_which_it_runs_out_does_not_matter(
+        self, room: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps = []
+        logits = StackedNetwork.logits
+
+        def later(self: StackedNetwork, *arguments: Any) -> Tensor:
+            steps.append(arguments[3])
+            room[0] = 4 if len(steps) < 4 else 2
+            return logits(self, *arguments)
+
+        monkeypatch.setattr(StackedNetwork, "logits", later)
+        federation = Federation("small-cnn", "kcfu", RECIPE)
+        alone, together = federation.updates(0), federation.updates(0)
+        for each in alone:
+            train_locally(each)
+        TogetherTrainer(graphs=False)(together)
+        for one, other in zip(together, alone, strict=True):
+            assert_same_models(one.model, other.model, 1e-7)
+
+    def test_a_single_client_that_needs_more_ends_the_run(self, room: list[int]) -> None:
+        room[0] = 0
+        with pytest.raises(DeviceMemoryExhausted, match="a smaller batch-size"):
+            TogetherTrainer(graphs=False)(Federation("small-cnn", "plain", RECIPE).updates(0))
 
 
 def test_a_program_serves_other_clients_of_the_same_shapes() -> None:
@@ -344,7 +415,7 @@ class FakeGraphs:
 def test_recorded_steps_train_as_they_are(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What recording changes is undone, inputs reach their places, each shape is recorded once."""
     graphs = FakeGraphs()
-    monkeypatch.setattr("ahfal_app.training.together.cuda_graphs.record_cuda_graph", graphs)
+    monkeypatch.setattr("ahfal_app.training.together.cuda_graphs.CudaGraphs", lambda: graphs)
     federation = Federation("small-cnn", update, RECIPE)
     replayed, plain = TogetherTrainer(graphs=True), TogetherTrainer(graphs=False)
     for round_ in range(2):
@@ -358,7 +429,7 @@ def test_recorded_steps_train_as_they_are(update: str, monkeypatch: pytest.Monke
 
 def test_what_cannot_be_recorded_is_trained_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = FakeGraphs(works=False)
-    monkeypatch.setattr("ahfal_app.training.together.cuda_graphs.record_cuda_graph", graphs)
+    monkeypatch.setattr("ahfal_app.training.together.cuda_graphs.CudaGraphs", lambda: graphs)
     federation = Federation("small-cnn", "plain", RECIPE)
     one, other = federation.updates(0), federation.updates(0)
     with pytest.warns(UserWarning, match="cannot be recorded"):
@@ -372,7 +443,8 @@ def test_recording_gives_way_to_errors_of_another_kind() -> None:
     def step(rates: Tensor, batch: Batch, mixed: MixedBatch | None) -> Tensor:
         raise ValueError("a defect")
 
-    batch = Batch(torch.zeros(1, 2, 4, 4, 3), torch.zeros(1, 2, dtype=torch.int64), None)
+    zeros = torch.zeros(1, 2, dtype=torch.int64)
+    batch = Batch(zeros, None, None, zeros, None)
     with pytest.raises(ValueError, match="a defect"):
         Replayed(step, [], FakeGraphs())(torch.ones(1), batch, None)
 

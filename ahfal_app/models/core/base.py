@@ -6,7 +6,6 @@ Shapes: B samples of a batch, c channels, H height, W width, D features, C class
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -30,18 +29,6 @@ class Classifier(nn.Module, ABC):
     def features_of_map(self, map_BcHW: Tensor) -> Tensor:
         """Return the features, shape (B, D), from the feature map."""
         return map_BcHW.flatten(1)
-
-    def stacked_logits(self, parameters: Mapping[str, Tensor], samples_kB: Tensor) -> Tensor | None:
-        """Return the logits (k, B, C) of k copies at once, or None: there is no short way.
-
-        Parameters
-        ----------
-        parameters : Mapping[str, Tensor]
-            Those of all copies by name, each with a first dimension of k.
-        samples_kB : Tensor
-            Samples of each copy, (k, B, c, H, W).
-        """
-        return None
 
     def forward(self, images_BcHW: Tensor) -> Tensor:
         """Return the logits, shape (B, C)."""

@@ -19,7 +19,7 @@ Flower's classes compute; this package decides what they are given, under cycles
 """
 
 from ahfal_app.server.aggregation.core.aggregation import Aggregation
-from ahfal_app.server.aggregation.core.answers import NO_LABELS, problem_with
+from ahfal_app.server.aggregation.core.answers import NO_LABELS, limits_of, problem_with
 from ahfal_app.server.aggregation.core.requirements import (
     clients_in_a_round,
     make_aggregation,
@@ -30,6 +30,7 @@ __all__ = [
     "NO_LABELS",
     "Aggregation",
     "clients_in_a_round",
+    "limits_of",
     "make_aggregation",
     "problem_with",
     "shortage",

@@ -10,8 +10,9 @@ Shapes: B samples of a batch, c channels, H height, W width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -61,11 +62,17 @@ class BalancedSoftmax:
     """
 
     def __init__(self, class_counts_C: NDArray[np.int64], device: torch.device) -> None:
-        self.log_counts_C = torch.from_numpy(class_counts_C).double().log().float().to(device)
+        self.log_counts_C = torch.from_numpy(class_counts_C).double().log().float()
+        """The logarithms, on the CPU. Shape (C,)."""
+        self._device = device
+
+    @cached_property
+    def _shift_C(self) -> Tensor:
+        return self.log_counts_C.to(self._device)
 
     def __call__(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        return cross_entropy(logits_BC + self.log_counts_C, labels_B)
+        return cross_entropy(logits_BC + self._shift_C, labels_B)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,23 @@ class PoolBatch:
     partner_B: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class DrawsPosition:
+    """Where the draws of a compensatory loss are.
+
+    Attributes
+    ----------
+    left : tuple[Tensor, ...]
+        Batches of the pool that are yet to come before it is gone through anew.
+    generator, torch_generator : Mapping[str, object], Tensor
+        States of the generators.
+    """
+
+    left: tuple[Tensor, ...]
+    generator: Mapping[str, object]
+    torch_generator: Tensor
+
+
 class CompensatoryLoss:
     """Distillation from the global model on mixed images of the pool.
 
@@ -151,11 +175,14 @@ class CompensatoryLoss:
     ) -> None:
         self.teacher = teacher.train(how.teacher == "train")
         self.how = how
-        self.weights_C = rarity_weights(class_counts_C).to(images.device)
+        self.weights_C = rarity_weights(class_counts_C)
+        """Weights of the classes, on the CPU. Shape (C,)."""
         self._images = images
         self._generator = generator
         self._torch_generator = torch_generator
-        self._batches = self._endless_batches(pool_rows_N)
+        self._pool_rows_N = pool_rows_N
+        # Batches of the pool that are yet to come before it is gone through anew.
+        self._left: tuple[Tensor, ...] = ()
 
     def __call__(self, model: Classifier) -> Tensor:
         """Return the compensatory loss of the next unlabelled batch, a scalar."""
@@ -168,28 +195,48 @@ class CompensatoryLoss:
         with torch.no_grad():
             teacher_BC = network_logits(self.teacher, mixed_BcHW, self.how.precision)
         student_BC = network_logits(model, mixed_BcHW, self.how.precision)
-        rarity_B = self.weights_C[teacher_BC.argmax(dim=1)]
+        rarity_B = self._near_weights_C[teacher_BC.argmax(dim=1)]
         rarity_B = mix(rarity_B, weight_B, partner_B)
         return weighted_divergence(teacher_BC, student_BC, rarity_B)
 
     def draw(self) -> PoolBatch:
         """Draw the next unlabelled batch and how it is augmented and mixed, on the CPU."""
-        rows_B = next(self._batches)
+        rows_B = self._next_rows()
         size = len(rows_B)
         draws = draw_augmentation(size, self.how.augmentation, self._torch_generator)
         weight_B = torch.from_numpy(self._generator.beta(_BETA, _BETA, size)).float()
         return PoolBatch(rows_B, draws, weight_B, torch.from_numpy(self._partners(size)))
+
+    def position(self) -> DrawsPosition:
+        """Return where the draws are, to come back to."""
+        return DrawsPosition(
+            self._left, self._generator.bit_generator.state, self._torch_generator.get_state()
+        )
+
+    def return_to(self, position: DrawsPosition) -> None:
+        """Draw again what was drawn since."""
+        self._left = position.left
+        self._generator.bit_generator.state = position.generator
+        self._torch_generator.set_state(position.torch_generator)
+
+    @cached_property
+    def _near_weights_C(self) -> Tensor:
+        return self.weights_C.to(self._images.device)
 
     def _partners(self, size: int) -> NDArray[np.int64]:
         if self.how.mixing == "single-partner":
             return np.full(size, self._generator.integers(size), dtype=np.int64)
         return self._generator.permutation(size)
 
-    def _endless_batches(self, rows_N: Tensor) -> Iterator[Tensor]:
-        """Yield batches of the pool in a new order each time it has been gone through."""
-        while True:
+    def _next_rows(self) -> Tensor:
+        """Return the next batch of the pool, in a new order each time it has been gone through."""
+        if not self._left:
+            rows_N = self._pool_rows_N
             order_N = torch.from_numpy(self._generator.permutation(len(rows_N)))
-            yield from batches(rows_N[order_N], self.how.batch_size)
+            self._left = tuple(batches(rows_N[order_N], self.how.batch_size))
+        rows_B, *rest = self._left
+        self._left = tuple(rest)
+        return rows_B
 
 
 def rarity_weights(class_counts_C: NDArray[np.int64]) -> Tensor:

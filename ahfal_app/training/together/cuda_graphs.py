@@ -60,7 +60,7 @@ class Replayed:
     ) -> None:
         self._step = step
         self._changed = tuple(changed)
-        self._recorder = recorder or record_cuda_graph
+        self._recorder = recorder or CudaGraphs()
         self._recordings: dict[tuple[object, ...], Recording] = {}
         self._can_record = True
 
@@ -86,9 +86,9 @@ class Replayed:
         own = rates_k.clone(), _cloned(batch), None if mixed is None else _cloned(mixed)
         try:
             self._recordings[key] = self._recorder(self._step, *own)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if _is_for_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
             self._can_record = False
             warnings.warn(
                 f"training steps cannot be recorded as a CUDA graph and run slower: {error}",
@@ -98,27 +98,53 @@ class Replayed:
             tensor.copy_(value)
 
 
-def record_cuda_graph(
-    step: Step, rates_k: Tensor, batch: Batch, mixed: MixedBatch | None
-) -> Recording:
-    """Record a step as a CUDA graph, after a few that let libraries choose their algorithms.
+class CudaGraphs:
+    """Records steps as CUDA graphs that share one pool of memory.
 
-    Raises
-    ------
-    RuntimeError
-        It holds something that a graph cannot.
+    They may, since they are replayed one after the other and their losses are copied at once.
     """
-    # torch has no types for its streams.
-    current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(current)
-    with torch.cuda.stream(aside):
-        for _ in range(_WARM_UP_STEPS):
-            step(rates_k, batch, mixed)
-    current.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        losses_k = step(rates_k, batch, mixed)
-    return Recording(rates_k, batch, mixed, graph.replay, losses_k)
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(
+        self, step: Step, rates_k: Tensor, batch: Batch, mixed: MixedBatch | None
+    ) -> Recording:
+        """Record a step, after a few that let libraries choose their algorithms.
+
+        Raises
+        ------
+        RuntimeError
+            It holds something that a graph cannot.
+        """
+        # A graph records what is started on the thread's device, whatever its tensors are on.
+        with torch.cuda.device(rates_k.device):
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            # torch has no types for its streams.
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UP_STEPS):
+                    step(rates_k, batch, mixed)
+            current.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # Threads of clients that are not yet in turn may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                losses_k = step(rates_k, batch, mixed)
+            return Recording(rates_k, batch, mixed, graph.replay, losses_k)
+
+
+def _is_for_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it hides, is about memory.
+
+    The end of a capture that ran out of memory fails, too, with an error of its own.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__context__
+    return False
 
 
 def _tensors(rates_k: Tensor, batch: Batch, mixed: MixedBatch | None) -> list[Tensor | None]:

@@ -1,6 +1,7 @@
 """What several clients see at each step, drawn as each of them would draw it alone.
 
-Batches are padded to one size by repeating a row; sizes tell what counts.
+Batches are padded to one size by repeating a row; sizes tell what counts. It is drawn in pieces, so
+that a device works on one while the next is drawn.
 
 Shapes: T steps, K clients, B samples of a padded batch.
 """
@@ -9,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import AugmentationDraws, draw_augmentation
+from ahfal_app.data.device import AugmentationDraws, draw_augmentation, uploaded
 from ahfal_app.training.local_updates.kcfu import CompensatoryLoss
 from ahfal_app.training.sgd import LocalUpdate
+
+# A step's batches are padded to a multiple of this: each size is recorded anew.
+_SIZES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,37 +35,30 @@ class Batches:
         Samples that count, the first ones of a batch, int64, on the CPU.
     counting_TKB : Tensor
         Which samples these are, bool.
-    offsets_TK2B, flip_TKB : Tensor | None
+    offsets_T2KB, flip_TKB : Tensor | None
         The draws of the augmentation, int64 and bool.
     """
 
     rows_TKB: Tensor
     sizes_TK: Tensor
     counting_TKB: Tensor
-    offsets_TK2B: Tensor | None
+    offsets_T2KB: Tensor | None
     flip_TKB: Tensor | None
 
-    def are_full(self, step: int, clients: int) -> bool:
-        """Return whether all samples of a step count, for the first clients."""
-        return bool((self.sizes_TK[step, :clients] == self.rows_TKB.shape[2]).all())
-
-    def draws_at(self, step: int, clients: int) -> AugmentationDraws:
-        """Return the draws of a step for the first clients, flattened to one batch."""
-        offsets = flip = None
-        if self.offsets_TK2B is not None:
-            offsets = self.offsets_TK2B[step, :clients].transpose(0, 1).flatten(1)
-        if self.flip_TKB is not None:
-            flip = self.flip_TKB[step, :clients].flatten()
-        return AugmentationDraws(offsets, flip)
+    def widths(self) -> list[int]:
+        """Return for each step the samples that its largest batch is padded to."""
+        most_T = self.sizes_TK.amax(dim=1)
+        padded_T = (most_T + _SIZES - 1).div(_SIZES, rounding_mode="floor") * _SIZES
+        return [int(width) for width in padded_T.clamp(1, self.rows_TKB.shape[2])]
 
     def to(self, device: torch.device) -> Batches:
         """Return a copy on a device, but for the sizes, which stay on the CPU."""
         return Batches(
-            self.rows_TKB.to(device),
+            uploaded(self.rows_TKB, device),
             self.sizes_TK,
-            self.counting_TKB.to(device),
-            None if self.offsets_TK2B is None else self.offsets_TK2B.to(device),
-            None if self.flip_TKB is None else self.flip_TKB.to(device),
+            uploaded(self.counting_TKB, device),
+            None if self.offsets_T2KB is None else uploaded(self.offsets_T2KB, device),
+            None if self.flip_TKB is None else uploaded(self.flip_TKB, device),
         )
 
 
@@ -82,12 +79,12 @@ class Mixtures:
 
     def to(self, device: torch.device) -> Mixtures:
         """Return a copy on a device."""
-        return Mixtures(self.weight_TKB.to(device), self.partner_TKB.to(device))
+        return Mixtures(uploaded(self.weight_TKB, device), uploaded(self.partner_TKB, device))
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """What the clients train on; clients are sorted by their number of steps, most first.
+    """What the clients train on in some steps, sorted by their number of steps, most first.
 
     Attributes
     ----------
@@ -112,26 +109,21 @@ class Schedule:
     pool: Batches | None
     mixtures: Mixtures | None
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of the client that has the most."""
-        return len(self.learning_rates_TK)
-
     def to(self, device: torch.device) -> Schedule:
         """Return a copy on a device, but for what says that it stays on the CPU."""
         mixtures = self.mixtures
         return replace(
             self,
             labelled=self.labelled.to(device),
-            labels_TKB=self.labels_TKB.to(device),
-            learning_rates_TK=self.learning_rates_TK.to(device),
+            labels_TKB=uploaded(self.labels_TKB, device),
+            learning_rates_TK=uploaded(self.learning_rates_TK, device),
             pool=self.pool.to(device) if self.pool else None,
             mixtures=mixtures.to(device) if mixtures else None,
         )
 
-    def clients_at(self, step: int) -> int:
-        """Return how many clients, the first ones, have a batch at a step."""
-        return int((self.labelled.sizes_TK[step] > 0).sum())
+    def counts(self) -> list[int]:
+        """Return for each step how many clients, the first ones, have a batch."""
+        return [int(count) for count in (self.labelled.sizes_TK > 0).sum(dim=1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,48 +137,66 @@ class _Step:
 
 def by_number_of_steps(updates: Sequence[LocalUpdate]) -> list[int]:
     """Return the positions of updates by their number of steps, most first."""
-    steps = [-(-len(update.rows_N) // update.recipe.batch_size) for update in updates]
-    return sorted(range(len(updates)), key=lambda position: -steps[position])
+    return sorted(range(len(updates)), key=lambda position: -_steps_of_epoch(updates[position]))
 
 
-def make_schedule(updates: Sequence[LocalUpdate]) -> Schedule:
-    """Draw the schedule of updates that are sorted by their number of steps.
+def schedules(updates: Sequence[LocalUpdate]) -> Iterator[Schedule]:
+    """Draw the steps of updates that are sorted by their number of steps, an epoch at a time.
+
+    The epochs are those of the client with the most samples.
 
     Parameters
     ----------
     updates : Sequence[LocalUpdate]
         Of equal recipe; their generators are used up as training alone would use them.
     """
+    steps = [_steps(update) for update in updates]
+    for _ in range(updates[0].recipe.local_epochs):
+        num_steps = _steps_of_epoch(updates[0])
+        yield _schedule(updates, [list(islice(each, num_steps)) for each in steps], num_steps)
+
+
+def _schedule(
+    updates: Sequence[LocalUpdate], drawn: Sequence[Sequence[_Step]], num_steps: int
+) -> Schedule:
     recipe = updates[0].recipe
-    drawn = [list(_steps(update)) for update in updates]
-    num_steps = len(drawn[0])
     sizes_TK = torch.zeros((num_steps, len(updates)), dtype=torch.int64)
     rates_TK = torch.zeros(sizes_TK.shape, dtype=torch.float64)
     last_TK = torch.zeros(sizes_TK.shape, dtype=torch.bool)
-    rows: list[list[Tensor]] = []
-    labels: list[list[Tensor]] = []
+    rows, labels = [], []
     for client, (update, steps) in enumerate(zip(updates, drawn, strict=True)):
-        last_epoch = steps[-1].epoch
-        for step, batch in enumerate(steps):
-            sizes_TK[step, client] = len(batch.positions_B)
-            rates_TK[step, client] = recipe.learning_rate_at(batch.epoch)
-            last_TK[step, client] = batch.epoch == last_epoch
-        rows.append([update.rows_N[batch.positions_B] for batch in steps])
-        labels.append([update.labels_N.cpu()[batch.positions_B] for batch in steps])
-    draws = [[batch.draws for batch in steps] for steps in drawn]
-    labelled = _batches(rows, draws, sizes_TK, recipe.augmentation)
+        last = _epochs_done(update) + recipe.local_epochs - 1
+        count = len(steps)
+        sizes_TK[:count, client] = torch.tensor([len(s.positions_B) for s in steps]).long()
+        rates_TK[:count, client] = torch.tensor(
+            [recipe.learning_rate_at(s.epoch) for s in steps], dtype=torch.float64
+        )
+        last_TK[:count, client] = torch.tensor([s.epoch == last for s in steps]).bool()
+        positions_n = _joined([step.positions_B for step in steps])
+        rows.append(update.rows_N[positions_n])
+        labels.append(update.labels_N.cpu()[positions_n])
+    padding = _Padding(sizes_TK)
+    labelled = _batches(padding, rows, [[step.draws for step in steps] for steps in drawn])
     return Schedule(
         labelled,
-        _padded(labels, labelled.rows_TKB.shape, fill_first=True),
+        padding.padded(labels, fill_first=True),
         rates_TK,
         last_TK,
-        *_pool(updates, sizes_TK, recipe.augmentation),
+        *_pool(updates, sizes_TK),
     )
+
+
+def _steps_of_epoch(update: LocalUpdate) -> int:
+    return -(-len(update.rows_N) // update.recipe.batch_size)
+
+
+def _epochs_done(update: LocalUpdate) -> int:
+    return update.state.epochs if update.state is not None else 0
 
 
 def _steps(update: LocalUpdate) -> Iterator[_Step]:
     recipe = update.recipe
-    done = update.state.epochs if update.state is not None else 0
+    done = _epochs_done(update)
     for epoch in range(done, done + recipe.local_epochs):
         order_N = torch.randperm(len(update.rows_N), generator=update.generator)
         for positions_B in torch.split(order_N, recipe.batch_size):
@@ -195,7 +205,7 @@ def _steps(update: LocalUpdate) -> Iterator[_Step]:
 
 
 def _pool(
-    updates: Sequence[LocalUpdate], sizes_TK: Tensor, augmentation: Augmentation
+    updates: Sequence[LocalUpdate], sizes_TK: Tensor
 ) -> tuple[Batches | None, Mixtures | None]:
     """Draw the unlabelled batches of KCFU; clients without its loss have none."""
     losses = [update.objective.penalty for update in updates]
@@ -209,59 +219,68 @@ def _pool(
     ]
     pool_sizes_TK = torch.zeros_like(sizes_TK)
     for client, batches in enumerate(drawn):
-        for step, batch in enumerate(batches):
-            pool_sizes_TK[step, client] = len(batch.rows_B)
+        sizes = torch.tensor([len(batch.rows_B) for batch in batches]).long()
+        pool_sizes_TK[: len(batches), client] = sizes
+    padding = _Padding(pool_sizes_TK)
     pool = _batches(
-        [[batch.rows_B for batch in batches] for batches in drawn],
+        padding,
+        [_joined([batch.rows_B for batch in batches]) for batches in drawn],
         [[batch.draws for batch in batches] for batches in drawn],
-        pool_sizes_TK,
-        augmentation,
     )
-    shape = pool.rows_TKB.shape
-    weights = [[batch.weight_B for batch in batches] for batches in drawn]
-    partners = [[batch.partner_B for batch in batches] for batches in drawn]
-    return pool, Mixtures(_padded(weights, shape, torch.float32), _padded(partners, shape))
+    weights = [_joined([batch.weight_B for batch in batches]).float() for batches in drawn]
+    partners = [_joined([batch.partner_B for batch in batches]) for batches in drawn]
+    return pool, Mixtures(padding.padded(weights), padding.padded(partners))
 
 
 def _batches(
-    rows: Sequence[Sequence[Tensor]],
-    draws: Sequence[Sequence[AugmentationDraws]],
-    sizes_TK: Tensor,
-    augmentation: Augmentation,
+    padding: _Padding, rows: Sequence[Tensor], draws: Sequence[Sequence[AugmentationDraws]]
 ) -> Batches:
-    shape = (*sizes_TK.shape, int(sizes_TK.max()))
-    offsets_TK2B = flip_TKB = None
-    if augmentation.padding:
-        tops, lefts = (
-            _padded([[_offsets(d)[side] for d in each] for each in draws], shape)
+    """Return batches of rows by client; of the draws all have the same kinds."""
+    offsets = [[d.offsets_2B for d in each if d.offsets_2B is not None] for each in draws]
+    flips = [[d.flip_B for d in each if d.flip_B is not None] for each in draws]
+    sides = []
+    if any(offsets):
+        sides = [
+            padding.padded([_joined([each[side] for each in drawn]) for drawn in offsets])
             for side in range(2)
-        )
-        offsets_TK2B = torch.stack((tops, lefts), dim=2)
-    if augmentation.flip:
-        flips = [[d.flip_B for d in each if d.flip_B is not None] for each in draws]
-        flip_TKB = _padded(flips, shape, torch.bool)
-    counting_TKB = torch.arange(shape[2]) < sizes_TK[:, :, None]
-    rows_TKB = _padded(rows, shape, fill_first=True)
-    return Batches(rows_TKB, sizes_TK, counting_TKB, offsets_TK2B, flip_TKB)
+        ]
+    return Batches(
+        padding.padded(rows, fill_first=True),
+        padding.sizes_TK,
+        padding.counting_TKB,
+        torch.stack(sides, dim=1) if sides else None,
+        padding.padded([_joined(each).bool() for each in flips]) if any(flips) else None,
+    )
 
 
-def _offsets(draws: AugmentationDraws) -> Tensor:
-    if draws.offsets_2B is None:
-        raise ValueError("these draws have no offsets")
-    return draws.offsets_2B
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(batches)) if batches else torch.zeros(0, dtype=torch.int64)
 
 
-def _padded(
-    values: Sequence[Sequence[Tensor]],
-    shape: Sequence[int],
-    dtype: torch.dtype = torch.int64,
-    fill_first: bool = False,
-) -> Tensor:
-    """Return values by client and step as (T, K, B), padded with zeros or the batch's first."""
-    padded_TKB = torch.zeros(tuple(shape), dtype=dtype)
-    for client, batches in enumerate(values):
-        for step, batch_B in enumerate(batches):
-            if fill_first:
-                padded_TKB[step, client] = batch_B[0]
-            padded_TKB[step, client, : len(batch_B)] = batch_B
-    return padded_TKB
+class _Padding:
+    """Puts batches of unequal size into one tensor.
+
+    Parameters
+    ----------
+    sizes_TK : Tensor
+        Samples in each batch.
+    """
+
+    def __init__(self, sizes_TK: Tensor) -> None:
+        self.sizes_TK = sizes_TK
+        self._most = int(sizes_TK.max())
+        self.counting_TKB = torch.arange(self._most) < sizes_TK[:, :, None]
+        # By client, then by step, as the values of `padded` come.
+        self._counting_KTB = self.counting_TKB.transpose(0, 1)
+
+    def padded(self, values: Sequence[Tensor], fill_first: bool = False) -> Tensor:
+        """Return each client's values, joined over its steps, as (T, K, B).
+
+        Padded with zeros, or with the first value of the batch.
+        """
+        joined_n = torch.cat(tuple(values))
+        padded_KTB = torch.zeros(self._counting_KTB.shape, dtype=joined_n.dtype)
+        padded_KTB[self._counting_KTB] = joined_n
+        if fill_first:
+            padded_KTB = torch.where(self._counting_KTB, padded_KTB, padded_KTB[:, :, :1])
+        return padded_KTB.transpose(0, 1).contiguous()

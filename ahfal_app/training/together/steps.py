@@ -1,7 +1,10 @@
 """One training step of several clients: images, losses, gradients, descent.
 
+All of it reads and changes tensors that lie on the device, and gives nothing to the host, so that a
+step can be recorded and replayed.
+
 Shapes: k clients that take part, B samples of a padded batch, c channels, H height, W width,
-C classes, P trainable numbers of one network.
+C classes, n trainable numbers of all copies, F = k c.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ahfal_app.data.device import normalised
+from ahfal_app.data.device import AugmentationDraws, DeviceImages, normalised
 from ahfal_app.models import Classifier
 from ahfal_app.training.local_updates.kcfu import mean_divergence_terms
 from ahfal_app.training.sgd import Recipe, network_logits
@@ -20,39 +23,57 @@ from ahfal_app.training.together.stacked_network import StackedNetwork
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Rows:
+    """Which images a step takes, and how they are augmented.
+
+    Attributes
+    ----------
+    rows_kB : Tensor
+        Rows of the split, int64.
+    offsets_2kB, flip_kB : Tensor | None
+        The draws of the augmentation, int64 and bool.
+    """
+
+    rows_kB: Tensor
+    offsets_2kB: Tensor | None
+    flip_kB: Tensor | None
+
+    def draws(self) -> AugmentationDraws:
+        """Return the draws of all clients as those of one batch."""
+        return AugmentationDraws(
+            None if self.offsets_2kB is None else self.offsets_2kB.flatten(1),
+            None if self.flip_kB is None else self.flip_kB.flatten(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Rows):
     """Labelled samples of a step.
 
     Attributes
     ----------
-    images_kBHWC : Tensor
-        Augmented, uint8.
     labels_kB : Tensor
         Int64.
     counting_kB : Tensor | None
         Which samples count, bool; None: all.
     """
 
-    images_kBHWC: Tensor
     labels_kB: Tensor
     counting_kB: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
-class MixedBatch:
+class MixedBatch(Rows):
     """Unlabelled samples of a step, for KCFU.
 
     Attributes
     ----------
-    images_kBHWC : Tensor
-        Augmented, uint8.
     weight_kB, partner_kB : Tensor
         Share of each image in its mixture, float32, and position of the other one, int64.
     counting_kB : Tensor
         Which samples count, bool; none of a client without unlabelled samples.
     """
 
-    images_kBHWC: Tensor
     weight_kB: Tensor
     partner_kB: Tensor
     counting_kB: Tensor
@@ -88,8 +109,8 @@ class TogetherStep:
         The clients' networks.
     recipe : Recipe
         How they are trained.
-    scale_C, shift_C : Tensor
-        Normalisation of the images.
+    images : DeviceImages
+        What they are trained on.
     constants : ClientConstants
         Of the clients.
     teacher : Teacher | None
@@ -100,14 +121,13 @@ class TogetherStep:
         self,
         network: StackedNetwork,
         recipe: Recipe,
-        scale_C: Tensor,
-        shift_C: Tensor,
+        images: DeviceImages,
         constants: ClientConstants,
         teacher: Teacher | None,
     ) -> None:
         self._network = network
         self._recipe = recipe
-        self._scale_C, self._shift_C = scale_C, shift_C
+        self._images = images
         self._constants = constants
         self._teacher = teacher
 
@@ -123,56 +143,76 @@ class TogetherStep:
         mixed : MixedBatch | None
             Unlabelled samples, where KCFU has them.
         """
-        weights_kP = self._network.weights_KP[: len(rates_k)].detach().requires_grad_()
-        losses_k = self._labelled_losses(weights_kP, batch)
+        weights_n = self._network.weights_n.detach().requires_grad_()
+        losses_k = self._labelled_losses(weights_n, batch)
         if mixed is not None:
-            losses_k = losses_k + self._compensatory_losses(weights_kP, mixed)
-        (gradient_kP,) = torch.autograd.grad(losses_k.sum(), weights_kP)
+            losses_k = losses_k + self._compensatory_losses(weights_n, mixed)
+        (gradient_n,) = torch.autograd.grad(losses_k.sum(), weights_n)
         with torch.no_grad():
-            self._network.descend(gradient_kP, rates_k, self._recipe)
+            self._network.descend(gradient_n, rates_k, self._recipe)
         return losses_k.detach()
 
-    def _labelled_losses(self, weights_kP: Tensor, batch: Batch) -> Tensor:
-        inputs_kBcHW = self._normalised(batch.images_kBHWC)
+    def _labelled_losses(self, weights_n: Tensor, batch: Batch) -> Tensor:
+        count = len(batch.rows_kB)
+        images_kBHWc = self._augmented(batch)
+        # Brought side by side as bytes, which is a quarter of what it is as numbers.
+        images_BHWF = images_kBHWc.permute(1, 2, 3, 0, 4).flatten(3)
+        scale_c, shift_c = self._images.scale_C, self._images.shift_C
+        inputs_BFHW = normalised(images_BHWF, scale_c.repeat(count), shift_c.repeat(count))
         logits_kBC = self._network.logits(
-            weights_kP, inputs_kBcHW, batch.counting_kB, self._recipe.precision
+            weights_n, inputs_BFHW, batch.counting_kB, count, self._recipe.precision
         )
-        logits_kBC = logits_kBC + self._constants.log_counts_KC[: len(weights_kP), None]
+        logits_kBC = logits_kBC + self._constants.log_counts_KC[:count, None]
         losses_B = cross_entropy(
             logits_kBC.flatten(0, 1), batch.labels_kB.flatten(), reduction="none"
         )
         return _mean_of(losses_B.view_as(batch.labels_kB), batch.counting_kB)
 
-    def _compensatory_losses(self, weights_kP: Tensor, mixed: MixedBatch) -> Tensor:
+    def _compensatory_losses(self, weights_n: Tensor, mixed: MixedBatch) -> Tensor:
         """Return the losses of `CompensatoryLoss`, client by client. Shape (k,)."""
-        inputs_kBcHW = self._normalised(mixed.images_kBHWC)
-        mixed_kBcHW = _mix(inputs_kBcHW, mixed)
-        with torch.no_grad():
-            teacher_kBC = self._teacher_logits(mixed_kBcHW, mixed.counting_kB)
-        student_kBC = self._network.logits(
-            weights_kP, mixed_kBcHW, mixed.counting_kB, self._recipe.precision
+        count = len(mixed.rows_kB)
+        images_kBHWc = self._augmented(mixed)
+        inputs_BcHW = normalised(
+            images_kBHWc.flatten(0, 1), self._images.scale_C, self._images.shift_C
         )
-        rarity_KC = self._constants.rarity_KC[: len(weights_kP)]
-        rarity_kB = _mix(rarity_KC.gather(1, teacher_kBC.argmax(dim=2)), mixed)
+        mixed_kBcHW = _mix(inputs_BcHW.view(*mixed.rows_kB.shape, *inputs_BcHW.shape[1:]), mixed)
+        mixed_BFHW = _side_by_side(mixed_kBcHW)
+        with torch.no_grad():
+            teacher_kBC = self._teacher_logits(mixed_kBcHW, mixed_BFHW, mixed.counting_kB)
+        student_kBC = self._network.logits(
+            weights_n, mixed_BFHW, mixed.counting_kB, count, self._recipe.precision
+        )
+        rarity_kC = self._constants.rarity_KC[:count]
+        rarity_kB = _mix(rarity_kC.gather(1, teacher_kBC.argmax(dim=2)), mixed)
         terms_B = mean_divergence_terms(teacher_kBC.flatten(0, 1), student_kBC.flatten(0, 1))
         return _mean_of(rarity_kB * terms_B.view_as(rarity_kB), mixed.counting_kB)
 
-    def _teacher_logits(self, inputs_kBcHW: Tensor, counting_kB: Tensor) -> Tensor:
+    def _teacher_logits(
+        self, inputs_kBcHW: Tensor, inputs_BFHW: Tensor, counting_kB: Tensor
+    ) -> Tensor:
+        precision = self._recipe.precision
         if isinstance(self._teacher, StackedNetwork):
-            weights_kP = self._teacher.weights_KP[: len(inputs_kBcHW)]
+            weights_n = self._teacher.weights_n
             return self._teacher.logits(
-                weights_kP, inputs_kBcHW, counting_kB, self._recipe.precision
+                weights_n, inputs_BFHW, counting_kB, len(counting_kB), precision
             )
         if self._teacher is None:
             raise ValueError("unlabelled samples need a teacher")
-        inputs_BcHW = inputs_kBcHW.flatten(0, 1)
-        logits_BC = network_logits(self._teacher, inputs_BcHW, self._recipe.precision)
+        logits_BC = network_logits(self._teacher, inputs_kBcHW.flatten(0, 1), precision)
         return logits_BC.view(*counting_kB.shape, -1)
 
-    def _normalised(self, images_kBHWC: Tensor) -> Tensor:
-        inputs_BcHW = normalised(images_kBHWC.flatten(0, 1), self._scale_C, self._shift_C)
-        channels, height, width = inputs_BcHW.shape[1:]
-        return inputs_BcHW.view(*images_kBHWC.shape[:2], channels, height, width)
+    def _augmented(self, rows: Rows) -> Tensor:
+        """Return the images of a step, uint8 (k, B, H, W, c)."""
+        images_BHWc = self._images.transformed(
+            rows.rows_kB.flatten(), self._recipe.augmentation, rows.draws()
+        )
+        return images_BHWc.view(*rows.rows_kB.shape, *images_BHWc.shape[1:])
+
+
+def _side_by_side(inputs_kBcHW: Tensor) -> Tensor:
+    """Return the inputs of all clients side by side in the channels, (B, F, H, W)."""
+    inputs_BHWF = inputs_kBcHW.permute(1, 3, 4, 0, 2).flatten(3)
+    return inputs_BHWF.permute(0, 3, 1, 2)
 
 
 def _mean_of(losses_kB: Tensor, counting_kB: Tensor | None) -> Tensor:

@@ -9,15 +9,16 @@ Shapes: T steps, K clients, k of them at a step, B samples of a padded batch, C 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import DeviceImages
+from ahfal_app.data.device import downloaded, uploaded
 from ahfal_app.errors import DeviceMemoryExhausted
 from ahfal_app.models import Classifier
 from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, CompensatoryLoss
@@ -29,11 +30,12 @@ from ahfal_app.training.sgd import (
     train_locally,
 )
 from ahfal_app.training.together.cuda_graphs import Replayed, Step
+from ahfal_app.training.together.rewinding import Rewinding
 from ahfal_app.training.together.schedule import (
     Batches,
     Schedule,
     by_number_of_steps,
-    make_schedule,
+    schedules,
 )
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import (
@@ -63,6 +65,8 @@ def can_train_together(updates: Sequence[LocalUpdate]) -> bool:
 class TogetherTrainer:
     """Carries out the updates of several clients together, round after round.
 
+    One group at a time, whichever thread brings it.
+
     Parameters
     ----------
     graphs : bool
@@ -75,49 +79,120 @@ class TogetherTrainer:
         self._graphs = graphs
         self._threads = threads
         self._program: _Program | None = None
+        # What the device has turned out to have room for.
+        self._most: int | None = None
+        self._lock = threading.Lock()
 
     def __call__(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
         """Train the models of all updates in place; updates share images and recipe.
 
-        A single update, and losses that cannot be stacked, are trained one after the other.
+        A single update, and losses that cannot be stacked, are trained one after the other. Where
+        the device has not enough memory for all, they are trained in groups of half as many, in
+        this round and in all that follow.
 
         Raises
         ------
         DeviceMemoryExhausted
-            The device has not enough memory for all of them.
+            The device has not enough memory for a single one.
         """
-        if len(updates) == 1 or not can_train_together(updates):
-            return [train_locally(update) for update in updates]
+        device = updates[0].images.device
+        with self._lock, _current(device):
+            if not can_train_together(updates):
+                return [_alone(update) for update in updates]
+            order = by_number_of_steps(updates)
+            results: dict[int, TrainingResult] = {}
+            waiting = order
+            while waiting:
+                group = waiting[: _even_share(len(waiting), self._most)]
+                done = self._tried([updates[position] for position in group])
+                if done is not None:
+                    results |= dict(zip(group, done, strict=True))
+                    waiting = waiting[len(group) :]
+            return [results[position] for position in range(len(updates))]
+
+    def _tried(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult] | None:
+        """Train a group; None, and nothing has happened, where it needs too much memory."""
+        rewinding = Rewinding(updates)
         try:
-            return self._train(updates)
+            if len(updates) == 1:
+                return [_alone(updates[0])]
+            with _on_threads(self._threads):
+                return self._program_for(updates).run(updates)
         except torch.OutOfMemoryError as error:
             self._program = None
-            raise DeviceMemoryExhausted(
-                f"{len(updates)} clients that train together need more memory than the device has; "
-                "client-batching=never trains them one after the other"
-            ) from error
-
-    def _train(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
-        order = by_number_of_steps(updates)
-        sorted_updates = [updates[position] for position in order]
-        schedule = make_schedule(sorted_updates)
-        program = self._program_for(sorted_updates)
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(self._threads or before)
-            results = program.run(sorted_updates, schedule)
-        finally:
-            torch.set_num_threads(before)
-        by_position = dict(zip(order, results, strict=True))
-        return [by_position[position] for position in range(len(updates))]
+            if len(updates) == 1:
+                raise DeviceMemoryExhausted(
+                    "training one client needs more memory than the device has; a smaller "
+                    "batch-size, or a device that nothing else uses, may do"
+                ) from error
+        rewinding.rewind()
+        self._most = -(-len(updates) // 2)
+        if updates[0].images.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _program_for(self, updates: Sequence[LocalUpdate]) -> _Program:
-        """Return the program of the last round where it fits, with its recorded steps."""
+        """Return the program of the last group where it fits, with its recorded steps."""
         key = _key(updates)
-        if self._program is None or self._program.key != key:
+        program = self._program
+        # Groups that are as even as can be differ by one; a place that is left over is cheap.
+        if program is None or program.key != key or program.copies - len(updates) not in (0, 1):
             self._program = None  # Frees the old one's memory first.
-            self._program = _Program(updates, key, self._graphs)
-        return self._program
+            program = self._program = _Program(updates, key, self._graphs)
+        return program
+
+
+@contextmanager
+def _on_threads(threads: int) -> Iterator[None]:
+    """Compute on that many processor threads; 0: on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the one that this thread means where it names none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _even_share(waiting: int, most: int | None) -> int:
+    """Return how many of those who wait are in the next of groups of nearly equal size."""
+    if most is None:
+        return waiting
+    groups = -(-waiting // most)
+    return -(-waiting // groups)
+
+
+def _alone(update: LocalUpdate) -> TrainingResult:
+    """Train one client, on the device of its images wherever its model is."""
+    model, device = update.model, update.images.device
+    if next(model.parameters()).device.type == device.type:
+        return train_locally(update)
+    penalty = update.objective.penalty
+    if isinstance(penalty, CompensatoryLoss):
+        penalty.teacher.to(device)
+    near = copy.deepcopy(model).to(device)
+    result = train_locally(
+        LocalUpdate(
+            near,
+            update.images,
+            update.rows_N,
+            update.labels_N,
+            update.recipe,
+            update.state,
+            update.generator,
+            update.objective,
+        )
+    )
+    trained = near.state_dict()
+    for target, source in zip(
+        model.state_dict().values(), downloaded(list(trained.values())), strict=True
+    ):
+        target.copy_(source)
+    return result
 
 
 @dataclass(frozen=True)
@@ -126,7 +201,6 @@ class _Key:
 
     network: type[Classifier]
     shapes: tuple[torch.Size, ...]
-    copies: int
     recipe: Recipe
     images: int
     teacher_in_training_mode: bool | None
@@ -139,7 +213,6 @@ def _key(updates: Sequence[LocalUpdate]) -> _Key:
     return _Key(
         type(first.model),
         tuple(value.shape for value in first.model.parameters()),
-        len(updates),
         first.recipe,
         id(first.images),
         modes[0] if modes else None,
@@ -151,63 +224,77 @@ class _Program:
 
     def __init__(self, updates: Sequence[LocalUpdate], key: _Key, graphs: bool) -> None:
         first = updates[0]
-        self.key = key
+        self.key, self.copies = key, len(updates)
         self._images, self._recipe = first.images, first.recipe
-        self._network = StackedNetwork(first.model, len(updates))
-        shape = (len(updates), first.model.head.out_features)
-        zeros_KC = torch.zeros(shape, device=self._images.device, dtype=self._images.scale_C.dtype)
+        device = self._images.device
+        self._network = StackedNetwork(first.model, self.copies, device)
+        zeros_KC = torch.zeros(
+            (self.copies, first.model.head.out_features),
+            device=device,
+            dtype=self._images.scale_C.dtype,
+        )
         self._constants = ClientConstants(zeros_KC, zeros_KC.clone())
         self._teacher: Teacher | None = None
         if key.teacher_in_training_mode is not None:
             self._teacher = (
-                StackedNetwork(first.model, len(updates))
+                StackedNetwork(first.model, self.copies, device)
                 if key.teacher_in_training_mode
-                else copy.deepcopy(first.model).eval()
+                else copy.deepcopy(first.model).to(device).eval()
             )
-        scale_C, shift_C = self._images.scale_C, self._images.shift_C
         step = TogetherStep(
-            self._network, self._recipe, scale_C, shift_C, self._constants, self._teacher
+            self._network, self._recipe, self._images, self._constants, self._teacher
         )
         self._step: Step = Replayed(step, self._changed_by_steps()) if graphs else step
 
-    def run(self, updates: Sequence[LocalUpdate], schedule: Schedule) -> list[TrainingResult]:
-        """Train all updates, sorted as the schedule is."""
+    def run(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
+        """Train updates that are sorted by their number of steps, as many as copies or fewer."""
         with torch.no_grad():
             self._load(updates)
+        # While the device works on an epoch, the next one is drawn.
+        losses_K, sizes = [], []
+        for schedule in schedules(updates):
+            losses_K.append(self._trained(schedule))
+            sizes.append(schedule.labelled.sizes_TK * schedule.last_epoch_TK)
+        return self._results(updates, losses_K, sizes)
+
+    def _trained(self, schedule: Schedule) -> Tensor:
+        """Take the steps of a schedule; return the losses, on the device. Shape (T, K)."""
         device = self._images.device
-        inputs = _Inputs(schedule.to(device), self._images, self._recipe.augmentation)
         losses_TK = torch.zeros(
             schedule.learning_rates_TK.shape, dtype=torch.float64, device=device
         )
-        for step in range(schedule.num_steps):
-            count = schedule.clients_at(step)
-            rates_k = inputs.schedule.learning_rates_TK[step, :count]
-            losses_k = self._step(rates_k, inputs.labelled(step, count), inputs.pool(step, count))
+        near = schedule.to(device)
+        rates_TK = near.learning_rates_TK
+        for step, (count, batch, mixed) in enumerate(_inputs(near)):
+            losses_k = self._step(rates_TK[step, :count], batch, mixed)
             losses_TK[step, :count] = losses_k
-        return self._results(updates, schedule, losses_TK.cpu())
+        return losses_TK
 
     def _load(self, updates: Sequence[LocalUpdate]) -> None:
-        for position, update in enumerate(updates):
-            state = update.state
-            self._network.load(
-                position, update.model.state_dict(), state.momentum if state else None
-            )
-            loss, penalty = update.objective.loss, update.objective.penalty
-            shift_C = self._constants.log_counts_KC[position]
-            if isinstance(loss, BalancedSoftmax):
-                shift_C.copy_(loss.log_counts_C)
-            else:
-                shift_C.zero_()
-            if isinstance(penalty, CompensatoryLoss):
-                self._constants.rarity_KC[position].copy_(penalty.weights_C)
-                self._load_teacher(position, penalty.teacher)
+        self._network.load([u.model.state_dict() for u in updates], [u.state for u in updates])
+        losses = [update.objective.loss for update in updates]
+        penalties = [update.objective.penalty for update in updates]
+        zeros_C = torch.zeros(self._constants.rarity_KC.shape[1])
+        _fill(
+            self._constants.log_counts_KC,
+            [x.log_counts_C if isinstance(x, BalancedSoftmax) else zeros_C for x in losses],
+        )
+        _fill(
+            self._constants.rarity_KC,
+            [x.weights_C if isinstance(x, CompensatoryLoss) else zeros_C for x in penalties],
+        )
+        self._load_teachers(penalties, updates)
 
-    def _load_teacher(self, position: int, teacher: Classifier) -> None:
+    def _load_teachers(self, penalties: Sequence[object], updates: Sequence[LocalUpdate]) -> None:
+        teachers = [p.teacher if isinstance(p, CompensatoryLoss) else None for p in penalties]
+        present = [teacher for teacher in teachers if teacher is not None]
         if isinstance(self._teacher, StackedNetwork):
-            self._teacher.load(position, teacher.state_dict(), None)
+            # Who has none gets a network whose outputs do not count.
+            models = zip(teachers, updates, strict=True)
+            self._teacher.load([(teacher or u.model).state_dict() for teacher, u in models])
         elif self._teacher is not None:
             # All clients of a round have the same.
-            self._teacher.load_state_dict(teacher.state_dict())
+            self._teacher.load_state_dict(present[0].state_dict())
 
     def _changed_by_steps(self) -> list[Tensor]:
         stacks = [self._network, self._teacher]
@@ -215,56 +302,66 @@ class _Program:
             tensor
             for stack in stacks
             if isinstance(stack, StackedNetwork)
-            for tensor in (stack.weights_KP, stack.momentum_KP, *stack.buffers.values())
+            for tensor in stack.changing
         ]
 
     def _results(
-        self, updates: Sequence[LocalUpdate], schedule: Schedule, losses_TK: Tensor
+        self, updates: Sequence[LocalUpdate], losses: Sequence[Tensor], sizes: Sequence[Tensor]
     ) -> list[TrainingResult]:
-        counted_TK = schedule.labelled.sizes_TK * schedule.last_epoch_TK
-        totals_K = (losses_TK * counted_TK).sum(dim=0).tolist()
-        results = []
-        for position, update in enumerate(updates):
-            momentum = self._network.save(position, update.model.state_dict())
-            epochs = self._recipe.local_epochs + (update.state.epochs if update.state else 0)
-            state = TrainingState(momentum if self._recipe.momentum else {}, epochs)
-            num_examples = len(update.rows_N)
-            results.append(TrainingResult(num_examples, totals_K[position] / num_examples, state))
-        return results
+        recipe = self._recipe
+        epochs = [recipe.local_epochs + (u.state.epochs if u.state else 0) for u in updates]
+        with torch.no_grad():
+            states = self._network.save([u.model.state_dict() for u in updates], epochs)
+        if not recipe.momentum:
+            states = [TrainingState({}, done) for done in epochs]
+        totals_K = (torch.cat(tuple(losses)).cpu() * torch.cat(tuple(sizes))).sum(dim=0).tolist()
+        return [
+            TrainingResult(len(update.rows_N), total / len(update.rows_N), state)
+            for update, total, state in zip(updates, totals_K, states, strict=True)
+        ]
 
 
-@dataclass(frozen=True, eq=False)
-class _Inputs:
-    """Makes the batches of a schedule on the device."""
+def _fill(target_KC: Tensor, rows: Sequence[Tensor]) -> None:
+    """Write the first rows of a tensor on the device, in one transfer."""
+    rows_kC = torch.stack(tuple(rows)).to(target_KC.dtype)
+    target_KC[: len(rows)].copy_(uploaded(rows_kC, target_KC.device))
 
-    schedule: Schedule
-    images: DeviceImages
-    augmentation: Augmentation
 
-    def labelled(self, step: int, count: int) -> Batch:
-        """Return the labelled samples of the first clients."""
-        batches = self.schedule.labelled
-        counting_kB = batches.counting_TKB[step, :count]
-        return Batch(
-            self._images(batches, step, count),
-            self.schedule.labels_TKB[step, :count],
-            None if batches.are_full(step, count) else counting_kB,
+def _inputs(schedule: Schedule) -> Iterator[tuple[int, Batch, MixedBatch | None]]:
+    """Yield for each step how many clients take it, and with what, cut to what is needed."""
+    labelled, pool, mixtures = schedule.labelled, schedule.pool, schedule.mixtures
+    counts, widths = schedule.counts(), labelled.widths()
+    pool_widths = pool.widths() if pool else widths
+    smallest = [
+        int(sizes_K[:count].min()) for sizes_K, count in zip(labelled.sizes_TK, counts, strict=True)
+    ]
+    for step, (count, width) in enumerate(zip(counts, widths, strict=True)):
+        rows = _rows(labelled, step, count, width)
+        batch = Batch(
+            *rows,
+            schedule.labels_TKB[step, :count, :width],
+            None if smallest[step] == width else labelled.counting_TKB[step, :count, :width],
         )
+        mixed = None
+        if pool is not None and mixtures is not None:
+            cut = step, slice(count), slice(pool_widths[step])
+            mixed = MixedBatch(
+                *_rows(pool, step, count, pool_widths[step]),
+                mixtures.weight_TKB[cut],
+                mixtures.partner_TKB[cut],
+                pool.counting_TKB[cut],
+            )
+        yield count, batch, mixed
 
-    def pool(self, step: int, count: int) -> MixedBatch | None:
-        """Return the unlabelled samples of the first clients, in KCFU."""
-        batches, mixtures = self.schedule.pool, self.schedule.mixtures
-        if batches is None or mixtures is None:
-            return None
-        return MixedBatch(
-            self._images(batches, step, count),
-            mixtures.weight_TKB[step, :count],
-            mixtures.partner_TKB[step, :count],
-            batches.counting_TKB[step, :count],
-        )
 
-    def _images(self, batches: Batches, step: int, count: int) -> Tensor:
-        rows_kB = batches.rows_TKB[step, :count]
-        draws = batches.draws_at(step, count)
-        images_BHWC = self.images.transformed(rows_kB.flatten(), self.augmentation, draws)
-        return images_BHWC.view(*rows_kB.shape, *images_BHWC.shape[1:])
+def _rows(
+    batches: Batches, step: int, count: int, width: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the fields of `Rows` of a step."""
+    cut = step, slice(count), slice(width)
+    offsets_T2KB, flip_TKB = batches.offsets_T2KB, batches.flip_TKB
+    return (
+        batches.rows_TKB[cut],
+        None if offsets_T2KB is None else offsets_T2KB[step, :, :count, :width],
+        None if flip_TKB is None else flip_TKB[cut],
+    )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from ahfal_app.config import Settings
 from ahfal_app.errors import NonFiniteModel, QuorumNotReached
+from ahfal_app.messages.arrays import HeldArray, held_record, part_of
 from ahfal_app.messages.keys import ARRAYS_KEY, LOSS_KEY, METRICS_KEY, WEIGHT_KEY
 from ahfal_app.server.aggregation.core.base import COMMON
 from ahfal_app.server.aggregation.core.requirements import make_aggregation
@@ -61,7 +63,7 @@ class Aggregation:
     def configure_train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """Take note of the global model that clients are about to be sent."""
         self._current = arrays
-        record = ArrayRecord({name: arrays[name] for name in self._acted_on()})
+        record = part_of(arrays, self._acted_on())
         self._aggregator.configure_train(server_round, record, ConfigRecord(), grid)
 
     def aggregate_train(self, cycle: int, round_: int, replies: Sequence[Message]) -> ArrayRecord:
@@ -93,15 +95,15 @@ class Aggregation:
             aggregated |= _aggregated(self._average, step, replies, others)
         received = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
         result = {}
-        for name, array in self._current.items():
-            if name in aggregated:
-                value = aggregated[name]
-            else:
-                value = np.max([record[name].numpy() for record in received], axis=0)
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):
+            for name, array in self._current.items():
+                if name in aggregated:
+                    value = aggregated[name]
+                else:
+                    value = np.max([record[name].numpy() for record in received], axis=0)
                 result[name] = np.asarray(value, dtype=array.dtype)
         self._require_finite(result | self.state, where)
-        return ArrayRecord({name: Array(value) for name, value in result.items()})
+        return held_record(result)
 
     @property
     def proximal_mu(self) -> float:
@@ -128,7 +130,7 @@ class Aggregation:
             value = arrays.get(name)
             if value is None:
                 value = np.max([record[name].numpy() for record in records], axis=0)
-            merged[name] = Array(np.asarray(value, dtype=records[0][name].dtype))
+            merged[name] = np.asarray(value, dtype=records[0][name].dtype)
         # A record may hold lists, too; these two are numbers, and were checked to be.
         weights = np.array([float(record[WEIGHT_KEY]) for record in metrics])  # type: ignore[arg-type]
         losses = np.array([float(record[LOSS_KEY]) for record in metrics])  # type: ignore[arg-type]
@@ -138,7 +140,7 @@ class Aggregation:
         }
         message = copy.copy(replies[0])
         message.content = RecordDict(
-            {ARRAYS_KEY: ArrayRecord(merged), METRICS_KEY: MetricRecord(dict(about))}
+            {ARRAYS_KEY: held_record(merged), METRICS_KEY: MetricRecord(dict(about))}
         )
         return message
 
@@ -185,10 +187,15 @@ def _aggregated(
     widen: bool = False,
 ) -> ServerState:
     """Return what Flower's strategy makes of some arrays, in the precision that it computes in."""
+    # A mean is one of each number alone: all arrays of a type are averaged as a single one.
+    joined = _Joined(replies, names) if type(aggregator) is FedAvg and not widen else None
+    contents = (
+        joined.contents if joined else [_reduced(reply.content, names, widen) for reply in replies]
+    )
     messages = []
-    for reply in replies:
+    for reply, content in zip(replies, contents, strict=True):
         message = copy.copy(reply)
-        message.content = _reduced(reply.content, names, widen)
+        message.content = content
         messages.append(message)
     # An overflow is told as an error afterwards, by the name of the array.
     with _quiet(), np.errstate(over="ignore", invalid="ignore"):
@@ -197,22 +204,64 @@ def _aggregated(
         raise QuorumNotReached(
             f"{type(aggregator).__name__} made no model of {len(replies)} answers"
         )
-    return {name: array.numpy() for name, array in arrays.items()}
+    result = {name: array.numpy() for name, array in arrays.items()}
+    return joined.apart(result) if joined else result
+
+
+class _Joined:
+    """Answers in which all arrays of a type are one, and how to take it apart.
+
+    Parameters
+    ----------
+    replies : Sequence[Message]
+        Usable answers, all with the same arrays.
+    names : Sequence[str]
+        Which of the arrays.
+    """
+
+    def __init__(self, replies: Sequence[Message], names: Sequence[str]) -> None:
+        arrays = replies[0].content.array_records[ARRAYS_KEY]
+        self._names: dict[str, list[str]] = {}
+        for name in names:
+            self._names.setdefault(arrays[name].dtype, []).append(name)
+        self._shapes = {name: tuple(arrays[name].shape) for name in names}
+        self.contents = [self._joined(reply.content) for reply in replies]
+
+    def _joined(self, content: RecordDict) -> RecordDict:
+        arrays = content.array_records[ARRAYS_KEY]
+        joined = {
+            dtype: np.concatenate([arrays[name].numpy().ravel() for name in names])
+            for dtype, names in self._names.items()
+        }
+        return RecordDict({ARRAYS_KEY: held_record(joined), METRICS_KEY: _metrics(content)})
+
+    def apart(self, joined: ServerState) -> ServerState:
+        """Return the arrays by their names, in the precision of what is joined."""
+        result: ServerState = {}
+        for dtype, names in self._names.items():
+            ends = np.cumsum([math.prod(self._shapes[name]) for name in names])
+            parts = np.split(joined[dtype], ends[:-1])
+            result |= {
+                name: part.reshape(self._shapes[name])
+                for name, part in zip(names, parts, strict=True)
+            }
+        return result
 
 
 def _reduced(content: RecordDict, names: Sequence[str], widen: bool) -> RecordDict:
     """Return an answer with only what Flower's strategies are to aggregate."""
-    arrays, metrics = content.array_records[ARRAYS_KEY], content.metric_records[METRICS_KEY]
-    reduced = {
-        name: Array(arrays[name].numpy().astype(np.float64)) if widen else arrays[name]
-        for name in names
-    }
-    return RecordDict(
-        {
-            ARRAYS_KEY: _Arrays(reduced),
-            METRICS_KEY: MetricRecord({key: metrics[key] for key in (WEIGHT_KEY, LOSS_KEY)}),
-        }
-    )
+    arrays = content.array_records[ARRAYS_KEY]
+    reduced = _Arrays()
+    for name in names:
+        reduced[name] = (
+            HeldArray(arrays[name].numpy().astype(np.float64)) if widen else arrays[name]
+        )
+    return RecordDict({ARRAYS_KEY: reduced, METRICS_KEY: _metrics(content)})
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    metrics = content.metric_records[METRICS_KEY]
+    return MetricRecord({key: metrics[key] for key in (WEIGHT_KEY, LOSS_KEY)})
 
 
 @contextmanager

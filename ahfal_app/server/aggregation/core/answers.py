@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
@@ -23,7 +25,20 @@ LARGEST_GROWTH = 1e3
 _VARIANCE = "running_var"
 
 
-def problem_with(content: RecordDict, current: ArrayRecord, most_examples: int) -> str | None:
+def limits_of(current: ArrayRecord) -> dict[str, float]:
+    """Return the largest value that an answer's arrays may have, by name."""
+    return {
+        name: max(LARGEST_VALUE, LARGEST_GROWTH * _largest(array.numpy()))
+        for name, array in current.items()
+    }
+
+
+def problem_with(
+    content: RecordDict,
+    current: ArrayRecord,
+    most_examples: int,
+    limits: Mapping[str, float] | None = None,
+) -> str | None:
     """Return why a client's answer to `train` cannot be used, or None.
 
     Parameters
@@ -34,7 +49,10 @@ def problem_with(content: RecordDict, current: ArrayRecord, most_examples: int) 
         The global model that the client was sent, whose schema the answer must have.
     most_examples : int
         Labelled samples that the client may have trained on.
+    limits : Mapping[str, float], optional
+        The `limits_of` the global model, for whoever asks about several answers.
     """
+    limits = limits_of(current) if limits is None else limits
     if ARRAYS_KEY not in content.array_records:
         return f"answer without {ARRAYS_KEY!r}"
     try:
@@ -49,15 +67,14 @@ def problem_with(content: RecordDict, current: ArrayRecord, most_examples: int) 
         arrays = decode_all(content.array_records[ARRAYS_KEY], forms_of(current))
     except ValueError as error:
         return str(error)
-    problems = (_implausible(name, arrays[name], current[name].numpy()) for name in current)
+    problems = (_implausible(name, array, limits[name]) for name, array in arrays.items())
     return next((problem for problem in problems if problem is not None), None)
 
 
-def _implausible(name: str, array: NDArray[np.generic], before: NDArray[np.generic]) -> str | None:
-    """Return why no training can have given an array, or None; both are finite."""
+def _implausible(name: str, array: NDArray[np.generic], most: float) -> str | None:
+    """Return why no training can have given an array, which is finite, or None."""
     if not array.size:
         return None
-    most = max(LARGEST_VALUE, LARGEST_GROWTH * _largest(before))
     if (largest := _largest(array)) > most:
         return f"array {name!r} has values of {largest:.3g}; allowed is at most {most:.3g}"
     if name.endswith(_VARIANCE) and array.min() < 0:
@@ -66,5 +83,7 @@ def _implausible(name: str, array: NDArray[np.generic], before: NDArray[np.gener
 
 
 def _largest(array: NDArray[np.generic]) -> float:
+    if not array.size:
+        return 0.0
     # As floats, in which the smallest integer has an absolute value, too.
     return max(float(array.max()), -float(array.min()))
