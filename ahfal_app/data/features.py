@@ -39,7 +39,7 @@ FEATURES = "features"
 #: What the names of sites' stores start with, as those of their decoded images do.
 SITE = "site"
 
-_VALUES, _DIGESTS, _ROWS = "features.f16", "digests.bin", "rows-{}.npy"
+_VALUES, _DIGESTS, _ROWS = "features.f16", "digests.bin", "rows-{}.i64"
 _DIGEST_BYTES = 32
 
 #: Images in a batch of extraction, on a CPU and on a GPU.
