@@ -68,7 +68,7 @@ class DeviceImages:
 
     def batch(self, rows_B: Tensor) -> Tensor:
         """Return normalised images, float32 (B, C, H, W) in channels_last, not augmented."""
-        images_BHWC = self.images_NHWC[rows_B.to(self.device)]
+        images_BHWC = self.images_NHWC[uploaded(rows_B, self.device)]
         return normalised(images_BHWC, self.scale_C, self.shift_C)
 
     def augmented(
@@ -92,12 +92,12 @@ class DeviceImages:
         self, rows_B: Tensor, augmentation: Augmentation, draws: AugmentationDraws
     ) -> Tensor:
         """Return images cropped and mirrored as was drawn, uint8 (B, H, W, C)."""
-        images_BHWC = self.images_NHWC[rows_B.to(self.device)]
+        images_BHWC = self.images_NHWC[uploaded(rows_B, self.device)]
         if draws.offsets_2B is not None:
-            offsets_2B = draws.offsets_2B.to(self.device)
+            offsets_2B = uploaded(draws.offsets_2B, self.device)
             images_BHWC = _cropped(images_BHWC, augmentation.padding, offsets_2B)
         if draws.flip_B is not None:
-            flip_B111 = draws.flip_B.to(self.device)[:, None, None, None]
+            flip_B111 = uploaded(draws.flip_B, self.device)[:, None, None, None]
             images_BHWC = torch.where(flip_B111, images_BHWC.flip(2), images_BHWC)
         return images_BHWC
 
@@ -189,8 +189,8 @@ def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
 
 
 def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for it to arrive there."""
-    if device.type == "cpu":
+    """Return a tensor on a device; one of the CPU without waiting for it to arrive there."""
+    if tensor.device.type == device.type:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -38,6 +39,7 @@ from ahfal_app.training.resources import resolve_device
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
 _START_TIMEOUT_S = 60
+_MOST_PROCESSES_ON_GPU = 4
 # Less than the ten seconds that `docker stop` leaves before it kills.
 _STOP_TIMEOUT_S = 5
 _KILL_TIMEOUT_S = 30
@@ -93,8 +95,18 @@ def _gpus(device: str) -> str:
     """Return what gives each client a share of a GPU, where training is to run on one."""
     if resolve_device(device).type != "cuda":
         return ""
-    share = torch.cuda.device_count() / (os.cpu_count() or 1)
-    return f" client-resources-num-gpus={min(1.0, share):.4f}"
+    share = share_of_gpu(torch.cuda.device_count(), os.cpu_count() or 1)
+    return f" client-resources-num-gpus={share:.4f}"
+
+
+def share_of_gpu(gpus: int, cores: int) -> float:
+    """Return a client's share of a GPU, so that as many are served at once as there are cores.
+
+    Each process has the data set and a context of its own on the GPU: at most so many share one.
+    It is rounded down, or one client fewer would have room.
+    """
+    share = max(gpus / cores, 1 / _MOST_PROCESSES_ON_GPU)
+    return math.floor(min(1.0, share) * 10_000) / 10_000
 
 
 def _run(home: Path, config: Path, num_clients: int, device: str, console: Console) -> None:

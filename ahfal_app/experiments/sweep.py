@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def _run_missing(
     passes = {name: sample_passes(run.settings) for name, run in runs.items()}
     with SweepProgress(console, passes, result.skipped) as progress:
         if missing:
-            with Workers(jobs, clients_at_once) as workers:
+            with Workers(jobs, clients_at_once, gpus_to_share(missing, gpus)) as workers:
                 _drive(missing, out, workers, progress, result)
     return result
 
@@ -112,6 +112,11 @@ def default_jobs(cores: int, gpus: int) -> int:
     select and are tested. How many pay best has not been measured.
     """
     return min(cores, _JOBS_PER_GPU * gpus) if gpus else cores
+
+
+def gpus_to_share(runs: Iterable[PlannedRun], gpus: int) -> int:
+    """Return among how many GPUs the workers are dealt out; none where a run names its own."""
+    return 0 if any(":" in run.settings.device for run in runs) else gpus
 
 
 def _drive(

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ahfal_app.results.progress import Progress
 
 _STOP_AFTER_S = 5.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ class Worker:
     ----------
     clients_at_once : int
         Clients that a run may serve at the same time.
+    gpu : int | None
+        The only GPU that it sees, counted from 0 among those that this process sees; None: all.
     """
 
-    def __init__(self, clients_at_once: int) -> None:
+    def __init__(self, clients_at_once: int, gpu: int | None = None) -> None:
         # Not forked: torch's threads and locks do not survive that.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=_work, args=(theirs, clients_at_once), daemon=True
+            target=_work, args=(theirs, clients_at_once, gpu), daemon=True
         )
         self._process.start()
         # Or the end of the process could not be told from a pause.
@@ -116,11 +119,14 @@ class Workers:
         Number of processes.
     clients_at_once : int
         Clients that each may serve at the same time.
+    gpus : int
+        GPUs that they are dealt out to, one each; 0: each sees what there is.
     """
 
-    def __init__(self, count: int, clients_at_once: int) -> None:
+    def __init__(self, count: int, clients_at_once: int, gpus: int = 0) -> None:
         self._clients_at_once = clients_at_once
-        self._workers = [Worker(clients_at_once) for _ in range(count)]
+        self._gpus = gpus
+        self._workers = [self._worker(place) for place in range(count)]
 
     def __enter__(self) -> Self:
         """Return the workers."""
@@ -167,11 +173,23 @@ class Workers:
     def _replace(self, worker: Worker) -> None:
         worker.stop()
         place = self._workers.index(worker)
-        self._workers[place] = Worker(self._clients_at_once)
+        self._workers[place] = self._worker(place)
+
+    def _worker(self, place: int) -> Worker:
+        return Worker(self._clients_at_once, place % self._gpus if self._gpus else None)
 
 
-def _work(connection: Connection, clients_at_once: int) -> None:
+def see_one_gpu(gpu: int, environment: MutableMapping[str, str]) -> None:
+    """Have CUDA, which is not started yet, see one GPU of those that it would see."""
+    visible = environment.get(_VISIBLE, "")
+    names = visible.split(",") if visible else []
+    environment[_VISIBLE] = names[gpu].strip() if gpu < len(names) else str(gpu)
+
+
+def _work(connection: Connection, clients_at_once: int, gpu: int | None = None) -> None:
     """Do tasks until the parent has no more, or is gone."""
+    if gpu is not None:
+        see_one_gpu(gpu, os.environ)
     # The parent decides what Ctrl-C means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

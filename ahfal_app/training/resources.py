@@ -34,6 +34,7 @@ from ahfal_app.seeds import torch_seed
 from ahfal_app.training.compilation import resolve_compile
 from ahfal_app.training.memory import keep_freed_memory
 from ahfal_app.training.sgd import Recipe, resolve_precision
+from ahfal_app.training.update import is_trained_elsewhere
 
 
 class Resources:
@@ -172,9 +173,10 @@ class Resources:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that this thread's model holds, by name: its own memory, not copies."""
-        if not hasattr(self._local, "state"):
-            self._local.state = dict(self.model().state_dict())
-        return cast(dict[str, torch.Tensor], self._local.state)
+        name = f"state on {self._model_device().type}"
+        if not hasattr(self._local, name):
+            setattr(self._local, name, dict(self.model().state_dict()))
+        return cast(dict[str, torch.Tensor], getattr(self._local, name))
 
     def model_with(self, tensors: dict[str, torch.Tensor]) -> Classifier:
         """Return this thread's model with other weights, of the names and shapes of `state`.
@@ -190,17 +192,25 @@ class Resources:
         return self.model()
 
     def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
-        """Return a model of its own with these weights, on the device."""
+        """Return a model of its own with these weights, where this thread's model is."""
         model = copy.deepcopy(self.model())
         model.load_state_dict(tensors)
         return model
 
     def model(self) -> Classifier:
-        """Return this thread's model on the device; its weights are whatever it last held."""
-        if not hasattr(self._local, "model"):
-            model = self.new_model(0).to(self.device)
-            self._local.model = model.to(memory_format=torch.channels_last)
-        return cast(Classifier, self._local.model)
+        """Return this thread's model; its weights are whatever it last held.
+
+        It is on the device, but on the CPU where something else trains it.
+        """
+        device = self._model_device()
+        name = f"model on {device.type}"
+        if not hasattr(self._local, name):
+            model = self.new_model(0).to(device)
+            setattr(self._local, name, model.to(memory_format=torch.channels_last))
+        return cast(Classifier, getattr(self._local, name))
+
+    def _model_device(self) -> torch.device:
+        return torch.device("cpu") if is_trained_elsewhere() else self.device
 
     def recipe(self, settings: Settings) -> Recipe:
         """Return the recipe of local training, with nothing left to be decided."""

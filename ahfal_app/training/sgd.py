@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import DeviceImages, draw_augmentation, joined_draws, normalised
+from ahfal_app.data.device import (
+    DeviceImages,
+    draw_augmentation,
+    joined_draws,
+    normalised,
+    uploaded,
+)
 from ahfal_app.models import Classifier, network_facts
 from ahfal_app.training.compilation import compiled
 from ahfal_app.training.optimiser import FusedSGD
@@ -79,7 +85,7 @@ class LocalUpdate:
     Attributes
     ----------
     model : Classifier
-        Trained in place; on the device of the images.
+        Trained in place; on the device of the images, or on the CPU where an engine trains it.
     images : DeviceImages
         The training split.
     rows_N, labels_N : Tensor
@@ -192,7 +198,7 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     optimiser = FusedSGD(
         model, recipe.momentum, recipe.weight_decay, state.momentum if state is not None else {}
     )
-    labels_N = update.labels_N.to(update.images.device)
+    labels_N = uploaded(update.labels_N, update.images.device)
     was_training = model.training
     model.train()
     total = 0.0
@@ -233,8 +239,10 @@ def _batches(update: LocalUpdate, labels_N: Tensor) -> Iterator[tuple[Tensor, Te
     """
     images, recipe, generator = update.images, update.recipe, update.generator
     order_N = torch.randperm(len(labels_N), generator=generator)
-    at_once = max(1, _AUGMENTED_AT_ONCE // recipe.batch_size)
     orders = torch.split(order_N, recipe.batch_size)
+    # A device gets an epoch's draws in one transfer each, without waiting for it.
+    at_once = max(1, _AUGMENTED_AT_ONCE // recipe.batch_size)
+    at_once = at_once if images.device.type == "cpu" else len(orders)
     for start in range(0, len(orders), at_once):
         part = orders[start : start + at_once]
         draws = [draw_augmentation(len(each), recipe.augmentation, generator) for each in part]
@@ -242,7 +250,7 @@ def _batches(update: LocalUpdate, labels_N: Tensor) -> Iterator[tuple[Tensor, Te
         images_MHWC = images.transformed(
             update.rows_N[order_M], recipe.augmentation, joined_draws(draws)
         )
-        labels_M = labels_N[order_M.to(images.device)]
+        labels_M = labels_N[uploaded(order_M, images.device)]
         yield from zip(
             torch.split(images_MHWC, recipe.batch_size),
             torch.split(labels_M, recipe.batch_size),

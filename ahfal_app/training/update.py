@@ -15,12 +15,20 @@ from ahfal_app.training.sgd import LocalUpdate, TrainingResult, train_locally
 #: Carries out an update: trains its model in place.
 Trainer = Callable[[LocalUpdate], TrainingResult]
 
-_trainer: ContextVar[Trainer] = ContextVar("trainer", default=train_locally)
+_trainer: ContextVar[Trainer | None] = ContextVar("trainer", default=None)
 
 
 def carry_out(update: LocalUpdate) -> TrainingResult:
     """Train as the engine that serves this client wants it."""
-    return _trainer.get()(update)
+    return (_trainer.get() or train_locally)(update)
+
+
+def is_trained_elsewhere() -> bool:
+    """Return whether this thread's updates are carried out by something else.
+
+    That takes models on the CPU to the device, all of a group in one transfer.
+    """
+    return _trainer.get() is not None
 
 
 @contextmanager

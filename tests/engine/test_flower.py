@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from support.simulation import TINY, Outcome, Simulation
 
+from ahfal_app.engine import flower
+
 pytestmark = pytest.mark.slow
 
 
@@ -174,3 +176,12 @@ def test_flwr_run_as_in_the_readme_with_two_clients(tmp_path: Path, data_dir: Pa
     assert outcome.summary["complete"], done.stdout
     assert outcome.summary["num_clients"] == 2
     assert str(folder / "report.html") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "most"), [(1, 3, 3), (1, 4, 4), (1, 16, 4), (3, 7, 6), (6, 13, 12), (8, 2, 8)]
+)
+def test_as_many_clients_share_the_gpus_as_are_meant_to(gpus: int, cores: int, most: int) -> None:
+    """A share that is rounded up leaves room for one fewer."""
+    share = float(f"{flower.share_of_gpu(gpus, cores):.4f}")
+    assert gpus * int(1 / share) == most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from ahfal_app.experiments import workers
 from ahfal_app.experiments.files import Experiment, load_experiment, load_experiments
 from ahfal_app.experiments.results import FAILURES, RUNS, is_done
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
-from ahfal_app.experiments.sweep import SweepResult, default_jobs, run_sweep
+from ahfal_app.experiments.sweep import SweepResult, default_jobs, gpus_to_share, run_sweep
 from ahfal_app.results.reading import read_run
 
 TINY_FILE = """
@@ -342,3 +343,38 @@ def test_jobs_by_default() -> None:
     assert default_jobs(cores=16, gpus=1) == 4
     assert default_jobs(cores=16, gpus=2) == 8
     assert default_jobs(cores=2, gpus=1) == 2
+
+
+class TestSeveralGPUs:
+    def test_workers_are_dealt_out_to_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Worker:
+            def __init__(self, clients_at_once: int, gpu: int | None) -> None:
+                self.gpu = gpu
+
+            def stop(self) -> None:
+                pass
+
+        monkeypatch.setattr(workers, "Worker", Worker)
+        dealt = workers.Workers(5, 1, gpus=2)
+        assert [worker.gpu for worker in dealt._workers] == [0, 1, 0, 1, 0]  # type: ignore[attr-defined]
+        dealt._replace(dealt._workers[1])
+        assert dealt._workers[1].gpu == 1  # type: ignore[attr-defined]
+        assert all(worker.gpu is None for worker in workers.Workers(2, 1)._workers)  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize(
+        ("visible", "gpu", "expected"),
+        [(None, 1, "1"), ("", 2, "2"), ("3, 5", 1, "5"), ("GPU-ab,GPU-cd", 0, "GPU-ab")],
+    )
+    def test_a_worker_sees_its_own(self, visible: str | None, gpu: int, expected: str) -> None:
+        environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        workers.see_one_gpu(gpu, environment)
+        assert environment == {"CUDA_VISIBLE_DEVICES": expected}
+
+    def test_a_run_that_names_one_finds_it(self, tiny: Path) -> None:
+        runs = load_experiment(tiny).runs
+        assert gpus_to_share(runs, 2) == 2
+        named = [
+            dataclasses.replace(r, settings=r.settings.model_copy(update={"device": "cuda:1"}))
+            for r in runs
+        ]
+        assert gpus_to_share(named, 2) == 0

@@ -27,11 +27,13 @@ RECIPE = Recipe(
 ROWS = torch.tensor([3, 5, 6, 8, 9, 11, 12, 15, 16, 17, 19, 21, 22, 23, 25, 26, 28, 30, 31, 33])
 
 
-def make_images(shape: tuple[int, int, int] = (6, 6, 1), num_images: int = 40) -> DeviceImages:
+def make_images(
+    shape: tuple[int, int, int] = (6, 6, 1), num_images: int = 40, device: torch.device = CPU
+) -> DeviceImages:
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (num_images, *shape)).astype(np.uint8)
     labels = draw.integers(0, 3, num_images)
-    return DeviceImages(Images(pixels, labels), (0.5,) * shape[2], (0.25,) * shape[2], CPU)
+    return DeviceImages(Images(pixels, labels), (0.5,) * shape[2], (0.25,) * shape[2], device)
 
 
 def make_model(name: str = "small-cnn", channels: int = 1, seed: int = 0) -> Classifier:

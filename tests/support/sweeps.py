@@ -31,7 +31,7 @@ class WorkerHere:
 class WorkersHere:
     """Stands in for `Workers`."""
 
-    def __init__(self, count: int, clients_at_once: int) -> None:
+    def __init__(self, count: int, clients_at_once: int, gpus: int = 0) -> None:
         self._workers = [WorkerHere() for _ in range(count)]
 
     def __enter__(self) -> Self:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,7 @@ from ahfal_app.training.sgd import (
 )
 from ahfal_app.training.together import trainer
 from ahfal_app.training.together.choice import resolve_client_batching
-from ahfal_app.training.together.cuda_graphs import Recording, Replayed
+from ahfal_app.training.together.cuda_graphs import CudaGraphs, Recording, Replayed
 from ahfal_app.training.together.gathering import Gathering
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import Batch, MixedBatch
@@ -51,6 +54,9 @@ from ahfal_app.training.together.trainer import TogetherTrainer
 from ahfal_app.training.update import carry_out, trained_by
 
 CPU = torch.device("cpu")
+# Where it is compared; on a GPU recorded steps are.
+DEVICE = torch.device(os.environ.get("AHFAL_TEST_DEVICE", "cpu"))
+GRAPHS = DEVICE.type == "cuda"
 NUM_CLASSES = 5
 # Of 8: full batches alone, fewer than a batch, a remainder, a remainder of one, and no one's twin.
 SIZES = (16, 5, 20, 9)
@@ -75,7 +81,7 @@ def make_images(side: int = 8) -> DeviceImages:
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (200, side, side, 3)).astype(np.uint8)
     labels = draw.integers(0, NUM_CLASSES, 200)
-    images = DeviceImages(Images(pixels, labels), (0.5,) * 3, (0.25,) * 3, CPU)
+    images = DeviceImages(Images(pixels, labels), (0.5,) * 3, (0.25,) * 3, DEVICE)
     images.scale_C, images.shift_C = images.scale_C.double(), images.shift_C.double()
     return images
 
@@ -86,7 +92,7 @@ class Federation:
     def __init__(self, network: str, update: str, recipe: Recipe, side: int = 8) -> None:
         self.images = make_images(side)
         self.update, self.recipe = update, recipe
-        self.model = build_model(network, (side, side, 3), NUM_CLASSES, 0).double()
+        self.model = build_model(network, (side, side, 3), NUM_CLASSES, 0).double().to(DEVICE)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.states: list[TrainingState | None] = [None] * len(SIZES)
 
@@ -95,7 +101,7 @@ class Federation:
 
     def _update(self, client: int, size: int, round_: int) -> LocalUpdate:
         rows = torch.arange(40 * client, 40 * client + size)
-        labels = self.images.labels_N[rows]
+        labels = self.images.labels_N.cpu()[rows]
         counts = np.bincount(labels, minlength=NUM_CLASSES)
         objective = Objective(cross_entropy)
         # The second client has no unlabelled samples, the third a single one.
@@ -117,7 +123,7 @@ class Federation:
                 np.random.default_rng(key),
                 torch.Generator().manual_seed(key),
             )
-            objective = Objective(BalancedSoftmax(counts, CPU), penalty if len(pool) else None)
+            objective = Objective(BalancedSoftmax(counts, DEVICE), penalty if len(pool) else None)
         return LocalUpdate(
             copy.deepcopy(self.model),
             self.images,
@@ -158,7 +164,7 @@ def test_together_as_alone(network: str, update: str) -> None:
     """Weights, batch-norm statistics, momentum, losses; the rate drops in the second round."""
     recipe = dataclasses.replace(RECIPE, **GENTLE.get(network, {}))
     federation = Federation(network, update, recipe)
-    train_together = TogetherTrainer(graphs=False)
+    train_together = TogetherTrainer(GRAPHS)
     # It has so many layers that two clients and a round take as long as all others together.
     rounds, clients = (1, 2) if network in GENTLE else (2, len(SIZES))
     for round_ in range(rounds):
@@ -173,7 +179,7 @@ def test_together_as_alone(network: str, update: str) -> None:
             assert result.state.epochs == wanted.state.epochs
             assert result.state.momentum.keys() == wanted.state.momentum.keys()
             for name, value in wanted.state.momentum.items():
-                distance = float((result.state.momentum[name] - value).norm())
+                distance = float((result.state.momentum[name] - value.cpu()).norm())
                 assert distance <= 1e-5 * max(1e-3, float(value.norm())), name
         federation.states = [result.state for result in expected]
         federation.model = alone[0].model
@@ -184,7 +190,7 @@ def test_half_precision_stays_near() -> None:
     federation = Federation("resnet8", "kcfu", recipe)
     alone, together = federation.updates(0), federation.updates(0)
     expected = [train_locally(each).loss for each in alone]
-    losses = [result.loss for result in TogetherTrainer(graphs=False)(together)]
+    losses = [result.loss for result in TogetherTrainer(GRAPHS)(together)]
     assert losses == pytest.approx(expected, rel=0.05)
 
 
@@ -447,6 +453,77 @@ def test_recording_gives_way_to_errors_of_another_kind() -> None:
     batch = Batch(zeros, None, None, zeros, None)
     with pytest.raises(ValueError, match="a defect"):
         Replayed(step, [], FakeGraphs())(torch.ones(1), batch, None)
+
+
+def test_graphs_are_recorded_where_their_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On that GPU, in one pool, and whatever other threads do on it."""
+    current, recorded, pools = [torch.device("cuda", 0)], [], iter(["a pool", "another"])
+
+    @contextmanager
+    def device(index: torch.device) -> Iterator[None]:
+        current.append(index)
+        yield
+        current.pop()
+
+    @contextmanager
+    def graph(graph: object, pool: object, capture_error_mode: str) -> Iterator[None]:
+        recorded.append((current[-1], pool, capture_error_mode))
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {
+        "device": device,
+        "graph": graph,
+        "graph_pool_handle": lambda: next(pools),
+        "current_stream": lambda: stream,
+        "Stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=None),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    second = torch.device("cuda", 1)
+    steps: list[torch.device] = []
+    graphs = CudaGraphs()
+    for _ in range(2):
+        rates: Any = SimpleNamespace(device=second)
+        graphs(lambda *_: steps.append(current[-1]), rates, None, None)  # type: ignore[arg-type, func-returns-value]
+    assert recorded == [(second, "a pool", "thread_local")] * 2
+    assert set(steps) == {second}
+
+
+def test_a_recording_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the capture fails, too, and hides why."""
+
+    def recorder(*arguments: object) -> Recording:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            raise RuntimeError("capture is invalid")  # noqa: B904
+
+    zeros = torch.zeros(1, 2, dtype=torch.int64)
+    batch = Batch(zeros, None, None, zeros, None)
+    with pytest.raises(torch.OutOfMemoryError):
+        Replayed(lambda *_: zeros, [], recorder)(torch.ones(1), batch, None)
+
+
+def test_groups_are_carried_out_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second group may be complete before the first one is done."""
+    at_work, most = [0], [0]
+
+    def alone(update: LocalUpdate) -> TrainingResult:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        both.wait(0.2)
+        at_work[0] -= 1
+        return result_of(update)
+
+    both = threading.Event()
+    monkeypatch.setattr(trainer, "train_locally", alone)
+    train_together = TogetherTrainer(graphs=False)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda size: train_together([update_of(size)]), (4, 5)))
+    assert most[0] == 1
 
 
 def losses_of(simulation: Simulation, **given: object) -> list[float]:

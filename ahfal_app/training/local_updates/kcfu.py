@@ -28,6 +28,7 @@ from ahfal_app.data.device import (
     DeviceImages,
     draw_augmentation,
     normalised,
+    uploaded,
 )
 from ahfal_app.models import Classifier
 from ahfal_app.query import QueryStrategy
@@ -190,10 +191,10 @@ class CompensatoryLoss:
         device = images.device
         images_BHWC = images.transformed(batch.rows_B, self.how.augmentation, batch.draws)
         inputs_BcHW = normalised(images_BHWC, images.scale_C, images.shift_C)
-        weight_B, partner_B = batch.weight_B.to(device), batch.partner_B.to(device)
+        weight_B, partner_B = (uploaded(each, device) for each in (batch.weight_B, batch.partner_B))
         mixed_BcHW = mix(inputs_BcHW, weight_B[:, None, None, None], partner_B)
         with torch.no_grad():
-            teacher_BC = network_logits(self.teacher, mixed_BcHW, self.how.precision)
+            teacher_BC = network_logits(self._near_teacher, mixed_BcHW, self.how.precision)
         student_BC = network_logits(model, mixed_BcHW, self.how.precision)
         rarity_B = self._near_weights_C[teacher_BC.argmax(dim=1)]
         rarity_B = mix(rarity_B, weight_B, partner_B)
@@ -218,6 +219,10 @@ class CompensatoryLoss:
         self._left = position.left
         self._generator.bit_generator.state = position.generator
         self._torch_generator.set_state(position.torch_generator)
+
+    @cached_property
+    def _near_teacher(self) -> Classifier:
+        return self.teacher.to(self._images.device)
 
     @cached_property
     def _near_weights_C(self) -> Tensor:

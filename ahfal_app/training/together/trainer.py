@@ -171,9 +171,6 @@ def _alone(update: LocalUpdate) -> TrainingResult:
     model, device = update.model, update.images.device
     if next(model.parameters()).device.type == device.type:
         return train_locally(update)
-    penalty = update.objective.penalty
-    if isinstance(penalty, CompensatoryLoss):
-        penalty.teacher.to(device)
     near = copy.deepcopy(model).to(device)
     result = train_locally(
         LocalUpdate(
