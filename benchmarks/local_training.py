@@ -47,6 +47,7 @@ from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.models import build_model, resolve_model_name
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
+from ahfal_app.results.identity import mark
 from ahfal_app.seeds import torch_generator
 from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.federation import Federation
@@ -55,6 +56,9 @@ from ahfal_app.storage.files import write_json
 from ahfal_app.training.prediction import evaluate
 from ahfal_app.training.resources import Resources, resolve_device, resources
 from ahfal_app.training.together.gathering import TrainTogether
+
+# An identity as a run has one.
+_RUN = "0" * 16
 
 State = dict[str, Tensor]
 Arrays = dict[str, NDArray[np.generic]]
@@ -224,9 +228,8 @@ class OurGrid:
         train_together: TrainTogether | None = None,
     ) -> None:
         folder.mkdir(parents=True)
-        self._order = Order(
-            settings, "benchmark", str(folder), shared_code_hash(settings.to_flat())
-        )
+        mark(folder, _RUN)
+        self._order = Order(settings, _RUN, str(folder), shared_code_hash(settings.to_flat()))
         self._shared = shared
         self._aggregation = Aggregation(settings, shared.trainable_names)
         threads = settings.threads or os.cpu_count() or 1

@@ -16,6 +16,7 @@ _OWN = (
     "image-column",
     "vector-column",
     "shown-column",
+    "backbone-weights",
     "device",
     "oracle",
 )

@@ -12,9 +12,14 @@ from torch import Tensor, nn
 
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
-from ahfal_app.models.core.vectors import VectorInput, VectorParameters, dropout, numbers_of
+from ahfal_app.models.core.vectors import (
+    VectorInput,
+    VectorParameters,
+    dropout,
+    numbers_of,
+)
 
-FACTS = NetworkFacts(stackable=True, bf16_pays=False, takes_vectors=True)
+FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False, takes_vectors=True)
 
 
 class Parameters(VectorParameters):
@@ -27,7 +32,7 @@ class LinearHead(Classifier):
     def __init__(self, numbers: int, num_classes: int, parameters: Parameters) -> None:
         super().__init__()
         self.vectors = VectorInput(numbers, parameters)
-        self.dropout = dropout(parameters.dropout)
+        self.dropout = dropout(parameters.dropout, numbers)
         self.head = nn.Linear(numbers, num_classes)
 
     def features(self, images_BcHW: Tensor) -> Tensor:

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
-from ahfal_app.models.core.vectors import VectorInput, VectorParameters, dropout, numbers_of
+from ahfal_app.models.core.vectors import (
+    VectorInput,
+    VectorParameters,
+    dropout,
+    numbers_of,
+)
 
-FACTS = NetworkFacts(stackable=True, bf16_pays=False, takes_vectors=True)
+FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False, takes_vectors=True)
 
 
 class Parameters(VectorParameters):
@@ -31,7 +36,7 @@ class MLPHead(Classifier):
         super().__init__()
         self.vectors = VectorInput(numbers, parameters)
         self.hidden = nn.Linear(numbers, parameters.hidden)
-        self.dropout = dropout(parameters.dropout)
+        self.dropout = dropout(parameters.dropout, parameters.hidden)
         self.head = nn.Linear(parameters.hidden, num_classes)
 
     def features(self, images_BcHW: Tensor) -> Tensor:

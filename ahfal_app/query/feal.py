@@ -112,6 +112,9 @@ class Feal(ScoringStrategy):
         weight = self.parameters.kl_weight
 
         def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+            nonlocal prior_C
+            # Once: to send it with each step would make a GPU's host wait each time.
+            prior_C = prior_C.to(labels_B.device)
             return evidential_loss(logits_BC, labels_B, prior_C, phased_in, weight)
 
         return loss

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import MultiStepLR
 
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.device import DeviceImages, normalised
+from ahfal_app.data.device import DeviceImages, normalised, uploaded
 from ahfal_app.models import Classifier
 from ahfal_app.query import LocalOnlyTraining
 from ahfal_app.training.sgd import batches, network_logits
@@ -75,7 +75,7 @@ def train_local_only_model(
             logits_BC = network_logits(model, inputs_BcHW, precision)
             optimizer.zero_grad(set_to_none=True)
             # torch has no types for `backward`.
-            cross_entropy(logits_BC, labels_N[batch_B.to(images.device)]).backward()  # type: ignore[no-untyped-call]
+            cross_entropy(logits_BC, labels_N[uploaded(batch_B, images.device)]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if training.decay_counts_steps:
                 schedule.step()

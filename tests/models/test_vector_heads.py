@@ -59,7 +59,7 @@ def test_batch_normalisation_standardises_and_remembers() -> None:
 
 def test_dropout_follows_from_the_step_alone() -> None:
     features = torch.ones(64, 500)
-    one, other = CountedDropout(0.3), CountedDropout(0.3)
+    one, other = CountedDropout(0.3, 500), CountedDropout(0.3, 500)
     first, second = one(features), one(features)
     torch.manual_seed(5)  # Nothing is drawn from it.
     assert torch.equal(other(features), first)

@@ -48,6 +48,7 @@ from ahfal_app.training.together import trainer
 from ahfal_app.training.together.choice import resolve_client_batching
 from ahfal_app.training.together.cuda_graphs import CudaGraphs, Recording, Replayed
 from ahfal_app.training.together.gathering import Gathering
+from ahfal_app.training.together.schedule import schedules
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import Batch, MixedBatch
 from ahfal_app.training.together.trainer import TogetherTrainer
@@ -298,6 +299,26 @@ def test_a_program_serves_other_clients_of_the_same_shapes() -> None:
         assert_same_models(one.model, other.model, 1e-7)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "widths"),
+    [
+        ((45, 45), [20, 20, 5]),  # All of them count.
+        ((45, 42), [20, 20, 16]),
+        ((45, 38), [20, 20, 5]),
+        ((44, 29), [20, 20, 4]),
+    ],
+)
+def test_batches_are_cut_to_what_a_step_needs(sizes: tuple[int, int], widths: list[int]) -> None:
+    update = update_of(1)
+    recipe = dataclasses.replace(RECIPE, batch_size=20, local_epochs=1)
+    each = [
+        dataclasses.replace(update, recipe=recipe, rows_N=torch.arange(n), labels_N=torch.arange(n))
+        for n in sizes
+    ]
+    (schedule,) = schedules(each)
+    assert schedule.labelled.widths() == widths
+
+
 class TestBatchNorm:
     def test_padding_does_not_count(self) -> None:
         values = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -402,13 +423,13 @@ class FakeGraphs:
 
     def __init__(self, works: bool = True) -> None:
         self.works = works
-        self.recorded: list[tuple[int, bool]] = []
+        self.recorded: list[tuple[torch.Size, bool]] = []
 
     def __call__(self, step, rates: Tensor, batch: Batch, mixed: MixedBatch | None) -> Recording:  # type: ignore[no-untyped-def]
         step(rates, batch, mixed)
         if not self.works:
             raise RuntimeError("operation not permitted when stream is capturing")
-        self.recorded.append((len(rates), batch.counting_kB is None))
+        self.recorded.append((batch.rows_kB.shape, batch.counting_kB is None))
         losses = torch.zeros_like(step(rates, batch, mixed))
 
         def replay() -> None:

@@ -105,6 +105,8 @@ class SiteData:
         SHA-256 of the bytes of each, by id.
     columns : Columns
         How parquet files are read.
+    cache_name : str
+        What the names of all that is kept of the site's images in the cache start with.
     """
 
     dataset: ImageDataset
@@ -114,6 +116,7 @@ class SiteData:
     images: Mapping[int, SiteImage]
     digests_N32: NDArray[np.uint8]
     columns: Columns
+    cache_name: str
 
     def content(self, sample: int) -> bytes:
         """Return an image as the site has it, or of a vector what people see.
@@ -208,6 +211,7 @@ def load_site(
         images=found.usable,
         digests_N32=np.asarray(entry.arrays["digests"], np.uint8),
         columns=columns,
+        cache_name=_entries_of(folders).removesuffix("-"),
     )
 
 

@@ -58,16 +58,21 @@ class VectorInput(nn.Module):
 
     def __init__(self, numbers: int, parameters: VectorParameters) -> None:
         super().__init__()
+        self._numbers = numbers
         self._length = parameters.scale if parameters.normalise == "unit" else 0.0
         self.norm: nn.Module | None = None
         if parameters.normalise == "batch":
             self.norm = BatchNorm2d(numbers)
 
     def forward(self, samples_B: Tensor) -> Tensor:
-        """Return vectors (B, D) of samples (B, D) or of images of any size (B, c, H, W)."""
+        """Return vectors (B, D) of samples (B, D) or of images of any size (B, c, H, W).
+
+        Of several copies, whose samples lie side by side in the channels, so do the vectors.
+        """
         vectors_BD = samples_B.flatten(1)
         if self._length:
-            vectors_BD = normalize(vectors_BD, dim=1) * self._length
+            by_copy = vectors_BD.view(len(vectors_BD), -1, self._numbers)
+            vectors_BD = (normalize(by_copy, dim=2) * self._length).flatten(1)
         if self.norm is not None:
             vectors_BD = self.norm(vectors_BD[:, :, None, None]).flatten(1)
         return vectors_BD
@@ -84,30 +89,38 @@ class CountedDropout(nn.Module):
     ----------
     share : float
         Probability that a feature is left out; the others are scaled up by 1 / (1 - share).
+    features : int
+        Number of features D.
     """
 
     steps: Tensor
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, features: int) -> None:
         super().__init__()
         self._share = share
+        self._features = features
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Return the features (B, D), in training with some of them 0."""
+        """Return the features (B, D), in training with some of them 0.
+
+        Those of several copies lie side by side, and there is a number of steps for each.
+        """
         if not self.training:
             return features_BD
-        cells_BD = torch.arange(features_BD.numel(), device=features_BD.device)
-        cells_BD = cells_BD.view(features_BD.shape)
-        kept_BD = _hashed(cells_BD ^ _hashed(self.steps * _STRIDE)) >= self._share * (_BITS + 1)
+        size = len(features_BD)
+        cells_BD = torch.arange(size * self._features, device=features_BD.device)
+        cells_B1D = cells_BD.view(size, 1, self._features)
+        steps_k1 = _hashed(self.steps.reshape(-1, 1) * _STRIDE)
+        kept_BkD = _hashed(cells_B1D ^ steps_k1) >= self._share * (_BITS + 1)
         with torch.no_grad():
             self.steps.add_(1)
-        return features_BD * kept_BD / (1.0 - self._share)
+        return features_BD * kept_BkD.flatten(1) / (1.0 - self._share)
 
 
-def dropout(share: float) -> nn.Module:
-    """Return dropout of that share, or nothing for 0."""
-    return CountedDropout(share) if share else nn.Identity()
+def dropout(share: float, features: int) -> nn.Module:
+    """Return dropout of that share of so many features, or nothing for 0."""
+    return CountedDropout(share, features) if share else nn.Identity()
 
 
 def numbers_of(image_shape: tuple[int, int, int]) -> int:

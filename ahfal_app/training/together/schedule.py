@@ -19,7 +19,7 @@ from ahfal_app.data.device import AugmentationDraws, draw_augmentation, uploaded
 from ahfal_app.training.local_updates.kcfu import CompensatoryLoss
 from ahfal_app.training.sgd import LocalUpdate
 
-# A step's batches are padded to a multiple of this: each size is recorded anew.
+# Unequal batches are padded to a multiple of this: each size is recorded anew.
 _SIZES = 16
 
 
@@ -46,10 +46,15 @@ class Batches:
     flip_TKB: Tensor | None
 
     def widths(self) -> list[int]:
-        """Return for each step the samples that its largest batch is padded to."""
+        """Return for each step the samples that its batches are padded to.
+
+        As many as they have where all that there are have equally many: then all count.
+        """
         most_T = self.sizes_TK.amax(dim=1)
+        are_equal_T = ((self.sizes_TK == most_T[:, None]) | (self.sizes_TK == 0)).all(dim=1)
         padded_T = (most_T + _SIZES - 1).div(_SIZES, rounding_mode="floor") * _SIZES
-        return [int(width) for width in padded_T.clamp(1, self.rows_TKB.shape[2])]
+        width_T = torch.where(are_equal_T, most_T, padded_T.clamp_max(self.rows_TKB.shape[2]))
+        return [int(width) for width in width_T.clamp_min(1)]
 
     def to(self, device: torch.device) -> Batches:
         """Return a copy on a device, but for the sizes, which stay on the CPU."""
