@@ -42,11 +42,13 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("strategy", strategy_names())
-def test_every_strategy_chooses_among_vectors(
+def test_every_strategy_does_with_ten_vectors_labelled_at_each_client(
     strategy: str, patients: Path, simulation: Simulation
 ):
-    outcome = simulation(SETTINGS, dataset=str(patients), strategy=strategy, rounds=1)
-    assert [cycle.labels for cycle in outcome.metrics.cycles] == [18, 30, 42]
+    few = {"initial-labels": 10, "query-labels": 5, "target-labels": 15}
+    outcome = simulation(SETTINGS | few, dataset=str(patients), strategy=strategy, alpha=10.0)
+    labels = [cycle.labels_per_client for cycle in outcome.metrics.cycles]
+    assert labels == [(10, 10, 10), (15, 15, 15)]
     assert outcome.metrics.cycles[-1].accuracy > 0.8
 
 
