@@ -322,8 +322,8 @@ class Settings(BaseModel):
     initial_strategy: str = _setting(
         "random",
         "Active learning",
-        "What chooses the first labels, before there is a model: `random`, or of vectors a "
-        "strategy that needs no labels, such as `typicality`.",
+        "What chooses the first labels, before there is a model: `random`, or by vectors or a "
+        "frozen backbone's features a strategy that needs no labels, such as `typicality`.",
     )
     tau: float = _setting(
         12.0,

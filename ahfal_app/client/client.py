@@ -23,7 +23,7 @@ from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.data.moments import moment_sums
-from ahfal_app.errors import MessageRefused, PrivacyRefused
+from ahfal_app.errors import MessageRefused
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
@@ -200,11 +200,9 @@ class Client:
         PrivacyRefused
             Only sums over clients may become known.
         """
-        if self._settings.uses_secure_aggregation:
-            raise PrivacyRefused(
-                f"privacy={self._settings.privacy!r}: a single client's sums are not told"
-            )
-        return self._moment_sums()
+        sums_E = self._moment_sums()
+        with self._disclosure() as disclosure:
+            return disclosure.moments(sums_E)
 
     def advertise_keys(self, cycle: int, session: str) -> Advertisement:
         """Begin a session of secure aggregation of what was labelled for training `cycle`.

@@ -18,7 +18,8 @@ from ahfal_app.training.resources import Resources
 def pool_of_features(loaded: Resources, store: LabelStore) -> PoolView:
     """Return a client's pool with its features in place of any model's embeddings.
 
-    Features are the vectors, standardised. Where there are none, the pool has no signals.
+    Features are the vectors, standardised, or those of a frozen backbone. Where there are none, the
+    pool has no signals.
 
     Parameters
     ----------

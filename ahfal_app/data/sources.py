@@ -211,7 +211,7 @@ def _build_folder(folder: Folder, options: Options, target: Path) -> Description
     """Build an entry of a folder or file, unless files are still being copied to it."""
     from ahfal_app.data.vector_tables import has_vectors
 
-    if has_vectors(list(folder.files), options.vector_column):
+    if has_vectors(folder, options.vector_column):
         description = build_vectors(folder, options, target)
     else:
         description = build_folder(folder, options, target)

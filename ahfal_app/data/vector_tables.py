@@ -33,24 +33,37 @@ if TYPE_CHECKING:
     from ahfal_app.data.folders import Folder
 
 
-def has_vectors(files: list[FoundFile], vector_column: str) -> bool:
-    """Return whether a folder's parquet files hold vectors, and none of them images.
+def has_vectors(folder: Folder, vector_column: str) -> bool:
+    """Return whether parquet files hold vectors, and none of them images.
 
     Where `vector-column` is set, images beside vectors are there to be looked at.
     """
     from ahfal_app.data.parquet import image_columns
 
     found = False
-    for file in files:
+    for file in folder.files:
         if file.suffix == PARQUET:
             try:
                 schema = parquet.read_schema(file.path)
             except (OSError, ValueError, pa.ArrowException):
-                return False  # Reading it as images tells what is wrong.
+                # Reading it tells what is wrong: as vectors, or as images with what lies beside it.
+                return folder.path.is_file()
             if image_columns(schema, "") and not vector_column:
                 return False
             found |= bool(vector_columns(schema, vector_column)) or bool(vector_column)
     return found
+
+
+def length_of_vectors(folder: Folder, vector_column: str) -> int | None:
+    """Return how many numbers a folder's vectors have, by its first file; None: it has none."""
+    if not has_vectors(folder, vector_column):
+        return None
+    path = next(file.path for file in folder.files if file.suffix == PARQUET)
+    with parquet.ParquetFile(path) as file:
+        column = the_vector_column(file.schema_arrow, vector_column)
+        batches = file.iter_batches(columns=[column])
+        lengths = (vectors_of(batch.column(0)).values_ND.shape[1] for batch in batches)
+        return next((length for length in lengths if length), 0)
 
 
 def read_vectors(folder: Folder, options: Options) -> tuple[dict[str, Images], tuple[str, ...]]:

@@ -196,7 +196,10 @@ class FederatedActiveLearning:
     def _standardise(self) -> None:
         """Learn what all sites' vectors are standardised by, and tell it from now on."""
         order, data = self._order, self._order.data
-        if data is None or not data.vectors or order.settings.standardise == "none":
+        settings = order.settings
+        if not settings.has_sites or data is None or not data.vectors:
+            return
+        if settings.standardise == "none":
             return
         require = partial(require_quorum, self._federation, order)
         data = standardised(self._federation, order, require, self._progress.note)

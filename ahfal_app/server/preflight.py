@@ -119,8 +119,8 @@ def check_data(settings: Settings) -> Resources:
         )
     if settings.initial_strategy != "random" and not loaded.has_features:
         problems.append(
-            f"initial-strategy={settings.initial_strategy!r}: allowed is 'random' for images, "
-            "which have no features before a network is trained"
+            f"initial-strategy={settings.initial_strategy!r}: allowed is 'random' for images "
+            "without a frozen backbone, which have no features before a network is trained"
         )
     try:
         # Whether a network fits the images shows when it is built.

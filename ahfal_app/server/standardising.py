@@ -60,7 +60,9 @@ def standardised(
         raise ValueError("there is nothing to standardise")
     path = Path(order.run_folder) / _FILE
     if not path.exists():
-        sums_E = _sums(federation, order, len(reference.mean_C), require)
+        sums_E, failures = _sums(federation, order, len(reference.mean_C), require)
+        for client, reason in failures.items():
+            note(f"vectors are standardised without {federation.name(client)}: {reason}")
         mean_D, std_D = standardisation(sums_E, reference)
         write_json(path, {"samples": int(sums_E[0]), "mean": mean_D, "deviation": std_D})
         note(f"vectors are standardised by mean and deviation over {int(sums_E[0])} samples")
@@ -71,12 +73,18 @@ def standardised(
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
+def keep_standardisation(folder: Path, data: DataFormat) -> None:
+    """Write down what vectors are standardised by where no site need be asked for it."""
+    write_json(folder / _FILE, {"mean": data.mean_C, "deviation": data.std_C})
+
+
 def _sums(
     federation: Federation,
     order: Order,
     numbers: int,
     require: Callable[[Replies, int, str], None],
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return the sums over all sites that told theirs, and why the others did not."""
     settings, size = order.settings, 2 * numbers + 1
     most = settings.max_client_samples
     if settings.uses_secure_aggregation:
@@ -86,7 +94,8 @@ def _sums(
         def check(sum_D: NDArray[np.uint64], contributors: int) -> None:
             check_sums(sum_D.view(np.int64), most * contributors)
 
-        return secure_sum(federation, about, size, require, check).sum_D.view(np.int64)
+        summed = secure_sum(federation, about, size, require, check)
+        return summed.sum_D.view(np.int64), summed.failures
     clients = federation.clients
     replies = ask(federation, order, MOMENTS, dict.fromkeys(clients, NOTHING))
     total_E = np.zeros(size, np.int64)
@@ -99,4 +108,4 @@ def _sums(
         except ValueError as error:
             replies.reject(client, str(error))
     require(replies, len(clients), "moments")
-    return total_E
+    return total_E, replies.failures

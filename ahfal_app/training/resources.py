@@ -349,14 +349,32 @@ _sites: dict[SiteFolders, tuple[_Key, Resources]] = {}
 _lock = threading.Lock()
 
 
-def resources(settings: Settings) -> Resources:
-    """Return the process's resources for these settings, loading them at the first call."""
+def resources(settings: Settings, data_format: DataFormat | None = None) -> Resources:
+    """Return the process's resources for these settings, loading them at the first call.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+    data_format : DataFormat | None
+        What vectors are standardised by, where it is not their own mean and deviation.
+    """
     key = _key(settings)
     with _lock:
         if key not in _memo:
             _memo.clear()  # One run at a time: another data set replaces the last one.
             _memo[key] = Resources(settings)
-        return _memo[key]
+        loaded = _memo[key]
+        if data_format is None or not loaded.dataset.holds_vectors:
+            return loaded
+        wanted = (data_format.mean_C, data_format.std_C)
+        if wanted == (loaded.dataset.mean_C, loaded.dataset.std_C):
+            return loaded
+        if (*key, wanted) not in _memo:
+            other = copy.copy(loaded)
+            other.standardise(*wanted)
+            _memo[*key, wanted] = other
+        return _memo[*key, wanted]
 
 
 def site_resources(

@@ -11,6 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 from support.attacks import IMAGES, Spoil, Target
 from support.killing import Uninterrupted, killed_at, uninterrupted
 from support.simulation import SharedRuns, Simulation
+from support.spoiling import about, of_client
 
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.query import strategy_names
@@ -91,6 +92,19 @@ def _check_stores(folder: Path, labels: int) -> None:
         spent += store.ledger().spent
         store.close()
     assert spent == labels
+
+
+def test_a_client_that_comes_later_has_its_share_of_what_is_bought_from_then_on(
+    simulation: Simulation,
+):
+    late = of_client(2, "query.join", about("num-clients", 0), times=1)
+    few = {"num-clients": 3, "initial-labels": 6, "query-labels": 9, "target-labels": 24}
+    outcome = simulation(SHARED | few, handler=late, **{"start-timeout": 0.5})
+    labels = np.array([cycle.labels_per_client for cycle in outcome.metrics.cycles])
+    assert labels.sum(axis=1).tolist() == [6, 15, 24]
+    # It lacks most of its share of all, and of what is bought gets that first.
+    assert labels[:, 2].tolist() == [0, 0, 8]
+    _check_stores(outcome.folder, 24)
 
 
 _TOGETHER = {"budget": "global", "initial-labels": 40, "query-labels": 1, "target-labels": 41}
