@@ -20,6 +20,7 @@ from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
+from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
@@ -78,6 +79,7 @@ class Client:
         self._resources = loaded
         self._rows_N = loaded.client_rows(client)
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
+        self._watching = Watching(settings, state, loaded)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
@@ -144,7 +146,13 @@ class Client:
         with self._labels() as store:
             store.freeze(cycle)
             sets = LabelledSets.of(store, through_cycle=cycle)
-        model, result = self._training.in_round(tensors, sets, cycle, round_)
+            watch = self._watching.of_round(store.unlabelled(), cycle, round_)
+        if watch is not None:
+            watch.received(tensors)
+        after_epoch = watch.after_epoch if watch is not None and watch.every_epoch else None
+        model, result = self._training.in_round(tensors, sets, cycle, round_, after_epoch)
+        if watch is not None:
+            watch.trained(model, result is not None)
         trained = model.state_dict()
         if result is not None and last_round:
             self._state.save_local_model(cycle, trained)
@@ -198,7 +206,10 @@ class Client:
                     sets = LabelledSets.of(store)
                     local = self._training.in_place_of_local_model(tensors, sets, cycle)
                     fine_tuned = True
-                selected = self._selection.by_strategy(store, local, tensors, cycle, statistics)
+                watched = self._watching.signals(store.unlabelled(), tensors, cycle)
+                selected = self._selection.by_strategy(
+                    store, local, tensors, cycle, statistics, watched
+                )
                 self._annotation.reserve(store, cycle + 1, selected)
             self._annotation.ask(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)

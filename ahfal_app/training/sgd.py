@@ -89,6 +89,9 @@ class LocalUpdate:
         see the same batches.
     objective : Objective
         What is minimised.
+    after_epoch : Callable[[int], None] | None
+        Called with the number of each epoch of the round, from 1, when it is over; it leaves the
+        model as it is. Such an update is not trained together with others.
     """
 
     model: Classifier
@@ -99,6 +102,7 @@ class LocalUpdate:
     state: TrainingState | None
     generator: torch.Generator
     objective: Objective = Objective(cross_entropy)
+    after_epoch: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,8 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     for epoch in range(epochs_before, epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(epoch)
         total = _train_epoch(update, labels_N, optimizer)
+        if update.after_epoch is not None:
+            update.after_epoch(epoch - epochs_before + 1)
     model.train(was_training)
     momentum = {
         name: optimizer.state[parameter]["momentum_buffer"]
