@@ -39,6 +39,7 @@ class CoreSet(OneModelStrategy):
         "approach, ICLR 2018"
     )
     signals: ClassVar[frozenset[Signal]] = EMBEDDINGS | LABELLED_EMBEDDINGS
+    needs_labels: ClassVar[bool] = False
 
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return the samples in the order in which they were the furthest."""

@@ -17,6 +17,7 @@ class Random(QueryStrategy):
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "Settles, Active learning literature survey, 2009"
     signals: ClassVar[frozenset[Signal]] = frozenset()
+    needs_labels: ClassVar[bool] = False
 
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return a uniform draw without replacement."""

@@ -60,6 +60,7 @@ class Typicality(OneModelStrategy, ScoringStrategy):
         "high and low budgets, ICML 2022"
     )
     signals: ClassVar[frozenset[Signal]] = EMBEDDINGS | LABELLED_EMBEDDINGS
+    needs_labels: ClassVar[bool] = False
 
     class Parameters(OneModelStrategy.Parameters):
         """Sizes, and variants."""
