@@ -251,8 +251,8 @@ class ClientState:
 
     def save_watched(self, cycle: int, round_: int, watched: dict[str, Tensor]) -> None:
         """Keep what a query strategy has watched of the pool up to a round of a cycle."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in watched.items()}
-        self._pieces[f"watched-{cycle}-{round_}.safetensors"] = save_tensors(tensors)
+        arrays = {name: _array(tensor) for name, tensor in watched.items()}
+        self._save(f"watched-{cycle}-{round_}.safetensors", arrays)
         for old in self._watched_rounds()[:-_KEPT_ROUNDS]:
             self._forget("watched-{}-{}.safetensors".format(*old))
 
