@@ -476,11 +476,18 @@ def doctor(
     classes: Annotated[
         str, typer.Option(help="The classes, as the run says them: `nevus,melanoma`.")
     ] = "",
+    backbone: Annotated[str, typer.Option(help="The backbone, as the run says it.")] = "",
+    backbone_size: Annotated[
+        int, typer.Option(help="Its size, where the run says one; 0: its own.")
+    ] = 0,
 ) -> None:
     """Check a site before it joins: versions, device, data, labels, folders, key, link, clock."""
     from ahfal_app.deployment.doctor import Site, Verdict, examine
 
-    site = Site(node_config, superlink, root_certificates, private_key, insecure, classes)
+    run: dict[str, object] = {}
+    if backbone:
+        run = {"backbone": backbone, "backbone-size": backbone_size}
+    site = Site(node_config, superlink, root_certificates, private_key, insecure, classes, run)
     failed = False
     for finding in examine(site):
         failed |= finding.verdict is Verdict.FAILURE

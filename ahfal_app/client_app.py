@@ -96,6 +96,7 @@ def join(message: Message, context: Context) -> Message:
             data=client.data_fingerprint,
             partition=client.partition_fingerprint,
             device=client.device,
+            backbone=client.backbone,
         )
     return Message(
         RecordDict({CONFIG_KEY: about.to_record(), METRICS_KEY: metrics}), reply_to=message

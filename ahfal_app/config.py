@@ -161,6 +161,44 @@ class Settings(BaseModel):
         "Training",
         "Network by name, or `torchvision/<name>`; `auto`: `small-cnn` for digits, else `resnet8`.",
     )
+    backbone: str = _setting(
+        "none",
+        "Training",
+        "Network whose features the model takes: `none` (the model is trained on images), "
+        "`timm/<name>`, `torchvision/<name>` or another package's.",
+        min_length=1,
+    )
+    backbone_weights: str = _setting(
+        "pretrained",
+        "Training",
+        "Weights of the backbone: `pretrained` (downloaded), a file (safetensors, or a state "
+        "dictionary of torch), or `none`.",
+        min_length=1,
+    )
+    backbone_size: int = _setting(
+        0,
+        "Training",
+        "Height and width of the images that the backbone sees; 0: what it was trained on.",
+        ge=0,
+        le=4096,
+    )
+    backbone_crop: bool = _setting(
+        False,
+        "Training",
+        "The backbone sees the middle of an image, as in its training; false: all of it.",
+    )
+    tune: str = _setting(
+        "head",
+        "Training",
+        "What is trained with a backbone: `head` (features are computed once), `all`, or parts by "
+        "prefix with the head, such as `layer4,head`.",
+        pattern=r"^[^,]+(,[^,]+)*$",
+    )
+    initial_model: str = _setting(
+        "",
+        "Training",
+        "File or run's folder with the model that cycles start from; empty: a fresh one.",
+    )
     rounds: int = _setting(10, "Training", "Federated rounds in each cycle.", ge=1)
     local_epochs: int = _setting(5, "Training", "Epochs of local training in a round.", ge=1)
     batch_size: int = _setting(128, "Training", "Samples in a training batch.", ge=1)
@@ -382,6 +420,16 @@ class Settings(BaseModel):
     def has_sites(self) -> bool:
         """Whether the clients have data of their own, and the server's is for testing alone."""
         return self.partition == SITES
+
+    @property
+    def uses_backbone(self) -> bool:
+        """Whether the model takes a backbone's features."""
+        return self.backbone != "none"
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the backbone is frozen, so that its features are computed once."""
+        return self.uses_backbone and self.tune == "head"
 
     @property
     def class_list(self) -> tuple[str, ...]:

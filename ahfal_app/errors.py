@@ -32,6 +32,10 @@ class DatasetError(AhfalError):
     """A data set is missing, unreadable or has no usable images or labels."""
 
 
+class ImageSizesDiffer(DatasetError):
+    """The images of a data set have several sizes, and nobody says what they are scaled to."""
+
+
 class PartitionError(AhfalError):
     """No partition with the wanted properties was found within the allowed attempts."""
 

@@ -271,6 +271,14 @@ MODELS = Family(
     part="build",
     reserved=("auto", "torchvision/"),
 )
+BACKBONES = Family(
+    "backbone",
+    "backbone",
+    "ahfal_app.backbones",
+    "ahfal_app.backbones",
+    part="build",
+    reserved=("none", "timm/", "torchvision/"),
+)
 AGGREGATIONS = Family(
     "aggregation",
     "aggregation",
@@ -310,7 +318,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 #: Those whose code runs on the server and on the clients, which must have the same.
-SHARED = (STRATEGIES, MODELS, LOCAL_UPDATES)
+SHARED = (STRATEGIES, MODELS, BACKBONES, LOCAL_UPDATES)
 
 
 def provenances(

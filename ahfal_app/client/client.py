@@ -106,6 +106,12 @@ class Client:
         return self._resources.device.type
 
     @property
+    def backbone(self) -> str:
+        """SHA-256 of the backbone whose features this client trains on; empty without one."""
+        backbone = self._resources.backbone
+        return backbone.digest if backbone is not None else ""
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self._resources.num_classes
@@ -126,6 +132,9 @@ class Client:
         """
         with self._disclosure():
             pass  # From now on the server is held to these terms of privacy.
+        # Whoever has a backbone computes its features now, and not while others wait for a round.
+        if self._resources.backbone is not None:
+            _ = self._resources.train_images
         with self._labels() as store:
             self._annotation.describe(store)
             if store.request(self._annotation.request_id(0)) is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ahfal_app.backbones import PRETRAINED, UNTRAINED
 from ahfal_app.client.client import Client
 from ahfal_app.client.node_config import (
     NodeConfig,
@@ -28,6 +29,7 @@ from ahfal_app.client.policy import Policy
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.data.cache import data_dir
+from ahfal_app.data.features import FEATURES
 from ahfal_app.errors import ConfigError, MessageRefused
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import ORACLES, STRATEGIES
@@ -88,6 +90,7 @@ def client_for(
         state = _simulated_state(settings, run_folder if is_shared else None, partition, memory)
     torch.set_num_threads(computing_threads(settings))
     loaded = _loaded(settings, order, node_config, room)
+    _check_backbone(settings, loaded, order)
     policy.check_labels(settings, len(loaded.client_rows(partition)), past)
     is_simulated = settings.oracle == "simulated" and is_shared and loaded.site is None
     return Client(
@@ -112,6 +115,8 @@ def _admitted(
         raise MessageRefused(f"client-state={settings.client_state!r}: allowed is 'disk' at a site")
     if "data" not in node_config and "dataset" not in node_config:
         _refuse_path(settings.dataset)
+    if settings.uses_backbone and "backbone-weights" not in node_config:
+        _refuse_weights(settings.backbone_weights)
     problems = [ORACLES.problem(settings.oracle), STRATEGIES.problem(settings.strategy)]
     if known := [problem for problem in problems if problem is not None]:
         raise ConfigError(known)
@@ -132,14 +137,37 @@ def _refuse_path(dataset: str) -> None:
         )
 
 
+def _refuse_weights(weights: str) -> None:
+    """Refuse a file of this machine that a server names as the backbone's weights."""
+    if weights not in (PRETRAINED, UNTRAINED):
+        raise MessageRefused(
+            "backbone-weights: a file of a site is named by the site alone (backbone-weights in "
+            "--node-config)"
+        )
+
+
+def _check_backbone(settings: Settings, loaded: Resources, order: Order) -> None:
+    """Refuse to train on features that are not those of the server's backbone."""
+    if loaded.backbone is None or loaded.backbone.digest == order.backbone:
+        return
+    raise ConfigError(
+        [
+            f"backbone={settings.backbone!r}: weights and preprocessing have the hash "
+            f"{loaded.backbone.digest[:12]} here, and {order.backbone[:12]} at the server; allowed "
+            "is the same file of weights (backbone-weights) and the same version of its library"
+        ]
+    )
+
+
 def _room(
     policy: Policy, settings: Settings, node_config: NodeConfig, needed_bytes: int | None
 ) -> int | None:
-    """Return how many bytes decoded images may take; None where there is no limit."""
+    """Return how many bytes decoded images and features may take; None where there is no limit."""
     if policy.most_disk_bytes is None:
         return None
     decoded = data_dir(settings) / "decoded"
-    used = bytes_in(state_folder(node_config)) + sum(map(bytes_in, decoded.glob("site-*")))
+    kept = [*decoded.glob("site-*"), *(data_dir(settings) / FEATURES).glob("site-*")]
+    used = bytes_in(state_folder(node_config)) + sum(map(bytes_in, kept))
     if needed_bytes is not None:
         policy.check_disk(used + needed_bytes)
     return max(0, policy.most_disk_bytes - used)

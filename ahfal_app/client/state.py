@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, MutableMapping
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save as save_arrays
+from safetensors.numpy import save_file
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -33,6 +35,56 @@ _MOMENTUM = "momentum."
 # A resumed server repeats the round that was under way, or, where its newest checkpoint is
 # damaged, the one before it, too; both start from the state before them.
 _KEPT_ROUNDS = 3
+
+
+class _Newest:
+    """What each client of this process has written last, to be read again without the disk.
+
+    A file that is no longer the one that was written is not known. Memory is bounded: what was
+    written longest ago is forgotten first.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._of_folder: dict[Path, tuple[Path, tuple[int, ...], TrainingState]] = {}
+
+    def keep(self, path: Path, state: TrainingState) -> None:
+        """Remember a state that has just been written; it must not be changed any more."""
+        with self._lock:
+            if path.parent in self._of_folder:
+                self._forget(path.parent)
+            self._of_folder[path.parent] = (path, _identity(path), state)
+            self._bytes += _size(state)
+            while self._bytes > self._most_bytes:
+                self._forget(next(iter(self._of_folder)))
+
+    def of(self, path: Path) -> TrainingState | None:
+        """Return what a file holds, or None where that is not known."""
+        with self._lock:
+            known = self._of_folder.get(path.parent)
+        if known is None or known[:2] != (path, _identity(path)):
+            return None
+        return known[2]
+
+    def _forget(self, folder: Path) -> None:
+        self._bytes -= _size(self._of_folder.pop(folder)[2])
+
+
+def _size(state: TrainingState) -> int:
+    return sum(tensor.nbytes for tensor in state.momentum.values())
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+_newest = _Newest(most_bytes=1 << 26)
 
 
 class FolderPieces(MutableMapping[str, bytes]):
@@ -57,8 +109,12 @@ class FolderPieces(MutableMapping[str, bytes]):
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, content: bytes) -> None:
+        self.write(name, lambda path: path.write_bytes(content))
+
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Keep what a function writes to the path that it is given."""
         temporary = self._folder / f".{name}.tmp"
-        temporary.write_bytes(content)
+        write(temporary)
         temporary.replace(self._folder / name)
 
     def __delitem__(self, name: str) -> None:
@@ -158,7 +214,10 @@ class ClientState:
         """Keep the state after a round of local training."""
         arrays = {_MOMENTUM + name: _array(tensor) for name, tensor in state.momentum.items()}
         arrays[_EPOCHS] = np.array(state.epochs)
-        self._pieces[f"training-{cycle}-{round_}.safetensors"] = save_arrays(arrays)
+        name = f"training-{cycle}-{round_}.safetensors"
+        self._save(name, arrays)
+        if self._folder is not None:
+            _newest.keep(self._folder / name, state)
         for old in self._training_rounds()[:-_KEPT_ROUNDS]:
             self._forget("training-{}-{}.safetensors".format(*old))
 
@@ -166,7 +225,11 @@ class ClientState:
         """Return the newest sound state of a cycle from before a round, or None."""
         rounds = [r for c, r in self._training_rounds() if c == cycle and r < before_round]
         for round_ in reversed(rounds):
-            tensors = self._load(f"training-{cycle}-{round_}.safetensors")
+            name = f"training-{cycle}-{round_}.safetensors"
+            known = _newest.of(self._folder / name) if self._folder is not None else None
+            if known is not None:
+                return known
+            tensors = self._load(name)
             if tensors is not None and _EPOCHS in tensors:
                 epochs = int(tensors.pop(_EPOCHS))
                 momentum = {name.removeprefix(_MOMENTUM): t for name, t in tensors.items()}
@@ -176,7 +239,7 @@ class ClientState:
     def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
         name = f"local-model-{cycle}.safetensors"
-        self._pieces[name] = save_arrays({key: _array(t) for key, t in state_dict.items()})
+        self._save(name, {key: _array(tensor) for key, tensor in state_dict.items()})
         for other in list(self._pieces):
             if other.startswith("local-model-") and other != name:
                 self._forget(other)
@@ -192,6 +255,14 @@ class ClientState:
     def _training_rounds(self) -> list[tuple[int, int]]:
         matches = (_TRAINING.fullmatch(name) for name in self._pieces)
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
+
+    def _save(self, name: str, arrays: dict[str, NDArray[np.generic]]) -> None:
+        pieces = self._pieces
+        if isinstance(pieces, FolderPieces):
+            # From where they are to the disk: a copy of a whole model takes time to make room for.
+            pieces.write(name, lambda path: save_file(arrays, path))
+        else:
+            pieces[name] = save_arrays(arrays)
 
     def _load(self, name: str) -> dict[str, Tensor] | None:
         """Return tensors, or None: a power cut may damage what is not synced to the disk."""

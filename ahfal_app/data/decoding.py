@@ -21,7 +21,7 @@ from PIL import Image
 from ahfal_app.data.encoded import UnusableImage, use_image, without_warnings
 from ahfal_app.data.pixels import GRAY_MODES, pixels, upright_size
 from ahfal_app.data.rows import MISSING, Encoded, EncodedImages
-from ahfal_app.errors import DatasetError
+from ahfal_app.errors import ImageSizesDiffer
 
 #: Images that one thread takes at a time; a batch is one such part for each thread.
 _PART = 128
@@ -89,7 +89,7 @@ def common_shape(
 
     Raises
     ------
-    DatasetError
+    ImageSizesDiffer
         Images are of different sizes, and none is wanted.
     """
     is_gray_M = np.concatenate([split.is_gray_N[rows_M] for split, rows_M in headers])
@@ -100,7 +100,7 @@ def common_shape(
     sizes = Counter(map(tuple, sizes_M2.tolist()))
     if len(sizes) > 1:
         shown = ", ".join(f"{h}x{w} ({count} images)" for (h, w), count in sizes.most_common(5))
-        raise DatasetError(
+        raise ImageSizesDiffer(
             f"{name}: images have {len(sizes)} different sizes (height x width): {shown}; set "
             "image-size to bring all of them to one"
         )

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.features import Features
 from ahfal_app.data.images import Images
 
 
@@ -100,6 +102,61 @@ class DeviceImages:
         return images_BHWC
 
 
+class DeviceFeatures(DeviceImages):
+    """Features of one split on a device, float16; nothing is augmented.
+
+    To whoever trains they are images of one pixel with D channels.
+
+    Parameters
+    ----------
+    features : Features
+        On the CPU the memory-mapped store is used as it is.
+    labels_N : NDArray[np.int64]
+        Classes of the split's images.
+    device : torch.device
+        Where batches are made.
+    """
+
+    def __init__(
+        self, features: Features, labels_N: NDArray[np.int64], device: torch.device
+    ) -> None:
+        self.device = device
+        self._rows_N: Tensor | None = torch.from_numpy(np.array(features.rows_N))
+        values_MD: NDArray[np.generic] = features.values_MD
+        if device.type != "cpu":
+            # Only what is this split's, one row for each image; a row that is none is never asked
+            # for.
+            values_MD, self._rows_N = values_MD[np.maximum(features.rows_N, 0)], None
+        elif _is_range(features.rows_N):
+            first = int(features.rows_N[0]) if len(features.rows_N) else 0
+            values_MD = values_MD[first : first + len(features.rows_N)]
+            self._rows_N = None
+        self.images_NHWC = _as_tensor(values_MD)[:, None, None, :].to(device)
+        self.labels_N = _as_tensor(labels_N).to(device)
+        numbers = self.images_NHWC.shape[3]
+        self.scale_C = torch.ones(numbers, device=device)
+        self.shift_C = torch.zeros(numbers, device=device)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels_N)
+
+    def batch(self, rows_B: Tensor) -> Tensor:
+        """Return features as float32 (B, D, 1, 1)."""
+        return normalised(self._taken(rows_B), self.scale_C, self.shift_C)
+
+    def transformed(
+        self, rows_B: Tensor, augmentation: Augmentation, draws: AugmentationDraws
+    ) -> Tensor:
+        """Return features as float16 (B, 1, 1, D), whatever was drawn."""
+        return self._taken(rows_B)
+
+    def _taken(self, rows_B: Tensor) -> Tensor:
+        if self._rows_N is not None:
+            rows_B = self._rows_N[rows_B]
+        return self.images_NHWC[rows_B.to(self.device)]
+
+
 def draw_augmentation(
     size: int, augmentation: Augmentation, generator: torch.Generator
 ) -> AugmentationDraws:
@@ -163,6 +220,10 @@ def _cropped(images_BHWC: Tensor, padding: int, offsets_2B: Tensor) -> Tensor:
     crops = padded_BHWC.unfold(1, height, 1).unfold(2, width, 1)
     each_B = torch.arange(len(images_BHWC), device=images_BHWC.device)
     return crops.permute(0, 1, 2, 4, 5, 3)[each_B, top_B, left_B]
+
+
+def _is_range(rows_N: NDArray[np.int64]) -> bool:
+    return bool((np.diff(rows_N) == 1).all()) and not (rows_N < 0).any()
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

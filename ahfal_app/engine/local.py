@@ -15,7 +15,7 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
 from ahfal_app.server.run import execute, prepare
-from ahfal_app.training.resources import fitting_at_once
+from ahfal_app.training.resources import computing_threads, fitting_at_once
 from ahfal_app.training.together.choice import resolve_client_batching
 from ahfal_app.training.together.trainer import TogetherTrainer
 
@@ -74,9 +74,12 @@ def simulate(
     # A run that Flower started may have been stopped before it knew its clients.
     num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
     choice = resolve_client_batching(
-        settings.client_batching, start.loaded.device, start.loaded.model_name
+        settings.client_batching, start.loaded.device, start.loaded.facts_name
     )
-    trainer = TogetherTrainer(graphs=start.loaded.device.type == "cuda")
+    on_gpu = start.loaded.device.type == "cuda"
+    # Clients that train as one have the threads of all that would train at the same time.
+    threads = 0 if on_gpu else workers * computing_threads(settings)
+    trainer = TogetherTrainer(graphs=on_gpu, threads=threads)
     how = "together" if choice.together else "one after the other"
     progress.note(f"clients train {how}: {choice.reason}")
     engine = {"name": "in-process", "client_batching": choice.together}

@@ -37,12 +37,20 @@ _SMALL_SAMPLES = 10_000
 _SMALL_ROUNDS = 10
 _SMALL_EPOCHS = 5
 
+_SMOKE_SAMPLES = 600
+
+#: In place of a file's shares that buy no label of so few samples.
+_SMOKE_LABELS: dict[str, object] = {"query-fraction": 0.05, "target-fraction": 0.35}
+
 _SMOKE: dict[str, object] = {
     "dataset": "digits",
     "model": "small-cnn",
+    "backbone": "none",
+    "backbone-size": 0,
+    "tune": "head",
     "image-column": "",
     "label-column": "",
-    "max-train-samples": 600,
+    "max-train-samples": _SMOKE_SAMPLES,
     "max-test-samples": 100,
     "min-partition-size": 1,
     "rounds": 1,
@@ -74,7 +82,16 @@ def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]
         return dict(values) | _small(values)
     clients = _smaller(values, "num-clients", _SMOKE_CLIENTS) or _SMOKE_CLIENTS
     cycles = _smaller(values, "cycles", _SMOKE_CYCLES) or _SMOKE_CYCLES
-    return dict(values) | _SMOKE | {"num-clients": clients, "cycles": cycles}
+    # Parameters of the file's network, which is another now.
+    kept = {key: value for key, value in values.items() if not key.startswith("model.")}
+    smoke = kept | _SMOKE | {"num-clients": clients, "cycles": cycles}
+    bought = _fraction(kept, "query-fraction") * _SMOKE_SAMPLES / clients
+    return smoke if bought >= 1 else smoke | _SMOKE_LABELS
+
+
+def _fraction(values: Mapping[str, object], key: str) -> float:
+    value = values.get(key, Settings().to_flat()[key])
+    return float(value) if isinstance(value, int | float) else 1.0
 
 
 def _small(values: Mapping[str, object]) -> dict[str, object]:

@@ -45,6 +45,8 @@ class Introduction:
         Fingerprints of the data set and of its split.
     device : str
         What it trains on.
+    backbone : str
+        SHA-256 of its backbone; empty where there is none.
     """
 
     client: int
@@ -54,6 +56,7 @@ class Introduction:
     data: str = ""
     partition: str = ""
     device: str = ""
+    backbone: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Return it as it travels; Flower cannot count empty text, so that is left out."""
@@ -67,6 +70,7 @@ class Introduction:
             "data": self.data,
             "partition": self.partition,
             "device": self.device,
+            "backbone": self.backbone,
         }
         return ConfigRecord({**about, **{key: text for key, text in texts.items() if text}})
 
@@ -90,6 +94,7 @@ class Introduction:
             data=_optional(record, "data", "[0-9a-z]+", 64),
             partition=_optional(record, "partition", "[0-9a-z]+", 64),
             device=_optional(record, "device", "[a-z]+", 16),
+            backbone=_optional(record, "backbone", "[0-9a-f]+", 64),
         )
 
 

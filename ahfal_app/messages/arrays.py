@@ -128,11 +128,20 @@ def forms_of(arrays: ArrayRecord) -> dict[str, ArrayForm]:
 
 
 def decode_all(
-    arrays: ArrayRecord, expected: Mapping[str, ArrayForm]
+    arrays: ArrayRecord, expected: Mapping[str, ArrayForm], finite: bool = True
 ) -> dict[str, NDArray[np.generic]]:
     """Return arrays that came in, by name, in the order that is expected.
 
     They are read-only, and share the memory of what came in.
+
+    Parameters
+    ----------
+    arrays : ArrayRecord
+        What came in.
+    expected : Mapping[str, ArrayForm]
+        What it must be.
+    finite : bool
+        Whether values must be finite.
 
     Raises
     ------
@@ -142,7 +151,11 @@ def decode_all(
     if set(arrays) != set(expected):
         odd = sorted(set(arrays) ^ set(expected))
         raise ValueError(f"arrays {shown(odd[:3])} are missing or unknown")
-    return {name: _decode(name, arrays[name], form) for name, form in expected.items()}
+    decoded = {name: _decode(name, arrays[name], form) for name, form in expected.items()}
+    for name, value in decoded.items():
+        if finite and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"array {name!r} has values that are not finite")
+    return decoded
 
 
 def _decode(name: str, array: Array, expected: ArrayForm) -> NDArray[np.generic]:
@@ -150,7 +163,7 @@ def _decode(name: str, array: Array, expected: ArrayForm) -> NDArray[np.generic]
         declared = ArrayForm(tuple(array.shape), array.dtype)
         raise ValueError(f"array {name!r} is {declared}; expected is {expected}")
     if isinstance(array, HeldArray):
-        return _finite(name, array.numpy())
+        return array.numpy()
     if array.stype != _NUMPY:
         raise ValueError(f"array {name!r} cannot be decoded: it is {shown(array.stype)}")
     start, held, fortran = _header(name, array.data)
@@ -162,13 +175,7 @@ def _decode(name: str, array: Array, expected: ArrayForm) -> NDArray[np.generic]
             f"array {name!r} cannot be decoded: {len(array.data) - start} bytes instead of {size}"
         )
     values = np.frombuffer(array.data, expected.dtype, offset=start)
-    return _finite(name, values.reshape(expected.shape, order="F" if fortran else "C"))
-
-
-def _finite(name: str, value: NDArray[np.generic]) -> NDArray[np.generic]:
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"array {name!r} has values that are not finite")
-    return value
+    return values.reshape(expected.shape, order="F" if fortran else "C")
 
 
 def _header(name: str, content: bytes) -> tuple[int, ArrayForm, bool]:

@@ -53,6 +53,8 @@ class Order:
         What the data of clients that have their own must have in common.
     proximal_mu : float
         Weight of the proximal term in the clients' loss; 0: none.
+    backbone : str
+        SHA-256 of the server's backbone, which a client's must have, too; empty: there is none.
     """
 
     settings: Settings
@@ -63,6 +65,7 @@ class Order:
     round: int = 0
     data: DataFormat | None = None
     proximal_mu: float = 0.0
+    backbone: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Return the order as it travels."""
@@ -79,6 +82,8 @@ class Order:
         )
         if self.data is not None:
             record["data"] = self.data.to_json()
+        if self.backbone:
+            record["backbone"] = self.backbone
         return record
 
     @classmethod
@@ -102,6 +107,7 @@ class Order:
             round=count(record, "server-round"),
             data=_data_format(record, settings),
             proximal_mu=number(record, "proximal-mu"),
+            backbone=text(record, "backbone", _CODE_PATTERN, 64) if settings.uses_backbone else "",
         )
         # After the last training there is nothing more to be asked for.
         for key, value, most in (

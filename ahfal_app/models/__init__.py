@@ -5,6 +5,7 @@ from __future__ import annotations
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.facts import NetworkFacts
 from ahfal_app.models.core.registry import (
+    AUTO,
     build_model,
     model_names,
     model_problem,
@@ -14,6 +15,7 @@ from ahfal_app.models.core.registry import (
 )
 
 __all__ = [
+    "AUTO",
     "Classifier",
     "NetworkFacts",
     "build_model",

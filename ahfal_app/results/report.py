@@ -298,6 +298,7 @@ def _tables(run: Run) -> list[TextTable]:
         tables.failure_table(metrics),
         tables.not_used_table(run.environment),
         tables.time_table(metrics),
+        tables.features_table(run.environment),
         tables.traffic_table(metrics),
         tables.settings_table(run),
         tables.environment_table(run.environment) if run.environment else None,

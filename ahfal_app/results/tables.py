@@ -90,6 +90,25 @@ def time_table(metrics: Metrics) -> TextTable:
     )
 
 
+def features_table(environment: Mapping[str, Any]) -> TextTable | None:
+    """Tell what the features of a backbone took; None where there is none."""
+    backbone = environment.get("backbone")
+    if not backbone:
+        return None
+    rows = []
+    for split, computed in backbone["extracted"].items():
+        images, seconds = computed["images"], computed["seconds"]
+        rate = f"{images / seconds:,.0f}" if images and seconds else "n/a"
+        rows.append((split, f"{images:,}", seconds_text(seconds), rate))
+    name, features = backbone["name"], backbone["features"]
+    return TextTable(
+        title=f"Features of {name} ({features} of an image); all others were there",
+        headings=("Split", "Computed", "Time", "Images/s"),
+        rows=rows,
+        numbers=frozenset({1, 2, 3}),
+    )
+
+
 def traffic_table(metrics: Metrics) -> TextTable:
     """Sum the bytes to and from the clients by what they were for."""
     parts = (("training rounds", metrics.rounds), ("selection", metrics.cycles))

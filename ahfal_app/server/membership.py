@@ -66,12 +66,15 @@ class Membership:
         Why the others did not, by client.
     spare : set[int]
         Nodes that serve no client of this run.
+    backbone : str
+        SHA-256 of the backbone that all must have; empty where there is none.
     """
 
     settings: Settings
     members: dict[int, Member] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     spare: set[int] = field(default_factory=set)
+    backbone: str = ""
 
 
 def join(federation: Federation, order: Order) -> Membership:
@@ -108,7 +111,8 @@ def join(federation: Federation, order: Order) -> Membership:
             ]
         )
     num_clients = settings.num_clients or connected
-    membership = Membership(settings.model_copy(update={"num_clients": num_clients}))
+    settings = settings.model_copy(update={"num_clients": num_clients})
+    membership = Membership(settings, backbone=order.backbone)
     if twice := _claimed_twice(answers):
         nodes = [node for node, answer in answers.items() if answer.about.client == twice[0]]
         who = ", ".join(federation.node_name(node) for node in nodes)
@@ -275,9 +279,7 @@ def _admit(
             membership.spare.add(node)
         else:
             try:
-                admitted[answer.about.client] = _member(
-                    federation, node, answer, membership.settings
-                )
+                admitted[answer.about.client] = _member(federation, node, answer, membership)
             except (KeyError, ValueError) as error:
                 failures[node] = f"unusable answer to join: {error}"
     membership.members |= admitted
@@ -299,10 +301,15 @@ def _other_code(about: Introduction, code: str) -> str:
     )
 
 
-def _member(federation: Federation, node: int, answer: _Answer, settings: Settings) -> Member:
+def _member(federation: Federation, node: int, answer: _Answer, membership: Membership) -> Member:
     labels = JoinAnswer.from_metrics(metrics_of(answer.content))
-    check_counts(labels.num_samples, labels.labelled, labels.ledger, settings)
+    check_counts(labels.num_samples, labels.labelled, labels.ledger, membership.settings)
     about = answer.about
+    if about.backbone != membership.backbone:
+        raise ValueError(
+            f"its backbone has weights and preprocessing with the hash {about.backbone[:12]!r}, "
+            f"the server's {membership.backbone[:12]!r}"
+        )
     if not (about.data and about.partition and about.device):
         raise ValueError("it does not say what its data, partition and device are")
     return Member(

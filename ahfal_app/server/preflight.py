@@ -8,18 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ahfal_app.backbones import PRETRAINED, UNTRAINED, backbone_problem
 from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
-from ahfal_app.models import model_problem, network_parameters, resolve_model_name
+from ahfal_app.models import model_problem, network_parameters
+from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
 from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
 from ahfal_app.query import ScoringStrategy, make_strategy, strategy_class, strategy_names
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.trackers import NO_TRACKER, library_problem
 from ahfal_app.training.objectives import make_local_update
-from ahfal_app.training.resources import Resources, resolve_device, resources
+from ahfal_app.training.resources import (
+    Resources,
+    backbone_of,
+    resolve_device,
+    resolve_head_name,
+    resources,
+)
 from ahfal_app.training.together.choice import resolve_client_batching
+
+#: Networks of ours that train on images, and on a backbone's features mean nothing.
+_FOR_IMAGES = frozenset({"resnet8", "preact-resnet8", "mobilenet-v2", "small-cnn"})
 
 
 def check_settings(values: Mapping[str, object]) -> Settings:
@@ -50,9 +61,12 @@ def with_absolute_paths(settings: Settings) -> Settings:
     """Return settings that mean the same from every working directory."""
     update = {
         name: str(expanded(name.replace("_", "-"), value).absolute())
-        for name in ("output_dir", "data_dir", "resume")
+        for name in ("output_dir", "data_dir", "resume", "initial_model")
         if (value := getattr(settings, name))
     }
+    weights = settings.backbone_weights
+    if settings.uses_backbone and weights not in (PRETRAINED, UNTRAINED):
+        update["backbone_weights"] = str(expanded("backbone-weights", weights).absolute())
     dataset = expanded("dataset", settings.dataset)
     if dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
@@ -83,6 +97,7 @@ def check_data(settings: Settings) -> Resources:
     PartitionError
         There is no split of it as the settings want it.
     """
+    _check_weights(settings)
     try:
         loaded = resources(settings)
     except DatasetError as error:
@@ -101,11 +116,16 @@ def check_data(settings: Settings) -> Resources:
     except ConfigError as error:
         problems.extend(error.problems)
     try:
-        resolve_client_batching(settings.client_batching, loaded.device, loaded.model_name)
+        resolve_client_batching(settings.client_batching, loaded.device, loaded.facts_name)
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
+    # Features are computed before anything starts, so that clients find them.
+    if settings.uses_features:
+        _ = loaded.test_images
+        if not settings.has_sites:
+            _ = loaded.train_images
     if settings.num_clients and not settings.has_sites:
         # Else each client would fail at it, one after the other.
         _ = loaded.partition
@@ -113,6 +133,15 @@ def check_data(settings: Settings) -> Resources:
     if not settings.has_sites:
         check_budget(settings, -(-num_samples // (settings.num_clients or 1)))
     return loaded
+
+
+def _check_weights(settings: Settings) -> None:
+    """Refuse weights that cannot be used, before a data set is decoded for nothing."""
+    if settings.uses_backbone:
+        backbone = backbone_of(settings)
+        problem = None if settings.uses_features else tune_problem(backbone, settings.tune)
+        if problem:
+            raise ConfigError([problem])
 
 
 def check_budget(settings: Settings, largest_client: int) -> None:
@@ -186,8 +215,28 @@ def _unknown(family: Family, name: str) -> str | None:
 
 def _parameters(family: Family, settings: Settings, name: str) -> type[Parameters]:
     if family is MODELS:
-        return network_parameters(resolve_model_name(name, settings.dataset))
+        return network_parameters(resolve_head_name(settings, settings.dataset))
     return family.parameters(name) if name in family.names() else Parameters
+
+
+def _backbone_problem(settings: Settings) -> list[str]:
+    """Refuse a backbone that nobody knows, and what goes with none or with one alone."""
+    if not settings.uses_backbone:
+        defaults = Settings()
+        return [
+            f"{key}={value!r}: allowed with a backbone alone, and backbone='none'"
+            for key, name in (("tune", "tune"), ("backbone-size", "backbone_size"))
+            if (value := getattr(settings, name)) != getattr(defaults, name)
+        ]
+    problems = []
+    if problem := backbone_problem(settings.backbone):
+        problems.append(problem)
+    if settings.model in _FOR_IMAGES or settings.model.startswith("torchvision/"):
+        problems.append(
+            f"model={settings.model!r}: allowed with backbone={settings.backbone!r} is a head on "
+            "vectors: auto | linear | mlp, or another package's"
+        )
+    return problems
 
 
 def _loss_problem(settings: Settings) -> list[str]:
@@ -253,4 +302,5 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"strategy"}, _alignment_problem),
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
+    ({"model"}, _backbone_problem),
 )

@@ -14,7 +14,7 @@ from ahfal_app.messages.answers import TrainAnswer
 from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY
 from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.seeds import numpy_generator
-from ahfal_app.server.aggregation import NO_LABELS, Aggregation, limits_of, problem_with
+from ahfal_app.server.aggregation import NO_LABELS, Aggregation, Limits, problem_with
 from ahfal_app.server.federation import Federation, Replies
 from ahfal_app.server.known_labels import KnownLabels
 
@@ -125,7 +125,7 @@ class Rounds:
 
         A site whose people have not labelled yet is left out, but it has not failed.
         """
-        idle, limits = 0, limits_of(sent)
+        idle, limits = 0, Limits(sent)
         for client in list(replies.messages):
             content = replies.messages[client].content
             problem = problem_with(content, sent, self._labels.most[client], limits)

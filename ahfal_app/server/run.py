@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,7 @@ from ahfal_app.server.checkpoint import (
     write_checkpoint,
 )
 from ahfal_app.server.federation import Federation
+from ahfal_app.server.initial_model import ModelFacts, with_initial
 from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.server.membership import Membership
 from ahfal_app.server.preflight import (
@@ -50,6 +52,8 @@ from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
 _CHECKPOINTS = "checkpoint"
+
+_log = logging.getLogger(__name__)
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
 _ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
@@ -91,7 +95,7 @@ def prepare(values: Mapping[str, object]) -> Start:
     resolved = {"name": folder.name, "output_dir": str(folder.parent), "model": loaded.model_name}
     settings = settings.model_copy(update=resolved)
     position = Position(secrets.token_hex(8), 0, 0)
-    checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, 0)))
+    checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, settings, 0)))
     Recorder(folder).start(settings, _environment(loaded, settings, None))
     write_checkpoint(folder / _CHECKPOINTS, checkpoint)
     return Start(settings, loaded, folder, checkpoint)
@@ -147,6 +151,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             shared_code_hash(start.settings.to_flat()),
             data=dataset.format if start.settings.has_sites else None,
             proximal_mu=aggregation.proximal_mu,
+            backbone=_facts(start.loaded).backbone,
         ),
         _hooks(start, recorder, progress, aggregation, tracking),
         progress,
@@ -169,7 +174,8 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        save_file(_to_numpy(final), start.folder / MODEL)
+        metadata = _facts(start.loaded).to_metadata()
+        save_file(_to_numpy(final), start.folder / MODEL, metadata)
         recorder.finish()
         tracking.finish(write_report(start.folder))
     return start.folder
@@ -240,7 +246,7 @@ def _hooks(
         tracking.log_settings(membership.settings.to_flat())
 
     return Hooks(
-        new_arrays=lambda cycle: _fresh_arrays(start.loaded, cycle),
+        new_arrays=lambda cycle: _fresh_arrays(start.loaded, start.settings, cycle),
         evaluate=lambda arrays: _evaluate(start, arrays),
         record=record,
         checkpoint=checkpoint,
@@ -330,12 +336,33 @@ def _environment(
         "compile": recipe.compile,
         "augmentation": asdict(recipe.augmentation),
     }
+    if loaded.backbone is not None:
+        environment["backbone"] = {
+            "name": loaded.backbone.name,
+            "sha256": loaded.backbone.digest,
+            "features": loaded.backbone.features,
+            "preprocessing": asdict(loaded.backbone.preprocessing),
+            # Of what was computed by this process; the rest was there.
+            "extracted": {
+                split: {"images": images, "seconds": seconds}
+                for split, (images, seconds) in loaded.extracted.items()
+            },
+        }
     return environment
 
 
-def _fresh_arrays(loaded: Resources, cycle: int) -> ArrayRecord:
+def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRecord:
+    """Return the model that a cycle starts from: a fresh one, or the initial one that is set."""
     state = loaded.new_model(cycle).state_dict()
-    return held_record({name: tensor.numpy() for name, tensor in state.items()})
+    fresh = {name: tensor.numpy() for name, tensor in state.items()}
+    if settings.initial_model:
+        fresh = with_initial(settings.initial_model, fresh, _facts(loaded), _log.warning)
+    return held_record(fresh)
+
+
+def _facts(loaded: Resources) -> ModelFacts:
+    backbone = loaded.backbone
+    return ModelFacts(loaded.dataset.class_names, backbone.digest if backbone is not None else "")
 
 
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:

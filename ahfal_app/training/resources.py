@@ -7,24 +7,29 @@ them; loading anything anew for each message would cost more than training.
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import threading
 from functools import cached_property
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ahfal_app.backbones import Backbone, load_backbone
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
+from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.cache import data_dir
-from ahfal_app.data.device import DeviceImages
-from ahfal_app.data.images import DataFormat
+from ahfal_app.data.device import DeviceFeatures, DeviceImages
+from ahfal_app.data.features import Features, FeatureStore
+from ahfal_app.data.images import DataFormat, Images
 from ahfal_app.data.partition import Partition, make_partition
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import ImageDataset, load_dataset
-from ahfal_app.errors import ConfigError
-from ahfal_app.models import Classifier, build_model, resolve_model_name
+from ahfal_app.errors import ConfigError, ImageSizesDiffer
+from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
+from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.seeds import torch_seed
 from ahfal_app.training.compilation import resolve_compile
 from ahfal_app.training.memory import keep_freed_memory
@@ -41,22 +46,31 @@ class Resources:
         Read are those that `_MADE_OF` names, and the parameters of the model and the data set.
     site : SiteData | None
         A client's own data, where it does not hold a part of a data set that all share.
+    room : int | None
+        Bytes that features may take at a site; None: as many as they need.
 
     Raises
     ------
     DatasetError, PartitionError, ConfigError
-        The data set, the partition, the model or the device cannot be had.
+        The data set, the partition, the backbone, the model or the device cannot be had.
     """
 
-    def __init__(self, settings: Settings, site: SiteData | None = None) -> None:
+    def __init__(
+        self, settings: Settings, site: SiteData | None = None, room: int | None = None
+    ) -> None:
         keep_freed_memory()
+        self._room = room
         self._settings = settings
         self._local = threading.local()
+        self._lock = threading.RLock()
+        self._splits: dict[str, DeviceImages] = {}
+        #: Images whose features were computed here, and the seconds that took, by split.
+        self.extracted: dict[str, tuple[int, float]] = {}
         self._newest_recipe: tuple[Settings | None, Recipe | None] = (None, None)
         self.device = resolve_device(settings.device)
         self.site = site
-        self.dataset: ImageDataset = site.dataset if site else load_dataset(settings)
-        self.model_name = resolve_model_name(settings.model, self.dataset.name)
+        self.dataset: ImageDataset = site.dataset if site else _dataset(settings)
+        self.model_name = resolve_head_name(settings, self.dataset.name)
 
     @property
     def num_classes(self) -> int:
@@ -81,27 +95,71 @@ class Resources:
         return self.site.ids_N if self.site else self.partition.indices[client]
 
     @cached_property
-    def train_images(self) -> DeviceImages:
-        """The training images on the device."""
-        dataset = self.dataset
-        return DeviceImages(dataset.train, dataset.mean_C, dataset.std_C, self.device)
+    def backbone(self) -> Backbone | None:
+        """The network whose features the model takes, if there is one."""
+        settings = self._settings
+        return backbone_of(settings) if settings.uses_backbone else None
 
-    @cached_property
+    @property
+    def facts_name(self) -> str:
+        """The network by which it is decided how training runs: of a whole backbone, nothing."""
+        settings = self._settings
+        whole = settings.uses_backbone and not settings.uses_features
+        return settings.backbone if whole else self.model_name
+
+    @property
+    def train_images(self) -> DeviceImages:
+        """The training images on the device, or their features; these are computed once."""
+        return self._on_device("train")
+
+    @property
     def test_images(self) -> DeviceImages:
-        """The test images on the device."""
+        """The test images on the device, or their features."""
+        return self._on_device("test")
+
+    def _on_device(self, split: Literal["train", "test"]) -> DeviceImages:
+        # Clients of a process ask at the same time, and features are computed by one of them.
+        with self._lock:
+            if split not in self._splits:
+                self._splits[split] = self._make(split)
+            return self._splits[split]
+
+    def _make(self, split: Literal["train", "test"]) -> DeviceImages:
         dataset = self.dataset
-        return DeviceImages(dataset.test, dataset.mean_C, dataset.std_C, self.device)
+        images = dataset.train if split == "train" else dataset.test
+        if self.backbone is None:
+            return DeviceImages(images, dataset.mean_C, dataset.std_C, self.device)
+        if not self._settings.uses_features:
+            wanted = self.backbone.preprocessing
+            return DeviceImages(images, wanted.mean_C, wanted.std_C, self.device)
+        features = self._features(images, split, self.backbone)
+        self.extracted[split] = (features.computed, features.seconds)
+        return DeviceFeatures(features, images.labels_N, self.device)
+
+    def _features(self, images: Images, split: str, backbone: Backbone) -> Features:
+        site, settings = self.site, self._settings
+        owner = site.cache_name if site else ""
+        wanted_N = site.ids_N if site and split == "train" else None
+        content = f"{self.dataset.fingerprint} {split}".encode()
+        content += wanted_N.tobytes() if wanted_N is not None else b""
+        fingerprint = hashlib.sha256(content).hexdigest()
+        store = FeatureStore(data_dir(settings), backbone, self.device, owner)
+        features = store.of(images.images_NHWC, fingerprint, wanted_N, self._room)
+        if site and split == "train":
+            store.forget_others(features)
+        return features
 
     def new_model(self, cycle: int, purpose: str = "model") -> Classifier:
         """Return a freshly initialised model; equal for equal (seed, purpose, cycle)."""
-        seed = torch_seed(self._settings.seed, purpose, cycle)
-        return build_model(
-            self.model_name,
-            self.dataset.image_shape,
-            self.num_classes,
-            seed,
-            self._settings.parameters_of("model"),
-        )
+        seed, settings = torch_seed(self._settings.seed, purpose, cycle), self._settings
+        shape = self.dataset.image_shape
+        if self.backbone is not None:
+            shape = (1, 1, self.backbone.features)
+        parameters = settings.parameters_of("model")
+        model = build_model(self.model_name, shape, self.num_classes, seed, parameters)
+        if self.backbone is None or settings.uses_features:
+            return model
+        return finetuned(self.backbone, model, settings.tune)
 
     @cached_property
     def trainable_names(self) -> tuple[str, ...]:
@@ -165,7 +223,7 @@ class Resources:
         return recipe
 
     def _recipe(self, settings: Settings) -> Recipe:
-        device, model = self.device, self.model_name
+        device, model = self.device, self.facts_name
         return Recipe(
             local_epochs=settings.local_epochs,
             batch_size=settings.batch_size,
@@ -174,7 +232,7 @@ class Resources:
             weight_decay=settings.weight_decay,
             lr_decay_epochs=settings.lr_decay_epochs,
             lr_decay_factor=settings.lr_decay_factor,
-            augmentation=self.dataset.augmentation,
+            augmentation=NO_AUGMENTATION if settings.uses_features else self.dataset.augmentation,
             precision=resolve_precision(settings.precision, device, model),
             compile=resolve_compile(settings.compile, device, model, self._sample_passes(settings)),
         )
@@ -185,6 +243,37 @@ class Resources:
         cycles = range(min(settings.num_cycles, num_samples))
         labels = sum(settings.labels_due(cycle, num_samples) for cycle in cycles)
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
+
+
+def backbone_of(settings: Settings) -> Backbone:
+    """Return the backbone that settings name.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name, or its weights cannot be used.
+    """
+    return load_backbone(
+        settings.backbone, settings.backbone_weights, settings.backbone_size, settings.backbone_crop
+    )
+
+
+def resolve_head_name(settings: Settings, dataset: str) -> str:
+    """Return the network that `model` means: on a backbone's features, by default a linear one."""
+    if settings.uses_backbone and settings.model == AUTO:
+        return "linear"
+    return resolve_model_name(settings.model, dataset)
+
+
+def _dataset(settings: Settings) -> ImageDataset:
+    """Load the data set; images of several sizes are scaled to what a backbone wants."""
+    try:
+        return load_dataset(settings)
+    except ImageSizesDiffer:
+        if not settings.uses_backbone:
+            raise
+        size = backbone_of(settings).preprocessing.size
+        return load_dataset(settings.model_copy(update={"image_size": size}))
 
 
 def computing_threads(settings: Settings) -> int:
@@ -262,7 +351,7 @@ def site_resources(
     with _lock:
         if folders not in _sites or _sites[folders][0] != key:
             site = load_site(folders, data_format, data_dir(settings), settings.image_column, room)
-            _sites[folders] = (key, Resources(settings, site))
+            _sites[folders] = (key, Resources(settings, site, room))
         return _sites[folders][1]
 
 
@@ -285,6 +374,11 @@ _MADE_OF = (
     "seed",
     "augment",
     "model",
+    "backbone",
+    "backbone_weights",
+    "backbone_size",
+    "backbone_crop",
+    "tune",
     "device",
 )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import Augmentation
@@ -200,7 +200,7 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     )
     labels_N = uploaded(update.labels_N, update.images.device)
     was_training = model.training
-    model.train()
+    _into_training(model)
     total = 0.0
     for epoch in range(epochs_before, epochs):
         losses = _train_epoch(update, labels_N, optimiser, recipe.learning_rate_at(epoch))
@@ -212,6 +212,13 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     return TrainingResult(
         num_examples, total / num_examples, TrainingState(optimiser.buffers, epochs)
     )
+
+
+def _into_training(model: Classifier) -> None:
+    """Set the model to training, unless it is: that takes long for a module that is told."""
+    is_set = all(each.training and type(each).train is nn.Module.train for each in model.modules())
+    if not is_set:
+        model.train()
 
 
 def _train_epoch(

@@ -33,6 +33,19 @@ def test_the_last_rounds_of_training_are_kept(state: ClientState):
     assert state.load_training(1, 1) is None
 
 
+def test_what_another_process_has_written_is_read(tmp_path: Path):
+    """A client's newest round is remembered, unless its file has been replaced."""
+    ours, theirs = ClientState.on_disk(tmp_path / "a"), ClientState.on_disk(tmp_path / "b")
+    ours.save_training(0, 1, _after(1))
+    theirs.save_training(0, 1, _after(7))
+    name = "training-0-1.safetensors"
+    (tmp_path / "b" / name).replace(tmp_path / "a" / name)
+    found = ours.load_training(0, 2)
+    assert found is not None
+    assert found.epochs == 7
+    assert theirs.load_training(0, 2) is None
+
+
 def test_one_local_model_is_kept(state: ClientState):
     for cycle in range(3):
         state.save_local_model(cycle, {"weight": torch.full((2,), float(cycle))})

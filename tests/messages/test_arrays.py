@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tracemalloc
 import zipfile
@@ -13,7 +14,14 @@ from flwr.app import Array, ArrayRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahfal_app.messages.arrays import ArrayForm, decode_all, forms_of
+from ahfal_app.messages.arrays import (
+    ArrayForm,
+    HeldArray,
+    decode_all,
+    forms_of,
+    held_record,
+    size_in_bytes,
+)
 
 _FORM = {"w": ArrayForm((3, 2), "float32")}
 
@@ -138,3 +146,41 @@ def test_names_are_those_of_the_model_and_told_without_control_characters():
         decode_all(ArrayRecord(names), _FORM)
     assert "\x1b" not in str(raised.value)
     assert len(str(raised.value)) < 300
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=4),
+    dtype=st.sampled_from(["float16", "float32", "float64", "int64", "uint8", "bool"]),
+    by_columns=st.booleans(),
+)
+def test_a_held_array_travels_as_flowers_own(shape: list[int], dtype: str, by_columns: bool):
+    values = np.arange(math.prod(shape)).reshape(shape, order="F" if by_columns else "C")
+    values = values.astype(dtype, order="K")
+    held, own = HeldArray(values), Array(values)
+    assert (held.dtype, held.shape, held.stype, held.data) == (
+        own.dtype,
+        own.shape,
+        own.stype,
+        own.data,
+    )
+    assert held.deflate() == own.deflate()
+    assert held.object_id == own.object_id
+    assert size_in_bytes(held_record({"a": values})) == ArrayRecord({"a": own}).count_bytes()
+    assert np.array_equal(held.numpy(), values)
+
+
+def test_nobody_changes_a_held_array():
+    held = HeldArray(np.zeros(3))
+    with pytest.raises(ValueError, match="read-only"):
+        held.numpy()[0] = 1
+    with pytest.raises(AttributeError):
+        held.data = b""
+
+
+def test_held_arrays_are_held_against_the_form_too():
+    record = held_record({"w": np.full((3, 2), np.inf, np.float32)})
+    with pytest.raises(ValueError, match="'w' has values that are not finite"):
+        decode_all(record, _FORM)
+    with pytest.raises(ValueError, match="expected is float32"):
+        decode_all(held_record({"w": np.zeros((3, 2))}), _FORM)
+    assert np.isinf(decode_all(record, _FORM, finite=False)["w"]).all()

@@ -26,9 +26,12 @@ from support.reference_aggregation import (
 
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, NonFiniteModel, QuorumNotReached
+from ahfal_app.messages.arrays import held_record
 from ahfal_app.plugins import AGGREGATIONS
 from ahfal_app.seeds import numpy_generator
-from ahfal_app.server.aggregation import Aggregation, shortage
+from ahfal_app.server.aggregation import Aggregation, Limits, shortage
+from ahfal_app.server.aggregation.core import aggregation as core
+from ahfal_app.server.aggregation.core.base import COMMON
 from ahfal_app.server.preflight import check_clients, check_settings
 
 NAMES = (
@@ -496,3 +499,59 @@ def test_multikrum_of_one_client_is_krum(value: int, same: bool):
     multi = run(make("multikrum", averaged_clients=value), start, range(1, 2))
     krum = run(make("krum"), start, range(1, 2))
     assert np.array_equal(multi["head.weight"], krum["head.weight"]) is same
+
+
+@given(seed=st.integers(0, 2**32 - 1), clients=st.integers(1, 5))
+def test_averaging_all_arrays_as_one_is_averaging_each_to_the_bit(seed: int, clients: int):
+    """What Flower's strategy makes of the arrays one by one is what is to come out."""
+    random = np.random.default_rng(seed)
+    types = {"head.weight": np.float64, "head.bias": np.float16}
+    replies = [
+        Message(
+            RecordDict(
+                {
+                    "arrays": held_record(
+                        {
+                            name: np.asarray(random.normal(size=shape), types.get(name, np.float32))
+                            for name, shape in SHAPES.items()
+                        }
+                    ),
+                    "metrics": MetricRecord(
+                        {"num-examples": int(random.integers(1, 50)), "loss": 1.0}
+                    ),
+                }
+            ),
+            dst_node_id=0,
+            message_type="train",
+        )
+        for _ in range(clients)
+    ]
+    joined = core._aggregated(FedAvg(**COMMON), 1, replies, sorted(SHAPES))
+    each = core._aggregated(_OwnFedAvg(**COMMON), 1, replies, sorted(SHAPES))
+    for name, value in each.items():
+        assert joined[name].dtype == value.dtype
+        assert np.array_equal(joined[name], value)
+
+
+class _OwnFedAvg(FedAvg):
+    """FedAvg under another name: nothing is known of it, so it gets the arrays one by one."""
+
+
+@given(
+    value=st.floats(width=32, allow_nan=True, allow_infinity=True),
+    place=st.integers(0, 2),
+    name=st.sampled_from(sorted(SHAPES)),
+)
+def test_few_passes_find_what_one_array_after_the_other_does(value: float, place: int, name: str):
+    current = held_record({**draw_model(0), COUNTER: np.int64(3), "none": np.zeros(0, np.float32)})
+    arrays = {each: array.numpy().copy() for each, array in current.items()}
+    arrays["norm.running_var"][:] = 1
+    arrays[name].flat[place % arrays[name].size] = value
+    limits = Limits(current)
+    is_sound = all(
+        np.isfinite(array).all()
+        and np.abs(array).max(initial=0) <= limits.most[each]
+        and (each != "norm.running_var" or (array >= 0).all())
+        for each, array in arrays.items()
+    )
+    assert limits.hold(arrays) == is_sound

@@ -21,8 +21,9 @@ from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
 from ahfal_app.models import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
-from ahfal_app.training import compilation
+from ahfal_app.training import compilation, sgd
 from ahfal_app.training.compilation import resolve_compile
+from ahfal_app.training.optimiser import FusedSGD
 from ahfal_app.training.prediction import evaluate, predict
 from ahfal_app.training.sgd import (
     LocalUpdate,
@@ -79,6 +80,51 @@ def plain_optimizer(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(
         model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, foreach=False
     )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_optimiser_steps_as_torchs_own_to_the_bit(momentum: float) -> None:
+    """A frozen parameter, and one without a gradient, stay as they are."""
+    model, plain = make_model(), make_model()
+    for each in (model, plain):
+        each.conv1.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(
+        plain.parameters(), lr=1.0, momentum=momentum, weight_decay=0.01, fused=True
+    )
+    buffers: dict[str, Tensor] = {}
+    for rounds in range(2):
+        optimiser = FusedSGD(model, momentum, 0.01, buffers)
+        for step in range(3):
+            inputs = torch.randn(4, 1, 6, 6, generator=generator(10 * rounds + step))
+            optimiser.zero_grad()
+            optimizer.zero_grad()
+            model.features(inputs).sum().backward()
+            plain.features(inputs).sum().backward()
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            optimizer.step()
+            optimiser.step(0.1 / (step + 1))
+        buffers = optimiser.buffers
+    assert same_bits(model, plain)
+    names = {
+        name
+        for name, parameter in plain.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }
+    assert set(buffers) == names
+    assert not {name for name in names if name.startswith(("head", "conv1"))}
+
+
+def test_batches_that_are_augmented_at_once_are_as_if_each_were_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = dataclasses.replace(RECIPE, augmentation=Augmentation(2, True))
+    models = []
+    for at_once in (1, 16, 1000):
+        monkeypatch.setattr(sgd, "_AUGMENTED_AT_ONCE", at_once)
+        models.append(make_model())
+        train(models[-1], make_images(), recipe)
+    assert same_bits(models[0], models[1])
+    assert same_bits(models[0], models[2])
 
 
 def assert_equal_models(model: nn.Module, other: nn.Module, tolerance: float = 1e-6) -> None:

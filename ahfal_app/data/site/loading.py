@@ -104,6 +104,8 @@ class SiteData:
         SHA-256 of the bytes of each, by id.
     image_column : str
         The setting of this name, for parquet files.
+    cache_name : str
+        What the names of all that is kept of the site's images in the cache start with.
     """
 
     dataset: ImageDataset
@@ -113,6 +115,7 @@ class SiteData:
     images: Mapping[int, SiteImage]
     digests_N32: NDArray[np.uint8]
     image_column: str
+    cache_name: str
 
     def content(self, sample: int) -> bytes:
         """Return an image as the site has it.
@@ -202,6 +205,7 @@ def load_site(
         images=found.usable,
         digests_N32=np.asarray(entry.arrays["digests"], np.uint8),
         image_column=image_column,
+        cache_name=_entries_of(folders).removesuffix("-"),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 from flwr.common.config import parse_config_args
 
+from ahfal_app.deployment.doctor.backbone import check_backbone
 from ahfal_app.deployment.doctor.data import check_data
 from ahfal_app.deployment.doctor.finding import Finding, failure
 from ahfal_app.deployment.doctor.key import check_key
@@ -42,6 +43,8 @@ class Site:
         Whether it is started with `--insecure`.
     classes : str
         The run's setting `classes`, where it is known; empty otherwise.
+    run : Mapping[str, object]
+        The run's settings of its backbone, where it has one.
     """
 
     node_config: str
@@ -50,6 +53,7 @@ class Site:
     private_key: Path | None = None
     insecure: bool = False
     classes: str = ""
+    run: Mapping[str, object] = field(default_factory=dict)
 
 
 def examine(site: Site) -> Iterator[Finding]:
@@ -60,6 +64,8 @@ def examine(site: Site) -> Iterator[Finding]:
     if node_config is not None:
         yield from _check_place(node_config)
         yield from examine_node(node_config, site.classes)
+        if site.run:
+            yield from check_backbone(node_config, site.run)
         yield from check_state(node_config)
     yield check_processes()
     if site.private_key or not site.insecure:

@@ -78,7 +78,7 @@ def as_classifier(
         The network cannot take such images, draws random numbers in training, or its output is
         not what it has to be.
     """
-    _switch_off_chance(network)
+    switch_off_chance(network)
     if not isinstance(network, Classifier):
         _use_own_batch_norm(network)
     expected_BC = _try(network, name, image_shape)
@@ -87,7 +87,8 @@ def as_classifier(
     return model.train()
 
 
-def _switch_off_chance(network: nn.Module) -> None:
+def switch_off_chance(network: nn.Module) -> None:
+    """Switch off dropout and stochastic depth, which draw from torch's global generator."""
     for module in network.modules():
         if isinstance(module, _DROPOUT):
             module.p = 0.0

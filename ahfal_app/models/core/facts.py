@@ -17,6 +17,9 @@ class NetworkFacts:
         Whether copies were tested to train together, as one tensor program, as they do alone.
     compiling_pays : bool
         Whether a compiled training step was measured to be faster on a CPU.
+    together_pays_on_cpu : bool
+        Whether copies train faster together than one after the other on a CPU, too; a head on
+        vectors does, whose steps are single matrix products.
     bf16_pays : bool
         Whether bf16 is faster than fp32 where the hardware has it; a tiny network loses by the
         conversions.
@@ -24,4 +27,5 @@ class NetworkFacts:
 
     stackable: bool = False
     compiling_pays: bool = False
+    together_pays_on_cpu: bool = False
     bf16_pays: bool = True

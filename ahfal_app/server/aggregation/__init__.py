@@ -19,7 +19,7 @@ Flower's classes compute; this package decides what they are given, under cycles
 """
 
 from ahfal_app.server.aggregation.core.aggregation import Aggregation
-from ahfal_app.server.aggregation.core.answers import NO_LABELS, limits_of, problem_with
+from ahfal_app.server.aggregation.core.answers import NO_LABELS, Limits, problem_with
 from ahfal_app.server.aggregation.core.requirements import (
     clients_in_a_round,
     make_aggregation,
@@ -29,8 +29,8 @@ from ahfal_app.server.aggregation.core.requirements import (
 __all__ = [
     "NO_LABELS",
     "Aggregation",
+    "Limits",
     "clients_in_a_round",
-    "limits_of",
     "make_aggregation",
     "problem_with",
     "shortage",

@@ -46,6 +46,8 @@ def resolve_client_batching(setting: str, device: torch.device, model_name: str)
         return BatchingChoice(False, f"copies of {model_name} cannot be stacked")
     if setting == "always":
         return BatchingChoice(True, "as client-batching=always says")
+    if device.type == "cpu" and network_facts(model_name).together_pays_on_cpu:
+        return BatchingChoice(True, f"{model_name} is small matrix products, which fit into one")
     if device.type == "cpu":
         return BatchingChoice(False, "on a CPU that was measured to be faster than together")
     return BatchingChoice(True, "a GPU has room for all of them at once")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -71,10 +71,13 @@ class TogetherTrainer:
     ----------
     graphs : bool
         Whether steps are recorded as CUDA graphs and replayed; only on a GPU.
+    threads : int
+        Processor threads that the clients have together; 0: as the caller has.
     """
 
-    def __init__(self, graphs: bool) -> None:
+    def __init__(self, graphs: bool, threads: int = 0) -> None:
         self._graphs = graphs
+        self._threads = threads
         self._program: _Program | None = None
         # What the device has turned out to have room for.
         self._most: int | None = None
@@ -113,7 +116,8 @@ class TogetherTrainer:
         try:
             if len(updates) == 1:
                 return [_alone(updates[0])]
-            return self._program_for(updates).run(updates)
+            with _on_threads(self._threads):
+                return self._program_for(updates).run(updates)
         except torch.OutOfMemoryError as error:
             self._program = None
             if len(updates) == 1:
@@ -136,6 +140,17 @@ class TogetherTrainer:
             self._program = None  # Frees the old one's memory first.
             program = self._program = _Program(updates, key, self._graphs)
         return program
+
+
+@contextmanager
+def _on_threads(threads: int) -> Iterator[None]:
+    """Compute on that many processor threads; 0: on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
@@ -25,19 +27,60 @@ LARGEST_GROWTH = 1e3
 _VARIANCE = "running_var"
 
 
-def limits_of(current: ArrayRecord) -> dict[str, float]:
-    """Return the largest value that an answer's arrays may have, by name."""
-    return {
-        name: max(LARGEST_VALUE, LARGEST_GROWTH * _largest(array.numpy()))
-        for name, array in current.items()
-    }
+class Limits:
+    """What the values of an answer to a global model may be.
+
+    Parameters
+    ----------
+    current : ArrayRecord
+        The global model that the client was sent.
+    """
+
+    def __init__(self, current: ArrayRecord) -> None:
+        self.most = {
+            name: max(LARGEST_VALUE, LARGEST_GROWTH * _largest(array.numpy()))
+            for name, array in current.items()
+        }
+        by_type: dict[str, list[str]] = {}
+        for name, array in current.items():
+            if math.prod(array.shape):
+                by_type.setdefault(array.dtype, []).append(name)
+        self._parts = [self._part(names, current) for names in by_type.values()]
+
+    def _part(self, names: list[str], current: ArrayRecord) -> _Part:
+        sizes = [math.prod(current[name].shape) for name in names]
+        highest_A = np.array([self.most[name] for name in names])
+        is_variance_A = np.array([name.endswith(_VARIANCE) for name in names])
+        starts_A = np.cumsum([0, *sizes[:-1]])
+        return _Part(names, starts_A, np.where(is_variance_A, 0.0, -highest_A), highest_A)
+
+    def hold(self, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Return whether all values are finite and within the limits; in few passes over all."""
+        return all(part.holds(arrays) for part in self._parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Arrays of one type, as if they were one: A of them, where each starts, and its limits."""
+
+    names: list[str]
+    starts_A: NDArray[np.int64]
+    lowest_A: NDArray[np.float64]
+    highest_A: NDArray[np.float64]
+
+    def holds(self, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        joined = np.concatenate([arrays[name].ravel() for name in self.names])
+        least_A = np.minimum.reduceat(joined, self.starts_A)
+        most_A = np.maximum.reduceat(joined, self.starts_A)
+        # What is not a number is neither below nor above anything.
+        return bool(((least_A >= self.lowest_A) & (most_A <= self.highest_A)).all())
 
 
 def problem_with(
     content: RecordDict,
     current: ArrayRecord,
     most_examples: int,
-    limits: Mapping[str, float] | None = None,
+    limits: Limits | None = None,
 ) -> str | None:
     """Return why a client's answer to `train` cannot be used, or None.
 
@@ -50,9 +93,9 @@ def problem_with(
     most_examples : int
         Labelled samples that the client may have trained on.
     limits : Mapping[str, float], optional
-        The `limits_of` the global model, for whoever asks about several answers.
+        The `Limits` of the global model, for whoever asks about several answers.
     """
-    limits = limits_of(current) if limits is None else limits
+    limits = Limits(current) if limits is None else limits
     if ARRAYS_KEY not in content.array_records:
         return f"answer without {ARRAYS_KEY!r}"
     try:
@@ -64,10 +107,13 @@ def problem_with(
             )
         if answer.num_examples == 0:
             return NO_LABELS
-        arrays = decode_all(content.array_records[ARRAYS_KEY], forms_of(current))
+        record, forms = content.array_records[ARRAYS_KEY], forms_of(current)
+        if limits.hold(decode_all(record, forms, finite=False)):
+            return None
+        arrays = decode_all(record, forms)
     except ValueError as error:
         return str(error)
-    problems = (_implausible(name, array, limits[name]) for name, array in arrays.items())
+    problems = (_implausible(name, array, limits.most[name]) for name, array in arrays.items())
     return next((problem for problem in problems if problem is not None), None)
 
 

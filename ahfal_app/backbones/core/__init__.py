@@ -1,0 +1,1 @@
+"""What backbones share: their contract, weights, and where they come from."""

@@ -1,0 +1,100 @@
+"""The model that cycles start from, where a run goes on with one that is there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from ahfal_app.errors import ConfigError
+from ahfal_app.results.reading import MODEL
+
+_Arrays = Mapping[str, NDArray[np.generic]]
+
+#: What the names of a model's last layer start with.
+_HEAD = "head."
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a saved model says of itself, and what a run wants of it.
+
+    Attributes
+    ----------
+    classes : tuple[str, ...]
+        Names of the classes, in order.
+    backbone : str
+        SHA-256 of the backbone whose features it takes; empty where there is none.
+    """
+
+    classes: tuple[str, ...]
+    backbone: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return it as a file of safetensors has it."""
+        return {"classes": json.dumps(self.classes), "backbone": self.backbone}
+
+
+def with_initial(
+    path: str, fresh: _Arrays, facts: ModelFacts, note: Callable[[str], None]
+) -> dict[str, NDArray[np.generic]]:
+    """Return a cycle's first model: what a file has, and a fresh head for other classes.
+
+    Parameters
+    ----------
+    path : str
+        The setting `initial-model`: a file, or a run's folder.
+    fresh : Mapping[str, NDArray]
+        The cycle's fresh model.
+    facts : ModelFacts
+        What the run's classes and backbone are.
+    note : Callable[[str], None]
+        Told where the head is made new.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or it holds another network.
+    """
+    where = f"initial-model={path!r}"
+    saved, metadata = _read(Path(path), where)
+    backbone = metadata.get("backbone", facts.backbone)
+    if backbone != facts.backbone:
+        raise ConfigError(
+            [
+                f"{where}: it was trained on the backbone {backbone[:12] or 'none'}, this run has "
+                f"{facts.backbone[:12] or 'none'}; allowed is a model of the same backbone"
+            ]
+        )
+    other = [key for key in fresh if key in saved and saved[key].shape != fresh[key].shape]
+    missing, unexpected = sorted(fresh.keys() - saved.keys()), sorted(saved.keys() - fresh.keys())
+    wrong = [key for key in other if not key.startswith(_HEAD)]
+    said = [
+        f"{what} {keys[0]!r}"
+        for what, keys in (("lacks", missing), ("has besides", unexpected), ("has another", wrong))
+        if keys
+    ]
+    if said:
+        raise ConfigError([f"{where}: allowed is a model of the same network; it {said[0]}"])
+    names = metadata.get("classes")
+    if other or (names is not None and tuple(json.loads(names)) != facts.classes):
+        note(f"{where} has other classes: the head is made new")
+        return {key: fresh[key] if key.startswith(_HEAD) else saved[key] for key in fresh}
+    return {key: saved[key] for key in fresh}
+
+
+def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError([f"{where}: allowed is a file of safetensors, or the folder of a run"])
+    try:
+        with safe_open(file, "np") as found:
+            arrays = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118
+            return arrays, dict(found.metadata() or {})
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ConfigError([f"{where}: cannot be read: {error}"]) from error

@@ -1,0 +1,196 @@
+"""Backbones: real weights, preprocessing, files that are refused, hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.efficientnet_lite import TIMM_NAME, converted_weights, original_network, write_weights
+from support.registering import register
+from support.small_backbone import NAME, small_backbone
+from support.small_backbone import write_weights as write_small
+from torch import nn
+
+from ahfal_app.backbones import Made, Preprocessing, backbone_problem, load_backbone
+from ahfal_app.errors import ConfigError
+from ahfal_app.plugins import BACKBONES
+
+WANTED = Preprocessing(4, "bilinear", (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+
+
+def problem_of(name: str, weights: str, size: int = 32) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_backbone(name, weights, size)
+    (problem,) = error.value.problems
+    return problem
+
+
+@pytest.fixture(scope="module")
+def lite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
+    write_weights(path)
+    return path
+
+
+def test_converted_weights_give_what_the_original_network_gives() -> None:
+    ours = timm.create_model(TIMM_NAME, pretrained=False).eval()
+    ours.load_state_dict(converted_weights())
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = ours(images)
+        torch.testing.assert_close(logits, original_network()(images), rtol=1e-5, atol=1e-5)
+    assert logits.std() > 0.1
+
+
+def test_a_backbone_has_the_features_under_the_classifier(lite_file: Path) -> None:
+    backbone = load_backbone(f"timm/{TIMM_NAME}", str(lite_file), 96)
+    assert backbone.features == 1280
+    original = original_network()
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = original._fc(backbone.network(images))  # type: ignore[operator,union-attr]
+        torch.testing.assert_close(logits, original(images), rtol=1e-5, atol=1e-5)
+    wanted = backbone.preprocessing
+    assert (wanted.size, wanted.interpolation, wanted.crop) == (96, "bicubic", 1.0)
+    assert wanted.mean_C == wanted.std_C == (0.5, 0.5, 0.5)
+    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
+
+
+def test_torchvision_says_its_preprocessing() -> None:
+    backbone = load_backbone("torchvision/mobilenet_v3_small", "none", 32, crop=True)
+    assert backbone.features == 1024
+    assert backbone.preprocessing.crop == 224 / 256
+    assert backbone.preprocessing.mean_C == (0.485, 0.456, 0.406)
+
+
+def test_images_are_scaled_and_standardised() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 7, 3)).astype(np.uint8)
+    found = WANTED(torch.from_numpy(pixels)).permute(0, 2, 3, 1).numpy()
+    for image, values in zip(pixels, found, strict=True):
+        scaled = np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.BILINEAR))
+        expected = (scaled / 255 - np.array(WANTED.mean_C)) / np.array(WANTED.std_C)
+        # Pillow rounds twice to whole numbers: steps of 1/255, divided by the deviation.
+        assert np.abs(values - expected).max() < 1 / 255 / 0.2
+
+
+def test_the_middle_is_cut_out_as_in_training() -> None:
+    wanted = Preprocessing(4, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), crop=0.5)
+    pixels = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8, 1)
+    expected = pixels[0, 2:6, 2:6, 0].float() / 255
+    for channel in wanted(pixels)[0]:
+        torch.testing.assert_close(channel, expected)
+
+
+def test_white_stays_white_and_no_image_changes_another() -> None:
+    wanted = Preprocessing(6, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    checks = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    checks[:, ::2] = 255
+    found = wanted(checks)
+    assert float(found.min()) >= 0.0
+    assert float(found.max()) <= 1.0
+    dark = torch.full((1, 4, 4, 3), 100, dtype=torch.uint8)
+    both = wanted(torch.cat([dark, checks]))
+    torch.testing.assert_close(both[:1], wanted(dark))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_files_of_weights_are_used(tmp_path: Path, suffix: str) -> None:
+    path = write_small(tmp_path / "weights.safetensors", change=0.5)
+    if suffix == ".pth":
+        state = {f"module.{key}": value for key, value in load_file(path).items()}
+        path = tmp_path / "weights.pth"
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    backbone, untrained = small_backbone(str(path)), small_backbone()
+    first = next(iter(backbone.network.state_dict()))
+    difference = backbone.network.state_dict()[first] - untrained.network.state_dict()[first]
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.5))
+    assert backbone.digest != untrained.digest
+
+
+def test_a_hash_follows_from_weights_and_preprocessing(tmp_path: Path) -> None:
+    same = write_small(tmp_path / "same.safetensors")
+    assert small_backbone(str(same)).digest == small_backbone().digest
+    assert small_backbone(size=48).digest != small_backbone().digest
+
+
+def test_other_weights_are_refused_by_their_first_keys(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    state = load_file(write_small(tmp_path / "right.safetensors"))
+    first = sorted(state)[0]
+    save_file({**{k: v for k, v in state.items() if k != first}, "extra.x": torch.zeros(1)}, path)
+    problem = problem_of(NAME, str(path))
+    assert f"1 missing keys, the first {first!r}" in problem
+    assert "1 unexpected keys, the first 'extra.x'" in problem
+    save_file({**state, first: torch.zeros(3, 1)}, path)
+    assert f"{first} has the shape (3, 1) and not" in problem_of(NAME, str(path), 48)
+
+
+class Malice:
+    """What runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, ("/dev/null",))
+
+
+def test_files_that_hold_code_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": Malice()}, path)
+    assert "could run code, and is refused" in problem_of(NAME, str(path))
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    assert "cannot be read" in problem_of(NAME, str(path))
+    assert "no such file" in problem_of(NAME, str(tmp_path / "none.pth"))
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "allowed is a state dictionary" in problem_of(NAME, str(tmp_path / "list.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm/resnet5O", "did you mean 'resnet50'?"),
+        ("torchvision/resnet19", "did you mean 'resnet18'?"),
+        ("resnet18", "allowed is none | timm/<name> | torchvision/<name>"),
+    ],
+)
+def test_unknown_names_are_refused(name: str, said: str) -> None:
+    assert said in str(backbone_problem(name))
+
+
+class Maps(nn.Module):
+    """Gives maps, as a network without pooling does."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def maps() -> Made:
+    return Made(Maps(), WANTED)
+
+
+def test_a_backbone_without_pooled_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, BACKBONES, "maps", f"{__name__}:maps")
+    assert "allowed is a network with pooled features" in problem_of("maps", "none")
+
+
+def test_weights_that_cannot_be_downloaded_are_told_with_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+        if pretrained:
+            raise ConnectionError("no route to host")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    problem = problem_of("timm/resnet18", "pretrained")
+    assert "cannot be loaded from the network (ConnectionError: no route to host)" in problem
+    assert "fetch timm/resnet18" in problem

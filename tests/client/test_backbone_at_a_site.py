@@ -1,0 +1,48 @@
+"""A site with a backbone: its features stay, its weights are its own, a difference is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.attacks import Target
+from support.small_backbone import SETTINGS, small_backbone, write_weights
+
+RUN = {**SETTINGS, "model": "linear"}
+SAME = {"backbone": small_backbone().digest}
+
+
+def test_features_are_computed_at_the_site_when_it_joins(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    reply = target.send("query.join", RUN, order=SAME)
+    assert not reply.has_error(), reply.error
+    assert reply.content.config_records["config"]["backbone"] == SAME["backbone"]
+    (folder,) = (path for path in (tmp_path / "site/decoded/features").iterdir() if path.is_dir())
+    assert folder.name.startswith("site-")
+    assert (folder / "features.f16").stat().st_size == 60 * 2 * small_backbone().features
+    # Nothing of the features is in the answer: it has a few numbers and hashes.
+    assert not reply.content.array_records
+    assert len(str(reply.content)) < 4000
+
+
+def test_another_backbone_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    target.refused("query.join", "settings", RUN, order={"backbone": "0" * 64})
+    assert not (tmp_path / "site/decoded/features").exists()
+
+
+def test_a_site_names_its_own_weights(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "weights.safetensors")
+    told = {**RUN, "backbone-weights": "/srv/weights.pth"}
+    target = Target(tmp_path, **{"backbone-weights": str(weights)})
+    reply = target.send("query.join", told, order=SAME)
+    assert not reply.has_error(), reply.error
+
+
+def test_a_file_that_a_server_names_is_refused(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    told = {**RUN, "backbone-weights": str(target.site / "truth.csv")}
+    target.refused("query.join", "message", told, order=SAME)
+
+
+def test_an_order_without_the_hash_is_refused(tmp_path: Path) -> None:
+    Target(tmp_path).refused("query.join", "message", RUN)

@@ -1,0 +1,168 @@
+"""Whole runs with a backbone: frozen, tuned, with every strategy, on a model that is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message
+from safetensors.numpy import load_file
+from support.simulation import Simulation
+from support.small_backbone import SETTINGS, small_backbone, write_weights
+
+from ahfal_app.client_app import app as client_app
+from ahfal_app.errors import ConfigError, QuorumNotReached
+from ahfal_app.query import strategy_names
+from ahfal_app.server.preflight import check_settings
+
+SMALL: dict[str, object] = {
+    **SETTINGS,
+    "max-train-samples": 120,
+    "max-test-samples": 40,
+    "model.normalise": "unit",
+}
+FEATURES = 256
+
+
+def test_only_the_head_is_trained_and_travels(simulation: Simulation) -> None:
+    outcome = simulation(SMALL, strategy="entropy")
+    model = load_file(outcome.folder / "model.safetensors")
+    assert {name: value.shape for name, value in model.items()} == {
+        "head.weight": (10, FEATURES),
+        "head.bias": (10,),
+    }
+    # Three clients get and give 10 (D + 1) numbers, and a little around them.
+    head = 3 * 4 * 10 * (FEATURES + 1)
+    for round_ in outcome.metrics.rounds:
+        assert head < round_.bytes_up < 1.2 * head
+    backbone = json.loads((outcome.folder / "environment.json").read_text())["backbone"]
+    assert backbone["sha256"] == small_backbone().digest
+    assert backbone["features"] == FEATURES
+
+
+def test_features_are_computed_once_for_all_runs(simulation: Simulation, tmp_path: Path) -> None:
+    settings = {**SMALL, "data-dir": str(tmp_path / "data"), "cycles": 1}
+    folders = [simulation(settings, seed=seed).folder for seed in (0, 1)]
+    computed = [
+        json.loads((folder / "environment.json").read_text())["backbone"]["extracted"]
+        for folder in folders
+    ]
+    counts = [{split: each["images"] for split, each in found.items()} for found in computed]
+    assert counts == [{"test": 40, "train": 120}, {"test": 0, "train": 0}]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        name if name in ("badge", "feal") else pytest.param(name, marks=pytest.mark.slow)
+        for name in strategy_names()
+    ],
+)
+def test_every_strategy_chooses_by_features(simulation: Simulation, strategy: str) -> None:
+    outcome = simulation(SMALL, strategy=strategy, cycles=2)
+    assert [cycle.labels for cycle in outcome.metrics.cycles] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"local-update": "kcfu", "privacy": "secure-aggregation", "model": "mlp"},
+        pytest.param({"aggregation": "fedadam", "model.dropout": 0.5}, marks=pytest.mark.slow),
+        pytest.param(
+            {"aggregation": "fedprox", "model.normalise": "batch"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"privacy": "local-dp", "privacy.epsilon": 5.0}, marks=pytest.mark.slow),
+    ],
+)
+def test_whatever_else_a_run_has(simulation: Simulation, settings: dict[str, object]) -> None:
+    outcome = simulation({**SMALL, **settings}, cycles=2)
+    assert len(outcome.metrics.cycles) == 2
+
+
+def test_parts_of_a_backbone_are_trained_and_the_rest_stays(simulation: Simulation) -> None:
+    outcome = simulation(SMALL, tune="conv_head,bn2,head", cycles=1, rounds=1, strategy="entropy")
+    names = set(load_file(outcome.folder / "model.safetensors"))
+    assert {name.split(".")[1] for name in names if name.startswith("backbone.")} == {
+        "conv_head",
+        "bn2",
+    }
+    assert {"head.weight", "head.bias"} < names
+
+
+def test_another_backbone_than_the_servers_is_refused_by_name(simulation: Simulation) -> None:
+    def other(message: Message, context: Context) -> Message:
+        message.content.config_records["config"]["backbone"] = "0" * 64
+        return client_app(message, context)
+
+    with pytest.raises(QuorumNotReached) as error:
+        simulation(SMALL, handler=other)
+    assert (
+        f"backbone='timm/test_efficientnet': weights and preprocessing have the hash "
+        f"{small_backbone().digest[:12]} here, and 000000000000 at the server"
+    ) in str(error.value)
+
+
+def test_a_run_goes_on_with_a_model_that_is_there(simulation: Simulation, tmp_path: Path) -> None:
+    before = simulation(SMALL, strategy="entropy", cycles=1).folder
+    told: list[dict[str, object]] = []
+
+    def first_round(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train":
+            arrays = message.content.array_records["arrays"]
+            told.append({name: array.numpy() for name, array in arrays.items()})
+        return client_app(message, context)
+
+    simulation(
+        SMALL,
+        handler=first_round,
+        strategy="entropy",
+        cycles=2,
+        rounds=1,
+        name="after",
+        **{"initial-model": str(before)},
+    )
+    model = load_file(before / "model.safetensors")
+    assert len(told) == 6
+    for arrays in told:
+        assert {name: value.tolist() for name, value in arrays.items()} == {  # type: ignore[attr-defined]
+            name: value.tolist() for name, value in model.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tune": "all"}, "tune='all': allowed with a backbone alone"),
+        ({**SETTINGS, "model": "resnet8"}, "allowed with backbone='timm/test_efficientnet' is a"),
+        ({"backbone": "timm/efficientnet"}, "allowed is timm/ with one of timm.list_models()"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_settings(settings)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tune": "layer4,head"}, "'layer4' is no part of timm/test_efficientnet"),
+        ({"tune": "conv_head"}, "allowed are parts with 'head' among them"),
+        ({"backbone-weights": "nowhere.pth"}, "no such file"),
+        ({"initial-model": "nowhere"}, "allowed is a file of safetensors, or the folder of a run"),
+    ],
+)
+def test_what_shows_when_the_backbone_is_there(
+    simulation: Simulation, settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        simulation(SMALL, **settings)
+    assert said in str(error.value)
+
+
+def test_a_model_of_another_backbone_is_refused(simulation: Simulation, tmp_path: Path) -> None:
+    before = simulation(SMALL, cycles=1, rounds=1).folder
+    weights = write_weights(tmp_path / "weights.safetensors", change=0.1)
+    with pytest.raises(ConfigError, match="it was trained on the backbone"):
+        simulation(SMALL, **{"initial-model": str(before), "backbone-weights": str(weights)})
