@@ -41,14 +41,7 @@ BACKBONE = "tf_efficientnet_lite0"
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--labels", type=int, default=1575, help="Labelled samples of a client.")
-    parser.add_argument("--images", type=int, default=64, help="Images of an extraction.")
-    parser.add_argument("--size", type=int, default=224, help="Their height and width.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/heads.json"))
-    arguments = parser.parse_args()
+    arguments = _arguments()
     torch.set_num_threads(1)
     clients, labels = arguments.clients, arguments.labels
     heads = head_updates(clients, labels)
@@ -149,6 +142,17 @@ def extractions(count: int, size: int) -> dict[str, tuple[Callable[[], object], 
         torch.set_num_threads(1)
 
     return {"store": (stored, count), "plain_timm": (loop, count)}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--labels", type=int, default=1575, help="Labelled samples of a client.")
+    parser.add_argument("--images", type=int, default=64, help="Images of an extraction.")
+    parser.add_argument("--size", type=int, default=224, help="Their height and width.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/heads.json"))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

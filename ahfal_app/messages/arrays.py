@@ -73,6 +73,7 @@ class HeldArray(Array):
             dtype=_name_of(held.dtype), shape=held.shape, stype=_NUMPY, _values=held
         )
 
+    # Flower's is an attribute that can be set; nobody sets this one.
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The values in NumPy's file format, made anew each time."""

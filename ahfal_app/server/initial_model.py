@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import MODEL
 
 _Arrays = Mapping[str, NDArray[np.generic]]
+
+_METADATA = "ahfal"
 
 #: What the names of a model's last layer start with.
 _HEAD = "head."
@@ -36,8 +39,12 @@ class ModelFacts:
     backbone: str
 
     def to_metadata(self) -> dict[str, str]:
-        """Return it as a file of safetensors has it."""
-        return {"classes": json.dumps(self.classes), "backbone": self.backbone}
+        """Return it as a file of safetensors has it.
+
+        Under one key: safetensors writes several in an order that varies, and equal runs are to
+        leave equal files.
+        """
+        return {_METADATA: json.dumps({"backbone": self.backbone, "classes": self.classes})}
 
 
 def with_initial(
@@ -62,8 +69,8 @@ def with_initial(
         There is no such file, or it holds another network.
     """
     where = f"initial-model={path!r}"
-    saved, metadata = _read(Path(path), where)
-    backbone = metadata.get("backbone", facts.backbone)
+    saved, said_of_it = _read(Path(path), where)
+    backbone = said_of_it.get("backbone", facts.backbone)
     if backbone != facts.backbone:
         raise ConfigError(
             [
@@ -81,20 +88,31 @@ def with_initial(
     ]
     if said:
         raise ConfigError([f"{where}: allowed is a model of the same network; it {said[0]}"])
-    names = metadata.get("classes")
-    if other or (names is not None and tuple(json.loads(names)) != facts.classes):
+    names = said_of_it.get("classes")
+    if other or (names is not None and tuple(names) != facts.classes):
         note(f"{where} has other classes: the head is made new")
         return {key: fresh[key] if key.startswith(_HEAD) else saved[key] for key in fresh}
     return {key: saved[key] for key in fresh}
 
 
-def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise ConfigError([f"{where}: allowed is a file of safetensors, or the folder of a run"])
     try:
         with safe_open(file, "np") as found:
             arrays = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118
-            return arrays, dict(found.metadata() or {})
-    except (SafetensorError, OSError, TypeError) as error:
+            text = (found.metadata() or {}).get(_METADATA, "{}")
+        return arrays, _said(json.loads(text))
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ConfigError([f"{where}: cannot be read: {error}"]) from error
+
+
+def _said(content: object) -> dict[str, Any]:
+    """Return what a file says of its model, if it is of the kind that `to_metadata` writes."""
+    if not isinstance(content, dict):
+        raise TypeError("its metadata are no mapping")
+    names = content.get("classes", [])
+    if not isinstance(content.get("backbone", ""), str) or not isinstance(names, list):
+        raise TypeError("its metadata are not what a run writes")
+    return content

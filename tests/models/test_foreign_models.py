@@ -380,7 +380,7 @@ class TestEntryPoints:
         register(monkeypatch, MODELS, "shallow", f"{__name__}:build_own")
         problem = model_problem("shalow")
         assert problem is not None
-        assert problem.startswith("model='shalow': allowed is auto | mobilenet-v2 | ")
+        assert problem.startswith("model='shalow': allowed is auto | linear | mlp | ")
         assert problem.endswith("shallow | small-cnn | torchvision/<name>; did you mean 'shallow'?")
 
 

@@ -242,7 +242,7 @@ def test_threads_that_build_at_the_same_time_get_equal_weights(name: str) -> Non
 
 
 def test_an_unknown_network_is_refused_with_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"model='resnet9': allowed is auto \| mobilenet-v2 \| "):
+    with pytest.raises(ConfigError, match=r"model='resnet9': allowed is auto \| linear \| mlp \| "):
         build_model("resnet9", CIFAR, 10, 0)
 
 

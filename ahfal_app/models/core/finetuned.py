@@ -47,7 +47,7 @@ class Finetuned(Classifier):
         self.backbone: nn.Module = copy.deepcopy(backbone.network).requires_grad_()
         switch_off_chance(self.backbone)
         self.head = top.head
-        # What is left of it has no parameters twice.
+        # What is left of it has no parameters twice; `head` is declared as a linear layer.
         top.head = nn.Identity()  # type: ignore[assignment]
         self.top = top
         self._frozen = frozenset(_frozen(self, tune))
@@ -72,6 +72,7 @@ class Finetuned(Classifier):
             module.eval()
         return self
 
+    # torch's has overloads, of which this is the sum.
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what is trained, by name: what travels, and what is kept of a model."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)

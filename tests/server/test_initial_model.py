@@ -1,0 +1,116 @@
+"""Cycles that start from a model that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from ahfal_app.errors import ConfigError
+from ahfal_app.server.initial_model import ModelFacts, with_initial
+
+FACTS = ModelFacts(("cat", "dog"), "")
+Model = dict[str, NDArray[Any]]
+
+
+def model(start: float, classes: int = 2) -> Model:
+    return {
+        "body.weight": np.full((3, 3), start, np.float32),
+        "head.weight": np.full((classes, 3), start, np.float32),
+        "head.bias": np.full(classes, start, np.float32),
+    }
+
+
+def saved(path: Path, of: Model, metadata: dict[str, str] | None) -> str:
+    save_file(of, path, metadata)
+    return str(path)
+
+
+def started(path: str, fresh: Model, facts: ModelFacts = FACTS) -> tuple[Model, list[str]]:
+    notes: list[str] = []
+    return with_initial(path, fresh, facts, notes.append), notes
+
+
+def values(of: Model) -> dict[str, float]:
+    return {name: float(array.flat[0]) for name, array in of.items()}
+
+
+@pytest.mark.parametrize("metadata", [FACTS.to_metadata(), None])
+def test_the_same_classes_keep_their_head(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    found, notes = started(saved(tmp_path / "m", model(1.0), metadata), model(0.0))
+    assert (set(values(found).values()), notes) == ({1.0}, [])
+
+
+@pytest.mark.parametrize("classes", [("dog", "cat"), ("cat", "dog", "fox")])
+def test_other_classes_get_a_new_head_and_that_is_said(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    path = saved(tmp_path / "m", model(1.0), FACTS.to_metadata())
+    found, notes = started(path, model(0.0, len(classes)), ModelFacts(classes, ""))
+    assert values(found) == {"body.weight": 1.0, "head.weight": 0.0, "head.bias": 0.0}
+    assert notes == [f"initial-model={path!r} has other classes: the head is made new"]
+
+
+def test_a_folder_of_a_run_means_its_model(tmp_path: Path) -> None:
+    saved(tmp_path / "model.safetensors", model(1.0), FACTS.to_metadata())
+    found, _ = started(str(tmp_path), model(0.0))
+    assert set(values(found).values()) == {1.0}
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    """With what is said of them, which safetensors would write in an order that varies."""
+    files = [Path(saved(tmp_path / str(i), model(1.0), FACTS.to_metadata())) for i in range(20)]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def other_network(of: Model) -> Model:
+    return {**of, "extra": np.zeros(1, np.float32)}
+
+
+def other_body(of: Model) -> Model:
+    return {**of, "body.weight": np.zeros((2, 2), np.float32)}
+
+
+def without_head(of: Model) -> Model:
+    return {name: array for name, array in of.items() if name != "head.bias"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_network, "has besides 'extra'"),
+        (other_body, "has another 'body.weight'"),
+        (without_head, "lacks 'head.bias'"),
+    ],
+)
+def test_another_network_is_refused_by_the_first_difference(
+    tmp_path: Path, change: Any, said: str
+) -> None:
+    path = saved(tmp_path / "m", change(model(1.0)), None)
+    with pytest.raises(ConfigError, match=said):
+        started(path, model(0.0))
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    metadata = ModelFacts(("cat", "dog"), "ab" * 32).to_metadata()
+    path = saved(tmp_path / "m", model(1.0), metadata)
+    with pytest.raises(ConfigError, match="backbone abababababab, this run has none"):
+        started(path, model(0.0))
+
+
+@pytest.mark.parametrize("said", ["[]", "{", '{"classes": 3}', '{"backbone": 3}'])
+def test_metadata_of_somebody_else_are_refused(tmp_path: Path, said: str) -> None:
+    path = saved(tmp_path / "m", model(1.0), {"ahfal": said})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        started(path, model(0.0))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(b"\x80\x04pickle")
+    for path, said in ((str(tmp_path / "m"), "cannot be read"), ("nothing", "allowed is a file")):
+        with pytest.raises(ConfigError, match=said):
+            started(path, model(0.0))
