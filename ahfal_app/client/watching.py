@@ -179,7 +179,7 @@ def _still_there(
     watched_ids = before[_IDS].numpy()
     rows = torch.from_numpy(np.flatnonzero(np.isin(watched_ids, ids_N)))
     watched = {
-        name: values[rows] if values.ndim and len(values) == len(watched_ids) else values
+        name: values[rows] if values.ndim else values
         for name, values in before.items()
         if name != _IDS
     }

@@ -31,6 +31,7 @@ from ahfal_app.query import (
     strategy_class,
     strategy_names,
 )
+from ahfal_app.query.core.covering import CoveringStrategy
 
 Tensors = dict[Signal, Tensor]
 
@@ -39,6 +40,10 @@ LABELLED = 9
 
 #: Signals that are matrices; the others come from `FakeModels`.
 MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL}
+
+#: Strategies that may draw in vain: starts of a k-means that come to the same end, and an order of
+#: equals where none are.
+IN_VAIN = frozenset({"chase", "ifal", "prob-cover"})
 
 LOGITS = Signal.LOCAL_LOGITS
 TRAINING = LocalOnlyTraining(1, 2, 0.1, 0.0, 0.0, 1, False, 1.0)
@@ -75,7 +80,9 @@ def make_tensors(size: int, num_classes: int, seed: int = 0) -> Tensors:
         if signal.value.endswith("head"):
             rows, columns = num_classes, WIDTH + 1
         tensors[signal] = torch.randn(rows, columns, generator=generator)
-    return tensors
+    # Changes of the predicted class are counted, so that many samples are level.
+    flips = torch.randint(0, 4, (size, 1), generator=generator)
+    return {**tensors, Signal.LOCAL_FLIPS: flips.float()}
 
 
 def make_pool(tensors: Tensors, ids: NDArray[np.int64] | None = None) -> PoolView:
@@ -176,7 +183,7 @@ def test_randomness_depends_on_client_cycle_and_seed_alone(strategy: QueryStrate
     tensors = make_tensors(200, 5)
     keys: list[dict[str, int]] = [{}, {"client": 3}, {"cycle": 2}, {"seed": 8}]
     answers = {tuple(select(strategy, tensors, make_context(20, 5, **key))) for key in keys}
-    assert (len(answers) > 1) == draws(strategy)
+    assert draws(strategy) if len(answers) > 1 else not draws(strategy) or strategy.name in IN_VAIN
 
 
 @every_strategy
@@ -191,6 +198,10 @@ def test_ids_are_only_names(strategy: QueryStrategy) -> None:
 def test_order_of_the_pool_does_not_matter(strategy: QueryStrategy) -> None:
     if draws(strategy):
         pytest.skip("draws by position, so another order is another draw")
+    if getattr(strategy.parameters, "ties", None) == "id":
+        pytest.skip("the smallest ids among equals, so another order is another choice")
+    if isinstance(strategy, CoveringStrategy):
+        pytest.skip("two samples that cover each other alone are level: the first one is taken")
     tensors, context = make_tensors(60, 5), make_context(17, 5)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     shuffled = {

@@ -138,6 +138,20 @@ class TestGreedyCoverage:
             coverage = coverage_of(values, kernel, 1.5, weights.astype(float).tolist())
             assert picks(coverage, size, count, again) == expected
 
+    @pytest.mark.parametrize("kernel", sorted(KERNELS))
+    def test_in_another_order_as_much_is_covered_by_each_pick(self, kernel: str) -> None:
+        """Two points that cover each other alone are level, so that picks may differ."""
+        values = np.random.default_rng(3).normal(size=(60, 4))
+        order = np.random.default_rng(4).permutation(60)
+        plain, shuffled = (coverage_of(each, kernel, 1.5) for each in (values, values[order]))
+        taken, taken_shuffled = picks(plain, 60, 12), order[picks(shuffled, 60, 12)]
+        for number in range(1, 13):
+            covered = [
+                plain.covered_by(torch.as_tensor(np.array(each[:number]))).sum()
+                for each in (taken, taken_shuffled)
+            ]
+            torch.testing.assert_close(*covered)
+
     def test_looks_at_few_candidates_after_the_first_pick(self) -> None:
         values = np.random.default_rng(0).normal(size=(2000, 3))
         looked_at = []

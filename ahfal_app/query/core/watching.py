@@ -15,7 +15,7 @@ from torch import Tensor
 from ahfal_app.query.core.base import QueryStrategy
 from ahfal_app.query.core.pool import Outputs, Signal
 
-#: What has been watched so far: tensors by name, whose first dimension is the pool's (N, ...).
+#: What has been watched so far, by name: tensors of the pool (N, ...), and single numbers ().
 Watched = dict[str, Tensor]
 
 
