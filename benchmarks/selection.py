@@ -58,7 +58,7 @@ from ahfal_app.training.prediction import predict
 from ahfal_app.training.sgd import LocalUpdate, Objective, Recipe, train_locally
 
 #: Strategies whose time is measured on parts of the pool, too, and which parts.
-GROWTH = dict.fromkeys(("badge", "core-set"), (0.25, 0.5))
+GROWTH = dict.fromkeys(("badge", "core-set", "max-herding", "prob-cover"), (0.25, 0.5))
 
 #: Which forward pass gives a signal. Logits and embeddings of a model come from the same.
 PASSES = {
@@ -68,10 +68,21 @@ PASSES = {
     Signal.GLOBAL_EMBEDDINGS: "global",
     Signal.LABELLED_LOCAL_EMBEDDINGS: "labelled",
     Signal.LABELLED_GLOBAL_EMBEDDINGS: "labelled",
+    Signal.LABELLED_LOCAL_LOGITS: "labelled",
+    Signal.LABELLED_GLOBAL_LOGITS: "labelled",
+    Signal.LOCAL_HEAD: "head",
+    Signal.GLOBAL_HEAD: "head",
+    Signal.LOCAL_FLIPS: "watched",
+    Signal.TEMPORAL_SPREAD: "watched",
+    Signal.TEMPORAL_PROBABILITIES: "watched",
     Signal.LOCAL_FEATURE_MAPS: "local",
     Signal.PERTURBED_LOCAL_MODEL: "noisy",
     Signal.LOCAL_ONLY_MODEL: "local-only",
 }
+
+#: What no forward pass at the time of the selection is needed for: the passes of what is watched
+#: are made during training.
+WITHOUT_PASS = frozenset({"head", "watched"})
 
 
 # Pieces of memory from this size on are given back to the system when they are freed.
@@ -222,6 +233,12 @@ class _Models:
         self._used["local-only"] = 1
         return Outputs(self._signals[Signal.LOCAL_LOGITS], self._embeddings)
 
+    def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
+        """Return the labelled set's local outputs as those of a model of the client's own."""
+        self._used["labelled"] = 1
+        logits_LC = self._signals[Signal.LABELLED_LOCAL_LOGITS]
+        return Outputs(logits_LC, self._signals[Signal.LABELLED_LOCAL_EMBEDDINGS])
+
     @property
     def _embeddings(self) -> Tensor:
         return self._signals[Signal.LOCAL_EMBEDDINGS]
@@ -232,7 +249,8 @@ def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) ->
     used: Counter[str] = Counter()
 
     def source(signal: Signal) -> Tensor:
-        used[PASSES[signal]] = 1
+        if PASSES[signal] not in WITHOUT_PASS:
+            used[PASSES[signal]] = 1
         return signals[signal]
 
     size, classes = signals[Signal.LOCAL_LOGITS].shape
@@ -247,6 +265,7 @@ def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) ->
         seed=seed,
         client=0,
         cycle=1,
+        labels_L=np.arange(len(signals[Signal.LABELLED_LOCAL_LOGITS])) % classes,
     )
     pool = PoolView(np.arange(size), sources, _Models(signals, used))
     checked_select(make_strategy(name), pool, context)
@@ -282,13 +301,22 @@ def _signals(seed: int, sizes: Sizes) -> dict[Signal, Tensor]:
 
     local_ND = embeddings(sizes.pool)
     global_ND = torch.relu(local_ND + randn(sizes.pool, sizes.width) / 4)
+    labelled_local_LD, labelled_global_LD = embeddings(sizes.labelled), embeddings(sizes.labelled)
+    head_CD = torch.cat([20 * head_DC.T, torch.zeros(sizes.classes, 1)], dim=1)
     return {
+        Signal.LABELLED_LOCAL_LOGITS: logits(labelled_local_LD),
+        Signal.LABELLED_GLOBAL_LOGITS: logits(labelled_global_LD),
+        Signal.LOCAL_HEAD: head_CD,
+        Signal.GLOBAL_HEAD: head_CD,
+        Signal.LOCAL_FLIPS: torch.randint(0, 5, (sizes.pool, 1), generator=generator).float(),
+        Signal.TEMPORAL_SPREAD: randn(sizes.pool, 1).abs(),
+        Signal.TEMPORAL_PROBABILITIES: torch.softmax(randn(sizes.pool, sizes.classes), dim=1),
         Signal.LOCAL_EMBEDDINGS: local_ND,
         Signal.LOCAL_LOGITS: logits(local_ND),
         Signal.GLOBAL_EMBEDDINGS: global_ND,
         Signal.GLOBAL_LOGITS: logits(global_ND),
-        Signal.LABELLED_LOCAL_EMBEDDINGS: embeddings(sizes.labelled),
-        Signal.LABELLED_GLOBAL_EMBEDDINGS: embeddings(sizes.labelled),
+        Signal.LABELLED_LOCAL_EMBEDDINGS: labelled_local_LD,
+        Signal.LABELLED_GLOBAL_EMBEDDINGS: labelled_global_LD,
         Signal.LOCAL_FEATURE_MAPS: torch.relu(randn(sizes.pool, 9 * _MAP_CHANNELS)),
     }
 

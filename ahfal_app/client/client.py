@@ -21,6 +21,7 @@ from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
+from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
 from ahfal_app.data.moments import moment_sums
 from ahfal_app.errors import MessageRefused
@@ -90,6 +91,7 @@ class Client:
         self._rows_N = loaded.client_rows(client)
         self._check_grant = check_grant
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
+        self._watching = Watching(settings, state, loaded)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
@@ -175,7 +177,16 @@ class Client:
     ) -> tuple[dict[str, Tensor], TrainAnswer]:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
-        _, result = self._training.in_round(tensors, self._trained_on(cycle), cycle, round_)
+        sets, watch = self._trained_on(cycle), None
+        if self._watching.is_needed:
+            with self._labels() as store:
+                watch = self._watching.of_round(store.unlabelled(), cycle, round_)
+        if watch is not None:
+            watch.received(tensors)
+        after_epoch = watch.after_epoch if watch is not None and watch.every_epoch else None
+        model, result = self._training.in_round(tensors, sets, cycle, round_, after_epoch)
+        if watch is not None:
+            watch.trained(model, result is not None)
         trained = self._resources.state()
         if result is not None and last_round:
             self._state.save_local_model(cycle, trained)
@@ -255,8 +266,9 @@ class Client:
                     sets = LabelledSets.of(store)
                     local = self._training.in_place_of_local_model(tensors, sets, cycle)
                     fine_tuned = True
+                watched = self._watching.signals(store.unlabelled(), tensors, cycle)
                 selected = self._selection.by_strategy(
-                    store, local, tensors, cycle, statistics, granted
+                    store, local, tensors, cycle, statistics, granted, watched
                 )
                 self._annotation.reserve(store, cycle + 1, selected)
             self._annotation.ask(store)

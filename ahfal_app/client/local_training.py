@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,9 @@ from ahfal_app.training.objectives import make_local_update, make_objective
 from ahfal_app.training.resources import Resources
 from ahfal_app.training.sgd import LocalUpdate, TrainingResult, TrainingState
 from ahfal_app.training.update import carry_out
+
+#: Called with a model and the number of a round's epoch, from 1, when it is over.
+AfterEpoch = Callable[[Classifier, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +72,18 @@ class ClientTraining:
     proximal_mu: float = 0.0
 
     def in_round(
-        self, tensors: dict[str, Tensor], sets: LabelledSets, cycle: int, round_: int
+        self,
+        tensors: dict[str, Tensor],
+        sets: LabelledSets,
+        cycle: int,
+        round_: int,
+        watch: AfterEpoch | None = None,
     ) -> tuple[Classifier, TrainingResult | None]:
         """Train the global model on L_i; there is no result where nothing is labelled."""
         model = self._model(tensors)
         if len(sets.labelled.samples_N) == 0:
             return model, None
-        result = self._train(model, tensors, sets, (cycle, round_))
+        result = self._train(model, tensors, sets, (cycle, round_), watch)
         self.state.save_training(cycle, round_, result.state)
         return model, result
 
@@ -95,6 +105,7 @@ class ClientTraining:
         global_tensors: dict[str, Tensor],
         sets: LabelledSets,
         when: tuple[int, int],
+        watch: AfterEpoch | None = None,
     ) -> TrainingResult:
         settings, labelled = self.settings, sets.labelled
         recipe = self.loaded.recipe(settings)
@@ -126,6 +137,7 @@ class ClientTraining:
             self._training_state(*when),
             torch_generator(settings.seed, "training", self.client, *when),
             objective,
+            None if watch is None else functools.partial(watch, model),
         )
         return carry_out(update)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,7 @@ class Selection:
         cycle: int,
         statistics: ClassStatistics,
         granted: int | None = None,
+        watched: Mapping[Signal, Tensor] | None = None,
     ) -> Selected:
         """Select what is labelled after a cycle.
 
@@ -126,10 +128,13 @@ class Selection:
             Statistics of the labelled sets that it was trained on.
         granted : int | None
             How many labels the server grants in total; None: as many as the settings say.
+        watched : Mapping[Signal, Tensor], optional
+            What the query strategy has watched of the pool while the client trained.
         """
         budget = self._allotted(store, cycle + 1, granted)
         strategy = self._strategy(store.unlabelled(), statistics)
         situation = self._situation(store, local, tensors, cycle + 1)
+        situation = dataclasses.replace(situation, watched=watched or {})
         pool = make_pool(self.settings, self.loaded, strategy, situation)
         context = self._context(budget, cycle + 1, statistics, store)
         samples_B = checked_select(strategy, pool, context)
@@ -159,14 +164,16 @@ class Selection:
     def _context(
         self, budget: int, for_cycle: int, statistics: ClassStatistics, store: LabelStore
     ) -> QueryContext:
+        labelled = store.labelled()
         return QueryContext(
             budget=budget,
             num_classes=self.loaded.num_classes,
-            class_counts_C=store.labelled().class_counts(self.loaded.num_classes),
+            class_counts_C=labelled.class_counts(self.loaded.num_classes),
             statistics=statistics,
             seed=self.settings.seed,
             client=self.client,
             cycle=for_cycle,
+            labels_L=labelled.labels_N,
         )
 
     def _situation(

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _ORACLE = "oracle"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
+_WATCHED = re.compile(r"watched-(\d+)-(\d+)\.safetensors")
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
 
@@ -247,6 +248,26 @@ class ClientState:
     def load_local_model(self, cycle: int) -> dict[str, Tensor] | None:
         """Return the local model f^L of a cycle, or None where it is missing or damaged."""
         return self._load(f"local-model-{cycle}.safetensors")
+
+    def save_watched(self, cycle: int, round_: int, watched: dict[str, Tensor]) -> None:
+        """Keep what a query strategy has watched of the pool up to a round of a cycle."""
+        arrays = {name: _array(tensor) for name, tensor in watched.items()}
+        self._save(f"watched-{cycle}-{round_}.safetensors", arrays)
+        for old in self._watched_rounds()[:-_KEPT_ROUNDS]:
+            self._forget("watched-{}-{}.safetensors".format(*old))
+
+    def load_watched(self, cycle: int, before_round: int) -> dict[str, Tensor] | None:
+        """Return what was watched in a cycle before a round; None where nothing sound is left."""
+        rounds = [r for c, r in self._watched_rounds() if c == cycle and r < before_round]
+        for round_ in reversed(rounds):
+            watched = self._load(f"watched-{cycle}-{round_}.safetensors")
+            if watched is not None:
+                return watched
+        return None
+
+    def _watched_rounds(self) -> list[tuple[int, int]]:
+        matches = (_WATCHED.fullmatch(name) for name in self._pieces)
+        return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def _forget(self, name: str) -> None:
         with suppress(KeyError):  # Where a round is repeated, another process may be at it, too.

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
         PoolView,
         Signal,
     )
+    from ahfal_app.query.core.watching import Moment, Watched, WatchingStrategy
 
 __all__ = [
     "Aligned",
     "LocalOnlyTraining",
+    "Moment",
     "Outputs",
     "PoolModels",
     "PoolView",
@@ -49,6 +51,8 @@ __all__ = [
     "StrategyEntry",
     "TrainingContext",
     "TrainingLoss",
+    "Watched",
+    "WatchingStrategy",
     "checked_select",
     "make_strategy",
     "strategy_class",
@@ -60,6 +64,7 @@ __all__ = [
 _LAZY = {
     "Aligned": "ahfal_app.query.core.alignment",
     "LocalOnlyTraining": "ahfal_app.query.core.pool",
+    "Moment": "ahfal_app.query.core.watching",
     "Outputs": "ahfal_app.query.core.pool",
     "PoolModels": "ahfal_app.query.core.pool",
     "PoolView": "ahfal_app.query.core.pool",
@@ -69,6 +74,8 @@ _LAZY = {
     "Signal": "ahfal_app.query.core.pool",
     "TrainingContext": "ahfal_app.query.core.base",
     "TrainingLoss": "ahfal_app.query.core.base",
+    "Watched": "ahfal_app.query.core.watching",
+    "WatchingStrategy": "ahfal_app.query.core.watching",
     "checked_select": "ahfal_app.query.core.base",
 }
 

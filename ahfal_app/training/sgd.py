@@ -99,6 +99,9 @@ class LocalUpdate:
         see the same batches.
     objective : Objective
         What is minimised.
+    after_epoch : Callable[[int], None] | None
+        Called with the number of each epoch of the round, from 1, when it is over; it leaves the
+        model as it is. Such an update is not trained together with others.
     """
 
     model: Classifier
@@ -109,6 +112,7 @@ class LocalUpdate:
     state: TrainingState | None
     generator: torch.Generator
     objective: Objective = Objective(cross_entropy)
+    after_epoch: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,8 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
         losses = _train_epoch(update, labels_N, optimiser, recipe.learning_rate_at(epoch))
         if epoch == epochs - 1:
             total = _total(losses, recipe.batch_size, len(labels_N))
+        if update.after_epoch is not None:
+            update.after_epoch(epoch - epochs_before + 1)
     if not was_training:
         model.eval()
     num_examples = len(update.rows_N)

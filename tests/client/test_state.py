@@ -55,6 +55,24 @@ def test_one_local_model_is_kept(state: ClientState):
     assert torch.equal(newest["weight"], torch.full((2,), 2.0))
 
 
+def test_what_was_watched_is_kept_of_the_last_rounds_of_a_cycle(state: ClientState):
+    """A round that is repeated goes on from what was watched before it."""
+    for round_ in (1, 2, 4, 5):
+        state.save_watched(3, round_, {"seen": torch.full((2, 1), float(round_))})
+    found = {before: state.load_watched(3, before) for before in range(1, 7)}
+    assert {before: float(kept["seen"][0]) if kept else None for before, kept in found.items()} == {
+        **dict.fromkeys((1, 2)),
+        **dict.fromkeys((3, 4), 2.0),
+        5: 4.0,
+        6: 5.0,
+    }
+    assert state.load_watched(4, 9) is None
+    state.save_watched(4, 1, {"seen": torch.zeros(2, 1), "number": torch.tensor(7)})
+    kept = state.load_watched(4, 2)
+    assert kept is not None
+    assert int(kept["number"]) == 7
+
+
 def test_pieces_in_a_folder_are_a_mapping(tmp_path: Path):
     folder = tmp_path / "client" / "3"
     pieces = FolderPieces(folder)

@@ -302,10 +302,12 @@ class TestBeforeTraining:
             simulation(model="torchvision/densenet121")
         assert not Path(simulation.base["output-dir"]).exists()
 
-    def test_the_built_in_networks_need_no_torchvision(self) -> None:
+    def test_a_client_of_a_built_in_network_loads_neither_torchvision_nor_a_compiler(self) -> None:
         program = (
-            "import sys; from ahfal_app.models import build_model, model_names; model_names(); "
-            "build_model('resnet8', (8, 8, 1), 10, 0); assert 'torchvision' not in sys.modules"
+            "import sys, ahfal_app.client_app; "
+            "from ahfal_app.models import build_model, model_names; model_names(); "
+            "build_model('resnet8', (8, 8, 1), 10, 0); "
+            "assert not {'torchvision', 'torch._dynamo'} & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", program], check=True)
 

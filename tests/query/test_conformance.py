@@ -31,6 +31,7 @@ from ahfal_app.query import (
     strategy_class,
     strategy_names,
 )
+from ahfal_app.query.core.covering import CoveringStrategy
 
 Tensors = dict[Signal, Tensor]
 
@@ -39,6 +40,10 @@ LABELLED = 9
 
 #: Signals that are matrices; the others come from `FakeModels`.
 MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL}
+
+#: Strategies that may draw in vain: starts of a k-means that come to the same end, and an order of
+#: equals where none are.
+IN_VAIN = frozenset({"chase", "ifal", "prob-cover"})
 
 LOGITS = Signal.LOCAL_LOGITS
 TRAINING = LocalOnlyTraining(1, 2, 0.1, 0.0, 0.0, 1, False, 1.0)
@@ -72,14 +77,19 @@ def make_tensors(size: int, num_classes: int, seed: int = 0) -> Tensors:
     for signal in sorted(MATRICES, key=lambda signal: signal.value):
         rows = LABELLED if signal.value.startswith("labelled") else size
         columns = num_classes if signal.value.endswith("logits") else WIDTH
+        if signal.value.endswith("head"):
+            rows, columns = num_classes, WIDTH + 1
         tensors[signal] = torch.randn(rows, columns, generator=generator)
-    return tensors
+    # Changes of the predicted class are counted, so that many samples are level.
+    flips = torch.randint(0, 4, (size, 1), generator=generator)
+    return {**tensors, Signal.LOCAL_FLIPS: flips.float()}
 
 
 def make_pool(tensors: Tensors, ids: NDArray[np.int64] | None = None) -> PoolView:
     size = len(tensors[Signal.LOCAL_LOGITS])
     sources = {signal: lambda values=values: values for signal, values in tensors.items()}
-    models = FakeModels(tensors[Signal.LOCAL_LOGITS], tensors[Signal.LOCAL_EMBEDDINGS])
+    labelled = tensors[Signal.LABELLED_LOCAL_LOGITS], tensors[Signal.LABELLED_LOCAL_EMBEDDINGS]
+    models = FakeModels(tensors[Signal.LOCAL_LOGITS], tensors[Signal.LOCAL_EMBEDDINGS], labelled)
     return PoolView(np.arange(size) if ids is None else ids, sources, models)
 
 
@@ -95,6 +105,7 @@ def make_context(budget: int, num_classes: int, **changes: Any) -> QueryContext:
         seed=7,
         client=2,
         cycle=1,
+        labels_L=np.arange(LABELLED) % num_classes,
     )
     return dataclasses.replace(context, **changes)
 
@@ -172,7 +183,7 @@ def test_randomness_depends_on_client_cycle_and_seed_alone(strategy: QueryStrate
     tensors = make_tensors(200, 5)
     keys: list[dict[str, int]] = [{}, {"client": 3}, {"cycle": 2}, {"seed": 8}]
     answers = {tuple(select(strategy, tensors, make_context(20, 5, **key))) for key in keys}
-    assert (len(answers) > 1) == draws(strategy)
+    assert draws(strategy) if len(answers) > 1 else not draws(strategy) or strategy.name in IN_VAIN
 
 
 @every_strategy
@@ -187,11 +198,14 @@ def test_ids_are_only_names(strategy: QueryStrategy) -> None:
 def test_order_of_the_pool_does_not_matter(strategy: QueryStrategy) -> None:
     if draws(strategy):
         pytest.skip("draws by position, so another order is another draw")
+    if getattr(strategy.parameters, "ties", None) == "id":
+        pytest.skip("the smallest ids among equals, so another order is another choice")
+    if isinstance(strategy, CoveringStrategy):
+        pytest.skip("two samples that cover each other alone are level: the first one is taken")
     tensors, context = make_tensors(60, 5), make_context(17, 5)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     shuffled = {
-        signal: values if signal.value.startswith("labelled") else values[order]
-        for signal, values in tensors.items()
+        signal: values[order] if len(values) == 60 else values for signal, values in tensors.items()
     }
     selected = select(strategy, shuffled, context)
     assert order[selected].tolist() == select(strategy, tensors, context)
@@ -223,7 +237,8 @@ def test_nothing_to_buy_or_nothing_to_choose_runs_no_model(strategy: QueryStrate
 @every_strategy
 def test_identical_samples(strategy: QueryStrategy) -> None:
     tensors = {signal: values[:1].repeat(30, 1) for signal, values in make_tensors(1, 4).items()}
-    selected = select(strategy, tensors, make_context(11, 4))
+    context = make_context(11, 4, labels_L=np.zeros(30, dtype=np.int64))
+    selected = select(strategy, tensors, context)
     assert_valid(selected, range(30), 11)
     if isinstance(strategy, ScoringStrategy):
         assert selected == list(range(11))
@@ -267,9 +282,11 @@ def test_skewed_labelled_sets(
 @every_strategy
 def test_no_labelled_samples(strategy: QueryStrategy) -> None:
     tensors = make_tensors(30, 4)
-    tensors[Signal.LABELLED_LOCAL_EMBEDDINGS] = torch.empty(0, WIDTH)
-    tensors[Signal.LABELLED_GLOBAL_EMBEDDINGS] = torch.empty(0, WIDTH)
-    context = make_context(11, 4, class_counts_C=np.zeros(4, dtype=np.int64))
+    for signal, values in tensors.items():
+        if signal.value.startswith("labelled"):
+            tensors[signal] = values[:0]
+    nothing = np.zeros(4, dtype=np.int64)
+    context = make_context(11, 4, class_counts_C=nothing, labels_L=nothing[:0])
     assert_valid(select(strategy, tensors, context), range(30), 11)
 
 

@@ -47,6 +47,22 @@ def test_killed_at_every_event(first: int, straight: Uninterrupted, simulation: 
         shutil.rmtree(folder)
 
 
+# What a client has seen of its pool while it trained is part of what a resumed run goes on with.
+@pytest.mark.parametrize(
+    "strategy", [{"strategy": "chase", "strategy.window": "cycle"}, {"strategy": "temporal"}]
+)
+def test_what_was_watched_survives_a_kill(
+    strategy: dict[str, object], simulation: Simulation
+) -> None:
+    settings = {**strategy, "local-epochs": 2, "target-fraction": 0.1}
+    if strategy["strategy"] == "temporal":
+        settings["strategy.step"] = 1
+    straight = uninterrupted(simulation, **settings)
+    for share in (0.35, 0.55):  # In the second round of the first cycle, and after it.
+        folder = killed_at(round(share * straight.events), simulation, **settings)
+        assert simulation.resume(folder).result == straight.result
+
+
 SECURE = {"privacy": "secure-aggregation"}
 
 

@@ -17,8 +17,11 @@ class FakeModels:
     so an unperturbed one gives the local model's outputs. The local-only model reverses them.
     """
 
-    def __init__(self, logits: Tensor, embeddings: Tensor) -> None:
+    def __init__(
+        self, logits: Tensor, embeddings: Tensor, labelled: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self.logits, self.embeddings = logits, embeddings
+        self.labelled = (logits[:0], embeddings[:0]) if labelled is None else labelled
         self.trainings: list[LocalOnlyTraining] = []
         self.perturbations = 0
 
@@ -41,6 +44,10 @@ class FakeModels:
         self.trainings.append(training)
         return Outputs(self.logits.flip(1) * training.learning_rate, self.embeddings.flip(1))
 
+    def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
+        logits, embeddings = self.labelled
+        return Outputs(logits.flip(1) * training.learning_rate, embeddings.flip(1))
+
 
 class NoModels:
     """Models that must not be run."""
@@ -49,4 +56,7 @@ class NoModels:
         raise AssertionError("no model must be run")
 
     def local_only(self, training: LocalOnlyTraining) -> Outputs:
+        raise AssertionError("no model must be run")
+
+    def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         raise AssertionError("no model must be run")

@@ -46,6 +46,8 @@ def train(model: Classifier, rows: Tensor, seed: int = 0, **changes: object) -> 
     images = make_images()
     augmentation = changes.pop("augmentation", NONE)
     assert isinstance(augmentation, Augmentation)
+    teacher = changes.pop("teacher", None)
+    assert teacher is None or isinstance(teacher, Classifier)
     return train_local_only_model(
         model,
         images,
@@ -55,6 +57,7 @@ def train(model: Classifier, rows: Tensor, seed: int = 0, **changes: object) -> 
         augmentation,
         "fp32",
         torch.Generator().manual_seed(seed),
+        teacher,
     )
 
 
@@ -103,6 +106,53 @@ def test_stops_when_the_labelled_set_is_learnt() -> None:
     with torch.no_grad():
         right = again.eval()(images.batch(rows)).argmax(dim=1) == images.labels_N[rows]
     assert float(right.float().mean()) < 0.99
+
+
+def test_distils_as_a_plain_loop_does() -> None:
+    """(1 - w) CE + w T² Σ p_t (log p_t - log p), p by softmax(z / T), mean over the batch."""
+    model, plain, teacher = make_model(), make_model(), make_model(7).eval()
+    images, rows = make_images(), torch.arange(8)
+    train(model, rows, epochs=1, distil_weight=0.25, distil_temperature=3.0, teacher=teacher)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    inputs, labels = images.batch(rows[order]), images.labels_N[rows[order]]
+    optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    logits = plain.train()(inputs)
+    told = (teacher(inputs).detach() / 3).softmax(dim=1)
+    divergence = (told * (told.log() - (logits / 3).log_softmax(dim=1))).sum(dim=1).mean()
+    (0.75 * cross_entropy(logits, labels) + 0.25 * 9 * divergence).backward()
+    optimizer.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_of_nothing_distils_nothing() -> None:
+    model, plain = make_model(), make_model()
+    train(model, torch.arange(20), teacher=make_model(7).eval(), distil_weight=0.0)
+    train(plain, torch.arange(20))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
+def test_stops_after_so_many_epochs_without_a_lower_loss() -> None:
+    """Without a step the loss is the same in each epoch: the first is the lowest."""
+    rows = torch.arange(8)
+    still = {"learning_rate": 0.0, "weight_decay": 0.0, "epochs": 50}
+    for patience in (1, 3):
+        assert train(Plain(), rows, patience=patience, **still) == 1 + patience
+    assert train(make_model(), rows, patience=2, epochs=6, decay_after=99) == 6
+
+
+class Plain(Classifier):
+    """A linear network without weights, whose loss is that of chance for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(36, 3)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
 
 
 class Spy(nn.Module):

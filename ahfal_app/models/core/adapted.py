@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from ahfal_app.errors import ConfigError
 from ahfal_app.models.core.base import Classifier
@@ -20,7 +19,6 @@ _DROPOUT = (
     nn.Dropout3d,
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
-    StochasticDepth,
 )
 
 
@@ -89,8 +87,11 @@ def as_classifier(
 
 def switch_off_chance(network: nn.Module) -> None:
     """Switch off dropout and stochastic depth, which draw from torch's global generator."""
+    # Not above: torchvision brings torch's compiler, which takes longer to load than all else.
+    from torchvision.ops import StochasticDepth
+
     for module in network.modules():
-        if isinstance(module, _DROPOUT):
+        if isinstance(module, (*_DROPOUT, StochasticDepth)):
             module.p = 0.0
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -61,11 +61,14 @@ class QueryContext:
         Class statistics over all clients.
     seed, client, cycle : int
         Key of everything random in this selection.
+    labels_L : NDArray[np.int64]
+        Labels of the client's labelled set, in the order of the signals of it. Shape (L,).
 
     Raises
     ------
     ValueError
-        The budget is negative, or counts or statistics are not one for each class.
+        The budget is negative, counts or statistics are not one for each class, or labels are
+        not classes.
     """
 
     budget: int
@@ -75,6 +78,7 @@ class QueryContext:
     seed: int
     client: int
     cycle: int
+    labels_L: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         """Refuse a context that no strategy could use."""
@@ -88,6 +92,9 @@ class QueryContext:
         ):
             if shape != expected:
                 raise ValueError(f"{name} has shape {shape}; {expected} is needed")
+        labels_L = self.labels_L
+        if labels_L.ndim != 1 or ((labels_L < 0) | (labels_L >= self.num_classes)).any():
+            raise ValueError(f"labels_L: a vector of classes 0 to {self.num_classes - 1} is needed")
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the generator of a purpose: the same for a retry of the same selection."""

@@ -1,6 +1,6 @@
 """K-means clusters of embeddings, by scikit-learn.
 
-Shape suffixes: N points, D embedding width.
+Shape suffixes: N points, D embedding width, K clusters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ahfal_app.query.core.points import row_blocks
+from ahfal_app.query.core.k_center import greedy_k_center
+from ahfal_app.query.core.picking import ranked
+from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 
 #: Up to so many clusters all points take part in each step, above it batches of them.
 FULL_CLUSTERS = 50
@@ -97,6 +99,52 @@ def lloyd(
         copy_x=False,
     )
     return _fitted(model, points_ND)
+
+
+def representatives(
+    points_ND: Tensor, count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return the point nearest to the mean of each of so many clusters, the largest first.
+
+    Where there are fewer clusters, because fewer points are distinct or a cluster was left empty,
+    those that are the furthest from all chosen follow.
+
+    Parameters
+    ----------
+    points_ND : Tensor
+        Finite. Shape (N, D).
+    count : int
+        Number of points, at most N.
+    generator : np.random.Generator
+        What the seed of k-means is drawn from.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Distinct positions, ties to the lowest. Shape (count,).
+    """
+    clusters_N = torch.from_numpy(k_means(points_ND, count, generator)).to(points_ND.device)
+    sizes_K = torch.bincount(clusters_N)
+    points_ND = points_ND.double()
+    sums_KD = points_ND.new_zeros(len(sizes_K), points_ND.shape[1])
+    sums_KD.index_add_(0, clusters_N, points_ND)
+    centres_KD = sums_KD / sizes_K.clamp(min=1)[:, None]
+    squared_N = (points_ND - centres_KD[clusters_N]).square().sum(dim=1)
+    order_N = ranked(-squared_N)
+    first_K = torch.full_like(sizes_K, len(points_ND))
+    rank_N = torch.empty_like(order_N)
+    rank_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+    first_K.scatter_reduce_(0, clusters_N, rank_N, "amin")
+    largest_K = torch.argsort(-sizes_K, stable=True)
+    chosen = order_N[first_K[largest_K[sizes_K[largest_K] > 0]]]
+    if len(chosen) == count:
+        return chosen.cpu().numpy()
+    points = EmbeddingPoints(points_ND)
+    nearest_N = torch.full_like(squared_N, torch.inf)
+    points.lower(nearest_N, chosen)
+    nearest_N[chosen] = -torch.inf
+    filled = greedy_k_center(points, nearest_N, count - len(chosen))
+    return np.concatenate([chosen.cpu().numpy(), filled])
 
 
 def _fitted(model: KMeans | MiniBatchKMeans, points_ND: NDArray[np.float32]) -> NDArray[np.int64]:

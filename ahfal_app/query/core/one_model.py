@@ -19,13 +19,15 @@ EMBEDDINGS = frozenset({Signal.LOCAL_EMBEDDINGS, Signal.GLOBAL_EMBEDDINGS})
 LABELLED_EMBEDDINGS = frozenset(
     {Signal.LABELLED_LOCAL_EMBEDDINGS, Signal.LABELLED_GLOBAL_EMBEDDINGS}
 )
+LABELLED_LOGITS = frozenset({Signal.LABELLED_LOCAL_LOGITS, Signal.LABELLED_GLOBAL_LOGITS})
+HEADS = frozenset({Signal.LOCAL_HEAD, Signal.GLOBAL_HEAD})
 
 
 class OneModelStrategy(QueryStrategy):
     """A query strategy that asks one model; of the other no forward pass is made.
 
-    A subclass declares `LOGITS`, `EMBEDDINGS` or `LABELLED_EMBEDDINGS` among its signals, and
-    derives its `Parameters` from these.
+    A subclass declares `LOGITS`, `EMBEDDINGS`, `LABELLED_EMBEDDINGS`, `LABELLED_LOGITS` or `HEADS`
+    among its signals, and derives its `Parameters` from these.
     """
 
     class Parameters(QueryStrategy.Parameters):
@@ -51,6 +53,16 @@ class OneModelStrategy(QueryStrategy):
         return pool.signal(
             Signal.LABELLED_LOCAL_EMBEDDINGS if self._local else Signal.LABELLED_GLOBAL_EMBEDDINGS
         )
+
+    def labelled_logits(self, pool: PoolView) -> Tensor:
+        """Return the model's logits of the client's labelled set. Shape (L, C)."""
+        return pool.signal(
+            Signal.LABELLED_LOCAL_LOGITS if self._local else Signal.LABELLED_GLOBAL_LOGITS
+        )
+
+    def head(self, pool: PoolView) -> Tensor:
+        """Return the model's last layer, the bias as the last column. Shape (C, D + 1)."""
+        return pool.signal(Signal.LOCAL_HEAD if self._local else Signal.GLOBAL_HEAD)
 
     @property
     def _local(self) -> bool:

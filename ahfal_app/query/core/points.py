@@ -175,6 +175,13 @@ def row_blocks(size: int) -> Iterator[slice]:
         yield slice(start, min(start + ROWS, size))
 
 
+def directions(values_ND: Tensor) -> Tensor:
+    """Return rows of length 1, or 0 where they were 0, float64. Shape (N, D)."""
+    directions_ND = values_ND.double()
+    norms_N1 = torch.linalg.vector_norm(directions_ND, dim=1, keepdim=True)
+    return directions_ND / torch.where(norms_N1 > 0, norms_N1, 1.0)
+
+
 def _inner_products(values_ND: Tensor, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
     # Converted block by block: a copy of everything in float64 would double the memory.
     products_RK: Tensor | None = None

@@ -41,16 +41,39 @@ class Signal(Enum):
     """Shape (L, D): of the client's labelled set, not of its pool."""
     LABELLED_GLOBAL_EMBEDDINGS = "labelled-global-embeddings"
     """Shape (L, D): of the client's labelled set, not of its pool."""
+    LABELLED_LOCAL_LOGITS = "labelled-local-logits"
+    """Shape (L, C): of the client's labelled set, not of its pool."""
+    LABELLED_GLOBAL_LOGITS = "labelled-global-logits"
+    """Shape (L, C): of the client's labelled set, not of its pool."""
+    LOCAL_HEAD = "local-head"
+    """Shape (C, D + 1): weights of the last linear layer, and its bias as the last column."""
+    GLOBAL_HEAD = "global-head"
+    """Shape (C, D + 1): weights of the last linear layer, and its bias as the last column."""
     LOCAL_FEATURE_MAPS = "local-feature-maps"
     """Shape (N, 9 c): the last feature map of c channels, averaged to 3x3 and flattened."""
+    LOCAL_FLIPS = "local-flips"
+    """Shape (N, 1): how often the local model's prediction changed from epoch to epoch."""
+    TEMPORAL_SPREAD = "temporal-spread"
+    """Shape (N, 1): how much a cycle's models differ in their embeddings of a sample."""
+    TEMPORAL_PROBABILITIES = "temporal-probabilities"
+    """Shape (N, C): mean of the probabilities that a cycle's models give."""
     PERTURBED_LOCAL_MODEL = "perturbed-local-model"
     """Outputs of changed copies of the local model: `PoolView.perturbed`."""
     LOCAL_ONLY_MODEL = "local-only-model"
     """Outputs of a model trained on this client's labels alone: `PoolView.local_only`."""
 
 
-#: What has a row for each labelled sample, and not for each of the pool.
-_LABELLED = frozenset({Signal.LABELLED_LOCAL_EMBEDDINGS, Signal.LABELLED_GLOBAL_EMBEDDINGS})
+#: What has a row for each labelled sample or each class, and not for each sample of the pool.
+_NOT_OF_POOL = frozenset(
+    {
+        Signal.LABELLED_LOCAL_EMBEDDINGS,
+        Signal.LABELLED_GLOBAL_EMBEDDINGS,
+        Signal.LABELLED_LOCAL_LOGITS,
+        Signal.LABELLED_GLOBAL_LOGITS,
+        Signal.LOCAL_HEAD,
+        Signal.GLOBAL_HEAD,
+    }
+)
 
 #: What a view's models give, where it has models.
 _FROM_MODELS = frozenset({Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL})
@@ -82,6 +105,11 @@ class LocalOnlyTraining:
         Whether `decay_after` counts steps.
     stop_accuracy : float
         Accuracy on the augmented labelled set that ends training early.
+    distil_weight, distil_temperature : float
+        Weight w and temperature T of distillation from the global model: the loss is
+        (1 - w) CE + w T² KL(softmax(t / T) ‖ softmax(z / T)) for its logits t; with w = 0 none.
+    patience : int
+        Epochs without a lower mean loss that end training; 0: any number, and the accuracy decides.
     """
 
     epochs: int
@@ -92,6 +120,9 @@ class LocalOnlyTraining:
     decay_after: int
     decay_counts_steps: bool
     stop_accuracy: float
+    distil_weight: float = 0.0
+    distil_temperature: float = 1.0
+    patience: int = 0
 
 
 class PoolModels(Protocol):
@@ -107,6 +138,9 @@ class PoolModels(Protocol):
         equal arguments; where there are no labels, it is the model as it was initialised.
         """
 
+    def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
+        """Return the labelled set's outputs of the model of `local_only`."""
+
 
 class PoolView:
     """A client's unlabelled samples: their ids, and the signals a strategy declared.
@@ -120,7 +154,7 @@ class PoolView:
         Ids of the samples, integers, strictly increasing.
     sources : Mapping[Signal, Callable[[], Tensor]]
         What computes each signal: a finite floating-point matrix whose rows follow `ids_N`
-        (but for embeddings of the labelled set).
+        (but for those of the labelled set and of a model's last layer).
     models : PoolModels, optional
         What computes the signals that take arguments.
 
@@ -219,6 +253,17 @@ class PoolView:
         models = self._models_for(Signal.LOCAL_ONLY_MODEL)
         return self._checked(Signal.LOCAL_ONLY_MODEL, models.local_only(training))
 
+    def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
+        """Return the labelled set's outputs of the model of `local_only`: (L, C) and (L, D).
+
+        Raises
+        ------
+        InvalidSelection, NonFiniteSignal, ValueError
+            As for `signal`, with `Signal.LOCAL_ONLY_MODEL`.
+        """
+        outputs = self._models_for(Signal.LOCAL_ONLY_MODEL).local_only_labelled(training)
+        return self._checked(Signal.LOCAL_ONLY_MODEL, outputs, of_pool=False)
+
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """Return what `compute` gave when it was first called with this key.
 
@@ -255,18 +300,18 @@ class PoolView:
             raise ValueError(f"no source for the signal {signal.value!r}")
         return self._models
 
-    def _checked(self, signal: Signal, outputs: Outputs) -> Outputs:
-        self._check(signal, outputs.logits_NC)
-        self._check(signal, outputs.embeddings_ND)
+    def _checked(self, signal: Signal, outputs: Outputs, of_pool: bool = True) -> Outputs:
+        self._check(signal, outputs.logits_NC, of_pool)
+        self._check(signal, outputs.embeddings_ND, of_pool)
         return outputs
 
-    def _check(self, signal: Signal, values: Tensor) -> None:
+    def _check(self, signal: Signal, values: Tensor, of_pool: bool = True) -> None:
         if values.ndim != 2 or not values.is_floating_point():
             raise ValueError(
                 f"signal {signal.value!r} has shape {tuple(values.shape)}, dtype {values.dtype}; "
                 "a floating-point matrix is needed"
             )
-        if signal not in _LABELLED and len(values) != len(self):
+        if of_pool and signal not in _NOT_OF_POOL and len(values) != len(self):
             raise ValueError(f"signal {signal.value!r} has {len(values)} rows for {len(self)} ids")
         if not _is_finite(values):
             bad_rows = int((~torch.isfinite(values)).any(dim=1).sum())

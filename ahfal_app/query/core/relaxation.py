@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ahfal_app.query.core.picking import SAME, ranked
+from ahfal_app.query.core.points import directions
 
 #: Candidates whose similarities to all samples are computed together.
 _CANDIDATES = 512
@@ -40,7 +41,7 @@ def relaxed_picks(features_NF: Tensor, count: int, threshold: float, neighbours:
     Tensor
         Increasing positions, at most `count`. Shape (B,).
     """
-    directions_NF = _directions(features_NF)
+    directions_NF = directions(features_NF)
     taken: set[int] = set()
     for start in range(0, len(directions_NF), _CANDIDATES):
         rows = slice(start, min(start + _CANDIDATES, len(directions_NF)))
@@ -50,13 +51,6 @@ def relaxed_picks(features_NF: Tensor, count: int, threshold: float, neighbours:
             if len(taken) == count:
                 return torch.tensor(sorted(taken), device=features_NF.device)
     return torch.tensor(sorted(taken), device=features_NF.device)
-
-
-def _directions(features_NF: Tensor) -> Tensor:
-    """Return rows of length 1, or 0 where they were 0, float64."""
-    directions_NF = features_NF.double()
-    norms_N1 = directions_NF.norm(dim=1, keepdim=True)
-    return directions_NF / torch.where(norms_N1 > 0, norms_N1, 1.0)
 
 
 def _near(directions_NF: Tensor, rows: slice, threshold: float, neighbours: int) -> list[list[int]]:

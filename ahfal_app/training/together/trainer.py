@@ -48,9 +48,13 @@ from ahfal_app.training.together.steps import (
 
 
 def can_train_together(updates: Sequence[LocalUpdate]) -> bool:
-    """Return whether these updates have losses that are known to be separable by client."""
+    """Return whether these updates have losses that are known to be separable by client.
+
+    Nor can those be trained together whose epochs somebody watches.
+    """
     return all(
-        (
+        update.after_epoch is None
+        and (
             update.objective.loss is cross_entropy
             or isinstance(update.objective.loss, BalancedSoftmax)
         )

@@ -1,0 +1,194 @@
+"""Greedy coverage: again and again the point that covers most of what is not covered yet.
+
+Shape suffixes: N candidates, P points, R reference points, L chosen before, K rows looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahfal_app.query.core.picking import SAME, level
+from ahfal_app.query.core.points import Points
+
+#: Rows whose gains are computed together, and reference points of one block: 16 MiB a matrix.
+ROWS, REFERENCES = 512, 4096
+
+#: Rows that are looked at first after a pick; the number doubles until the pick is settled.
+FIRST_ROWS = 16
+
+#: Maps squared distances to how much a point covers another, in [0, 1]; it never rises.
+Kernel = Callable[[Tensor], Tensor]
+
+
+def gaussian(bandwidth: float) -> Kernel:
+    """Return exp(-d²/h²), without a factor of 2."""
+    return lambda squared: torch.exp(-squared / bandwidth**2)
+
+
+def laplace(bandwidth: float) -> Kernel:
+    """Return exp(-d/h)."""
+    return lambda squared: torch.exp(-squared.sqrt() / bandwidth)
+
+
+def student(bandwidth: float) -> Kernel:
+    """Return 1 / (1 + d²/h²)."""
+    return lambda squared: 1 / (1 + squared / bandwidth**2)
+
+
+def top_hat(radius: float) -> Kernel:
+    """Return 1 for points nearer than a radius, and 0 for others: d < δ, not d <= δ."""
+    return lambda squared: (squared < radius**2).to(squared.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """What is to be covered, and by what.
+
+    A point z covers a reference point n by k(z, n), and a set by the largest of its points'.
+    The gain of a point x is Σ_n u_n max(0, k(x, n) - m_n), where m_n is how much of n is
+    covered.
+
+    Attributes
+    ----------
+    points : Points
+        All points, by their squared distances.
+    kernel : Kernel
+        The kernel k.
+    references_R : Tensor
+        Positions of the reference points, int64. Shape (R,).
+    weights_R : Tensor
+        Their weights u, float64, at least 0. Shape (R,).
+    """
+
+    points: Points
+    kernel: Kernel
+    references_R: Tensor
+    weights_R: Tensor
+
+    def covered_by(self, chosen_L: Tensor) -> Tensor:
+        """Return how much of each reference point a set covers, float64. Shape (R,)."""
+        if not len(chosen_L):
+            return torch.zeros_like(self.weights_R)
+        nearest_R = torch.full_like(self.weights_R, torch.inf)
+        for chosen in torch.split(chosen_L, ROWS):
+            for columns in self.columns():
+                distances = self.points.squared_distances(chosen, self.references_R[columns])
+                nearest_R[columns] = torch.minimum(nearest_R[columns], distances.amin(dim=0))
+        return self.kernel(nearest_R)
+
+    def gains(self, rows_K: Tensor, covered_R: Tensor) -> Tensor:
+        """Return the gain of each row where so much is covered, float64. Shape (K,)."""
+        gains = []
+        for rows in torch.split(rows_K, ROWS):
+            gain = self.weights_R.new_zeros(len(rows))
+            for columns in self.columns():
+                references = self.references_R[columns]
+                new = self.kernel(self.points.squared_distances(rows, references))
+                # What differs by rounding alone is covered.
+                least = new * SAME
+                new -= covered_R[columns]
+                new.masked_fill_(new <= least, 0.0)
+                gain += new @ self.weights_R[columns]
+            gains.append(gain)
+        return torch.cat(gains)
+
+    def columns(self) -> list[slice]:
+        """Return the blocks of reference points."""
+        starts = range(0, len(self.references_R), REFERENCES)
+        return [slice(start, start + REFERENCES) for start in starts]
+
+
+def greedy_coverage(
+    coverage: Coverage, size: int, chosen_L: Tensor, count: int, again: bool = True
+) -> NDArray[np.int64]:
+    """Return the picks of the greedy algorithm in order, ties to the lowest position.
+
+    Exactly what computing all gains for each pick would give, in far fewer: what is covered
+    only grows, so that a gain only falls, and one that is known from an earlier time is an
+    upper bound (Minoux's lazy greedy algorithm). The first gains take time N R; memory is
+    linear in N + R.
+
+    Where no candidate has a gain any more, all that the reference points are covered is
+    forgotten, and those that are not chosen cover them a second time. Where there is no gain
+    even then, the lowest positions follow.
+
+    Parameters
+    ----------
+    coverage : Coverage
+        What is to be covered.
+    size : int
+        N: the first N points may be picked.
+    chosen_L : Tensor
+        Positions of points that cover from the beginning, int64. Shape (L,).
+    count : int
+        Number of picks, at most N.
+    again : bool
+        Whether reference points are covered a second time; otherwise the lowest positions follow
+        at once.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Distinct positions. Shape (count,).
+    """
+    search = _Search(coverage, size, coverage.covered_by(chosen_L))
+    picks: list[int] = []
+    is_fresh = False
+    while len(picks) < count:
+        pick = search.best()
+        if pick is None:
+            if is_fresh or not again:
+                break
+            search = _Search(coverage, size, torch.zeros_like(coverage.weights_R), picks)
+            is_fresh = True
+            continue
+        search.take(pick)
+        picks.append(pick)
+        is_fresh = False
+    left = np.setdiff1d(np.arange(size), picks)[: count - len(picks)]
+    return np.concatenate([np.array(picks, dtype=np.int64), left])
+
+
+class _Search:
+    """Candidates with upper bounds of their gains, in one layer of coverage."""
+
+    def __init__(
+        self,
+        coverage: Coverage,
+        size: int,
+        covered_R: Tensor,
+        taken: list[int] | None = None,
+    ) -> None:
+        self._coverage, self._covered_R = coverage, covered_R
+        every_N = torch.arange(size, device=covered_R.device)
+        self._bounds_N = coverage.gains(every_N, covered_R)
+        self._bounds_N[torch.tensor(taken or [], dtype=torch.int64)] = -torch.inf
+        self._is_fresh_N = torch.ones_like(every_N, dtype=torch.bool)
+
+    def best(self) -> int | None:
+        """Return the lowest position with the largest gain, or None where there is no gain."""
+        number = FIRST_ROWS
+        while True:
+            highest = float(self._bounds_N.masked_fill(~self._is_fresh_N, -torch.inf).max())
+            reaches_N = self._bounds_N >= level(highest) if highest > 0 else self._bounds_N > 0
+            stale_K = (reaches_N & ~self._is_fresh_N).nonzero()[:, 0]
+            if not len(stale_K):
+                return int(reaches_N.int().argmax()) if highest > 0 else None
+            if len(stale_K) > number:
+                stale_K = stale_K[self._bounds_N[stale_K].topk(number).indices]
+            self._bounds_N[stale_K] = self._coverage.gains(stale_K, self._covered_R)
+            self._is_fresh_N[stale_K] = True
+            number = min(2 * number, ROWS)
+
+    def take(self, pick: int) -> None:
+        """Have a candidate cover what it does."""
+        row = torch.tensor([pick], device=self._covered_R.device)
+        self._covered_R = torch.maximum(self._covered_R, self._coverage.covered_by(row))
+        self._bounds_N[pick] = -torch.inf
+        self._is_fresh_N[:] = False
