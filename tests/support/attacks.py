@@ -194,6 +194,11 @@ class VectorTarget(Target):
         CLASSES, (1, 1, 64), (5.0,) * 64, (6.0,) * 64, Augmentation(0, False), vectors=True
     )
 
+    @staticmethod
+    def text(row: int) -> str:
+        """Return what is shown of a row."""
+        return f"{PATIENT}, born {1920 + row}"
+
     def arrays(self) -> ArrayRecord:
         return ArrayRecord(build_model("linear", (1, 1, 64), len(CLASSES), seed=0).state_dict())
 
@@ -202,7 +207,7 @@ class VectorTarget(Target):
         folder.mkdir(parents=True)
         name = f"{PATIENT}.parquet"
         vectors = list(pixels_NHW[:IMAGES].reshape(IMAGES, -1).astype(np.float32))
-        texts = [f"{PATIENT}, born {1920 + row}" for row in range(IMAGES)]
+        texts = [self.text(row) for row in range(IMAGES)]
         parquet.write_table(pa.table({"vector": vectors, "text": texts}), folder / name)
         return {f"{name}#{row}": CLASSES[labels_N[row]] for row in range(IMAGES)}
 
