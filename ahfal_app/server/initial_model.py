@@ -38,13 +38,14 @@ class ModelFacts:
     classes: tuple[str, ...]
     backbone: str
 
-    def to_metadata(self) -> dict[str, str]:
-        """Return it as a file of safetensors has it.
+    def to_metadata(self, use: object = None) -> dict[str, str]:
+        """Return it as a file of safetensors has it, with how the model is used.
 
         Under one key: safetensors writes several in an order that varies, and equal runs are to
         leave equal files.
         """
-        return {_METADATA: json.dumps({"backbone": self.backbone, "classes": self.classes})}
+        said = {"backbone": self.backbone, "classes": self.classes}
+        return {_METADATA: json.dumps(said if use is None else {**said, "use": use})}
 
 
 def with_initial(

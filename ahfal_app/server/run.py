@@ -24,8 +24,9 @@ from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
+from ahfal_app.results.model_card import write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import MODEL
+from ahfal_app.results.reading import MODEL, read_metrics
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
@@ -48,6 +49,7 @@ from ahfal_app.server.preflight import (
     with_absolute_paths,
 )
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
+from ahfal_app.training.model_use import ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
@@ -174,8 +176,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        metadata = _facts(start.loaded).to_metadata()
+        metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
         save_file(_to_numpy(final), start.folder / MODEL, metadata)
+        write_model_card(start.folder)
         recorder.finish()
         tracking.finish(write_report(start.folder))
     return start.folder
@@ -363,6 +366,11 @@ def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRec
 def _facts(loaded: Resources) -> ModelFacts:
     backbone = loaded.backbone
     return ModelFacts(loaded.dataset.class_names, backbone.digest if backbone is not None else "")
+
+
+def _use(start: Start) -> ModelUse:
+    last = read_metrics(start.folder).cycles[-1]
+    return describe_use(start.loaded, start.settings, last.labels, last.accuracy)
 
 
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:

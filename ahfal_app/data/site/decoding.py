@@ -89,6 +89,17 @@ def decode_site(
     return Description(class_names=(), mean_C=(), std_C=(), fingerprint=fingerprint)
 
 
+def pixels_of(
+    images: Sequence[SiteImage], image_column: str, shape: _Shape
+) -> Iterator[tuple[SiteImage, NDArray[np.uint8] | str]]:
+    """Yield images in order with their pixels (H, W, C), uint8, or why they cannot be used.
+
+    A bounded number of them is in memory.
+    """
+    for image, found in _decoded(images, image_column, shape):
+        yield image, found.reason if isinstance(found, _Problem) else found.pixels_HWC
+
+
 def can_be_decoded(image: SiteImage, image_column: str, shape: tuple[int, int, int]) -> bool:
     """Return whether an image can be decoded now, which could not be read before."""
     return any(
