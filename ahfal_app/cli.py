@@ -9,7 +9,7 @@ import contextlib
 import enum
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 
 from ahfal_app.errors import AhfalError
 from ahfal_app.experiments.scales import Scale
+
+if TYPE_CHECKING:
+    from ahfal_app.inference.predicting import Predictor
 
 app = typer.Typer(
     help="Federated active learning: the best shared model for the fewest labels.",
@@ -157,6 +160,125 @@ def report(
         return
     write_report(folder)
     print_summary(folder, Console())
+
+
+_Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run's folder, or its model.safetensors.")
+]
+_BackboneWeights = Annotated[
+    str,
+    typer.Option(
+        metavar="WEIGHTS",
+        help="The backbone's weights, a file or `pretrained`; else as in its run.",
+    ),
+]
+_VectorColumn = Annotated[str, typer.Option(help="Column of parquet files that holds vectors.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
+
+
+@app.command()
+def predict(
+    model: _Model,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Folders, image and parquet files.")
+    ],
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
+    top: Annotated[
+        int, typer.Option(min=0, help="The k most probable classes; 0: all probabilities.")
+    ] = 0,
+    image_column: Annotated[
+        str, typer.Option(help="Column of parquet files that holds the images.")
+    ] = "",
+    vector_column: _VectorColumn = "",
+    backbone_weights: _BackboneWeights = "",
+    device: _Device = "auto",
+) -> None:
+    """Predict the classes of images or vectors, and write them with probabilities as CSV."""
+    from ahfal_app.data.not_used import summary
+    from ahfal_app.experiments.output import check_output
+    from ahfal_app.inference.predicting import write_predictions
+
+    check_output(out, ".csv")
+    predictor = _predictor(model, backbone_weights, device)
+    done = write_predictions(predictor, images, out, top, image_column, vector_column)
+    console = Console()
+    rate = done.images / max(done.seconds, 1e-9)
+    console.print(
+        f"{done.images} images, {rate:.0f} a second: {out.absolute()}",
+        soft_wrap=True,
+        markup=False,
+    )
+    for line in summary(done.set_aside):
+        told = f"not used: {line.count} {line.reason}, such as {line.such_as}"
+        console.print(told, soft_wrap=True, markup=False)
+
+
+@app.command()
+def evaluate(
+    model: _Model,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As the setting `dataset`.")],
+    split: Annotated[
+        str, typer.Option(help="test, train or all; without a test split one is held out.")
+    ] = "test",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write all of it as JSON, too.")
+    ] = None,
+    data_dir: Annotated[str, typer.Option(help="As the setting `data-dir`.")] = "",
+    vector_column: _VectorColumn = "",
+    backbone_weights: _BackboneWeights = "",
+    device: _Device = "auto",
+) -> None:
+    """Evaluate a model on labelled images: accuracy, classes, calibration, with intervals."""
+    from ahfal_app.experiments.output import check_output
+    from ahfal_app.inference.evaluation import checked_split, evaluate_on, evaluation_tables
+    from ahfal_app.storage.files import write_json
+
+    if out is not None:
+        check_output(out, ".json")
+    predictor = _predictor(model, backbone_weights, device)
+    found = evaluate_on(predictor, data, checked_split(split), data_dir, vector_column)
+    console = Console()
+    for table in evaluation_tables(found):
+        grid = Table(*table.headings, title=table.title)
+        for row in table.rows:
+            grid.add_row(*map(escape, row))
+        console.print(grid)
+    if out is not None:
+        write_json(out, found.to_json())
+        console.print(f"all of it: {out.absolute()}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    model: _Model,
+    format_: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default beside the model.")
+    ] = None,
+    backbone_weights: _BackboneWeights = "",
+) -> None:
+    """Write a model for other software: bytes in, probabilities out, preprocessing inside."""
+    from ahfal_app.inference import load_model
+    from ahfal_app.inference.exporting import export as write
+    from ahfal_app.inference.exporting import input_of, suffix_of
+
+    suffix = suffix_of(format_)
+    saved = load_model(model, backbone_weights)
+    target = out or saved.path.with_suffix(suffix)
+    write(saved, format_, target)
+    Console().print(
+        f"{input_of(saved)} to probabilities (B, {len(saved.classes)}): {target.absolute()}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _predictor(model: Path, backbone_weights: str, device: str) -> Predictor:
+    from ahfal_app.inference import load_model
+    from ahfal_app.inference.predicting import Predictor
+    from ahfal_app.training.resources import resolve_device
+
+    return Predictor(load_model(model, backbone_weights), resolve_device(device))
 
 
 @app.command()

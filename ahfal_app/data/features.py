@@ -90,15 +90,23 @@ class FeatureStore:
     owner : str
         Begins the folder's name: `site-<hash>` where a site's images are, whose features are kept
         apart and go when they go; empty otherwise.
+    compiles_from : int | None
+        Images from which on the network is compiled for the processor; None: never.
     """
 
     def __init__(
-        self, root: Path, backbone: Backbone, device: torch.device, owner: str = ""
+        self,
+        root: Path,
+        backbone: Backbone,
+        device: torch.device,
+        owner: str = "",
+        compiles_from: int | None = None,
     ) -> None:
         name = f"{owner}-{backbone.digest[:32]}" if owner else backbone.digest[:32]
         self.folder = root / FEATURES / name
         self._backbone = backbone
         self._device = device
+        self._compiles_from = compiles_from
         self._row_bytes = 2 * backbone.features
 
     def of(
@@ -193,7 +201,9 @@ class FeatureStore:
         size = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH_ON_GPU
         start = told = time.monotonic()
         done, kept = 0, []
-        with extracting(self._backbone, self._device) as extract:
+        least = self._compiles_from
+        compiles = self._device.type == "cpu" and least is not None and len(rows_N) >= least
+        with extracting(self._backbone, self._device, size if compiles else None) as extract:
             for first in range(0, len(rows_N), size):
                 batch = np.ascontiguousarray(images_NHWC[rows_N[first : first + size]])
                 kept.append(extract(torch.from_numpy(batch)))
@@ -268,22 +278,28 @@ class FeatureStore:
 
 @contextmanager
 def extracting(
-    backbone: Backbone, device: torch.device
+    backbone: Backbone, device: torch.device, compiled_size: int | None = None
 ) -> Iterator[Callable[[Tensor], NDArray[np.float16]]]:
     """Give a function from bytes (B, H, W, c) to features (B, D), float16.
 
-    It computes on all cores of the processor, or on the device: a run waits for it.
+    It computes on all cores of the processor, or on the device: a run waits for it. Batches of
+    `compiled_size` images go through a compiled network, which folds batch normalisation into
+    the weights and differs by rounding; None: none do.
     """
     network: nn.Module = backbone.network
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
     network.to(device).to(memory_format=torch.channels_last)
+    compiled: Callable[[Tensor], Tensor] = network
+    if compiled_size is not None:
+        compiled = torch.compile(network, dynamic=False, options={"freezing": True})
 
     def extract(images_BHWC: Tensor) -> NDArray[np.float16]:
         with torch.inference_mode():
             inputs_BcHW = backbone.preprocessing(images_BHWC.to(device))
-            features_BD: Tensor = network(inputs_BcHW).float()
+            is_full = len(images_BHWC) == compiled_size
+            features_BD: Tensor = (compiled if is_full else network)(inputs_BcHW).float()
         limit = float(np.finfo(np.float16).max)
         found: NDArray[np.float16] = features_BD.clamp(-limit, limit).half().cpu().numpy()
         if not np.isfinite(found).all():

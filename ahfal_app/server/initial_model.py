@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import MODEL
+from ahfal_app.training.model_use import ModelUse
 
 _Arrays = Mapping[str, NDArray[np.generic]]
 
 _METADATA = "ahfal"
-_MEAN, _DEVIATION = "mean", "deviation"
+_USE = "use"
 
 #: What the names of a model's last layer start with.
 _HEAD = "head."
@@ -35,25 +35,22 @@ class ModelFacts:
         Names of the classes, in order.
     backbone : str
         SHA-256 of the backbone whose features it takes; empty where there is none.
-    mean, deviation : tuple[float, ...]
-        What vectors are standardised by before it takes them; empty where it takes none.
+    takes_vectors : bool
+        Whether it takes vectors, and no images.
     """
 
     classes: tuple[str, ...]
     backbone: str
-    mean: tuple[float, ...] = ()
-    deviation: tuple[float, ...] = ()
+    takes_vectors: bool = False
 
-    def to_metadata(self) -> dict[str, str]:
-        """Return it as a file of safetensors has it.
+    def to_metadata(self, use: object = None) -> dict[str, str]:
+        """Return it as a file of safetensors has it, with how the model is used.
 
         Under one key: safetensors writes several in an order that varies, and equal runs are to
         leave equal files.
         """
-        said: dict[str, object] = {"backbone": self.backbone, "classes": self.classes}
-        if self.mean:
-            said |= {_MEAN: self.mean, _DEVIATION: self.deviation}
-        return {_METADATA: json.dumps(said)}
+        said = {"backbone": self.backbone, "classes": self.classes}
+        return {_METADATA: json.dumps(said if use is None else {**said, _USE: use})}
 
 
 def with_initial(
@@ -87,7 +84,7 @@ def with_initial(
                 f"{facts.backbone[:12] or 'none'}; allowed is a model of the same backbone"
             ]
         )
-    if _MEAN in said_of_it and not facts.mean:
+    if _takes_vectors(said_of_it) and not facts.takes_vectors:
         raise ConfigError(
             [f"{where}: it takes vectors; allowed with images is one that takes these"]
         )
@@ -134,21 +131,21 @@ def initial_standardisation(
     """
     where = f"initial-model={path!r}"
     said = _read(Path(path), where)[1]
-    if _MEAN not in said:
+    if not _takes_vectors(said):
         return None
-    mean, deviation = tuple(said[_MEAN]), tuple(said[_DEVIATION])
-    if len(mean) != numbers:
+    use = ModelUse.parsed(said[_USE], where)
+    if len(use.mean) != numbers:
         raise ConfigError(
             [
-                f"{where}: it takes vectors of {len(mean)} numbers, and the data have {numbers}; "
-                "allowed is a model of vectors as long as these"
+                f"{where}: it takes vectors of {len(use.mean)} numbers, and the data have "
+                f"{numbers}; allowed is a model of vectors as long as these"
             ]
         )
-    if standardise == "none" and (any(mean) or set(deviation) != {1.0}):
+    if standardise == "none" and (any(use.mean) or set(use.deviation) != {1.0}):
         raise ConfigError(
             [f"standardise='none': allowed is 'federation', as {where} takes standardised vectors"]
         )
-    return mean, deviation
+    return use.mean, use.deviation
 
 
 def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
@@ -171,14 +168,9 @@ def _said(content: object) -> dict[str, Any]:
     names = content.get("classes", [])
     if not isinstance(content.get("backbone", ""), str) or not isinstance(names, list):
         raise TypeError("its metadata are not what a run writes")
-    mean, deviation = content.get(_MEAN, []), content.get(_DEVIATION, [])
-    fits = isinstance(mean, list) and isinstance(deviation, list) and len(mean) == len(deviation)
-    if not fits or not all(_is_number(value) for value in (*mean, *deviation)):
-        raise TypeError("its metadata are not what a run writes")
-    if any(value <= 0 for value in deviation):
-        raise TypeError("its metadata have a deviation that is not above 0")
     return content
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _takes_vectors(said: Mapping[str, Any]) -> bool:
+    use = said.get(_USE)
+    return isinstance(use, dict) and use.get("vectors") is True

@@ -25,8 +25,9 @@ from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
+from ahfal_app.results.model_card import write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import MODEL
+from ahfal_app.results.reading import MODEL, read_metrics
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
@@ -52,6 +53,7 @@ from ahfal_app.server.preflight import (
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
+from ahfal_app.training.model_use import ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
@@ -199,8 +201,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        metadata = _facts(start.loaded).to_metadata()
+        metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
         save_file(_to_numpy(final), start.folder / MODEL, metadata)
+        write_model_card(start.folder)
         recorder.finish()
         tracking.finish(write_report(start.folder))
     return start.folder
@@ -357,6 +360,7 @@ def _environment(
     )
     environment["data"] |= {
         "name": loaded.dataset.name,
+        "kind": "vectors" if loaded.dataset.holds_vectors else "images",
         "train": len(loaded.dataset.train),
         "test": len(loaded.dataset.test),
         "not_used": [asdict(line) for line in loaded.dataset.not_used],
@@ -404,9 +408,13 @@ def _facts(loaded: Resources) -> ModelFacts:
     return ModelFacts(
         dataset.class_names,
         backbone.digest if backbone is not None else "",
-        dataset.mean_C if dataset.holds_vectors else (),
-        dataset.std_C if dataset.holds_vectors else (),
+        dataset.holds_vectors,
     )
+
+
+def _use(start: Start) -> ModelUse:
+    last = read_metrics(start.folder).cycles[-1]
+    return describe_use(start.loaded, start.settings, last.labels, last.accuracy)
 
 
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:

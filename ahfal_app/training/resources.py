@@ -34,7 +34,7 @@ from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.models.core.registry import network_facts, networks_for_vectors
 from ahfal_app.seeds import torch_seed
-from ahfal_app.training.compilation import resolve_compile
+from ahfal_app.training.compilation import extraction_compiles_from, resolve_compile
 from ahfal_app.training.memory import keep_freed_memory
 from ahfal_app.training.sgd import Recipe, resolve_precision
 from ahfal_app.training.update import is_trained_elsewhere
@@ -151,7 +151,8 @@ class Resources:
         content = f"{self.dataset.fingerprint} {split}".encode()
         content += wanted_N.tobytes() if wanted_N is not None else b""
         fingerprint = hashlib.sha256(content).hexdigest()
-        store = FeatureStore(data_dir(settings), backbone, self.device, owner)
+        compiles_from = extraction_compiles_from(settings.compile)
+        store = FeatureStore(data_dir(settings), backbone, self.device, owner, compiles_from)
         # No backbone goes with vectors.
         pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
         features = store.of(pixels_NHWC, fingerprint, wanted_N, self._room)

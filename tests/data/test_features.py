@@ -49,6 +49,27 @@ def test_features_are_those_of_the_backbone_in_float16(tmp_path: Path) -> None:
     np.testing.assert_allclose(of_rows(found), expected(images), rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_backbone_gives_the_same_features(tmp_path: Path) -> None:
+    """Of three batches the last one is smaller, and goes another way."""
+    images = pixels(70)
+    compiled = FeatureStore(tmp_path / "compiled", small_backbone(), CPU, compiles_from=70)
+    with pytest.MonkeyPatch.context() as patch:
+        sizes: list[object] = []
+        original = module.extracting
+
+        def watched(*arguments: object) -> object:
+            sizes.append(arguments[2])
+            return original(*arguments)  # type: ignore[arg-type]
+
+        patch.setattr(module, "extracting", watched)
+        found = of_rows(compiled.of(images, "a"))
+        few = FeatureStore(tmp_path / "few", small_backbone(), CPU, compiles_from=71)
+        few.of(images, "a")
+    assert sizes == [32, None]
+    np.testing.assert_allclose(found, expected(images), rtol=2e-3, atol=1e-4)
+
+
 def test_only_new_images_are_computed(tmp_path: Path) -> None:
     images = pixels(6)
     store_in(tmp_path).of(images[:4], "a")

@@ -91,6 +91,17 @@ def decode_site(
     return Description(class_names=(), mean_C=(), std_C=(), fingerprint=fingerprint)
 
 
+def pixels_of(
+    images: Sequence[SiteImage], columns: Columns, shape: _Shape
+) -> Iterator[tuple[SiteImage, NDArray[np.uint8] | NDArray[np.float32] | str]]:
+    """Yield images in order with their pixels (H, W, C), or why they cannot be used.
+
+    Pixels are uint8, vectors float32 of shape (1, 1, D). A bounded number is in memory.
+    """
+    for image, found in _decoded(images, columns, shape):
+        yield image, found.reason if isinstance(found, _Problem) else found.pixels_HWC
+
+
 def can_be_decoded(image: SiteImage, columns: Columns, shape: tuple[int, int, int]) -> bool:
     """Return whether an image can be decoded now, which could not be read before."""
     return any(not isinstance(found, _Problem) for _, found in _decoded([image], columns, shape))

@@ -94,6 +94,30 @@ def list_images(
     return sorted(images), problems
 
 
+def images_in(file: Path, columns: Columns) -> list[SiteImage]:
+    """Return the images of one file: itself, or the rows of a parquet file.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    columns : Columns
+        As of `list_images`.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be read, or holds no images.
+    """
+    try:
+        status = file.stat()
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        found = FoundFile(file.name, str(file), status.st_size, *times)
+        return _images(found, readable(file.name), columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DatasetError(f"{str(file)!r}: {error}") from error
+
+
 def contents(
     images: Sequence[SiteImage], columns: Columns, most: int
 ) -> Iterator[list[tuple[SiteImage, Source]]]:

@@ -1,0 +1,266 @@
+"""The model card of a run: what the model is, what it was trained on, how good it is, its limits.
+
+Its headings are those of Hugging Face's template. What a run cannot know is left to people, with
+the words that the template has for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ahfal_app.results.privacy import describe_privacy
+from ahfal_app.results.reading import MODEL, Run, read_run
+from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.units import percent, seconds_text
+from ahfal_app.storage.files import write_text
+
+CARD = "model-card.md"
+
+_UNKNOWN = "[More Information Needed]"
+
+#: A test set of so few images cannot tell models apart that differ by some percent.
+_FEW_TESTS = 1000
+
+
+def write_model_card(folder: Path) -> Path:
+    """Write the model card of a finished run, and return where it is.
+
+    Raises
+    ------
+    ReportError
+        The folder lacks `config.yaml` or `metrics.jsonl`, or a file cannot be read.
+    """
+    run = read_run(folder)
+    path = run.folder / CARD
+    write_text(path, model_card(run))
+    return path
+
+
+def model_card(run: Run) -> str:
+    """Return the model card of a run that has a last cycle, as Markdown with a YAML head."""
+    sections = [
+        f"# Model Card for {_plain(run.folder.name)}",
+        _summary(run),
+        "## Model Details",
+        _details(run),
+        "## Uses",
+        _uses(run),
+        "## Bias, Risks, and Limitations",
+        _limitations(run),
+        "## How to Get Started with the Model",
+        _start(run),
+        "## Training Details",
+        _training(run),
+        "## Evaluation",
+        _evaluation(run),
+        "## Environmental Impact",
+        _impact(run),
+        "## Technical Specifications",
+        _technical(run),
+        "## Model Card Contact",
+        _UNKNOWN,
+    ]
+    return f"---\n{_head(run)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _head(run: Run) -> str:
+    last = run.metrics.cycles[-1]
+    result = {
+        "task": {"type": _task(run)},
+        "dataset": {"name": run.settings.dataset, "type": run.settings.dataset},
+        "metrics": [{"type": "accuracy", "value": round(last.accuracy, 6)}],
+    }
+    head = {
+        "library_name": "ahfal-app",
+        "pipeline_tag": _task(run),
+        "tags": ["federated-learning", "active-learning"],
+        "model-index": [{"name": run.folder.name, "results": [result]}],
+    }
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+
+
+def _summary(run: Run) -> str:
+    last = run.metrics.cycles[-1]
+    return (
+        f"A classifier of {_kind(run)} for {len(_classes(run))} classes, trained over "
+        f"{len(last.labels_per_client)} sites by federated active learning with {last.labels} "
+        f"labels. The {_kind(run)} stayed at the sites."
+    )
+
+
+def _details(run: Run) -> str:
+    settings = run.settings
+    backbone = f", on features of `{settings.backbone}`" if settings.uses_backbone else ""
+    return _list(
+        ("Developed by", _UNKNOWN),
+        ("Model type", f"`{settings.model}`{backbone}"),
+        ("License", _UNKNOWN),
+        ("Finetuned from", f"`{settings.backbone}`" if settings.uses_backbone else "nothing"),
+        ("Classes", ", ".join(map(_plain, _classes(run)))),
+    )
+
+
+def _uses(run: Run) -> str:
+    return (
+        "### Direct Use\n\n"
+        f"To tell of which of its classes {_kind(run)} are, like those that it was trained on.\n\n"
+        "### Out-of-Scope Use\n\n"
+        "It gives a class whatever it is given, also for what is of none of them. It was not "
+        "tested for any decision about people or their health; whoever uses it for one has to."
+    )
+
+
+def _limitations(run: Run) -> str:
+    last, lines = run.metrics.cycles[-1], []
+    tests = _tests(run)
+    if tests and tests < _FEW_TESTS:
+        lines.append(
+            f"- The test set has {tests} {_kind(run)}: a share of {percent(last.accuracy)} "
+            "measured on them may be some percent higher or lower in truth."
+        )
+    untested = [
+        name
+        for name, share in zip(_classes(run), last.class_accuracy, strict=True)
+        if share is None
+    ]
+    if untested:
+        names = ", ".join(map(_plain, untested))
+        lines.append(f"- Classes that nothing of the test set is of: {names}.")
+    worst = _worst(run, last)
+    if worst:
+        lines.append(f"- {worst}")
+    privacy = describe_privacy(run)
+    lines.append(
+        f"- Privacy of the class histograms: `{privacy['mode']}`. Updates of the model are not "
+        "covered by it; what a model has learnt of single samples was not measured."
+    )
+    lines.append(
+        "- The labels were chosen, not drawn: their classes are not in the proportions "
+        f"of the sites' {_kind(run)}."
+    )
+    return "\n".join(lines)
+
+
+def _start(run: Run) -> str:
+    what = _kind(run).upper()
+    return (
+        "```sh\n"
+        f"ahfal predict {MODEL} {what} --out predictions.csv\n"
+        f"ahfal evaluate {MODEL} LABELLED_{what}\n"
+        f"ahfal export {MODEL} --format onnx\n"
+        "```"
+    )
+
+
+def _training(run: Run) -> str:
+    settings, last = run.settings, run.metrics.cycles[-1]
+    data = run.environment.get("data", {})
+    facts = _list(
+        ("Query strategy", f"`{settings.strategy}`"),
+        ("Cycles and rounds", f"{len(run.metrics.cycles)} cycles of {settings.rounds} rounds"),
+        ("Local training", f"{settings.local_epochs} epochs, batches of {settings.batch_size}"),
+        (
+            "Optimiser",
+            f"SGD, learning rate {settings.learning_rate}, momentum "
+            f"{settings.momentum}, weight decay {settings.weight_decay}",
+        ),
+        ("Aggregation", f"`{settings.aggregation}`"),
+        ("Seed", str(settings.seed)),
+    )
+    return (
+        "### Training Data\n\n"
+        f"`{_plain(settings.dataset)}`, SHA-256 of the server's copy "
+        f"`{data.get('fingerprint', 'unknown')}`; {last.labels} labels over "
+        f"{len(last.labels_per_client)} sites.\n\n"
+        f"### Training Procedure\n\n{facts}"
+    )
+
+
+def _evaluation(run: Run) -> str:
+    last = run.metrics.cycles[-1]
+    rows = ["| metric | value |", "| --- | --- |", f"| accuracy | {percent(last.accuracy)} |"]
+    rows += [
+        f"| {name.replace('_', ' ')} | {percent(value) if value is not None else 'undefined'} |"
+        for name, value in sorted(last.metrics.items())
+    ]
+    by_class = ["| class | recall |", "| --- | --- |"]
+    by_class += [
+        f"| {_plain(name)} | {percent(share) if share is not None else 'not tested'} |"
+        for name, share in zip(_classes(run), last.class_accuracy, strict=True)
+    ]
+    tests = _tests(run)
+    return (
+        "### Testing Data\n\n"
+        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} at the server.\n\n"
+        "### Results\n\n" + "\n".join(rows) + "\n\n" + "\n".join(by_class)
+    )
+
+
+def _impact(run: Run) -> str:
+    hardware = run.environment.get("hardware", {})
+    seconds = sum(run.metrics.seconds.values())
+    gpus = ", ".join(map(str, hardware.get("gpus", []))) or "no GPU"
+    return _list(
+        ("Hardware of the server", f"{hardware.get('processor', 'unknown')}, {gpus}"),
+        ("Time", seconds_text(seconds)),
+        ("Carbon emitted", _UNKNOWN),
+    )
+
+
+def _technical(run: Run) -> str:
+    code, versions = run.environment.get("code", {}), run.environment.get("versions", {})
+    return _list(
+        ("Software", f"ahfal {code.get('version', 'unknown')}, code `{code.get('hash', '')[:16]}`"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    )
+
+
+def _worst(run: Run, last: CycleRecord) -> str:
+    shares = [
+        (share, name)
+        for name, share in zip(_classes(run), last.class_accuracy, strict=True)
+        if share is not None
+    ]
+    if not shares:
+        return ""
+    share, name = min(shares)
+    recognised = f"{percent(share)} of its test {_kind(run)} are recognised"
+    return f"Its worst class is {_plain(name)}: {recognised}."
+
+
+def _kind(run: Run) -> str:
+    """Return what it was trained on: images, or vectors."""
+    return str(run.environment.get("data", {}).get("kind", "images"))
+
+
+def _task(run: Run) -> str:
+    """Return the task as Hugging Face calls it; of vectors it is the nearest that it has."""
+    return "tabular-classification" if _kind(run) == "vectors" else "image-classification"
+
+
+def _classes(run: Run) -> list[str]:
+    last = run.metrics.cycles[-1]
+    names = run.environment.get("data", {}).get("class_names")
+    return (
+        [str(name) for name in names] if names else list(map(str, range(len(last.class_accuracy))))
+    )
+
+
+def _tests(run: Run) -> int | None:
+    found: Any = run.environment.get("data", {}).get("test")
+    return found if isinstance(found, int) else None
+
+
+def _list(*facts: tuple[str, str]) -> str:
+    return "\n".join(f"- **{name}:** {value}" for name, value in facts)
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line."""
+    one_line = " ".join(text.split())
+    return "".join(
+        f"\\{letter}" if letter in "\\`*_{}[]<>()#|!~" else letter for letter in one_line
+    )

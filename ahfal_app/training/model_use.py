@@ -1,0 +1,124 @@
+"""What somebody who uses a saved model needs to know: its network, its input, its origin."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ahfal_app.code_version import __version__
+from ahfal_app.config import Settings
+from ahfal_app.errors import ConfigError
+from ahfal_app.parameters import Scalar
+from ahfal_app.training.resources import Resources
+
+_Side = Annotated[int, Field(ge=1, le=100_000)]
+_Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class BackboneUse(_Strict):
+    """The settings of a backbone; its weights are not in the model's file where they are frozen."""
+
+    name: str
+    weights: str
+    size: Annotated[int, Field(ge=0)]
+    crop: bool
+
+
+class ModelUse(_Strict):
+    """How a saved model is used.
+
+    Attributes
+    ----------
+    network : str
+        The setting `model`, resolved.
+    parameters : dict[str, Scalar]
+        The network's parameters, `model.*`.
+    tune : str
+        Which parts of a backbone were trained.
+    backbone : BackboneUse | None
+        The network whose features the model takes, or which it is made of.
+    shape : tuple[int, int, int]
+        Height, width and channels that images are brought to, before a backbone scales them.
+    mean, deviation : tuple[float, ...]
+        What pixels scaled to [0, 1], or vectors as they are, are normalised with, for each channel.
+    vectors : bool
+        Whether it takes vectors of D numbers, whose shape is (1, 1, D), and no images.
+    labels : int
+        Labels that it was trained on, at all sites together.
+    accuracy : float | None
+        On the run's test set.
+    privacy : str
+        The setting of this name.
+    code : str
+        Version of the software that wrote it.
+    """
+
+    network: str
+    parameters: dict[str, Scalar]
+    tune: str
+    backbone: BackboneUse | None
+    shape: tuple[_Side, _Side, _Side]
+    mean: tuple[_Number, ...]
+    deviation: tuple[_Deviation, ...]
+    labels: Annotated[int, Field(ge=0)]
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    privacy: str
+    code: str
+    vectors: bool = False
+
+    @classmethod
+    def parsed(cls, content: object, where: str) -> ModelUse:
+        """Return what a file says, checked.
+
+        Raises
+        ------
+        ConfigError
+            It is not what a run writes; `where` is named.
+        """
+        try:
+            # JSON has lists where there are tuples.
+            found = cls.model_validate(content, strict=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ConfigError(
+                [f"{where}: its description is not what a run writes: {place}: {first['msg']}"]
+            ) from error
+        if len(found.mean) != found.shape[2] or len(found.deviation) != found.shape[2]:
+            means = f"{len(found.mean)} means for {found.shape[2]} channels"
+            raise ConfigError([f"{where}: {means}; allowed is one each"])
+        return found
+
+
+def describe_use(
+    loaded: Resources, settings: Settings, labels: int, accuracy: float | None
+) -> ModelUse:
+    """Return how the model of a run is used, with what the run's last test said."""
+    dataset, backbone = loaded.dataset, None
+    if settings.uses_backbone:
+        backbone = BackboneUse(
+            name=settings.backbone,
+            weights=settings.backbone_weights,
+            size=settings.backbone_size,
+            crop=settings.backbone_crop,
+        )
+    return ModelUse(
+        network=loaded.model_name,
+        parameters=dict(settings.parameters_of("model")),
+        tune=settings.tune,
+        backbone=backbone,
+        shape=dataset.image_shape,
+        mean=tuple(map(float, dataset.mean_C)),
+        deviation=tuple(map(float, dataset.std_C)),
+        labels=labels,
+        accuracy=accuracy,
+        privacy=settings.privacy,
+        code=__version__,
+        vectors=dataset.holds_vectors,
+    )
