@@ -185,8 +185,8 @@ def predict(
     top: Annotated[
         int, typer.Option(min=0, help="The k most probable classes; 0: all probabilities.")
     ] = 0,
-    image_column: Annotated[
-        str, typer.Option(help="Column of parquet files that holds the images.")
+    column: Annotated[
+        str, typer.Option(help="Column of parquet files that holds the images, or the vectors.")
     ] = "",
     backbone_weights: _BackboneWeights = "",
     device: _Device = "auto",
@@ -198,7 +198,7 @@ def predict(
 
     check_output(out, ".csv")
     predictor = _predictor(model, backbone_weights, device)
-    done = write_predictions(predictor, images, out, top, image_column)
+    done = write_predictions(predictor, images, out, top, column)
     console = Console()
     rate = done.images / max(done.seconds, 1e-9)
     console.print(
@@ -264,10 +264,8 @@ def export(
     saved = load_model(model, backbone_weights)
     target = out or saved.path.with_suffix(suffix)
     write(saved, format_, target)
-    height, width, channels = saved.use.shape
     Console().print(
-        f"uint8 (B, {height}, {width}, {channels}) to probabilities (B, {len(saved.classes)}): "
-        f"{target.absolute()}",
+        f"{saved.input_text}, to probabilities (B, {len(saved.classes)}): {target.absolute()}",
         soft_wrap=True,
         markup=False,
     )

@@ -21,10 +21,15 @@ from ahfal_app.client.serving import client_for
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
-from ahfal_app.messages.answers import Introduction, QueryAnswer, histogram_to_metrics
+from ahfal_app.messages.answers import (
+    Introduction,
+    QueryAnswer,
+    histogram_to_metrics,
+    moments_to_metrics,
+)
 from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
-from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
-from ahfal_app.messages.protocol import Order, statistics_from_record
+from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
+from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.storage.private import owner_only
@@ -103,6 +108,15 @@ def join(message: Message, context: Context) -> Message:
     )
 
 
+@app.query("begin")
+@_guarded
+def begin(message: Message, context: Context) -> Message:
+    """Ask for the first labels, where joining alone could not decide which."""
+    order = _order(message)
+    client = _client(order, context, needed_bytes=0)
+    return _query_reply(message, client.begin(_granted(message, order)))
+
+
 @app.train()
 @_guarded
 def train(message: Message, context: Context) -> Message:
@@ -123,6 +137,14 @@ def train(message: Message, context: Context) -> Message:
     arrays = held_record({n: tensor.detach().cpu().numpy().copy() for n, tensor in tensors.items()})
     content = RecordDict({ARRAYS_KEY: arrays, METRICS_KEY: answer.to_metrics()})
     return Message(content, reply_to=message)
+
+
+@app.query("moments")
+@_guarded
+def moments(message: Message, context: Context) -> Message:
+    """Tell sums over all vectors, that they can be standardised alike everywhere."""
+    sums_E = _client(_order(message), context).moments()
+    return _metrics_reply(message, moments_to_metrics(sums_E))
 
 
 @app.query("histogram")
@@ -179,7 +201,8 @@ def select(message: Message, context: Context) -> Message:
     with _checked():
         record = message.content.metric_records[STATISTICS_KEY]
         statistics = statistics_from_record(record, client.num_classes)
-    answer = client.select(_tensors(message, client), order.cycle, statistics)
+    granted = _granted(message, order)
+    answer = client.select(_tensors(message, client), order.cycle, statistics, granted)
     return _query_reply(message, answer)
 
 
@@ -218,6 +241,14 @@ def _tensors(message: Message, client: Client) -> dict[str, torch.Tensor]:
     # A lone assignment: clients in other threads see the one or the other.
     _newest = (weakref.ref(record), forms, tensors)
     return dict(tensors)
+
+
+def _granted(message: Message, order: Order) -> int | None:
+    """Return the labels that the server grants, where all clients share one budget."""
+    if not order.settings.has_global_budget:
+        return None
+    with _checked():
+        return grant_from_record(message.content.metric_records[BUDGET_KEY])
 
 
 def _bytes_of(message: Message) -> int:

@@ -49,6 +49,9 @@ _PRIVACY_KEYS = {
     "privacy.threshold": ("secure_aggregation_threshold", "secure-aggregation"),
 }
 
+#: Settings that are given together, or not at all.
+_NUMBERS = ("initial-labels", "query-labels", "target-labels")
+
 #: Keys of before, and what they are called now.
 RENAMED = {
     "head-kernel": "model.head-kernel",
@@ -109,12 +112,28 @@ class Settings(BaseModel):
     dataset: str = _setting(
         "digits",
         "Data",
-        "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, or a local folder.",
+        "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, a local folder, or a "
+        "parquet file with vectors.",
         min_length=1,
     )
     data_dir: str = _setting("", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`.")
     image_column: str = _setting("", "Data", "Column with the images; empty: found by its type.")
     label_column: str = _setting("", "Data", "Column with the labels; empty: found by its type.")
+    vector_column: str = _setting(
+        "", "Data", "Column with vectors, lists of numbers; empty: found by its type."
+    )
+    shown_column: str = _setting(
+        "",
+        "Data",
+        "Beside vectors, the column that people who label see: text, a link or images; empty: "
+        "`text`, `link`, `url` or `image`, if there is one.",
+    )
+    standardise: Literal["federation", "none"] = _setting(
+        "federation",
+        "Data",
+        "What vectors are standardised by, number by number: mean and deviation over all clients' "
+        "samples, or nothing.",
+    )
     classes: str = _setting(
         "",
         "Data",
@@ -300,6 +319,12 @@ class Settings(BaseModel):
 
     # --- Active learning ----------------------------------------------------------
     strategy: str = _setting("ahfal", "Active learning", "Query strategy by name.")
+    initial_strategy: str = _setting(
+        "random",
+        "Active learning",
+        "What chooses the first labels, before there is a model: `random`, or by vectors or a "
+        "frozen backbone's features a strategy that needs no labels, such as `typicality`.",
+    )
     tau: float = _setting(
         12.0,
         "Active learning",
@@ -324,7 +349,7 @@ class Settings(BaseModel):
     initial_fraction: float = _setting(
         0.1,
         "Active learning",
-        "Share of each client's samples labelled at random at the start.",
+        "Share of each client's samples labelled at the start.",
         gt=0,
         le=1,
     )
@@ -337,6 +362,34 @@ class Settings(BaseModel):
     )
     target_fraction: float = _setting(
         0.35, "Active learning", "Share of each client's samples labelled at the end.", gt=0, le=1
+    )
+    initial_labels: int = _setting(
+        0,
+        "Active learning",
+        "Labels bought at the start, as a number; 0: `initial-fraction`.",
+        ge=0,
+        le=10**9,
+    )
+    query_labels: int = _setting(
+        0,
+        "Active learning",
+        "Labels bought in each cycle, as a number; 0: `query-fraction`.",
+        ge=0,
+        le=10**9,
+    )
+    target_labels: int = _setting(
+        0,
+        "Active learning",
+        "Labels at the end, as a number; 0: `target-fraction`. The three numbers are given "
+        "together, and stand before the three fractions.",
+        ge=0,
+        le=10**9,
+    )
+    budget: Literal["client", "global"] = _setting(
+        "client",
+        "Active learning",
+        "Whose labels fractions and numbers mean: `client`: each client's; `global`: all clients' "
+        "together, split in proportion to their samples by largest remainder.",
     )
     cycles: int = _setting(
         0, "Active learning", "Most cycles to run; 0: as many as the target needs.", ge=0
@@ -402,18 +455,40 @@ class Settings(BaseModel):
             if key.startswith(prefix)
         }
 
-    def labelled_fraction(self, cycle: int) -> Fraction:
-        """Return the exact share of samples that is labelled when `cycle` (from 0) is trained."""
-        fraction = exact_fraction(self.initial_fraction) + cycle * exact_fraction(
-            self.query_fraction
-        )
-        return min(fraction, exact_fraction(self.target_fraction))
+    @property
+    def counts_labels(self) -> bool:
+        """Whether labels are bought in numbers, and not as shares of the samples."""
+        return self.target_labels > 0
+
+    @property
+    def has_global_budget(self) -> bool:
+        """Whether the server splits one budget over all clients."""
+        return self.budget == "global"
+
+    @property
+    def buys_on_joining(self) -> bool:
+        """Whether a client knows alone, as it joins, which first labels to buy."""
+        return not self.has_global_budget and self.initial_strategy == "random"
+
+    @property
+    def label_amounts(self) -> tuple[Fraction, Fraction, Fraction]:
+        """What is labelled at the start, in each cycle and at the end: numbers, or exact shares."""
+        if self.counts_labels:
+            whole = (self.initial_labels, self.query_labels, self.target_labels)
+            return Fraction(whole[0]), Fraction(whole[1]), Fraction(whole[2])
+        shares = (self.initial_fraction, self.query_fraction, self.target_fraction)
+        return exact_fraction(shares[0]), exact_fraction(shares[1]), exact_fraction(shares[2])
+
+    def labelled_amount(self, cycle: int) -> Fraction:
+        """Return what is labelled when `cycle` (from 0) is trained: a number, or an exact share."""
+        initial, query, target = self.label_amounts
+        return min(initial + cycle * query, target)
 
     @property
     def num_cycles(self) -> int:
         """Number of trainings: one on the initial labels, then one after each purchase."""
-        missing = exact_fraction(self.target_fraction) - exact_fraction(self.initial_fraction)
-        needed = 1 + math.ceil(missing / exact_fraction(self.query_fraction))
+        initial, query, target = self.label_amounts
+        needed = 1 + math.ceil((target - initial) / query) if query else 1
         return min(needed, self.cycles) if self.cycles else needed
 
     @property
@@ -462,8 +537,25 @@ class Settings(BaseModel):
         return 2 if self.adjacency == "replace" else 1
 
     def labels_due(self, cycle: int, num_samples: int) -> int:
-        """Return how many of `num_samples` are to be labelled when `cycle` is trained."""
-        return math.ceil(self.labelled_fraction(cycle) * num_samples)
+        """Return how many samples are to be labelled when `cycle` is trained.
+
+        Parameters
+        ----------
+        cycle : int
+            From 0.
+        num_samples : int
+            Samples of a client; of all of them together where `budget` is `global`.
+        """
+        amount = self.labelled_amount(cycle)
+        return min(
+            num_samples, int(amount) if self.counts_labels else math.ceil(amount * num_samples)
+        )
+
+    def labels_of_all(self, cycle: int, num_samples: int, num_clients: int) -> int:
+        """Return about how many of all clients' samples are labelled when `cycle` is trained."""
+        if self.counts_labels and not self.has_global_budget:
+            return min(num_samples, int(self.labelled_amount(cycle)) * num_clients)
+        return self.labels_due(cycle, num_samples)
 
     def to_flat(self) -> dict[str, Scalar]:
         """Return all settings by their kebab-case keys, as `parse_settings` reads them."""
@@ -681,12 +773,25 @@ def _contradictions(settings: Settings) -> list[str]:
             f"client-state={settings.client_state!r}: allowed is 'disk' with partition='sites', "
             "since labels that people are paid for must outlive the process"
         )
-    if settings.target_fraction < settings.initial_fraction:
-        problems.append(
-            f"target-fraction={settings.target_fraction!r}: allowed is at least "
-            f"initial-fraction={settings.initial_fraction!r}"
-        )
-    return problems
+    return problems + _amount_contradictions(settings)
+
+
+def _amount_contradictions(settings: Settings) -> list[str]:
+    """Refuse an end below the start, and numbers of labels of which one is missing."""
+    numbers = {key: getattr(settings, key.replace("-", "_")) for key in _NUMBERS}
+    if any(numbers.values()) and not all(numbers.values()):
+        missing = [key for key, value in numbers.items() if not value]
+        given = [f"{key}={value}" for key, value in numbers.items() if value]
+        return [
+            f"{missing[0]}=0: allowed is at least 1 with {', '.join(given)}, or none of "
+            f"{', '.join(_NUMBERS)}"
+        ]
+    kind = "labels" if settings.counts_labels else "fraction"
+    initial, _, target = settings.label_amounts
+    if target < initial:
+        low, least = (getattr(settings, f"{when}_{kind}") for when in ("target", "initial"))
+        return [f"target-{kind}={low!r}: allowed is at least initial-{kind}={least!r}"]
+    return []
 
 
 def _privacy_contradictions(settings: Settings) -> list[str]:

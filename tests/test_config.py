@@ -46,6 +46,20 @@ def problems(values: dict[str, object]) -> str:
         ({"reset-model": "yes"}, "reset-model='yes': allowed is true | false"),
         ({"target-fraction": 0.05}, "target-fraction=0.05: allowed is at least initial-fraction"),
         ({"query-fraction": 0.0}, "query-fraction=0.0: allowed is number, > 0"),
+        (
+            {"initial-labels": 10, "target-labels": 30},
+            "query-labels=0: allowed is at least 1 with initial-labels=10, target-labels=30, or "
+            "none of initial-labels, query-labels, target-labels",
+        ),
+        (
+            {"initial-labels": 10, "query-labels": 5, "target-labels": 9},
+            "target-labels=9: allowed is at least initial-labels=10",
+        ),
+        (
+            {"initial-labels": 1500, "query-labels": 5, "target-labels": 1600},
+            "initial-labels=1500: the largest client has 14",
+        ),
+        ({"budget": "all"}, "budget='all': allowed is `client` | `global`"),
         ({"strategy": "entrpy"}, "strategy='entrpy': allowed is ahfal | "),
         ({"strategy": "entrpy"}, "did you mean 'entropy'?"),
         ({"alhpa": 0.1}, "alhpa: unknown setting; did you mean 'alpha'?"),
@@ -115,7 +129,7 @@ def test_data_sets_that_cannot_be_learnt_are_refused(tmp_path: Path, data_dir: P
 
 def test_budget_of_a_share_is_exact():
     settings = parse_settings({})
-    assert [settings.labelled_fraction(cycle) for cycle in range(7)] == [
+    assert [settings.labelled_amount(cycle) for cycle in range(7)] == [
         Fraction(n, 100) for n in (10, 15, 20, 25, 30, 35, 35)
     ]
     assert settings.num_cycles == 6
@@ -146,6 +160,30 @@ def test_cycles_reach_the_target_exactly_and_never_go_beyond(
     assert due[0] == -(-size * initial // 100)
     assert due[-1] == -(-size * (initial + more) // 100)
     assert all(b - a <= -(-size * query // 100) for a, b in pairwise(due))
+
+
+@given(
+    initial=st.integers(1, 50),
+    query=st.integers(1, 30),
+    more=st.integers(0, 50),
+    size=st.integers(1, 100),
+)
+def test_labels_in_numbers_stand_before_fractions_and_reach_the_target_exactly(
+    initial: int, query: int, more: int, size: int
+):
+    settings = parse_settings(
+        {
+            "initial-labels": initial,
+            "query-labels": query,
+            "target-labels": initial + more,
+            "target-fraction": 0.9,
+        }
+    )
+    due = [settings.labels_due(cycle, size) for cycle in range(settings.num_cycles)]
+    assert settings.num_cycles == 1 + -(-more // query)
+    expected = [min(initial + cycle * query, initial + more, size) for cycle in range(len(due))]
+    assert due == expected
+    assert settings.labels_of_all(0, 3 * size, 3) == 3 * due[0]
 
 
 @given(percent=st.integers(1, 100), count=st.integers(1, 1000))

@@ -156,14 +156,27 @@ class Annotation:
         if self.loaded.site is not None:
             site = self.loaded.site
             try:
-                return EncodedImage(site.names[sample], site.content(sample))
+                return EncodedImage(site.names[sample], self._as_image(sample))
             except DatasetError as error:
                 # It went while this process was at work; the next one finds it gone.
                 raise OracleError(f"image {site.names[sample]}: {error}") from error
+        if self.loaded.dataset.holds_vectors:
+            return EncodedImage(f"{sample}.png", self._as_image(sample))
         content = io.BytesIO()
         pixels_HWC = self.loaded.dataset.train.images_NHWC[sample]
         Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
         return EncodedImage(f"{sample}.png", content.getvalue())
+
+    def _as_image(self, sample: int) -> bytes:
+        """Return an image file of what people see of a sample."""
+        loaded, site = self.loaded, self.loaded.site
+        name = site.names[sample] if site else f"sample {sample}"
+        if not loaded.dataset.holds_vectors:
+            return site.content(sample) if site else b""
+        from ahfal_app.data.shown import picture
+
+        given = loaded.dataset.train.shown
+        return picture(site.content(sample) if site else given[sample] if given else b"", name)
 
 
 def _unanswered(store: LabelStore, request: LabelRequest) -> LabelRequest:

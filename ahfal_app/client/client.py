@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
+from ahfal_app.data.moments import moment_sums
+from ahfal_app.errors import MessageRefused
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
@@ -63,6 +65,9 @@ class Client:
         Weight of the proximal term that the run's aggregation asks for; 0: none.
     allowance : Allowance
         How many labels may be asked for at once, as the ledger stands.
+    check_grant : Callable[[int], None]
+        Called with the labels that the server grants, where it says so; raises where the site
+        does not allow them.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Client:
         oracle_options: Mapping[str, str],
         proximal_mu: float = 0.0,
         allowance: Allowance = granted,
+        check_grant: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -83,6 +89,7 @@ class Client:
         self._state = state
         self._resources = loaded
         self._rows_N = loaded.client_rows(client)
+        self._check_grant = check_grant
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._watching = Watching(settings, state, loaded)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
@@ -124,7 +131,7 @@ class Client:
         return forms_of_state(self._resources)
 
     def join(self, cycle: int) -> JoinAnswer:
-        """Ask for the initial labels, chosen at random, and tell how they stand.
+        """Ask for the first labels, if that can be done alone, and tell how labels stand.
 
         Parameters
         ----------
@@ -139,8 +146,8 @@ class Client:
             _ = self._resources.train_images
         with self._labels() as store:
             self._annotation.describe(store)
-            if store.request(self._annotation.request_id(0)) is None:
-                self._annotation.reserve(store, 0, self._selection.at_random(store))
+            if self._settings.buys_on_joining:
+                self._reserve_first(store, None)
             self._annotation.ask(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
@@ -148,6 +155,22 @@ class Client:
                 last_cycle=store.last_cycle(),
                 ledger=store.ledger(),
             )
+
+    def begin(self, granted: int | None) -> QueryAnswer:
+        """Ask for the first labels, where joining alone could not decide which.
+
+        Parameters
+        ----------
+        granted : int | None
+            How many labels the server grants; None: as many as the settings say.
+        """
+        start = time.perf_counter()
+        self._check(granted)
+        with self._labels() as store:
+            self._annotation.describe(store)
+            self._reserve_first(store, granted)
+            self._annotation.ask(store)
+            return self._query_answer(store, 0, seconds=time.perf_counter() - start)
 
     def train(
         self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
@@ -180,8 +203,27 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.histogram(cycle, counts_C)
 
+    def moments(self) -> NDArray[np.int64]:
+        """Return sums over this client's vectors, as `moment_sums` has them.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known.
+        """
+        sums_E = self._moment_sums()
+        with self._disclosure() as disclosure:
+            return disclosure.moments(sums_E)
+
     def advertise_keys(self, cycle: int, session: str) -> Advertisement:
-        """Begin a session of secure aggregation of what was labelled for training `cycle`."""
+        """Begin a session of secure aggregation of what was labelled for training `cycle`.
+
+        In place of a cycle after the last it is the sums over the vectors.
+        """
+        if cycle == self._settings.num_cycles:
+            sums_E = self._moment_sums()
+            with self._disclosure() as disclosure:
+                return disclosure.participant(cycle, session).advertise(sums_E.view(np.uint64))
         counts_C = self._class_counts(cycle)
         with self._disclosure() as disclosure:
             participant = disclosure.participant(cycle, session)
@@ -194,7 +236,11 @@ class Client:
             yield disclosure.participant(cycle, session)
 
     def select(
-        self, tensors: dict[str, Tensor], cycle: int, statistics: ClassStatistics
+        self,
+        tensors: dict[str, Tensor],
+        cycle: int,
+        statistics: ClassStatistics,
+        granted: int | None = None,
     ) -> QueryAnswer:
         """Choose what to label after `cycle` and hand it to the oracle.
 
@@ -206,8 +252,11 @@ class Client:
             The cycle that was just trained.
         statistics : ClassStatistics
             Statistics of the labelled sets that it was trained on.
+        granted : int | None
+            How many labels the server grants in total; None: as many as the settings say.
         """
         start = time.perf_counter()
+        self._check(granted)
         fine_tuned = False
         with self._labels() as store:
             self._annotation.describe(store)
@@ -219,7 +268,7 @@ class Client:
                     fine_tuned = True
                 watched = self._watching.signals(store.unlabelled(), tensors, cycle)
                 selected = self._selection.by_strategy(
-                    store, local, tensors, cycle, statistics, watched
+                    store, local, tensors, cycle, statistics, granted, watched
                 )
                 self._annotation.reserve(store, cycle + 1, selected)
             self._annotation.ask(store)
@@ -243,6 +292,20 @@ class Client:
     def _disclosure(self) -> Iterator[Disclosure]:
         with self._state.privacy() as store:
             yield Disclosure(store, self._settings, self._run, self._client)
+
+    def _moment_sums(self) -> NDArray[np.int64]:
+        dataset = self._resources.dataset
+        if not dataset.holds_vectors:
+            raise MessageRefused("asked for sums over vectors, and the data are images")
+        return moment_sums(dataset.train, self._rows_N, dataset.format)
+
+    def _check(self, granted: int | None) -> None:
+        if granted is not None:
+            self._check_grant(granted)
+
+    def _reserve_first(self, store: LabelStore, granted: int | None) -> None:
+        if store.request(self._annotation.request_id(0)) is None:
+            self._annotation.reserve(store, 0, self._selection.first(store, granted))
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:

@@ -10,7 +10,16 @@ from ahfal_app.data.site.loading import SiteFolders
 from ahfal_app.errors import ConfigError
 
 #: Settings of the run that a site may set for itself.
-_OWN = ("dataset", "data-dir", "image-column", "backbone-weights", "device", "oracle")
+_OWN = (
+    "dataset",
+    "data-dir",
+    "image-column",
+    "vector-column",
+    "shown-column",
+    "backbone-weights",
+    "device",
+    "oracle",
+)
 _READERS = ("readers", "readers-rule")
 
 _ORACLE_PREFIX = "oracle-"

@@ -6,7 +6,8 @@ that is not set allows what the settings of runs allow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -115,6 +116,7 @@ class Policy(BaseModel):
                 *self._privacy_broken(settings, past),
                 *self._image_size_broken(settings, data),
                 *_names_broken("strategies", self.strategies, settings.strategy),
+                *_names_broken("strategies", self.strategies, *_first_choice(settings)),
                 *_names_broken("oracles", self.oracles, settings.oracle),
                 *_names_broken("models", self.models, settings.model),
                 *_most_broken("local-epochs", self.local_epochs, settings.local_epochs),
@@ -138,6 +140,8 @@ class Policy(BaseModel):
         PolicyRefused
             A rule is broken.
         """
+        if settings.has_global_budget:
+            return  # What this site gets of it, the server says: `check_grant`.
         if (self.labels_per_cycle, self.labels_per_run, self.total_labels) == (None, None, None):
             return
         most, all_cycles = (
@@ -149,6 +153,28 @@ class Policy(BaseModel):
                 *_most_broken("labels-per-cycle", self.labels_per_cycle, most),
                 *_most_broken("labels-per-run", self.labels_per_run, all_cycles),
                 *_most_broken("total-labels", self.total_labels, past.labels + all_cycles),
+            ]
+        )
+
+    def check_grant(self, granted: int, past: PastRuns) -> None:
+        """Refuse more labels than a run may ask for; what a cycle may is held by `allowance`.
+
+        Parameters
+        ----------
+        granted : int
+            Labels that the server grants, in all cycles so far.
+        past : PastRuns
+            What other runs have cost the site.
+
+        Raises
+        ------
+        PolicyRefused
+            A rule is broken.
+        """
+        refuse(
+            [
+                *_most_broken("labels-per-run", self.labels_per_run, granted),
+                *_most_broken("total-labels", self.total_labels, past.labels + granted),
             ]
         )
 
@@ -262,9 +288,15 @@ def _most_broken(rule: str, most: float | None, asked: float | Fraction) -> Iter
         yield _Broken(rule, f"{float(asked):g}; at most {most:g}")
 
 
-def _names_broken(rule: str, allowed: Iterable[str] | None, asked: str) -> Iterator[_Broken]:
-    if allowed is not None and asked not in allowed:
-        yield _Broken(rule, f"{asked!r}; one of {', '.join(allowed)}")
+def _names_broken(rule: str, allowed: Sequence[str] | None, *asked: str) -> Iterator[_Broken]:
+    for name in asked:
+        if allowed is not None and name not in allowed:
+            yield _Broken(rule, f"{name!r}; one of {', '.join(allowed)}")
+
+
+def _first_choice(settings: Settings) -> list[str]:
+    """Return what chooses the first labels, where that is not chance, which sees no sample."""
+    return [] if settings.initial_strategy == "random" else [settings.initial_strategy]
 
 
 def _parts(privacy: str | None) -> set[str]:
@@ -275,9 +307,9 @@ def _largest_purchase(settings: Settings, num_samples: int) -> int:
     """Return the most labels that are asked for at once: at the start, or after a cycle."""
     later = 0
     if settings.num_cycles > 1:
-        left = exact_fraction(settings.target_fraction) - exact_fraction(settings.initial_fraction)
-        share = min(exact_fraction(settings.query_fraction), left)
-        later = -int(-share * num_samples // 1)
+        initial, query, target = settings.label_amounts
+        most = min(query, target - initial) * (1 if settings.counts_labels else num_samples)
+        later = min(num_samples, math.ceil(most))
     return max(settings.labels_due(0, num_samples), later)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.client.features import pool_of_features
 from ahfal_app.client.pool import PoolSituation, make_pool
 from ahfal_app.config import Settings
 from ahfal_app.labels.store import LabelStore
@@ -84,12 +85,23 @@ class Selection:
     run_folder: Path | None
     allowance: Allowance = granted
 
-    def at_random(self, store: LabelStore) -> Selected:
-        """Select what is labelled before the first cycle."""
-        budget = self._allotted(store, 0)
-        strategy = make_strategy("random", {})
+    def first(self, store: LabelStore, granted: int | None = None) -> Selected:
+        """Select what is labelled before the first cycle.
+
+        Parameters
+        ----------
+        store : LabelStore
+            The client's labels.
+        granted : int | None
+            How many labels the server grants; None: as many as the settings say.
+        """
+        budget = self._allotted(store, 0, granted)
+        name = self.settings.initial_strategy
+        is_later_one = name == self.settings.strategy
+        own = self.settings.parameters_of("strategy") if is_later_one else {}
+        strategy = make_strategy(name, own)
         context = self._context(budget, 0, _no_statistics(self.loaded), store)
-        samples_B = checked_select(strategy, PoolView(store.unlabelled(), {}), context)
+        samples_B = checked_select(strategy, pool_of_features(self.loaded, store), context)
         return Selected(strategy.name, samples_B)
 
     def by_strategy(
@@ -99,6 +111,7 @@ class Selection:
         tensors: dict[str, Tensor],
         cycle: int,
         statistics: ClassStatistics,
+        granted: int | None = None,
         watched: Mapping[Signal, Tensor] | None = None,
     ) -> Selected:
         """Select what is labelled after a cycle.
@@ -113,10 +126,12 @@ class Selection:
             The cycle that was just trained.
         statistics : ClassStatistics
             Statistics of the labelled sets that it was trained on.
+        granted : int | None
+            How many labels the server grants in total; None: as many as the settings say.
         watched : Mapping[Signal, Tensor], optional
             What the query strategy has watched of the pool while the client trained.
         """
-        budget = self._allotted(store, cycle + 1)
+        budget = self._allotted(store, cycle + 1, granted)
         strategy = self._strategy(store.unlabelled(), statistics)
         situation = self._situation(store, local, tensors, cycle + 1)
         situation = dataclasses.replace(situation, watched=watched or {})
@@ -127,12 +142,14 @@ class Selection:
         self._record(selected, cycle)
         return selected
 
-    def _allotted(self, store: LabelStore, cycle: int) -> int:
+    def _allotted(self, store: LabelStore, cycle: int, granted: int | None) -> int:
         """Grant what is due by a cycle and return what may be asked for.
 
         This is what is free, B_i and what was missed before, or less where a site's policy says so.
         """
-        store.allot(self.settings.labels_due(cycle, len(self.loaded.client_rows(self.client))))
+        num_samples = len(self.loaded.client_rows(self.client))
+        due = self.settings.labels_due(cycle, num_samples) if granted is None else granted
+        store.allot(min(due, num_samples))
         return self.allowance(store.ledger())
 
     def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:

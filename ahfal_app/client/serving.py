@@ -103,6 +103,7 @@ def client_for(
         oracle_options(node_config),
         order.proximal_mu,
         lambda ledger: policy.allowance(ledger, past),
+        lambda granted: policy.check_grant(granted, past),
     )
 
 
@@ -193,7 +194,7 @@ def _loaded(
 ) -> Resources:
     folders = site_folders(settings, node_config)
     if folders is None:
-        return resources(settings)
+        return resources(settings, order.data)
     if order.data is None:
         raise ConfigError(["data: the server has not said what format data must have"])
     return site_resources(settings, folders, order.data, room)

@@ -35,7 +35,7 @@ class Options:
 
     Attributes
     ----------
-    image_column, label_column, test_fraction, image_size
+    image_column, label_column, test_fraction, image_size, vector_column, shown_column
         The settings of these names.
     only_tests : bool
         Whether all of a data set without a test split is for testing.
@@ -46,6 +46,8 @@ class Options:
     test_fraction: float
     image_size: int = 0
     only_tests: bool = False
+    vector_column: str = ""
+    shown_column: str = ""
 
     @property
     def columns(self) -> Columns:
@@ -57,7 +59,7 @@ class Options:
         return {
             name: value
             for name, value in asdict(self).items()
-            if name not in ("image_size", "only_tests") or value
+            if name in ("image_column", "label_column", "test_fraction") or value
         }
 
 
@@ -271,6 +273,38 @@ def _held_out(
         # For measuring the mean and the deviation, they are all there twice.
         return np.arange(len(labels_N)), np.arange(len(labels_N))
     return hold_out(labels_N, options.test_fraction)
+
+
+def build_vectors(folder: Folder, options: Options, target: Path) -> Description:
+    """Write the data set of parquet files with vectors.
+
+    Raises
+    ------
+    DatasetError
+        They cannot be read, or a vector or a label cannot be used.
+    """
+    from ahfal_app.data.vector_tables import read_vectors
+
+    found, class_names = read_vectors(folder, options)
+    if "test" not in found:
+        whole = found["train"]
+        rows = dict(zip(("train", "test"), _held_out(whole.labels_N, options), strict=True))
+        if not all(map(len, rows.values())):
+            raise DatasetError(
+                f"{folder.where}, test-fraction={options.test_fraction:g}: a split is empty"
+            )
+        found = {split: _rows_of(whole, rows_N) for split, rows_N in rows.items()}
+    for split, images in found.items():
+        np.save(target / f"{split}-images.npy", images.images_NHWC, allow_pickle=False)
+        if images.shown is not None:
+            np.save(target / f"{split}-shown.npy", images.shown.content, allow_pickle=False)
+            np.save(target / f"{split}-shown-ends.npy", images.shown.ends_N, allow_pickle=False)
+    return _finish(target, found["train"], found["test"], class_names)
+
+
+def _rows_of(images: Images, rows_N: NDArray[np.int64]) -> Images:
+    shown = images.shown.taken(rows_N) if images.shown else None
+    return Images(images.images_NHWC[rows_N], images.labels_N[rows_N], shown)
 
 
 def _finish(target: Path, train: Images, test: Images, class_names: tuple[str, ...]) -> Description:

@@ -45,9 +45,20 @@ def find_columns(
         features,
     )
     _check_column("image-column", image, features, _holds_images, "images")
+    return image, label_column_of(features, label_column)
+
+
+def label_column_of(features: Mapping[str, object], label_column: str) -> str:
+    """Return the column with the labels.
+
+    Raises
+    ------
+    DatasetError
+        A named column does not exist or has the wrong type, or none or several are found.
+    """
     label = label_column or _find_label(features)
     _check_column("label-column", label, features, _holds_labels, "class labels")
-    return image, label
+    return label
 
 
 def encode_labels(

@@ -37,14 +37,16 @@ class AugmentationDraws:
 
 
 class DeviceImages:
-    """One split of a data set on a device, uint8, shared by all clients of a process.
+    """One split of a data set on a device, shared by all clients of a process.
+
+    Images are uint8, vectors are float32 of shape (N, 1, 1, D).
 
     Parameters
     ----------
     images : Images
         The split; on the CPU its memory-mapped arrays are used as they are.
     mean_C, std_C : tuple[float, ...]
-        Mean and standard deviation of each channel, of pixels scaled to [0, 1].
+        Mean and standard deviation of each channel, of pixels scaled to [0, 1], or of vectors.
     device : torch.device
         Where batches are made.
     """
@@ -59,7 +61,8 @@ class DeviceImages:
         self.device = device
         self.images_NHWC = _as_tensor(images.images_NHWC).to(device)
         self.labels_N = _as_tensor(images.labels_N).to(device)
-        self.scale_C = (1.0 / (255.0 * torch.tensor(std_C))).to(device)
+        largest = 1.0 if images.images_NHWC.dtype == np.float32 else 255.0
+        self.scale_C = (1.0 / (largest * torch.tensor(std_C))).to(device)
         self.shift_C = (-torch.tensor(mean_C) / torch.tensor(std_C)).to(device)
 
     def __len__(self) -> int:

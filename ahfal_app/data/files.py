@@ -109,6 +109,13 @@ def files_below(
     return sorted(files), problems
 
 
+def only_file(path: Path) -> FoundFile:
+    """Return one file that is not looked for in a folder."""
+    status = path.stat()
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return FoundFile(path.name, str(path), status.st_size, *times)
+
+
 def too_large(size: int, most: int) -> str:
     """Return why a file of this size, in bytes, is not read."""
     return f"too large: {size} bytes; at most {most} are read"

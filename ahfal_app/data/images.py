@@ -1,11 +1,12 @@
-"""Image data sets as arrays.
+"""Data sets as arrays: of images, or of vectors, which are images of one pixel.
 
-Shapes: N images, H height, W width, C channels (1 or 3).
+Shapes: N images, H height, W width, C channels: 1 or 3, or the numbers of a vector.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,6 +15,40 @@ from numpy.typing import NDArray
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.not_used import NotUsed
 
+#: Numbers that a vector may have: twice as many moments travel with each message to a site.
+LONGEST_VECTOR = 32_768
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What is shown of each row of a split: bytes one after the other, memory-mapped.
+
+    Attributes
+    ----------
+    content : NDArray[np.uint8]
+        The bytes of all rows.
+    ends_N : NDArray[np.int64]
+        Where each row's end. Shape (N,).
+    """
+
+    content: NDArray[np.uint8]
+    ends_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[bytes]) -> Shown:
+        """Return these rows."""
+        ends_N = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(rows), np.uint8), ends_N)
+
+    def __getitem__(self, row: int) -> bytes:
+        """Return a row's bytes."""
+        start = int(self.ends_N[row - 1]) if row else 0
+        return self.content[start : int(self.ends_N[row])].tobytes()
+
+    def taken(self, rows_M: NDArray[np.int64]) -> Shown:
+        """Return some of the rows."""
+        return Shown.of([self[row] for row in rows_M.tolist()])
+
 
 @dataclass(frozen=True)
 class Images:
@@ -21,14 +56,18 @@ class Images:
 
     Parameters
     ----------
-    images_NHWC : NDArray[np.uint8]
-        Pixels from 0 to 255, read-only and memory-mapped from the cache of decoded data.
+    images_NHWC : NDArray[np.uint8] | NDArray[np.float32]
+        Pixels from 0 to 255, or vectors as float32 (N, 1, 1, D); read-only and memory-mapped from
+        the cache of decoded data.
     labels_N : NDArray[np.int64]
         Classes from 0 to the number of classes - 1, read-only.
+    shown : Shown | None
+        What people see of each vector, if there is anything.
     """
 
-    images_NHWC: NDArray[np.uint8]
+    images_NHWC: NDArray[np.uint8] | NDArray[np.float32]
     labels_N: NDArray[np.int64]
+    shown: Shown | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,11 +83,13 @@ class DataFormat:
     class_names : tuple[str, ...]
         Names of the classes, by label.
     image_shape : tuple[int, int, int]
-        Height, width and channels of every image.
+        Height, width and channels of every image; of vectors (1, 1, D).
     mean_C, std_C : tuple[float, ...]
-        What pixels scaled to [0, 1] are normalised with, for each channel.
+        What pixels scaled to [0, 1], or vectors, are normalised with, for each channel.
     augmentation : Augmentation
         What is done at random to the images in training.
+    vectors : bool
+        Whether these are vectors.
     """
 
     class_names: tuple[str, ...]
@@ -56,6 +97,7 @@ class DataFormat:
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
     augmentation: Augmentation
+    vectors: bool = False
 
     def to_json(self) -> str:
         """Return the format as text."""
@@ -72,6 +114,7 @@ class DataFormat:
             mean_C=tuple(found["mean_C"]),
             std_C=tuple(found["std_C"]),
             augmentation=Augmentation(**found["augmentation"]),
+            vectors=found.get("vectors", False),
         )
 
 
@@ -117,8 +160,18 @@ class ImageDataset:
     def format(self) -> DataFormat:
         """What other data must have in common with this."""
         return DataFormat(
-            self.class_names, self.image_shape, self.mean_C, self.std_C, self.augmentation
+            self.class_names,
+            self.image_shape,
+            self.mean_C,
+            self.std_C,
+            self.augmentation,
+            self.holds_vectors,
         )
+
+    @property
+    def holds_vectors(self) -> bool:
+        """Whether it has vectors and no images."""
+        return self.train.images_NHWC.dtype == np.float32
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -70,7 +70,8 @@ def limited(images: Images, most: int) -> Images:
     if most == 0 or most >= len(images):
         return images
     _, rows_N = hold_out(images.labels_N, most / len(images))
-    return Images(images.images_NHWC[rows_N], images.labels_N[rows_N])
+    shown = images.shown.taken(rows_N) if images.shown else None
+    return Images(images.images_NHWC[rows_N], images.labels_N[rows_N], shown)
 
 
 def with_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
@@ -88,7 +89,7 @@ def with_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDatase
         )
     index_K = np.array([classes.index(name) for name in dataset.class_names], np.int64)
     train, test = (
-        Images(split.images_NHWC, index_K[split.labels_N])
+        Images(split.images_NHWC, index_K[split.labels_N], split.shown)
         for split in (dataset.train, dataset.test)
     )
     content = f"{dataset.fingerprint} {json.dumps(classes)}".encode()
@@ -116,7 +117,9 @@ def describe(train: Images, test: Images, class_names: Sequence[str]) -> Descrip
     class_names : Sequence[str]
         Names of the classes.
     """
-    mean_C, std_C = channel_moments(train.images_NHWC)
+    pixels_NHWC = train.images_NHWC
+    measure = channel_moments if pixels_NHWC.dtype == np.uint8 else vector_moments
+    mean_C, std_C = measure(pixels_NHWC)
     return Description(
         class_names=tuple(class_names),
         mean_C=mean_C,
@@ -126,7 +129,7 @@ def describe(train: Images, test: Images, class_names: Sequence[str]) -> Descrip
 
 
 def channel_moments(
-    images_NHWC: NDArray[np.uint8],
+    images_NHWC: NDArray[np.generic],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, of pixels scaled to [0, 1].
 
@@ -144,6 +147,33 @@ def channel_moments(
     variance_C = (weights_CV * (values_V - mean_C[:, None]) ** 2).sum(axis=1)
     std_C = np.where(variance_C > 0, np.sqrt(variance_C), 1.0)
     return tuple(mean_C.tolist()), tuple(std_C.tolist())
+
+
+def vector_moments(
+    vectors_N11D: NDArray[np.generic],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each number of some vectors.
+
+    They are rounded to six significant digits, as they travel as text with each message. The
+    standard deviation of a constant number is given as 1, to be divided by.
+    """
+    vectors_ND = vectors_N11D.reshape(len(vectors_N11D), -1)
+    mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
+    variance_D = np.zeros_like(mean_D)
+    for start in range(0, len(vectors_ND), _BLOCK):
+        variance_D += ((vectors_ND[start : start + _BLOCK] - mean_D) ** 2).sum(axis=0)
+    return rounded_moments(mean_D, variance_D / len(vectors_ND))
+
+
+def rounded_moments(
+    mean_D: NDArray[np.float64], variance_D: NDArray[np.float64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation as vectors are standardised by them."""
+    # What is left of a constant number after rounding is no deviation.
+    is_constant_D = variance_D <= 1e-12 * mean_D**2
+    std_D = np.where(is_constant_D, 1.0, np.sqrt(np.where(is_constant_D, 1.0, variance_D)))
+    mean, std = ([float(f"{value:.6g}") for value in each] for each in (mean_D, std_D))
+    return tuple(mean), tuple(std)
 
 
 def _fingerprint(train: Images, test: Images, class_names: Sequence[str]) -> str:

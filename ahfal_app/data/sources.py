@@ -10,14 +10,23 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ahfal_app.config import Settings, expanded
 from ahfal_app.data import catalog
-from ahfal_app.data.builders import Options, build_arrays, build_folder, build_hub
+from ahfal_app.data.augmentation import NO_AUGMENTATION
+from ahfal_app.data.builders import (
+    Options,
+    build_arrays,
+    build_folder,
+    build_hub,
+    build_vectors,
+)
 from ahfal_app.data.cache import (
     NOT_USED,
     Description,
@@ -26,9 +35,9 @@ from ahfal_app.data.cache import (
     data_dir,
     open_or_build,
 )
-from ahfal_app.data.files import files_below
+from ahfal_app.data.files import PARQUET, files_below, only_file
 from ahfal_app.data.folders import Folder
-from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.data.images import ImageDataset, Images, Shown
 from ahfal_app.data.known.core.base import Arrays, KnownDataset
 from ahfal_app.data.not_used import told
 from ahfal_app.data.preparation import limited, limited_fingerprint, with_classes
@@ -83,12 +92,16 @@ def load_dataset(settings: Settings) -> ImageDataset:
         settings.test_fraction,
         settings.image_size,
         only_tests=settings.has_sites,
+        vector_column=settings.vector_column,
+        shown_column=settings.shown_column,
     )
     most = (settings.max_train_samples, settings.max_test_samples)
     parameters = tuple(sorted(settings.parameters_of("dataset").items()))
     loaded = _load(
         settings.dataset, options, settings.augment, data_dir(settings), most, parameters
     )
+    if loaded.holds_vectors:
+        loaded = _as_vectors(loaded, settings)
     return with_classes(loaded, settings.class_list) if settings.class_list else loaded
 
 
@@ -110,7 +123,8 @@ def _load(
     height, width, channels = train.images_NHWC.shape[1:]
     shape = (height, width, channels)
     known = catalog.recognise(shape, len(found.class_names), found.mean_C) or _by_name(dataset)
-    usual = catalog.usual_augmentation(shape)
+    is_vectors = train.images_NHWC.dtype == np.float32
+    usual = NO_AUGMENTATION if is_vectors else catalog.usual_augmentation(shape)
     train, test = (limited(split, size) for split, size in zip((train, test), most, strict=True))
     sizes = (len(train), len(test))
     return ImageDataset(
@@ -140,6 +154,11 @@ def _locate(
             partial(_build_made, known, options, parameters),
         )
     folder = expanded("dataset", dataset)
+    if folder.is_file() and folder.suffix.lower() == PARQUET:
+        found = Folder(folder.resolve(), [only_file(folder.resolve())], {})
+        facts = [(file.path, file.size, file.modified_ns) for file in found.files]
+        file_source: dict[str, object] = {"files": facts, "rules": _RULES}
+        return _short(folder.stem), file_source, partial(_build_folder, found, options)
     if folder.is_dir():
         folder = folder.resolve()
         found = Folder(folder, *files_below(folder, "dataset"))
@@ -152,7 +171,7 @@ def _locate(
         raise DatasetError(
             f"dataset={dataset!r}: {what} (tried {folder.absolute()}); must be one of "
             f"{', '.join(DATASETS.names())}, a Hugging Face name such as `uoft-cs/cifar10`, or an "
-            "existing folder"
+            "existing folder or parquet file"
         )
     source = {"path": path, "configuration": configuration}
     if not catalog.is_known(path):
@@ -189,9 +208,15 @@ def _build_made(
 
 
 def _build_folder(folder: Folder, options: Options, target: Path) -> Description:
-    """Build an entry of a folder, unless files are still being copied to it."""
-    description = build_folder(folder, options, target)
-    files, _ = files_below(folder.path, "dataset")
+    """Build an entry of a folder or file, unless files are still being copied to it."""
+    from ahfal_app.data.vector_tables import has_vectors
+
+    if has_vectors(folder, options.vector_column):
+        description = build_vectors(folder, options, target)
+    else:
+        description = build_folder(folder, options, target)
+    is_file = folder.path.is_file()
+    files = [only_file(folder.path)] if is_file else files_below(folder.path, "dataset")[0]
     before, after = (
         {(f.name, f.size, f.modified_ns) for f in look} for look in (folder.files, files)
     )
@@ -222,5 +247,29 @@ def _short(path: str) -> str:
 
 def _images(entry: Entry, split: str) -> Images:
     labels_N = np.asarray(entry.arrays[f"{split}-labels"], np.int64)
-    images_NHWC = np.asarray(entry.arrays[f"{split}-images"], np.uint8)
-    return Images(images_NHWC, labels_N)
+    images_NHWC: NDArray[np.uint8] | NDArray[np.float32] = np.asarray(
+        entry.arrays[f"{split}-images"]
+    )
+    if f"{split}-shown" not in entry.arrays:
+        return Images(images_NHWC, labels_N)
+    content = np.asarray(entry.arrays[f"{split}-shown"], np.uint8)
+    ends_N = np.asarray(entry.arrays[f"{split}-shown-ends"], np.int64)
+    return Images(images_NHWC, labels_N, Shown(content, ends_N))
+
+
+def _as_vectors(dataset: ImageDataset, settings: Settings) -> ImageDataset:
+    """Return vectors as the settings want them standardised.
+
+    Raises
+    ------
+    DatasetError
+        A setting is about images.
+    """
+    if settings.augment not in ("auto", "none"):
+        raise DatasetError(f"augment={settings.augment!r}: allowed for vectors is auto | none")
+    if settings.image_size:
+        raise DatasetError(f"image-size={settings.image_size}: allowed for vectors is 0")
+    if settings.standardise == "none":
+        numbers = len(dataset.mean_C)
+        return replace(dataset, mean_C=(0.0,) * numbers, std_C=(1.0,) * numbers)
+    return dataset

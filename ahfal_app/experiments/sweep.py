@@ -168,7 +168,7 @@ def _task(planned: PlannedRun, out: Path) -> Task:
 
 def sample_passes(settings: Settings) -> int:
     """Return a number in proportion to how long a run takes: labels times epochs."""
-    labels = sum(settings.labelled_fraction(cycle) for cycle in range(settings.num_cycles))
+    labels = sum(settings.labelled_amount(cycle) for cycle in range(settings.num_cycles))
     return max(1, round(1000 * labels * settings.rounds * settings.local_epochs))
 
 

@@ -217,12 +217,12 @@ def _failure(task: Task, connection: Connection, clients_at_once: int) -> str:
 
     settings = parse_settings(task.settings)
     whole = settings.rounds * float(
-        sum(settings.labelled_fraction(cycle) for cycle in range(settings.num_cycles))
+        sum(settings.labelled_amount(cycle) for cycle in range(settings.num_cycles))
     )
 
     class _Told(Progress):
         def round_done(self, record: RoundRecord) -> None:
-            share = float(settings.labelled_fraction(record.cycle)) / whole
+            share = float(settings.labelled_amount(record.cycle)) / whole
             connection.send(RoundDone(record.cycle, record.round, share))
 
     try:

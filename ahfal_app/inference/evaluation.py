@@ -221,7 +221,7 @@ def _images(predictor: Predictor, dataset: str, split: Split, data_dir: str) -> 
     """Load labelled images of the model's size, their labels in the model's classes."""
     height, width, channels = predictor.model.use.shape
     values: dict[str, object] = {"dataset": dataset}
-    if height == width:
+    if height == width and not predictor.model.use.vectors:
         values["image-size"] = height
     if data_dir:
         values["data-dir"] = data_dir
@@ -231,18 +231,28 @@ def _images(predictor: Predictor, dataset: str, split: Split, data_dir: str) -> 
     labels_N = np.concatenate([part.labels_N for part in parts[split]])
     if pixels_NHWC.shape[3] == 1 and channels == 3:
         pixels_NHWC = np.repeat(pixels_NHWC, 3, axis=3)
-    if pixels_NHWC.shape[1:] != (height, width, channels):
+    if pixels_NHWC.shape[1:] != (height, width, channels) or (
+        loaded.holds_vectors != predictor.model.use.vectors
+    ):
+        use, given = predictor.model.use, _shape_text(pixels_NHWC.shape[1:], loaded.holds_vectors)
         raise DatasetError(
-            f"{dataset!r}: images of {pixels_NHWC.shape[1:]}; allowed with this model are "
-            f"{height}x{width} pixels of {channels} channels"
+            f"{dataset!r}: {given}; allowed with this model are "
+            f"{_shape_text(use.shape, use.vectors)}"
         )
     if not len(labels_N):
         raise DatasetError(f"{dataset!r}: the split {split!r} has no images")
     return Images(pixels_NHWC, labels_N)
 
 
+def _shape_text(shape: tuple[int, ...], vectors: bool) -> str:
+    height, width, channels = shape
+    if vectors:
+        return f"vectors of {channels} numbers"
+    return f"images of {height}x{width} pixels and {channels} channels"
+
+
 def _probabilities(
-    predictor: Predictor, images_NHWc: NDArray[np.uint8]
+    predictor: Predictor, images_NHWc: NDArray[np.uint8] | NDArray[np.float32]
 ) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(images_NHWc), _BATCH):
         yield predictor.probabilities(np.ascontiguousarray(images_NHWc[start : start + _BATCH]))

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from ahfal_app.data.site.decoding import pixels_of
-from ahfal_app.data.site.files import SiteImage, images_in, list_images
+from ahfal_app.data.site.files import Columns, SiteImage, images_in, list_images
+from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.inference.saved_model import SavedModel
 from ahfal_app.labels.spreadsheet import write_csv
@@ -79,19 +80,22 @@ class Predictor:
         self._device = device
         self._network = model.network.to(device).to(memory_format=torch.channels_last)
 
-    def probabilities(self, images_BHWc: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the probabilities (B, C) of images of the model's size, bytes (B, H, W, c)."""
+    def probabilities(self, samples_B: NDArray[np.uint8 | np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities (B, C) of samples of the model's shape.
+
+        Images are bytes (B, H, W, c), vectors float32 (B, D) or (B, 1, 1, D).
+        """
+        samples_B = samples_B.reshape(len(samples_B), *self.model.sample_shape)
         with torch.inference_mode():
-            found: NDArray[np.float32] = (
-                self._network(torch.from_numpy(images_BHWc).to(self._device)).cpu().numpy()
-            )
+            shares_BC: torch.Tensor = self._network(torch.from_numpy(samples_B).to(self._device))
+        found: NDArray[np.float32] = shares_BC.cpu().numpy()
         return found
 
     def predict(
-        self, images: Sequence[SiteImage], image_column: str, set_aside: dict[str, str]
+        self, images: Sequence[SiteImage], columns: Columns, set_aside: dict[str, str]
     ) -> Iterator[Predicted]:
         """Yield predictions in the images' order; note in `set_aside` what cannot be decoded."""
-        decoded = pixels_of(images, image_column, self.model.use.shape)
+        decoded = pixels_of(images, columns, self.model.use.shape)
         usable = _usable(decoded, set_aside)
         while batch := list(itertools.islice(usable, _BATCH)):
             names, pixels = zip(*batch, strict=True)
@@ -99,7 +103,7 @@ class Predictor:
 
 
 def find_images(
-    paths: Sequence[Path], image_column: str = ""
+    paths: Sequence[Path], columns: Columns = ""
 ) -> tuple[list[SiteImage], dict[str, str]]:
     """Return the images of folders and files, and why other files are none.
 
@@ -118,9 +122,9 @@ def find_images(
         if not path.exists():
             raise ConfigError([f"{str(path)!r}: allowed is a folder or a file that is there"])
         if path.is_dir():
-            found, others = list_images(path, image_column, ())
+            found, others = list_images(path, columns, ())
         else:
-            found, others = images_in(path, image_column), {}
+            found, others = images_in(path, columns), {}
         start = f"{path}/" if len(paths) > 1 and path.is_dir() else ""
         start = f"{path.parent}/" if len(paths) > 1 and not path.is_dir() else start
         images += [_named(image, start + image.name) for image in found]
@@ -136,21 +140,23 @@ def write_predictions(
     paths: Sequence[Path],
     target: Path,
     top: int = 0,
-    image_column: str = "",
+    column: str = "",
 ) -> Written:
     """Predict images, and write a table of them as CSV.
 
     It has the columns `file`, `class`, `probability` and one for each class; with `top` = k the
-    k most probable classes instead of all. What was set aside is in `<target>-not-used.csv`.
+    k most probable classes instead of all. `column` is the one that holds the images or vectors of
+    parquet files; empty: the only one that may. What was set aside is in `<target>-not-used.csv`.
 
     Raises
     ------
     ConfigError, DatasetError
         There are no images, or none can be decoded; nothing is written then.
     """
-    images, set_aside = find_images(paths, image_column)
+    columns = VectorColumns(column) if predictor.model.use.vectors else column
+    images, set_aside = find_images(paths, columns)
     start = time.perf_counter()
-    found = list(predictor.predict(images, image_column, set_aside))
+    found = list(predictor.predict(images, columns, set_aside))
     seconds = time.perf_counter() - start
     if not found:
         name, reason = next(iter(set_aside.items()))
@@ -208,8 +214,9 @@ def _named(image: SiteImage, name: str) -> SiteImage:
 
 
 def _usable(
-    decoded: Iterator[tuple[SiteImage, NDArray[np.uint8] | str]], set_aside: dict[str, str]
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    decoded: Iterator[tuple[SiteImage, NDArray[np.uint8] | NDArray[np.float32] | str]],
+    set_aside: dict[str, str],
+) -> Iterator[tuple[str, NDArray[np.uint8] | NDArray[np.float32]]]:
     for image, found in decoded:
         if isinstance(found, str):
             set_aside[image.name] = found

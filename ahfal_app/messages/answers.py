@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
+from numpy.typing import NDArray
 
 from ahfal_app.ledger import Ledger
 from ahfal_app.messages.fields import (
@@ -261,6 +262,27 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
     has_labels = bool(count(metrics, "has-labels"))
     spent = number(metrics, "epsilon-spent")
     return HistogramAnswer(np.array(counts, dtype=np.int64), has_labels, spent)
+
+
+def moments_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
+    """Return sums over a client's vectors, as `moment_sums` has them, as metrics."""
+    return MetricRecord({"sums": sums_E.tolist()})
+
+
+def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
+    """Return sums over a client's vectors that came in, int64 (size,).
+
+    Raises
+    ------
+    ValueError
+        They are not so many integers.
+    """
+    sums = metrics.get("sums")
+    if not isinstance(sums, list) or len(sums) != size:
+        raise ValueError(f"sums={shown(sums)}: allowed are {size} integers")
+    if any(type(value) is not int or abs(value) >= 2**62 for value in sums):
+        raise ValueError(f"sums={shown(sums)}: allowed are integers below 2^62")
+    return np.array(sums, dtype=np.int64)
 
 
 def _ledger(metrics: MetricRecord) -> Ledger:

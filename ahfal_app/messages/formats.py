@@ -5,13 +5,13 @@ Memory is taken by it (the size of every image), and people read it (the names o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ahfal_app.config import Settings
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.images import DataFormat
+from ahfal_app.data.images import LONGEST_VECTOR, DataFormat
 from ahfal_app.messages.fields import shown
 
 #: Pixels; the setting `image-size` has the same bound.
@@ -20,6 +20,7 @@ LARGEST_SIDE = 4096
 _LONGEST_NAME = 200
 
 _Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+_Channels = Annotated[int, Field(ge=1, le=LONGEST_VECTOR)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
@@ -37,10 +38,11 @@ class _Augmentation(_Strict):
 class _Format(_Strict):
     # JSON has lists alone.
     class_names: list[_Name] = Field(min_length=2, max_length=100_000)
-    image_shape: tuple[_Side, _Side, Literal[1, 3]] = Field(strict=False)
+    image_shape: tuple[_Side, _Side, _Channels] = Field(strict=False)
     mean_C: list[_Finite]
     std_C: list[_Scale]
     augmentation: _Augmentation
+    vectors: bool = False
 
 
 def data_format_from(text: str, settings: Settings) -> DataFormat:
@@ -71,11 +73,18 @@ def data_format_from(text: str, settings: Settings) -> DataFormat:
         mean_C=tuple(found.mean_C),
         std_C=tuple(found.std_C),
         augmentation=Augmentation(found.augmentation.padding, found.augmentation.flip),
+        vectors=found.vectors,
     )
 
 
 def _check(found: _Format, settings: Settings) -> None:
     height, width, channels = found.image_shape
+    fits = height == width == 1 if found.vectors else channels in (1, 3)
+    if not fits:
+        what = "vectors" if found.vectors else "images"
+        raise ValueError(f"data: image_shape={shown(found.image_shape)}: no shape of {what}")
+    if found.vectors and (found.augmentation.padding or found.augmentation.flip):
+        raise ValueError("data: vectors cannot be augmented as images are")
     if found.augmentation.padding > max(height, width):
         raise ValueError(f"data: padding={found.augmentation.padding} on {height}x{width} pixels")
     if not len(found.mean_C) == len(found.std_C) == channels:

@@ -14,6 +14,9 @@ METRICS_KEY = "metrics"
 #: The record with the class statistics.
 STATISTICS_KEY = "statistics"
 
+#: The record with the labels that a client is granted.
+BUDGET_KEY = "budget"
+
 #: In the metrics of `train`: labelled samples that the client has trained on.
 WEIGHT_KEY = "num-examples"
 

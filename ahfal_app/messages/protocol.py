@@ -19,6 +19,8 @@ from ahfal_app.messages.fields import LARGEST_NUMBER, count, number, numbers, te
 from ahfal_app.messages.formats import data_format_from
 
 JOIN = "query.join"
+BEGIN = "query.begin"
+MOMENTS = "query.moments"
 TRAIN = "train"
 HISTOGRAM = "query.histogram"
 SELECT = "query.select"
@@ -134,6 +136,22 @@ def _data_format(record: ConfigRecord, settings: Settings) -> DataFormat | None:
     if "data" not in record:
         return None
     return data_format_from(text(record, "data", ".+", _LONGEST_FORMAT), settings)
+
+
+def grant_to_record(labels: int) -> MetricRecord:
+    """Return the labels that a client has been granted, in total, as they travel."""
+    return MetricRecord({"labels": labels})
+
+
+def grant_from_record(record: MetricRecord) -> int:
+    """Return the labels that came in as granted.
+
+    Raises
+    ------
+    ValueError
+        It is no count.
+    """
+    return count(record, "labels")
 
 
 def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:

@@ -91,6 +91,25 @@ class Disclosure:
             return quantise(proportions_of_noisy(released_C))
         return quantise(class_proportions(released_C))
 
+    def moments(self, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return sums over the client's vectors: those of the first call, whatever comes later.
+
+        Sums by one mean and deviation after another would tell how single vectors lie.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known.
+        """
+        if self._settings.uses_secure_aggregation:
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's sums are not told"
+            )
+        # As of a secure sum that comes after the last histogram.
+        place = self._settings.num_cycles
+        self._store.keep_input(place, sums_E.view(np.uint64))
+        return self._store.input(place).view(np.int64)
+
     def participant(self, cycle: int, session: str) -> Participant:
         """Return this client's side of a session of secure aggregation.
 

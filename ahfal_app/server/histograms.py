@@ -126,7 +126,7 @@ def _summed(
     num_classes: int,
     require: Callable[[Replies, int, str], None],
 ) -> ClassHistograms:
-    total = secure_sum(federation, order, num_classes, require)
+    total = secure_sum(federation, order, 2 * num_classes + 1, require)
     sums = total.sums
     return ClassHistograms(
         statistics_from_sums(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ahfal_app.results.reading import MODEL
 _Arrays = Mapping[str, NDArray[np.generic]]
 
 _METADATA = "ahfal"
+_MEAN, _DEVIATION = "mean", "deviation"
 
 #: What the names of a model's last layer start with.
 _HEAD = "head."
@@ -33,10 +35,14 @@ class ModelFacts:
         Names of the classes, in order.
     backbone : str
         SHA-256 of the backbone whose features it takes; empty where there is none.
+    mean, deviation : tuple[float, ...]
+        What vectors are standardised by before it takes them; empty where it takes none.
     """
 
     classes: tuple[str, ...]
     backbone: str
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
     def to_metadata(self, use: object = None) -> dict[str, str]:
         """Return it as a file of safetensors has it, with how the model is used.
@@ -44,7 +50,9 @@ class ModelFacts:
         Under one key: safetensors writes several in an order that varies, and equal runs are to
         leave equal files.
         """
-        said = {"backbone": self.backbone, "classes": self.classes}
+        said: dict[str, object] = {"backbone": self.backbone, "classes": self.classes}
+        if self.mean:
+            said |= {_MEAN: self.mean, _DEVIATION: self.deviation}
         return {_METADATA: json.dumps(said if use is None else {**said, "use": use})}
 
 
@@ -79,9 +87,18 @@ def with_initial(
                 f"{facts.backbone[:12] or 'none'}; allowed is a model of the same backbone"
             ]
         )
+    if _MEAN in said_of_it and not facts.mean:
+        raise ConfigError(
+            [f"{where}: it takes vectors; allowed with images is one that takes these"]
+        )
     other = [key for key in fresh if key in saved and saved[key].shape != fresh[key].shape]
     missing, unexpected = sorted(fresh.keys() - saved.keys()), sorted(saved.keys() - fresh.keys())
-    wrong = [key for key in other if not key.startswith(_HEAD)]
+    # Another number of classes changes the first side of a head's arrays, and nothing else.
+    wrong = [
+        key
+        for key in other
+        if not key.startswith(_HEAD) or saved[key].shape[1:] != fresh[key].shape[1:]
+    ]
     said = [
         f"{what} {keys[0]!r}"
         for what, keys in (("lacks", missing), ("has besides", unexpected), ("has another", wrong))
@@ -94,6 +111,44 @@ def with_initial(
         note(f"{where} has other classes: the head is made new")
         return {key: fresh[key] if key.startswith(_HEAD) else saved[key] for key in fresh}
     return {key: saved[key] for key in fresh}
+
+
+def initial_standardisation(
+    path: str, numbers: int, standardise: str
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation of the vectors that an initial model takes; None: it says none.
+
+    Parameters
+    ----------
+    path : str
+        The setting `initial-model`.
+    numbers : int
+        Numbers D of the run's vectors.
+    standardise : str
+        The setting of this name.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or it takes other vectors than the run has.
+    """
+    where = f"initial-model={path!r}"
+    said = _read(Path(path), where)[1]
+    if _MEAN not in said:
+        return None
+    mean, deviation = tuple(said[_MEAN]), tuple(said[_DEVIATION])
+    if len(mean) != numbers:
+        raise ConfigError(
+            [
+                f"{where}: it takes vectors of {len(mean)} numbers, and the data have {numbers}; "
+                "allowed is a model of vectors as long as these"
+            ]
+        )
+    if standardise == "none" and (any(mean) or set(deviation) != {1.0}):
+        raise ConfigError(
+            [f"standardise='none': allowed is 'federation', as {where} takes standardised vectors"]
+        )
+    return mean, deviation
 
 
 def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
@@ -116,4 +171,14 @@ def _said(content: object) -> dict[str, Any]:
     names = content.get("classes", [])
     if not isinstance(content.get("backbone", ""), str) or not isinstance(names, list):
         raise TypeError("its metadata are not what a run writes")
+    mean, deviation = content.get(_MEAN, []), content.get(_DEVIATION, [])
+    fits = isinstance(mean, list) and isinstance(deviation, list) and len(mean) == len(deviation)
+    if not fits or not all(_is_number(value) for value in (*mean, *deviation)):
+        raise TypeError("its metadata are not what a run writes")
+    if any(value <= 0 for value in deviation):
+        raise TypeError("its metadata have a deviation that is not above 0")
     return content
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ahfal_app.config import Settings
 from ahfal_app.ledger import Ledger
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.server.membership import Member
 from ahfal_app.server.plausibility import LabelBounds
-from ahfal_app.server.purchase import Purchase
 
 
 class KnownLabels:
@@ -53,13 +51,29 @@ class KnownLabels:
             self._told(client, answer.labelled, answer.ledger)
 
     def purchased(
-        self, purchase: Purchase, cycle: int, members: Mapping[int, Member], settings: Settings
+        self,
+        answers: Mapping[int, QueryAnswer],
+        failures: Iterable[int],
+        cycle: int,
+        due: Mapping[int, int],
     ) -> None:
-        """Take over what a purchase for a cycle came to, and what may have come of it unheard."""
-        self.told(purchase.answers)
-        self.bought |= dict.fromkeys(purchase.answers, cycle)
-        for client in members.keys() & purchase.failures.keys() - purchase.answers.keys():
-            self.most.unheard(client, settings.labels_due(cycle, members[client].num_samples))
+        """Take over what a purchase for a cycle came to, and what may have come of it unheard.
+
+        Parameters
+        ----------
+        answers : Mapping[int, QueryAnswer]
+            How it stands, by client.
+        failures : Iterable[int]
+            Clients that failed at one of its steps.
+        cycle : int
+            The cycle that labels were bought for.
+        due : Mapping[int, int]
+            Labels that were due by then, by client.
+        """
+        self.told(answers)
+        self.bought |= dict.fromkeys(answers, cycle)
+        for client in set(failures) & due.keys() - answers.keys():
+            self.most.unheard(client, due[client])
 
     def standing(self) -> dict[int, QueryAnswer]:
         """Return how the purchase stands that was made as the clients joined."""

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.protocol import Order
 from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
@@ -23,11 +24,14 @@ from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
 from ahfal_app.server.aggregation import (
     Aggregation,
 )
+from ahfal_app.server.beginning import begin
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.known_labels import KnownLabels
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
+from ahfal_app.server.shared_budget import SharedBudget
+from ahfal_app.server.standardising import standardised
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -51,6 +55,8 @@ class Hooks:
         client has bought labels for; durable when this returns.
     joined : Callable[[Membership], None]
         Called whenever clients have joined, before they train.
+    standardised : Callable[[DataFormat], None]
+        Called with what all sites' vectors are standardised by.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -58,6 +64,7 @@ class Hooks:
     record: Callable[[RoundRecord | CycleRecord], None]
     checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
     joined: Callable[[Membership], None]
+    standardised: Callable[[DataFormat], None] = lambda _: None
 
 
 class FederatedActiveLearning:
@@ -84,6 +91,8 @@ class FederatedActiveLearning:
     global_counts_C : NDArray[np.int64] | None
         True class counts of all clients' samples, where they are known; only for the
         experiment `align=true-global`. Shape (C,).
+    shared_budget : SharedBudget | None
+        The budget that all clients share, if they do.
     """
 
     def __init__(
@@ -98,6 +107,7 @@ class FederatedActiveLearning:
         first_round: int = 0,
         bought: Mapping[int, int] | None = None,
         global_counts_C: NDArray[np.int64] | None = None,
+        shared_budget: SharedBudget | None = None,
     ) -> None:
         self._order = replace(order, cycle=first_cycle)
         self._hooks = hooks
@@ -107,6 +117,7 @@ class FederatedActiveLearning:
         self._num_classes = num_classes
         self._first = (first_cycle, first_round)
         self._global_counts_C = global_counts_C
+        self._shared_budget = shared_budget
         self._membership = Membership(order.settings)
         self._labels = KnownLabels(bought or {})
         self._rounds = Rounds(federation, aggregation, self._labels)
@@ -166,12 +177,15 @@ class FederatedActiveLearning:
         self._welcome(list(self._membership.members))
         for client, reason in self._membership.failures.items():
             self._progress.warn(f"{self._federation.name(client)} {reason}")
+        self._standardise()
+        self._begin(is_start=True)
         if self._first == (0, 0):
             self._wait_for_initial_labels()
 
     def _join_again(self) -> None:
         """Let clients take part that were away, or came back under another node id."""
         self._welcome(join_again(self._federation, self._order, self._membership))
+        self._begin(is_start=False)
 
     def _welcome(self, clients: list[int]) -> None:
         """Take over what clients that joined tell about their labels."""
@@ -179,8 +193,45 @@ class FederatedActiveLearning:
             self._hooks.joined(self._membership)
             self._labels.joined(self._membership.members[client] for client in clients)
 
+    def _standardise(self) -> None:
+        """Learn what all sites' vectors are standardised by, and tell it from now on."""
+        order, data = self._order, self._order.data
+        settings = order.settings
+        if not settings.has_sites or data is None or not data.vectors:
+            return
+        if settings.standardise == "none":
+            return
+        require = partial(require_quorum, self._federation, order)
+        data = standardised(self._federation, order, require, self._progress.note)
+        self._order = replace(order, data=data)
+        self._hooks.standardised(data)
+
+    def _begin(self, is_start: bool) -> None:
+        """Have first labels bought by the clients that could not buy any as they joined."""
+        order = replace(self._order, round=0)
+        if order.settings.buys_on_joining:
+            return
+        clients = [c for c in self._membership.members if self._labels.bought[c] < 0]
+        if not clients:
+            return
+        due = self._due(order.cycle)
+        answers, replies = begin(self._federation, order, clients, due)
+        if is_start:
+            require_quorum(self._federation, order, replies, len(clients), "first labels")
+        for client, reason in replies.failures.items():
+            self._progress.warn(f"{self._federation.name(client)} has no first labels: {reason}")
+        self._labels.purchased(answers, replies.failures, 0, due)
+
+    def _due(self, cycle: int) -> dict[int, int]:
+        """Return how many labels each client may have had by a cycle."""
+        members, settings = self._membership.members, self._order.settings
+        sizes = {client: member.num_samples for client, member in members.items()}
+        if self._shared_budget is not None:
+            return self._shared_budget.granted(cycle, sizes)
+        return {client: settings.labels_due(cycle, size) for client, size in sizes.items()}
+
     def _wait_for_initial_labels(self) -> None:
-        """Wait for the labels that were bought at random when the clients joined."""
+        """Wait for the labels that were bought when the clients joined."""
         standing, _ = wait_for_labels(
             self._federation, self._order, 0, self._labels.standing(), self._progress.note
         )
@@ -245,18 +296,19 @@ class FederatedActiveLearning:
 
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
+        due = self._due(order.cycle + 1)
         purchase = buy(
             self._federation,
             order,
             arrays,
             self._num_classes,
             self._global_counts_C,
+            due,
             self._labels.most,
             partial(require_quorum, self._federation, order),
             self._progress.note,
         )
-        members, settings = self._membership.members, order.settings
-        self._labels.purchased(purchase, order.cycle + 1, members, settings)
+        self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
         for client, answer in purchase.answers.items():
             if answer.fine_tuned:
                 self._progress.note(

@@ -6,7 +6,7 @@ name exists, and whether they go together, is checked here. All problems are tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ahfal_app.backbones import PRETRAINED, UNTRAINED, backbone_problem
 from ahfal_app.config import SITES, Settings, expanded, read_settings
@@ -16,7 +16,13 @@ from ahfal_app.models import model_problem, network_parameters
 from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
 from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
-from ahfal_app.query import ScoringStrategy, make_strategy, strategy_class, strategy_names
+from ahfal_app.query import (
+    ScoringStrategy,
+    Signal,
+    make_strategy,
+    strategy_class,
+    strategy_names,
+)
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.trackers import NO_TRACKER, library_problem
 from ahfal_app.training.objectives import make_local_update
@@ -45,6 +51,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     refused = {key: found for key in FAMILIES if (found := _component_problems(settings, key))}
     problems.extend(problem for found in refused.values() for problem in found)
     problems.extend(_partition_problem(settings))
+    problems.extend(_initial_problem(settings))
     for needed, check in _TOGETHER:
         if not refused.keys() & needed:
             problems.extend(check(settings))
@@ -110,6 +117,11 @@ def check_data(settings: Settings) -> Resources:
             f"{num_samples // settings.min_partition_size}, since the data set has {num_samples} "
             f"training samples and min-partition-size={settings.min_partition_size}"
         )
+    if settings.initial_strategy != "random" and not loaded.has_features:
+        problems.append(
+            f"initial-strategy={settings.initial_strategy!r}: allowed is 'random' for images "
+            "without a frozen backbone, which have no features before a network is trained"
+        )
     try:
         # Whether a network fits the images shows when it is built.
         loaded.new_model(0)
@@ -131,7 +143,9 @@ def check_data(settings: Settings) -> Resources:
         _ = loaded.partition
     # With an unknown number of clients this is a first check; it is made again when they join.
     if not settings.has_sites:
-        check_budget(settings, -(-num_samples // (settings.num_clients or 1)))
+        clients = settings.num_clients or 1
+        evenly = [(num_samples + client) // clients for client in range(clients)]
+        check_budget(settings, [num_samples] if settings.counts_labels else evenly)
     return loaded
 
 
@@ -144,41 +158,61 @@ def _check_weights(settings: Settings) -> None:
             raise ConfigError([problem])
 
 
-def check_budget(settings: Settings, largest_client: int) -> None:
+def check_budget(settings: Settings, sizes: Sequence[int]) -> None:
     """Check that a cycle buys something.
 
     Parameters
     ----------
     settings : Settings
         The run's settings.
-    largest_client : int
-        Samples of the client that has most.
+    sizes : Sequence[int]
+        Samples of each client.
 
     Raises
     ------
     ConfigError
-        `query-fraction` of the largest client is less than one label.
+        `query-fraction` of the largest client, or of all, is less than one label, or nothing is
+        left to buy after `initial-labels`.
     """
-    if settings.target_fraction <= settings.initial_fraction:
+    initial, query, target = settings.label_amounts
+    if target <= initial:
         return
-    if settings.query_fraction * largest_client < 1:
+    is_global = settings.has_global_budget
+    most, whose = (
+        (sum(sizes), "all clients together") if is_global else (max(sizes), "the largest client")
+    )
+    if settings.counts_labels and initial >= most:
         raise ConfigError(
             [
-                f"query-fraction={settings.query_fraction!r}: the budget is 0 labels for clients "
-                f"of {largest_client} samples; allowed is a share that buys at least 1"
+                f"initial-labels={settings.initial_labels}: {whose} has {most} samples, so that no "
+                "cycle buys anything; allowed is fewer"
+            ]
+        )
+    if not settings.counts_labels and query * most < 1:
+        raise ConfigError(
+            [
+                f"query-fraction={settings.query_fraction!r}: the budget is 0 labels for {whose}, "
+                f"with {most} samples; allowed is a share that buys at least 1"
             ]
         )
 
 
-def check_clients(settings: Settings, largest_client: int) -> None:
+def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
+    """Return the clients that have fewer samples than `target-labels` says, by name."""
+    if not settings.counts_labels or settings.has_global_budget:
+        return []
+    return [name for name, size in sizes.items() if size < settings.target_labels]
+
+
+def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     """Check what depends on the clients, once they are known: the budget and the aggregation.
 
     Parameters
     ----------
     settings : Settings
         The run's settings, with `num_clients` resolved.
-    largest_client : int
-        Samples of the client that has most.
+    sizes : Sequence[int]
+        Samples of each client.
 
     Raises
     ------
@@ -187,7 +221,7 @@ def check_clients(settings: Settings, largest_client: int) -> None:
     """
     if problems := _aggregation_problem(settings):
         raise ConfigError(problems)
-    check_budget(settings, largest_client)
+    check_budget(settings, sizes)
 
 
 def _component_problems(settings: Settings, key: str) -> list[str]:
@@ -289,12 +323,43 @@ def _alignment_problem(settings: Settings) -> list[str]:
     return problems
 
 
+def _initial_problem(settings: Settings) -> list[str]:
+    """Refuse what cannot choose before there are labels."""
+    names, value = first_strategies(), settings.initial_strategy
+    if value in names:
+        return []
+    return [
+        f"initial-strategy={value!r}: allowed are those that need no labels: {' | '.join(names)}"
+        f"{suggestion(value, names)}"
+    ]
+
+
+def first_strategies() -> list[str]:
+    """Return the query strategies that can choose the first labels."""
+    found = {name: strategy_class(name) for name in strategy_names()}
+    return [
+        name
+        for name, each in found.items()
+        if not each.needs_labels and each.signals <= FEATURE_SIGNALS
+    ]
+
+
 def _partition_problem(settings: Settings) -> list[str]:
     names, value = partition_names(), settings.partition
     if value in names:
         return []
     return [f"partition={value!r}: allowed is {' | '.join(names)}{suggestion(value, names)}"]
 
+
+#: What can be had of a pool before there is a model.
+FEATURE_SIGNALS = frozenset(
+    {
+        Signal.LOCAL_EMBEDDINGS,
+        Signal.GLOBAL_EMBEDDINGS,
+        Signal.LABELLED_LOCAL_EMBEDDINGS,
+        Signal.LABELLED_GLOBAL_EMBEDDINGS,
+    }
+)
 
 #: What components must be there for each further check of how they go together.
 _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (

@@ -16,8 +16,14 @@ from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.config import Settings
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.fields import metrics_of
-from ahfal_app.messages.keys import ARRAYS_KEY, STATISTICS_KEY
-from ahfal_app.messages.protocol import COLLECT, SELECT, Order, statistics_to_record
+from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, STATISTICS_KEY
+from ahfal_app.messages.protocol import (
+    COLLECT,
+    SELECT,
+    Order,
+    grant_to_record,
+    statistics_to_record,
+)
 from ahfal_app.server.federation import (
     NOTHING,
     Federation,
@@ -78,6 +84,7 @@ def buy(
     arrays: ArrayRecord,
     num_classes: int,
     global_counts_C: NDArray[np.int64] | None,
+    granted: Mapping[int, int],
     most_labels: LabelBounds,
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
@@ -96,6 +103,8 @@ def buy(
         Number of classes, as many counts as a histogram must have.
     global_counts_C : NDArray[np.int64] | None
         True class counts of all clients' samples, where they are known. Shape (C,).
+    granted : Mapping[int, int]
+        How many labels each client may have, where the server says so.
     most_labels : LabelBounds
         Labels that a client may have, by client.
     require : Callable
@@ -108,8 +117,9 @@ def buy(
     target_C = _target(order, histograms.statistics, global_counts_C)
     statistics = replace(histograms.statistics, target_C=target_C)
     records: Records = {ARRAYS_KEY: arrays, STATISTICS_KEY: statistics_to_record(statistics)}
-    replies = ask(federation, order, SELECT, dict.fromkeys(histograms.clients, records))
-    answers = _read(replies, order.settings)
+    asked = {c: {**records, **grants(order, granted, c)} for c in histograms.clients}
+    replies = ask(federation, order, SELECT, asked)
+    answers = read_answers(replies, order.settings)
     require(replies, len(histograms.clients), "selection")
     purchase = Purchase(
         histograms.statistics,
@@ -172,7 +182,7 @@ def wait_for_labels(
         pause = min(2 * pause, _LONGEST_PAUSE_S)
         about = replace(order, cycle=cycle)
         replies = ask(federation, about, COLLECT, dict.fromkeys(waiting, NOTHING))
-        answered = _read(replies, order.settings)
+        answered = read_answers(replies, order.settings)
         standing |= answered
         misses = Counter({c: misses[c] + 1 for c in replies.failures})
         gone |= {c: replies.failures[c] for c in misses if misses[c] >= _PATIENCE}
@@ -235,7 +245,18 @@ def _target(
     return None
 
 
-def _read(replies: Replies, settings: Settings) -> dict[int, QueryAnswer]:
+def grants(order: Order, granted: Mapping[int, int], client: int) -> Records:
+    """Return what a message says of a client's budget: something only where it is not its own.
+
+    A client that came after the plan was made is granted nothing until the next one.
+    """
+    if not order.settings.has_global_budget:
+        return NOTHING
+    return {BUDGET_KEY: grant_to_record(granted.get(client, 0))}
+
+
+def read_answers(replies: Replies, settings: Settings) -> dict[int, QueryAnswer]:
+    """Return how clients' purchases stand; answers that cannot be used become failures."""
     answers = {}
     for client in list(replies.messages):
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,21 +40,25 @@ from ahfal_app.server.checkpoint import (
     write_checkpoint,
 )
 from ahfal_app.server.federation import Federation
-from ahfal_app.server.initial_model import ModelFacts, with_initial
+from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
 from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.server.membership import Membership
 from ahfal_app.server.preflight import (
     check_clients,
     check_data,
     check_settings,
+    labelled_whole,
     with_absolute_paths,
 )
+from ahfal_app.server.shared_budget import SharedBudget
+from ahfal_app.server.standardising import keep_standardisation
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.model_use import ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
 _CHECKPOINTS = "checkpoint"
+_BUDGET = "budget.json"
 
 _log = logging.getLogger(__name__)
 
@@ -92,15 +97,29 @@ def prepare(values: Mapping[str, object]) -> Start:
     settings = with_absolute_paths(check_settings(values))
     if settings.resume:
         return _resumed(settings)
-    loaded = check_data(settings)
+    loaded, is_given = _loaded(settings)
     folder = new_run_folder(settings)
     resolved = {"name": folder.name, "output_dir": str(folder.parent), "model": loaded.model_name}
     settings = settings.model_copy(update=resolved)
     position = Position(secrets.token_hex(8), 0, 0)
     checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, settings, 0)))
     Recorder(folder).start(settings, _environment(loaded, settings, None))
+    if is_given and settings.has_sites:
+        keep_standardisation(folder, loaded.dataset.format)
     write_checkpoint(folder / _CHECKPOINTS, checkpoint)
     return Start(settings, loaded, folder, checkpoint)
+
+
+def _loaded(settings: Settings) -> tuple[Resources, bool]:
+    """Load the data, and tell whether an initial model says how vectors are standardised."""
+    loaded = check_data(settings)
+    if not settings.initial_model or not loaded.dataset.holds_vectors:
+        return loaded, False
+    own = loaded.dataset.format
+    found = initial_standardisation(settings.initial_model, len(own.mean_C), settings.standardise)
+    if found is None:
+        return loaded, False
+    return resources(settings, replace(own, mean_C=found[0], std_C=found[1])), True
 
 
 def execute(start: Start, grid: Grid, progress: Progress) -> Path:
@@ -125,6 +144,9 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
+    if start.settings.has_sites and start.loaded.dataset.holds_vectors:
+        # Its test set will be standardised as this run's sites are, and as no other run's.
+        start = replace(start, loaded=copy.copy(start.loaded))
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
     # Before any client is asked to write there.
@@ -151,7 +173,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             position.run,
             str(start.folder),
             shared_code_hash(start.settings.to_flat()),
-            data=dataset.format if start.settings.has_sites else None,
+            data=dataset.format if _is_format_told(start) else None,
             proximal_mu=aggregation.proximal_mu,
             backbone=_facts(start.loaded).backbone,
         ),
@@ -165,6 +187,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         position.round,
         start.checkpoint.bought,
         None if start.settings.has_sites else start.loaded.global_counts_C,
+        SharedBudget(start.settings, start.folder / _BUDGET)
+        if start.settings.has_global_budget
+        else None,
     )
     arrays = held_record(start.checkpoint.arrays)
     with tracking:
@@ -194,7 +219,7 @@ def _resumed(given: Settings) -> Start:
     checkpoint = read_checkpoint(folder / _CHECKPOINTS)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
     settings = stored.model_copy(update=said)
-    return Start(settings, check_data(settings), folder, checkpoint)
+    return Start(settings, _loaded(settings)[0], folder, checkpoint)
 
 
 def _refuse_changes(given: Settings, stored: Settings) -> None:
@@ -254,6 +279,7 @@ def _hooks(
         record=record,
         checkpoint=checkpoint,
         joined=joined,
+        standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
     )
 
 
@@ -269,7 +295,13 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
     loaded, settings = start.loaded, membership.settings
     if problems := too_few_for_secure_aggregation(settings):
         raise ConfigError(problems)
-    check_clients(settings, max(m.num_samples for m in membership.members.values()))
+    sizes = {member.name: member.num_samples for member in membership.members.values()}
+    check_clients(settings, list(sizes.values()))
+    if smaller := labelled_whole(settings, sizes):
+        progress.note(
+            f"target-labels={settings.target_labels}: {len(smaller)} clients have fewer samples "
+            f"and are labelled whole, such as {smaller[0]} with {sizes[smaller[0]]}"
+        )
     devices = {member.device for member in membership.members.values()}
     if devices != {loaded.device.type}:
         progress.warn(
@@ -363,9 +395,21 @@ def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRec
     return held_record(fresh)
 
 
+def _is_format_told(start: Start) -> bool:
+    """Tell whether clients cannot know alone what their data are like."""
+    settings = start.settings
+    by_model = bool(settings.initial_model) and start.loaded.dataset.holds_vectors
+    return settings.has_sites or by_model
+
+
 def _facts(loaded: Resources) -> ModelFacts:
-    backbone = loaded.backbone
-    return ModelFacts(loaded.dataset.class_names, backbone.digest if backbone is not None else "")
+    backbone, dataset = loaded.backbone, loaded.dataset
+    return ModelFacts(
+        dataset.class_names,
+        backbone.digest if backbone is not None else "",
+        dataset.mean_C if dataset.holds_vectors else (),
+        dataset.std_C if dataset.holds_vectors else (),
+    )
 
 
 def _use(start: Start) -> ModelUse:

@@ -72,10 +72,11 @@ class SecureSum:
 def secure_sum(
     federation: Federation,
     order: Order,
-    num_classes: int,
+    size: int,
     require: Callable[[Replies, int, str], None],
+    check: Callable[[NDArray[np.uint64], int], object] = dequantise,
 ) -> SecureSum:
-    """Return the sum of what a cycle's clients tell of their histograms.
+    """Return the sum of what a cycle's clients tell of their histograms, or vectors.
 
     Parameters
     ----------
@@ -83,10 +84,12 @@ def secure_sum(
         The clients.
     order : Order
         With the cycle that was just trained.
-    num_classes : int
-        Number of classes.
+    size : int
+        Entries D of what is summed.
     require : Callable
         As of `purchase.buy`; called before anything is unmasked.
+    check : Callable
+        Called with the sum and the number of clients in it; raises where it cannot be the sum.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def secure_sum(
     path = Path(order.run_folder) / _FOLDER / f"cycle-{order.cycle}.json"
     if path.exists():
         return _read(path)
-    total = _Exchanges(federation, order, num_classes, require).run()
+    total = _Exchanges(federation, order, size, require, check).run()
     _write(path, total)
     return total
 
@@ -110,13 +113,15 @@ class _Exchanges:
         self,
         federation: Federation,
         order: Order,
-        num_classes: int,
+        size: int,
         require: Callable[[Replies, int, str], None],
+        check: Callable[[NDArray[np.uint64], int], object],
     ) -> None:
         settings = order.settings
         self._federation = federation
         self._order = order
-        self._size = 2 * num_classes + 1
+        self._size = size
+        self._check_sum = check
         self._require = require
         self._session = Session(order.run, order.cycle, secrets.token_hex(16))
         self._threshold = share_of(settings.secure_aggregation_threshold, settings.num_clients)
@@ -133,7 +138,7 @@ class _Exchanges:
         with_labels = self._check_survivors(advertised, masked)
         answers = self._unmask(masked, set(shared) - set(masked))
         sum_D = unmasked_sum(self._session, roster, shared, masked, answers, self._threshold)
-        dequantise(sum_D, with_labels)  # Raises where it cannot be the sum.
+        self._check_sum(sum_D, with_labels)  # Raises where it cannot be the sum.
         spent = max(advertised[client].epsilon_spent for client in masked)
         return SecureSum(sum_D, with_labels, tuple(answers), self._failures, spent, self._seconds)
 

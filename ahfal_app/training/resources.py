@@ -10,6 +10,7 @@ import copy
 import hashlib
 import os
 import threading
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal, cast
 
@@ -27,9 +28,11 @@ from ahfal_app.data.images import DataFormat, Images
 from ahfal_app.data.partition import Partition, make_partition
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import ImageDataset, load_dataset
+from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.errors import ConfigError, ImageSizesDiffer
 from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
+from ahfal_app.models.core.registry import network_facts, networks_for_vectors
 from ahfal_app.seeds import torch_seed
 from ahfal_app.training.compilation import extraction_compiles_from, resolve_compile
 from ahfal_app.training.memory import keep_freed_memory
@@ -70,12 +73,17 @@ class Resources:
         self.device = resolve_device(settings.device)
         self.site = site
         self.dataset: ImageDataset = site.dataset if site else _dataset(settings)
-        self.model_name = resolve_head_name(settings, self.dataset.name)
+        self.model_name = _network_for(settings, self.dataset)
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self.dataset.num_classes
+
+    @property
+    def has_features(self) -> bool:
+        """Whether every sample has features that no training of this run has made."""
+        return self.dataset.holds_vectors or self._settings.uses_features
 
     @property
     def global_counts_C(self) -> NDArray[np.int64]:
@@ -145,10 +153,18 @@ class Resources:
         fingerprint = hashlib.sha256(content).hexdigest()
         compiles_from = extraction_compiles_from(settings.compile)
         store = FeatureStore(data_dir(settings), backbone, self.device, owner, compiles_from)
-        features = store.of(images.images_NHWC, fingerprint, wanted_N, self._room)
+        # No backbone goes with vectors.
+        pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
+        features = store.of(pixels_NHWC, fingerprint, wanted_N, self._room)
         if site and split == "train":
             store.forget_others(features)
         return features
+
+    def standardise(self, mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> None:
+        """Normalise data by another mean and deviation from now on."""
+        self.dataset = replace(self.dataset, mean_C=mean_C, std_C=std_C)
+        # A new table, as a copy of this object may share the old one.
+        self._splits = {}
 
     def new_model(self, cycle: int, purpose: str = "model") -> Classifier:
         """Return a freshly initialised model; equal for equal (seed, purpose, cycle)."""
@@ -242,7 +258,8 @@ class Resources:
         """Return how many samples the whole run trains on, epochs and rounds counted."""
         num_samples = len(self.dataset.train.labels_N)
         cycles = range(min(settings.num_cycles, num_samples))
-        labels = sum(settings.labels_due(cycle, num_samples) for cycle in cycles)
+        clients = settings.num_clients or DEFAULT_NUM_CLIENTS
+        labels = sum(settings.labels_of_all(cycle, num_samples, clients) for cycle in cycles)
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
 
 
@@ -259,11 +276,32 @@ def backbone_of(settings: Settings) -> Backbone:
     )
 
 
-def resolve_head_name(settings: Settings, dataset: str) -> str:
+def resolve_head_name(settings: Settings, dataset: str, is_vectors: bool = False) -> str:
     """Return the network that `model` means: on a backbone's features, by default a linear one."""
     if settings.uses_backbone and settings.model == AUTO:
         return "linear"
-    return resolve_model_name(settings.model, dataset)
+    return resolve_model_name(settings.model, dataset, is_vectors)
+
+
+def _network_for(settings: Settings, dataset: ImageDataset) -> str:
+    """Return the network for a data set, and refuse what is made for the other kind of data."""
+    name = resolve_head_name(settings, dataset.name, dataset.holds_vectors)
+    if not dataset.holds_vectors:
+        return name
+    problems = []
+    if settings.uses_backbone:
+        problems.append(
+            f"backbone={settings.backbone!r}: takes images, and the data are vectors; "
+            "allowed is 'none'"
+        )
+    elif not network_facts(name).takes_vectors:
+        problems.append(
+            f"model={settings.model!r}: is made for images, and the data are vectors; "
+            f"allowed is auto | {' | '.join(networks_for_vectors())}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return name
 
 
 def _dataset(settings: Settings) -> ImageDataset:
@@ -312,14 +350,32 @@ _sites: dict[SiteFolders, tuple[_Key, Resources]] = {}
 _lock = threading.Lock()
 
 
-def resources(settings: Settings) -> Resources:
-    """Return the process's resources for these settings, loading them at the first call."""
+def resources(settings: Settings, data_format: DataFormat | None = None) -> Resources:
+    """Return the process's resources for these settings, loading them at the first call.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+    data_format : DataFormat | None
+        What vectors are standardised by, where it is not their own mean and deviation.
+    """
     key = _key(settings)
     with _lock:
         if key not in _memo:
             _memo.clear()  # One run at a time: another data set replaces the last one.
             _memo[key] = Resources(settings)
-        return _memo[key]
+        loaded = _memo[key]
+        if data_format is None or not loaded.dataset.holds_vectors:
+            return loaded
+        wanted = (data_format.mean_C, data_format.std_C)
+        if wanted == (loaded.dataset.mean_C, loaded.dataset.std_C):
+            return loaded
+        if (*key, wanted) not in _memo:
+            other = copy.copy(loaded)
+            other.standardise(*wanted)
+            _memo[*key, wanted] = other
+        return _memo[*key, wanted]
 
 
 def site_resources(
@@ -351,7 +407,9 @@ def site_resources(
     key = (*_key(settings), data_format)
     with _lock:
         if folders not in _sites or _sites[folders][0] != key:
-            site = load_site(folders, data_format, data_dir(settings), settings.image_column, room)
+            columns = VectorColumns(settings.vector_column, settings.shown_column)
+            cache = data_dir(settings)
+            site = load_site(folders, data_format, cache, settings.image_column, room, columns)
             _sites[folders] = (key, Resources(settings, site, room))
         return _sites[folders][1]
 
@@ -362,6 +420,9 @@ _MADE_OF = (
     "data_dir",
     "image_column",
     "label_column",
+    "vector_column",
+    "shown_column",
+    "standardise",
     "classes",
     "image_size",
     "test_fraction",

@@ -432,8 +432,11 @@ def test_a_missing_folder_is_refused_without_asking_anyone(load: Load, name: str
 
 def test_a_file_and_an_empty_folder_are_refused(load: Load, tmp_path: Path) -> None:
     (tmp_path / "data.parquet").write_bytes(b"")
-    with pytest.raises(DatasetError, match="a file and not a folder"):
+    with pytest.raises(DatasetError, match=r"data\.parquet cannot be read: "):
         load(tmp_path / "data.parquet")
+    (tmp_path / "data.zip").write_bytes(b"")
+    with pytest.raises(DatasetError, match="a file and not a folder"):
+        load(tmp_path / "data.zip")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="nothing to read; a local folder may hold"):
         load(tmp_path / "empty")

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from packaging.requirements import Requirement
+from pyarrow import parquet
 from support.attacks import Target
 from support.site_images import CLASSES, write_images, write_labels
 from typer.testing import CliRunner
@@ -247,6 +249,25 @@ def test_a_folder_without_images(own_images: Site, tmp_path: Path):
     assert "no such folder" in _failures(own_images)["data"]
     (tmp_path / "images").mkdir()
     assert "there is no image in it" in _failures(own_images)["data"]
+
+
+def test_a_site_with_vectors(tmp_path: Path, site: Site):
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    vectors = [[float(row), 1.0, 2.0] for row in range(9)] + [[1.0, 2.0]]
+    table = pa.table({"vector": vectors, "note": [f"case {row}" for row in range(10)]})
+    parquet.write_table(table, folder / "cases.parquet")
+    write_labels(folder / "labels.csv", {"cases.parquet#0": "ill", "cases.parquet#3": "well"})
+    more = f'{site.node_config} data="{folder}"'
+    findings = list(examine(replace(site, node_config=more, classes="ill,well")))
+    assert _of(findings, "data").text.endswith("cases: 9 vectors of 3 numbers can be used")
+    assert "a vector of 2 numbers; 3 are needed" in _of(findings, "set aside").text
+    assert _of(findings, "labels") == Finding("labels", Verdict.GOOD, "ill 1, well 1")
+    assert _of(findings, "shown").verdict is Verdict.WARNING
+    shown = replace(site, node_config=f'{more} shown-column="note"', classes="ill,well")
+    assert _of(list(examine(shown)), "shown").verdict is Verdict.GOOD
+    wrong = replace(site, node_config=f'{more} vector-column="vektor"')
+    assert "did you mean 'vector'" in _failures(wrong)["data"]
 
 
 def test_a_device_that_is_not_there(site: Site):

@@ -64,6 +64,24 @@ def test_every_strategy_chooses_by_features(simulation: Simulation, strategy: st
     assert [cycle.labels for cycle in outcome.metrics.cycles] == [6, 12]
 
 
+def test_first_labels_are_chosen_by_features(simulation: Simulation) -> None:
+    few = {"initial-labels": 10, "query-labels": 1, "target-labels": 10, "rounds": 1}
+    losses = []
+    for first in ("random", "typicality", "core-set"):
+        outcome = simulation({**SMALL, **few}, **{"initial-strategy": first})
+        (cycle,) = outcome.metrics.cycles
+        assert cycle.labels_per_client == (10, 10, 10)
+        losses.append(cycle.loss)
+    assert len(set(losses)) == 3
+
+
+def test_a_backbone_that_is_trained_has_no_features_to_choose_first_labels_by(
+    simulation: Simulation,
+) -> None:
+    with pytest.raises(ConfigError, match="initial-strategy='typicality': allowed is 'random'"):
+        simulation(SMALL, tune="all", **{"initial-strategy": "typicality"})
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -314,6 +314,40 @@ def test_lies_about_labels_are_named_and_left_out(simulation: Simulation):
     assert not outcome.metrics.cycles[-1].failed
 
 
+#: One for each time that a client is told to begin, and what is told of it.
+BEGINNINGS: list[tuple[Spoil, str]] = [
+    (metric("selected", 10**9), "selected=1000000000: allowed is at most"),
+    (metric("pending", 10**6), "pending=1000000: allowed is at most reserved"),
+    (metric("labelled", 10**15), "labelled=1000000000000000"),
+    (every(metric("allotted", 10**9), metric("free", 10**9)), "allotted=1000000000"),
+    (_record("metrics", MetricRecord()), "selected=None: allowed is"),
+]
+
+
+def test_lies_about_first_labels_are_named_and_left_out(simulation: Simulation):
+    """It is told to begin in each cycle, until it says what can be; then it takes part."""
+    lies = [spoil for spoil, _ in BEGINNINGS]
+
+    def handler(message: Message, context: Context) -> Message:
+        kind, reply = message.metadata.message_type, client_app(message, context)
+        if context.node_config["partition-id"] != HOSTILE:
+            return reply
+        if kind == "query.begin" and lies:
+            lies.pop(0)(reply.content)
+        elif kind == "query.histogram" and lies:
+            # What it would buy now it need not begin with any more.
+            del reply.content["metrics"]
+        return reply
+
+    cycles = len(BEGINNINGS) + 2
+    outcome = simulation(MANY_CYCLES, handler=handler, budget="global", cycles=cycles)
+    for _, reason in BEGINNINGS:
+        assert reason in outcome.log
+    last = outcome.metrics.cycles[-1]
+    assert last.labels_per_client[HOSTILE] > 0
+    assert (last.ledger.allotted, last.ledger.free) == (last.labels, 0)
+
+
 def test_labels_that_were_bought_unheard_count_and_no_more(simulation: Simulation):
     """The answer to a purchase got lost: what was due is believed, one more is not."""
 

@@ -23,7 +23,14 @@ from ahfal_app.client_app import app as client_app
 from ahfal_app.labels.store import STORE_FILE
 
 OTHER_RUN = "fedcba9876543210"
-KINDS = ("query.join", "train", "query.histogram", "query.select", "query.collect")
+KINDS = (
+    "query.join",
+    "query.begin",
+    "train",
+    "query.histogram",
+    "query.select",
+    "query.collect",
+)
 
 
 @pytest.fixture
@@ -419,8 +426,9 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
 ):
     target = Target(tmp_path, **{f"policy-{key}": value for key, value in policy.items()})
     done: list[str] = []
-    for name in ("join", "train", "histogram", "advertise_keys", "select", "collect"):
-        monkeypatch.setattr(Client, name, lambda *_, name=name, **__: done.append(name))
+    for name in (*KINDS, "query.advertise_keys"):
+        method = name.removeprefix("query.")
+        monkeypatch.setattr(Client, method, lambda *_, name=name, **__: done.append(name))
     data = _format(image_shape=[32, 32, 1]) if settings.get("image-size") == 32 else None
     order = {"data": data} if data else {}
     if not rules:

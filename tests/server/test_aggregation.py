@@ -416,7 +416,7 @@ def test_too_few_clients_are_refused_before_a_run_and_in_a_round(
         check_settings({**values, "num-clients": clients - 1})
     assert problem in str(before.value)
     with pytest.raises(ConfigError) as joined:
-        check_clients(settings.model_copy(update={"num_clients": clients - 1}), 1000)
+        check_clients(settings.model_copy(update={"num_clients": clients - 1}), [1000])
     assert problem in str(joined.value)
 
     aggregation = Aggregation(settings, ("w",))

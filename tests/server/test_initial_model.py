@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ahfal_app.errors import ConfigError
-from ahfal_app.server.initial_model import ModelFacts, with_initial
+from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
 
 FACTS = ModelFacts(("cat", "dog"), "")
 Model = dict[str, NDArray[Any]]
@@ -102,7 +102,54 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
         started(path, model(0.0))
 
 
-@pytest.mark.parametrize("said", ["[]", "{", '{"classes": 3}', '{"backbone": 3}'])
+def test_a_model_of_vectors_is_none_of_images(tmp_path: Path) -> None:
+    vectors = ModelFacts(FACTS.classes, "", (0.0,) * 3, (1.0,) * 3)
+    path = saved(tmp_path / "m", model(1.0), vectors.to_metadata())
+    assert started(path, model(0.0), vectors)[1] == []
+    with pytest.raises(ConfigError, match="it takes vectors"):
+        started(path, model(0.0))
+
+
+def test_a_head_on_vectors_of_another_length_is_not_made_new(tmp_path: Path) -> None:
+    longer = {**model(1.0), "head.weight": np.zeros((2, 4), np.float32)}
+    with pytest.raises(ConfigError, match=r"has another 'head.weight'"):
+        started(saved(tmp_path / "m", longer, None), model(0.0))
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "found"),
+    [
+        (((1.0, 2.0), (3.0, 4.0)), "federation", ((1.0, 2.0), (3.0, 4.0))),
+        (((0.0, 0.0), (1.0, 1.0)), "none", ((0.0, 0.0), (1.0, 1.0))),
+        (((), ()), "none", None),
+    ],
+)
+def test_vectors_are_standardised_as_the_model_was_trained(
+    tmp_path: Path, kept: Any, wanted: str, found: Any
+) -> None:
+    path = saved(tmp_path / "m", model(1.0), ModelFacts(("a", "b"), "", *kept).to_metadata())
+    assert initial_standardisation(path, 2, wanted) == found
+
+
+def test_another_standardisation_than_the_models_is_refused(tmp_path: Path) -> None:
+    facts = ModelFacts(("a", "b"), "", (1.0, 2.0), (3.0, 4.0))
+    path = saved(tmp_path / "m", model(1.0), facts.to_metadata())
+    with pytest.raises(ConfigError, match="takes standardised vectors"):
+        initial_standardisation(path, 2, "none")
+    with pytest.raises(ConfigError, match="vectors of 2 numbers, and the data have 3"):
+        initial_standardisation(path, 3, "federation")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("[]", "{", '{"classes": 3}', '{"backbone": 3}', '{"mean": [1]}', '{"mean": 1}'),
+        '{"mean": [true], "deviation": [1]}',
+        '{"mean": [NaN], "deviation": [1]}',
+        '{"mean": [1], "deviation": [0]}',
+        '{"mean": ["1"], "deviation": [1]}',
+    ],
+)
 def test_metadata_of_somebody_else_are_refused(tmp_path: Path, said: str) -> None:
     path = saved(tmp_path / "m", model(1.0), {"ahfal": said})
     with pytest.raises(ConfigError, match="cannot be read"):

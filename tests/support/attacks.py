@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
+from pyarrow import parquet
 from support.site_images import digits
 
 from ahfal_app.client_app import app as client_app
@@ -66,7 +68,7 @@ class Target:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.root = root
         self.site = root / "site"
-        truth = _write_images(self.site / "images")
+        truth = self._write(self.site / "images")
         (self.site / "truth.csv").write_text(
             "file,label\n" + "".join(f"{name},{label}\n" for name, label in truth.items())
         )
@@ -81,9 +83,18 @@ class Target:
         }
         self.replies: list[Message] = []
 
+    model = _MODEL
+    data_format = _FORMAT
+
     @property
     def state(self) -> Path:
         return self.site / "state"
+
+    def arrays(self) -> ArrayRecord:
+        return model_arrays()
+
+    def _write(self, folder: Path) -> dict[str, str]:
+        return _write_images(folder)
 
     def send(
         self,
@@ -94,24 +105,25 @@ class Target:
     ) -> Message:
         """Send what a server that follows the protocol sends, spoilt; return the answer."""
         # Not the settings' own checks: a hostile server has none.
-        said = parse_settings(SETTINGS).to_flat() | dict(settings or {})
+        own = parse_settings(SETTINGS | {"model": self.model})
+        said = own.to_flat() | dict(settings or {})
         about = ConfigRecord(
             {
                 "settings": json.dumps(said),
                 "run": RUN,
                 "run-folder": "/srv/runs/run",
-                "code": shared_code_hash(parse_settings(SETTINGS).to_flat()),
+                "code": shared_code_hash(own.to_flat()),
                 "cycle": 0,
                 "server-round": 1 if kind == "train" else 0,
                 "proximal-mu": 0.0,
-                "data": _FORMAT.to_json(),
+                "data": self.data_format.to_json(),
             }
         )
         content = RecordDict({"config": about})
         for key, value in (order or {}).items():
             about[key] = value  # type: ignore[assignment]
         if kind in ("train", "query.select"):
-            content["arrays"] = model_arrays()
+            content["arrays"] = self.arrays()
         if kind == "query.select":
             content["statistics"] = MetricRecord(
                 {"mean": [0.1] * 10, "deviation": [0.0] * 10, "low": [1] * 10}
@@ -172,6 +184,32 @@ class Target:
         names = (PATIENT, FOLDER, *PATIENT.split("-"), str(self.root), self.root.name)
         text = "\n".join(piece for reply in self.replies for piece in _pieces(reply))
         return [name for name in names if name.casefold() in text.casefold()]
+
+
+class VectorTarget(Target):
+    """A site with vectors, each shown to people by a text with a patient's name."""
+
+    model = "linear"
+    data_format = DataFormat(
+        CLASSES, (1, 1, 64), (5.0,) * 64, (6.0,) * 64, Augmentation(0, False), vectors=True
+    )
+
+    @staticmethod
+    def text(row: int) -> str:
+        """Return what is shown of a row."""
+        return f"{PATIENT}, born {1920 + row}"
+
+    def arrays(self) -> ArrayRecord:
+        return ArrayRecord(build_model("linear", (1, 1, 64), len(CLASSES), seed=0).state_dict())
+
+    def _write(self, folder: Path) -> dict[str, str]:
+        pixels_NHW, labels_N = digits()
+        folder.mkdir(parents=True)
+        name = f"{PATIENT}.parquet"
+        vectors = list(pixels_NHW[:IMAGES].reshape(IMAGES, -1).astype(np.float32))
+        texts = [self.text(row) for row in range(IMAGES)]
+        parquet.write_table(pa.table({"vector": vectors, "text": texts}), folder / name)
+        return {f"{name}#{row}": CLASSES[labels_N[row]] for row in range(IMAGES)}
 
 
 def model_arrays(spoil: Callable[[dict[str, Any]], None] | None = None) -> ArrayRecord:

@@ -14,7 +14,7 @@ from ahfal_app.labels.store import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.run_folder import Recorder
 from ahfal_app.server import run as run_module
-from ahfal_app.server import secure_sum
+from ahfal_app.server import secure_sum, shared_budget
 
 
 class Killed(BaseException):
@@ -59,6 +59,7 @@ class KillSwitch:
         patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
         patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))
         patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
+        patch.setattr(shared_budget, "write_json", self.around(shared_budget.write_json))
 
 
 @dataclass

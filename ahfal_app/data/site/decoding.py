@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ahfal_app.data.cache import Description
 from ahfal_app.data.encoded import UnusableImage, may_pass, told, use_image, without_warnings
 from ahfal_app.data.pixels import pixels
-from ahfal_app.data.site.files import SiteImage, Source, contents
+from ahfal_app.data.site.files import Columns, SiteImage, Source, contents
+from ahfal_app.data.vectors import VectorColumns, VectorRow
 
 _PART = 64
 _LONGEST_REASON = 120
@@ -30,7 +31,7 @@ _Shape = tuple[int, int, int]
 @dataclass(frozen=True)
 class _Decoded:
     digest: bytes
-    pixels_HWC: NDArray[np.uint8]
+    pixels_HWC: NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ class _Problem:
 def decode_site(
     images: Sequence[SiteImage],
     ids: Mapping[str, int],
-    image_column: str,
+    columns: Columns,
     shape: _Shape,
     target: Path,
 ) -> Description:
     """Write pixels, digests and problems of a site's images into an entry of the cache.
 
     `images.npy` (N, H, W, C) and `digests.npy` (N, 32) are uint8, by id, 0 where there is
-    nothing; `problem-ids.npy` and `problems.npy` say what cannot be used, and why, and
-    `passing.npy` (bool) whether the reason may be gone the next time.
+    nothing; vectors are float32 (N, 1, 1, D). `problem-ids.npy` and `problems.npy` say what cannot
+    be used, and why, and `passing.npy` (bool) whether the reason may be gone the next time.
 
     Parameters
     ----------
@@ -60,18 +61,19 @@ def decode_site(
         What the site has.
     ids : Mapping[str, int]
         Id of each image by name.
-    image_column : str
-        The setting of this name, for parquet files.
+    columns : Columns
+        How parquet files are read.
     shape : tuple[int, int, int]
-        Height, width and channels that images are brought to.
+        Height, width and channels that images are brought to; (1, 1, D) of vectors.
     target : Path
         The entry's folder.
     """
     rows = 1 + max(ids[image.name] for image in images)
-    images_NHWC = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, (rows, *shape))
+    kind = np.float32 if isinstance(columns, VectorColumns) else np.uint8
+    images_NHWC = np.lib.format.open_memmap(target / "images.npy", "w+", kind, (rows, *shape))
     digests_N32 = np.zeros((rows, 32), np.uint8)
     problems: dict[int, _Problem] = {}
-    for image, found in _decoded(images, image_column, shape):
+    for image, found in _decoded(images, columns, shape):
         row = ids[image.name]
         if isinstance(found, _Problem):
             problems[row] = found
@@ -90,32 +92,32 @@ def decode_site(
 
 
 def pixels_of(
-    images: Sequence[SiteImage], image_column: str, shape: _Shape
-) -> Iterator[tuple[SiteImage, NDArray[np.uint8] | str]]:
+    images: Sequence[SiteImage], columns: Columns, shape: _Shape
+) -> Iterator[tuple[SiteImage, NDArray[np.uint8] | NDArray[np.float32] | str]]:
     """Yield images in order with their pixels (H, W, C), uint8, or why they cannot be used.
+
+    Of vectors, the numbers (1, 1, D), float32.
 
     A bounded number of them is in memory.
     """
-    for image, found in _decoded(images, image_column, shape):
+    for image, found in _decoded(images, columns, shape):
         yield image, found.reason if isinstance(found, _Problem) else found.pixels_HWC
 
 
-def can_be_decoded(image: SiteImage, image_column: str, shape: tuple[int, int, int]) -> bool:
+def can_be_decoded(image: SiteImage, columns: Columns, shape: tuple[int, int, int]) -> bool:
     """Return whether an image can be decoded now, which could not be read before."""
-    return any(
-        not isinstance(found, _Problem) for _, found in _decoded([image], image_column, shape)
-    )
+    return any(not isinstance(found, _Problem) for _, found in _decoded([image], columns, shape))
 
 
 def _decoded(
-    images: Sequence[SiteImage], image_column: str, shape: _Shape
+    images: Sequence[SiteImage], columns: Columns, shape: _Shape
 ) -> Iterator[tuple[SiteImage, _Decoded | _Problem]]:
     """Decode in threads, in order, with a bounded number of images in memory."""
     workers = os.cpu_count() or 1
     decode = partial(_decode, shape)
     with without_warnings(), ThreadPoolExecutor(workers) as pool:
         batch: list[tuple[SiteImage, Source]] = []
-        for part in contents(images, image_column, _PART):
+        for part in contents(images, columns, _PART):
             batch += part
             if len(batch) >= _PART * workers:
                 yield from _apply(pool, decode, batch)
@@ -134,6 +136,8 @@ def _apply(
 
 def _decode(shape: _Shape, source: Source) -> _Decoded | _Problem:
     """Return digest and pixels of an image, or why it has none."""
+    if isinstance(source, VectorRow):
+        return _vector(shape, source)
     encoded = _read(source)
     if isinstance(encoded, Exception):
         return _problem(f"cannot be read: {told(encoded)}", may_pass(encoded))
@@ -144,7 +148,18 @@ def _decode(shape: _Shape, source: Source) -> _Decoded | _Problem:
     return _Decoded(hashlib.sha256(encoded).digest(), pixels_HWC)
 
 
-def _read(source: Source) -> bytes | Exception:
+def _vector(shape: _Shape, row: VectorRow) -> _Decoded | _Problem:
+    numbers = shape[-1]
+    if len(row.values_D) != numbers:
+        found = f"a vector of {len(row.values_D)} numbers" if len(row.values_D) else "no vector"
+        return _problem(f"{found}; {numbers} are needed")
+    if not np.isfinite(row.values_D).all():
+        place = int(np.flatnonzero(~np.isfinite(row.values_D))[0])
+        return _problem(f"number {place} of the vector is missing, NaN or infinite")
+    return _Decoded(row.digest, row.values_D.reshape(shape))
+
+
+def _read(source: Path | bytes | Exception) -> bytes | Exception:
     try:
         return source.read_bytes() if isinstance(source, Path) else source
     except (OSError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Which images a site's folder holds, and their bytes: image files and rows of parquet files."""
+"""What a site's folder holds, and its bytes: image files and rows of parquet files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ from ahfal_app.data.files import (
     too_large,
 )
 from ahfal_app.data.parquet import image_columns
+from ahfal_app.data.vectors import (
+    VectorColumns,
+    VectorRow,
+    rows_of,
+    the_shown_column,
+    the_vector_column,
+)
 from ahfal_app.errors import DatasetError
 from ahfal_app.storage.names import readable
 
 #: Where an image's bytes are: a file, these bytes, or nowhere, for this reason.
-Source = Path | bytes | Exception
+Source = Path | bytes | VectorRow | Exception
+
+#: How tables are read: the setting `image-column`, or the columns with vectors.
+Columns = str | VectorColumns
 
 
 @dataclass(frozen=True, order=True)
@@ -53,7 +63,7 @@ class SiteImage:
 
 
 def list_images(
-    folder: Path, image_column: str, others: Collection[Path]
+    folder: Path, columns: Columns, others: Collection[Path]
 ) -> tuple[list[SiteImage], dict[str, str]]:
     """Return a site's images by name, and why other files are none.
 
@@ -61,8 +71,9 @@ def list_images(
     ----------
     folder : Path
         The site's folder.
-    image_column : str
-        The setting of this name; empty: the only column that may hold images.
+    columns : Columns
+        The setting `image-column`, of which empty is the only column that may hold images; or the
+        columns with vectors. Then parquet files alone count.
     others : Collection[Path]
         Files that are known to be none; hidden files and folders are passed over, too.
 
@@ -77,14 +88,14 @@ def list_images(
     for file in found:
         name = readable(file.name)
         try:
-            images += _images(file, name, image_column)
+            images += _images(file, name, columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             problems[name] = str(error)
     return sorted(images), problems
 
 
-def images_in(file: Path, image_column: str) -> list[SiteImage]:
-    """Return the images of one file: itself, or the rows of a parquet file.
+def images_in(file: Path, columns: Columns) -> list[SiteImage]:
+    """Return the images, or vectors, of one file: itself, or the rows of a parquet file.
 
     Raises
     ------
@@ -95,13 +106,13 @@ def images_in(file: Path, image_column: str) -> list[SiteImage]:
         status = file.stat()
         times = (status.st_mtime_ns, status.st_ctime_ns)
         found = FoundFile(file.name, str(file), status.st_size, *times)
-        return _images(found, readable(file.name), image_column)
+        return _images(found, readable(file.name), columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DatasetError(f"{str(file)!r}: {error}") from error
 
 
 def contents(
-    images: Sequence[SiteImage], image_column: str, most: int
+    images: Sequence[SiteImage], columns: Columns, most: int
 ) -> Iterator[list[tuple[SiteImage, Source]]]:
     """Yield images with their file, or with their bytes where these are part of a file.
 
@@ -117,7 +128,11 @@ def contents(
         problem: Exception = DatasetError("the file has fewer rows")
         try:
             with parquet.ParquetFile(path) as file:
-                column, start = _column(file.schema_arrow, image_column), 0
+                if isinstance(columns, VectorColumns):
+                    name = same[0].name.rpartition("#")[0]
+                    yield from _vector_rows(rows_of(file, columns, name), left, most)
+                    continue
+                column, start = _column(file.schema_arrow, columns), 0
                 for batch in file.iter_batches(most, columns=[column]):
                     values = [_bytes(value) for value in batch.column(0).to_pylist()]
                     rows = [row for row in range(start, start + len(values)) if row in left]
@@ -128,8 +143,8 @@ def contents(
         yield [(image, problem) for image in left.values()]
 
 
-def content(image: SiteImage, image_column: str) -> bytes:
-    """Return the bytes of one image.
+def content(image: SiteImage, columns: Columns) -> bytes | VectorRow:
+    """Return the bytes of one image, or a row with a vector.
 
     Raises
     ------
@@ -140,7 +155,9 @@ def content(image: SiteImage, image_column: str) -> bytes:
         if image.row is None:
             return Path(image.path).read_bytes()
         with parquet.ParquetFile(image.path) as file:
-            column, left = _column(file.schema_arrow, image_column), image.row
+            if isinstance(columns, VectorColumns):
+                return _vector_row(file, image, columns)
+            column, left = _column(file.schema_arrow, columns), image.row
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if left < rows:
@@ -152,15 +169,43 @@ def content(image: SiteImage, image_column: str) -> bytes:
     raise DatasetError(f"{image.name}: cannot be read any more: the file has fewer rows")
 
 
-def _images(file: FoundFile, name: str, image_column: str) -> list[SiteImage]:
+def _vector_rows(
+    rows: Iterator[tuple[int, VectorRow]], left: dict[int | None, SiteImage], most: int
+) -> Iterator[list[tuple[SiteImage, Source]]]:
+    part: list[tuple[SiteImage, Source]] = []
+    for number, row in rows:
+        if number in left:
+            part.append((left.pop(number), row))
+        if len(part) >= most:
+            yield part
+            part = []
+    yield part
+
+
+def _vector_row(file: parquet.ParquetFile, image: SiteImage, columns: VectorColumns) -> VectorRow:
+    start, name = 0, image.name.rpartition("#")[0]
+    for group in range(file.num_row_groups):
+        start += file.metadata.row_group(group).num_rows
+        if image.row is not None and image.row < start:
+            return next(row for at, row in rows_of(file, columns, name, group) if at == image.row)
+    raise DatasetError(f"{image.name}: cannot be read any more: the file has fewer rows")
+
+
+def _images(file: FoundFile, name: str, columns: Columns) -> list[SiteImage]:
     facts = (file.size, file.modified_ns, file.changed_ns)
     if file.suffix == PARQUET:
         with parquet.ParquetFile(file.path) as table:
-            _column(table.schema_arrow, image_column)
+            if isinstance(columns, VectorColumns):
+                the_vector_column(table.schema_arrow, columns.vector)
+                the_shown_column(table.schema_arrow, columns.shown)
+            else:
+                _column(table.schema_arrow, columns)
             return [
                 SiteImage(f"{name}#{row}", file.path, row, *facts)
                 for row in range(table.metadata.num_rows)
             ]
+    if isinstance(columns, VectorColumns):
+        raise ValueError("no parquet file, by its name, and the run is about vectors")
     if file.suffix not in SUFFIXES:
         raise ValueError(NO_IMAGE)
     if file.size > LARGEST_FILE:

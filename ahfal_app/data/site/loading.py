@@ -11,7 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +30,12 @@ from ahfal_app.data.cache import (
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
 from ahfal_app.data.not_used import kind_of, summary, told
 from ahfal_app.data.site.decoding import can_be_decoded, decode_site
-from ahfal_app.data.site.files import SiteImage, content, list_images
+from ahfal_app.data.site.files import Columns, SiteImage, content, list_images
 from ahfal_app.data.site.index import Known, SiteIndex
 from ahfal_app.data.site.label_file import labelled_ids, read_site_labels
 from ahfal_app.data.site.settling import look_at, recent, unsettled
 from ahfal_app.data.site.survey import Survey, asked_or_labelled, survey
+from ahfal_app.data.vectors import VectorColumns, VectorRow
 from ahfal_app.errors import DatasetError, LabelFileError, PolicyRefused
 from ahfal_app.labels.names import ClassNames, SampleNames
 from ahfal_app.labels.spreadsheet import (
@@ -102,8 +103,8 @@ class SiteData:
         Where the bytes of each are, by id.
     digests_N32 : NDArray[np.uint8]
         SHA-256 of the bytes of each, by id.
-    image_column : str
-        The setting of this name, for parquet files.
+    columns : Columns
+        How parquet files are read.
     cache_name : str
         What the names of all that is kept of the site's images in the cache start with.
     """
@@ -114,11 +115,11 @@ class SiteData:
     given: Mapping[str, Mapping[int, int]]
     images: Mapping[int, SiteImage]
     digests_N32: NDArray[np.uint8]
-    image_column: str
+    columns: Columns
     cache_name: str
 
     def content(self, sample: int) -> bytes:
-        """Return an image as the site has it.
+        """Return an image as the site has it, or of a vector what people see.
 
         Raises
         ------
@@ -126,10 +127,11 @@ class SiteData:
             It cannot be read any more, or is another one than was decoded: whoever labels it
             would label an image that nobody has asked for.
         """
-        found = content(self.images[sample], self.image_column)
-        if hashlib.sha256(found).digest() != self.digests_N32[sample].tobytes():
+        found = content(self.images[sample], self.columns)
+        digest = found.digest if isinstance(found, VectorRow) else hashlib.sha256(found).digest()
+        if digest != self.digests_N32[sample].tobytes():
             raise DatasetError(f"{self.images[sample].name}: changed since it was looked at")
-        return found
+        return found.shown if isinstance(found, VectorRow) else found
 
 
 def load_site(
@@ -138,6 +140,7 @@ def load_site(
     cache: Path,
     image_column: str,
     room: int | None = None,
+    vectors: VectorColumns | None = None,
 ) -> SiteData:
     """Load a site's data; what cannot be used is reported in `set-aside.csv` of its state folder.
 
@@ -158,6 +161,8 @@ def load_site(
         The setting of this name, for parquet files.
     room : int | None
         Bytes that images which are to be decoded may take; None: as many as they need.
+    vectors : VectorColumns | None
+        Which columns of parquet files hold vectors; read where the format is that of vectors.
 
     Raises
     ------
@@ -171,7 +176,8 @@ def load_site(
     if not folders.data.is_dir():
         raise DatasetError(f"data={str(folders.data)!r}: no such folder")
     others = [folders.data / LABELS] + ([folders.truth] if folders.truth else [])
-    present, set_aside = list_images(folders.data, image_column, others)
+    columns: Columns = (vectors or VectorColumns()) if data_format.vectors else image_column
+    present, set_aside = list_images(folders.data, columns, others)
     if not present:
         discard_others(cache, _entries_of(folders), kept="none")
         besides = f": {told(summary(set_aside))}" if set_aside else ""
@@ -184,7 +190,7 @@ def load_site(
         raise _nothing_usable(folders, set_aside, len(present))
 
     known = index.know([image.name for image in listed])
-    entry = _decoded(folders, listed, known, data_format, cache, image_column, room)
+    entry = _decoded(folders, listed, known, data_format, cache, columns, room)
     labels = _GivenLabels(folders, ClassNames(data_format.class_names), copied)
     ids = {image.name: known[image.name].id for image in listed}
     found = survey(listed, known, entry, lambda: labels.bound(ids))
@@ -204,7 +210,7 @@ def load_site(
         given=given,
         images=found.usable,
         digests_N32=np.asarray(entry.arrays["digests"], np.uint8),
-        image_column=image_column,
+        columns=columns,
         cache_name=_entries_of(folders).removesuffix("-"),
     )
 
@@ -298,7 +304,7 @@ def _decoded(
     known: Mapping[str, Known],
     data_format: DataFormat,
     cache: Path,
-    image_column: str,
+    columns: Columns,
     room: int | None,
 ) -> Entry:
     ids = {image.name: known[image.name].id for image in listed}
@@ -311,25 +317,26 @@ def _decoded(
         folder=str(folders.data.resolve()),
         files=files,
         shape=data_format.image_shape,
-        image_column=image_column,
+        image_column=columns if isinstance(columns, str) else asdict(columns),
     )
     shape = data_format.image_shape
 
     def build(folder: Path) -> Description:
         # One for each id, of images that are gone as well.
-        needed = (max(ids.values()) + 1) * math.prod(shape)
+        item = np.dtype(np.float32 if data_format.vectors else np.uint8).itemsize
+        needed = (max(ids.values()) + 1) * math.prod(shape) * item
         if room is not None and needed > room:
             raise PolicyRefused(
                 ["policy-disk-gib"], [f"{needed} bytes of decoded images; there is room for {room}"]
             )
-        return decode_site(listed, ids, image_column, shape, folder)
+        return decode_site(listed, ids, columns, shape, folder)
 
     entry = open_or_build(cache, key, build)
     problem_ids, passing = entry.arrays["problem-ids"], entry.arrays["passing"]
     away = set(problem_ids[passing.astype(np.bool_)].tolist())
     # One of each file: the rows of a parquet file come and go with it.
     tried = {image.path: image for image in reversed(listed) if ids[image.name] in away}
-    if any(can_be_decoded(image, image_column, shape) for image in tried.values()):
+    if any(can_be_decoded(image, columns, shape) for image in tried.values()):
         discard(cache, key)
         entry = open_or_build(cache, key, build)
     # Nothing is kept of images that are gone.
@@ -343,7 +350,7 @@ def _entries_of(folders: SiteFolders) -> str:
 
 
 def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat) -> ImageDataset:
-    images_NHWC = np.asarray(entry.arrays["images"], np.uint8)
+    images_NHWC: NDArray[np.uint8] | NDArray[np.float32] = np.asarray(entry.arrays["images"])
     return ImageDataset(
         name="site",
         train=Images(images_NHWC, labels_N),

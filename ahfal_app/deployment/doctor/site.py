@@ -15,8 +15,13 @@ import numpy as np
 from ahfal_app.client.node_config import at_site, oracle_folder, oracle_options, site_folders
 from ahfal_app.config import SITES, Settings, parse_settings
 from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.files import files_below
+from ahfal_app.data.folders import Folder
 from ahfal_app.data.images import DataFormat
+from ahfal_app.data.shown import picture
 from ahfal_app.data.site.loading import LABELS, SET_ASIDE, SiteData, SiteFolders, load_site
+from ahfal_app.data.vector_tables import length_of_vectors
+from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
 from ahfal_app.errors import AhfalError, ConfigError, LabelFileError, OracleError
 from ahfal_app.labels.spreadsheet import SKIP, label_texts, read_csv
@@ -48,7 +53,7 @@ def check_site(node_config: Mapping[str, object], classes: str) -> Iterator[Find
         elsewhere = SiteFolders(folders.data, Path(scratch), folders.truth)
         try:
             with _unlogged():
-                site = load_site(elsewhere, _format(known), Path(scratch), settings.image_column)
+                site = _loaded(elsewhere, known, settings)
         except LabelFileError as error:
             yield failure("labels", str(error))
             return
@@ -58,6 +63,16 @@ def check_site(node_config: Mapping[str, object], classes: str) -> Iterator[Find
         yield from _check_images(site, folders, read_csv(Path(scratch) / SET_ASIDE)[1:])
         yield from _check_labels(site, known, given=bool(classes))
         yield _check_oracle(settings, site, known, node_config, Path(scratch))
+
+
+def _loaded(folders: SiteFolders, classes: tuple[str, ...], settings: Settings) -> SiteData:
+    """Load a site's images, or its vectors, as long as those of its first file."""
+    files, problems = files_below(folders.data, "data") if folders.data.is_dir() else ([], {})
+    numbers = length_of_vectors(Folder(folders.data, files, problems), settings.vector_column)
+    data_format = _format(classes) if numbers is None else _vector_format(classes, numbers)
+    columns = VectorColumns(settings.vector_column, settings.shown_column)
+    cache = folders.state
+    return load_site(folders, data_format, cache, settings.image_column, vectors=columns)
 
 
 @contextmanager
@@ -92,14 +107,37 @@ def _format(classes: tuple[str, ...]) -> DataFormat:
     )
 
 
+def _vector_format(classes: tuple[str, ...], numbers: int) -> DataFormat:
+    moments = ((0.0,) * numbers, (1.0,) * numbers)
+    return DataFormat(classes, (1, 1, numbers), *moments, Augmentation(0, False), vectors=True)
+
+
 def _check_images(
     site: SiteData, folders: SiteFolders, set_aside: Sequence[Sequence[str]]
 ) -> Iterator[Finding]:
-    yield good("data", f"{folders.data}: {len(site.ids_N)} images can be used")
+    what = "images"
+    if site.dataset.holds_vectors:
+        what = f"vectors of {site.dataset.image_shape[2]} numbers"
+    yield good("data", f"{folders.data}: {len(site.ids_N)} {what} can be used")
+    if site.dataset.holds_vectors:
+        yield _check_shown(site)
     if set_aside:
         shown = [f"{file} ({reason})" for file, reason in set_aside[:_SHOWN]]
         more = [f"and {len(set_aside) - _SHOWN} more"] if len(set_aside) > _SHOWN else []
         yield warning("set aside", "; ".join([f"{len(set_aside)} are not used", *shown, *more]))
+
+
+def _check_shown(site: SiteData) -> Finding:
+    """See that people who label have something to look at, by one vector of each file."""
+    samples = {image.path: identity for identity, image in site.images.items()}.values()
+    without = sorted(site.names[sample] for sample in samples if not site.content(sample))
+    if not without:
+        return good("shown", "there is something to look at beside a vector")
+    return warning(
+        "shown",
+        f"{without[0]} has nothing to look at, so that people who label see its name alone; "
+        "shown-column says which column has text, a link or an image",
+    )
 
 
 def _check_labels(site: SiteData, classes: tuple[str, ...], *, given: bool) -> Iterator[Finding]:
@@ -126,7 +164,8 @@ def _check_oracle(
     scratch: Path,
 ) -> Finding:
     def image(sample: int) -> EncodedImage:
-        return EncodedImage(site.names[sample], site.content(sample))
+        content, name = site.content(sample), site.names[sample]
+        return EncodedImage(name, picture(content, name) if site.dataset.holds_vectors else content)
 
     truth = dict(enumerate(np.asarray(site.dataset.train.labels_N).tolist()))
     options = oracle_options(node_config)

@@ -23,9 +23,12 @@ class NetworkFacts:
     bf16_pays : bool
         Whether bf16 is faster than fp32 where the hardware has it; a tiny network loses by the
         conversions.
+    takes_vectors : bool
+        Whether it is made for vectors, samples of shape (1, 1, D), and not for images alone.
     """
 
     stackable: bool = False
     compiling_pays: bool = False
     together_pays_on_cpu: bool = False
     bf16_pays: bool = True
+    takes_vectors: bool = False

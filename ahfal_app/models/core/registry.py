@@ -26,6 +26,7 @@ AUTO = "auto"
 
 # What that is where a data set does not say.
 _USUAL = "resnet8"
+_FOR_VECTORS = "linear"
 
 # Networks draw their weights from torch's global generator, which all threads share.
 _initialising = threading.Lock()
@@ -42,10 +43,17 @@ def model_names() -> tuple[str, ...]:
     return MODELS.names()
 
 
-def resolve_model_name(model: str, dataset: str) -> str:
+def networks_for_vectors() -> tuple[str, ...]:
+    """Return the names of the networks that are made for vectors."""
+    return tuple(name for name in model_names() if network_facts(name).takes_vectors)
+
+
+def resolve_model_name(model: str, dataset: str, is_vectors: bool = False) -> str:
     """Return the network that the setting `model` means for a data set."""
     if model != AUTO:
         return model
+    if is_vectors:
+        return _FOR_VECTORS
     known = DATASETS.component(dataset) if dataset in DATASETS.names() else None
     return str(getattr(known, "model", _USUAL))
 

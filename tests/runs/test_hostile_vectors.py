@@ -1,0 +1,122 @@
+"""Servers and sites that mean harm, where the data are vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import MetricRecord
+from support.attacks import IMAGES, Target, VectorTarget
+
+from ahfal_app.data.images import LONGEST_VECTOR
+from ahfal_app.data.moments import UNITS
+from ahfal_app.messages.answers import moments_from_metrics
+
+KINDS = (
+    "query.join",
+    "query.moments",
+    "query.begin",
+    "train",
+    "query.histogram",
+    "query.select",
+    "query.collect",
+)
+TYPICAL = {"initial-strategy": "typicality"}
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[VectorTarget]:
+    target = VectorTarget(tmp_path)
+    yield target
+    assert not target.leaks()
+
+
+def _format(**changes: Any) -> str:
+    return json.dumps(json.loads(VectorTarget.data_format.to_json()) | changes)
+
+
+def test_an_honest_server_is_answered_and_hears_no_name(target: VectorTarget):
+    before = target.everything_outside()
+    for kind in KINDS:
+        reply = target.send(kind, TYPICAL)
+        assert not reply.has_error(), reply.error.reason
+    assert target.everything_outside() == before
+    (ledger,) = target.ledgers().values()
+    assert (ledger.spent, ledger.reserved) == (0.3 * IMAGES, 0)
+
+
+def test_sums_are_told_once_whatever_they_are_asked_by(target: VectorTarget):
+    """By one narrow scale after another a server would learn how many vectors lie where."""
+    told = [
+        target.send("query.moments", order={"data": data}).content["metrics"]["sums"]
+        for data in (_format(), _format(std_C=[1e-6] * 64), _format(mean_C=[9.0] * 64))
+    ]
+    assert told[0] == told[1] == told[2]
+    assert told[0][0] == IMAGES
+    assert any(told[0][1:])
+
+
+def test_sums_are_told_in_secret_alone_where_the_run_says_so(target: VectorTarget):
+    secret = {"privacy": "secure-aggregation"}
+    assert not target.send("query.join", secret).has_error()
+    target.refused("query.moments", "privacy", secret)
+    target.refused("query.moments", "privacy")
+
+
+def test_a_site_with_images_has_no_sums(tmp_path: Path):
+    target = Target(tmp_path)
+    target.refused("query.moments", "message")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_shape": [1, 2, 64]},
+        {"image_shape": [1, 1, 0], "mean_C": [], "std_C": []},
+        {"image_shape": [1, 1, LONGEST_VECTOR + 1]},
+        {"image_shape": [1, 1, 10**9]},
+        {"mean_C": [0.0] * 63},
+        {"std_C": [0.0] * 64},
+        {"std_C": [-1.0] * 64},
+        {"std_C": [1.0] * 65},
+        {"augmentation": {"padding": 0, "flip": True}},
+        {"augmentation": {"padding": 1, "flip": False}},
+        {"vectors": 1},
+        {"vectors": "yes"},
+        # The channels of no image.
+        {"vectors": False},
+    ],
+)
+def test_formats_that_no_vectors_have(target: VectorTarget, changes: dict[str, object]):
+    target.refused("query.moments", "message", order={"data": _format(**changes)})
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_of_a_format_that_are_none(target: VectorTarget, number: str):
+    spoilt = _format().replace("[5.0", f"[{number}", 1)
+    target.refused("query.moments", "message", order={"data": spoilt})
+
+
+def test_vectors_of_another_length_than_the_servers_are_refused(target: VectorTarget):
+    shorter = _format(image_shape=[1, 1, 63], mean_C=[0.0] * 63, std_C=[1.0] * 63)
+    target.refused("query.join", "images", order={"data": shorter})
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        [3, UNITS, UNITS],
+        [3, UNITS, UNITS, UNITS, UNITS, 0],
+        [3.0, 0.0, 0.0, 0.0, 0.0],
+        [2**62, 0, 0, 0, 0],
+        7,
+    ],
+)
+def test_sums_that_no_site_sends(sums: Any):
+    with pytest.raises(ValueError, match="sums="):
+        moments_from_metrics(MetricRecord({"sums": sums}), 5)
+    assert np.array_equal(moments_from_metrics(MetricRecord({"sums": [3, 1, 2, 4, 5]}), 5)[:1], [3])
