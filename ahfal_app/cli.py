@@ -172,7 +172,6 @@ _BackboneWeights = Annotated[
         help="The backbone's weights, a file or `pretrained`; else as in its run.",
     ),
 ]
-_VectorColumn = Annotated[str, typer.Option(help="Column of parquet files that holds vectors.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
 
 
@@ -186,21 +185,20 @@ def predict(
     top: Annotated[
         int, typer.Option(min=0, help="The k most probable classes; 0: all probabilities.")
     ] = 0,
-    image_column: Annotated[
-        str, typer.Option(help="Column of parquet files that holds the images.")
+    column: Annotated[
+        str, typer.Option(help="Column of parquet files that holds the images, or the vectors.")
     ] = "",
-    vector_column: _VectorColumn = "",
     backbone_weights: _BackboneWeights = "",
     device: _Device = "auto",
 ) -> None:
-    """Predict the classes of images or vectors, and write them with probabilities as CSV."""
+    """Predict the classes of images, and write them with probabilities as CSV."""
     from ahfal_app.data.not_used import summary
     from ahfal_app.experiments.output import check_output
     from ahfal_app.inference.predicting import write_predictions
 
     check_output(out, ".csv")
     predictor = _predictor(model, backbone_weights, device)
-    done = write_predictions(predictor, images, out, top, image_column, vector_column)
+    done = write_predictions(predictor, images, out, top, column)
     console = Console()
     rate = done.images / max(done.seconds, 1e-9)
     console.print(
@@ -224,7 +222,6 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE.json", help="Write all of it as JSON, too.")
     ] = None,
     data_dir: Annotated[str, typer.Option(help="As the setting `data-dir`.")] = "",
-    vector_column: _VectorColumn = "",
     backbone_weights: _BackboneWeights = "",
     device: _Device = "auto",
 ) -> None:
@@ -235,8 +232,9 @@ def evaluate(
 
     if out is not None:
         check_output(out, ".json")
-    predictor = _predictor(model, backbone_weights, device)
-    found = evaluate_on(predictor, data, checked_split(split), data_dir, vector_column)
+    found = evaluate_on(
+        _predictor(model, backbone_weights, device), data, checked_split(split), data_dir
+    )
     console = Console()
     for table in evaluation_tables(found):
         grid = Table(*table.headings, title=table.title)
@@ -260,14 +258,14 @@ def export(
     """Write a model for other software: bytes in, probabilities out, preprocessing inside."""
     from ahfal_app.inference import load_model
     from ahfal_app.inference.exporting import export as write
-    from ahfal_app.inference.exporting import input_of, suffix_of
+    from ahfal_app.inference.exporting import suffix_of
 
     suffix = suffix_of(format_)
     saved = load_model(model, backbone_weights)
     target = out or saved.path.with_suffix(suffix)
     write(saved, format_, target)
     Console().print(
-        f"{input_of(saved)} to probabilities (B, {len(saved.classes)}): {target.absolute()}",
+        f"{saved.input_text}, to probabilities (B, {len(saved.classes)}): {target.absolute()}",
         soft_wrap=True,
         markup=False,
     )

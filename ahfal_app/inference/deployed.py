@@ -1,6 +1,6 @@
-"""A whole network for people who have images: bytes in, probabilities out.
+"""A whole network for people who have images or vectors: these in, probabilities out.
 
-Shapes: B images, H height, W width, c channels, D features, C classes.
+Shapes: B samples, H height, W width, c channels, D features, C classes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ _Half = torch.finfo(torch.float16)
 
 
 class Deployed(nn.Module):
-    """Maps bytes (B, H, W, c), or vectors (B, 1, 1, D), to probabilities (B, C), float32.
+    """Maps images as bytes (B, H, W, c), or vectors as float32 (B, D), to probabilities (B, C).
 
     Parameters
     ----------
     model : Classifier
         The trained model.
     shape : tuple[int, int, int]
-        Height, width and channels of the images.
+        Height, width and channels of the images; (1, 1, D) of vectors.
     mean, deviation : tuple[float, ...]
-        What pixels scaled to [0, 1], or vectors, are normalised with before `model`, where it
-        takes these.
+        What pixels scaled to [0, 1], or vectors, are normalised with before `model`.
     backbone : Backbone, optional
-        The network whose features the model takes; without one it takes images, or vectors.
-    vectors : bool
-        Whether it takes vectors.
+        The network whose features the model takes; without one it takes images.
     """
 
     scale_C: Tensor
@@ -48,26 +45,28 @@ class Deployed(nn.Module):
         vectors: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = shape
+        self._takes_vectors = vectors
         self.model = model
         self.features: nn.Module | None = None if backbone is None else backbone.network
         self._fit = None if backbone is None else _Fit(backbone.preprocessing, shape)
-        largest = 1.0 if vectors else 255.0
-        scale_C, mean_C = 1.0 / (largest * torch.tensor(deviation)), torch.tensor(mean)
+        mean_C, white = torch.tensor(mean), 1.0 if vectors else 255.0
+        scale_C = 1.0 / (white * torch.tensor(deviation))
         self.register_buffer("scale_C", scale_C, persistent=False)
         self.register_buffer("shift_C", -mean_C / torch.tensor(deviation), persistent=False)
         self.eval()
 
-    def forward(self, images_BHWc: Tensor) -> Tensor:
+    def forward(self, samples_B: Tensor) -> Tensor:
         """Return the probabilities of the classes, shape (B, C)."""
-        return torch.softmax(self.logits(images_BHWc), dim=1)
+        return torch.softmax(self.logits(samples_B), dim=1)
 
-    def logits(self, images_BHWc: Tensor) -> Tensor:
+    def logits(self, samples_B: Tensor) -> Tensor:
         """Return the logits, shape (B, C)."""
         if self.features is None or self._fit is None:
-            normal_BHWc = images_BHWc.float() * self.scale_C + self.shift_C
-            return self._classified(normal_BHWc.permute(0, 3, 1, 2))
-        features_BD = self.features(self._fit(images_BHWc)).float()
+            normal_B = samples_B.float() * self.scale_C + self.shift_C
+            if self._takes_vectors:
+                return self._classified(normal_B[:, :, None, None])
+            return self._classified(normal_B.permute(0, 3, 1, 2))
+        features_BD = self.features(self._fit(samples_B)).float()
         # As training had them.
         features_BD = features_BD.clamp(_Half.min, _Half.max).half().float()
         return self._classified(features_BD[:, :, None, None])

@@ -21,7 +21,7 @@ from ahfal_app.data.images import Images
 from ahfal_app.data.preparation import with_classes
 from ahfal_app.data.sources import load_dataset
 from ahfal_app.errors import ConfigError, DatasetError
-from ahfal_app.inference.predicting import Pixels, Predictor
+from ahfal_app.inference.predicting import Predictor
 from ahfal_app.metrics import measure_all
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.units import percent
@@ -168,7 +168,7 @@ def _shown(interval: Interval) -> tuple[str, str]:
 
 
 def evaluate_on(
-    predictor: Predictor, dataset: str, split: Split, data_dir: str = "", vector_column: str = ""
+    predictor: Predictor, dataset: str, split: Split, data_dir: str = ""
 ) -> ModelEvaluation:
     """Evaluate a model on a data set, as the setting `dataset` names it.
 
@@ -179,7 +179,7 @@ def evaluate_on(
     DatasetError
         It cannot be read, its images cannot be brought to the model's, or it has other classes.
     """
-    images = _images(predictor, dataset, split, data_dir, vector_column)
+    images = _images(predictor, dataset, split, data_dir)
     probabilities_NC = np.concatenate(list(_probabilities(predictor, images.images_NHWC)))
     return measured(predictor.model.classes, images.labels_N, probabilities_NC)
 
@@ -217,46 +217,45 @@ def _area(is_class_N: NDArray[np.bool_], scores_N: NDArray[np.floating]) -> floa
     return float(roc_auc_score(is_class_N, scores_N))
 
 
-def _images(
-    predictor: Predictor, dataset: str, split: Split, data_dir: str, vector_column: str
-) -> Images:
+def _images(predictor: Predictor, dataset: str, split: Split, data_dir: str) -> Images:
     """Load labelled images of the model's size, their labels in the model's classes."""
-    use = predictor.model.use
-    height, width, channels = use.shape
-    values: dict[str, object] = {"dataset": dataset, "vector-column": vector_column}
-    if height == width and not use.vectors:
+    height, width, channels = predictor.model.use.shape
+    values: dict[str, object] = {"dataset": dataset}
+    if height == width and not predictor.model.use.vectors:
         values["image-size"] = height
     if data_dir:
         values["data-dir"] = data_dir
-    loaded = load_dataset(Settings.model_validate(values))
-    if loaded.holds_vectors != use.vectors:
-        found, wanted = ("vectors", "images") if loaded.holds_vectors else ("images", "vectors")
-        raise DatasetError(f"{dataset!r}: {found}; allowed with this model are {wanted}")
-    loaded = with_classes(loaded, predictor.model.classes)
+    loaded = with_classes(load_dataset(Settings.model_validate(values)), predictor.model.classes)
     parts = {"test": [loaded.test], "train": [loaded.train], "all": [loaded.train, loaded.test]}
     pixels_NHWC = np.concatenate([part.images_NHWC for part in parts[split]])
     labels_N = np.concatenate([part.labels_N for part in parts[split]])
-    if pixels_NHWC.shape[3] == 1 and channels == 3 and not use.vectors:
+    if pixels_NHWC.shape[3] == 1 and channels == 3:
         pixels_NHWC = np.repeat(pixels_NHWC, 3, axis=3)
-    if pixels_NHWC.shape[1:] != (height, width, channels):
-        if use.vectors:
-            raise DatasetError(
-                f"{dataset!r}: vectors of {pixels_NHWC.shape[3]} numbers; allowed with this model "
-                f"are {channels} numbers"
-            )
+    if pixels_NHWC.shape[1:] != (height, width, channels) or (
+        loaded.holds_vectors != predictor.model.use.vectors
+    ):
+        use, given = predictor.model.use, _shape_text(pixels_NHWC.shape[1:], loaded.holds_vectors)
         raise DatasetError(
-            f"{dataset!r}: images of {pixels_NHWC.shape[1:]}; allowed with this model are "
-            f"{height}x{width} pixels of {channels} channels"
+            f"{dataset!r}: {given}; allowed with this model are "
+            f"{_shape_text(use.shape, use.vectors)}"
         )
     if not len(labels_N):
         raise DatasetError(f"{dataset!r}: the split {split!r} has no images")
     return Images(pixels_NHWC, labels_N)
 
 
-def _probabilities(predictor: Predictor, images_NHWc: Pixels) -> Iterator[NDArray[np.float32]]:
+def _shape_text(shape: tuple[int, ...], vectors: bool) -> str:
+    height, width, channels = shape
+    if vectors:
+        return f"vectors of {channels} numbers"
+    return f"images of {height}x{width} pixels and {channels} channels"
+
+
+def _probabilities(
+    predictor: Predictor, images_NHWc: NDArray[np.uint8] | NDArray[np.float32]
+) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(images_NHWc), _BATCH):
-        batch: Pixels = images_NHWc[start : start + _BATCH].copy()
-        yield predictor.probabilities(batch)
+        yield predictor.probabilities(np.ascontiguousarray(images_NHWc[start : start + _BATCH]))
 
 
 def _intervals(

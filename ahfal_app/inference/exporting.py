@@ -1,4 +1,4 @@
-"""A model in formats of exchange: bytes in, probabilities out, preprocessing in the graph.
+"""A model in formats of exchange: samples in, probabilities out, preprocessing in the graph.
 
 Shapes: B images, H height, W width, c channels, C classes.
 """
@@ -29,10 +29,10 @@ INPUT, OUTPUT = "images", "probabilities"
 
 
 def export_onnx(model: SavedModel, target: Path) -> None:
-    """Write a model as ONNX of opset `OPSET`, with any number of images.
+    """Write a model as ONNX of opset `OPSET`, for any number of samples.
 
-    The input `images` is uint8 (B, H, W, c), or float32 (B, 1, 1, D) of vectors, the output
-    `probabilities` float32 (B, C). The classes, and what the images must be like, are in its
+    The input `images` is uint8 (B, H, W, c), of vectors float32 (B, D), the output
+    `probabilities` float32 (B, C). The classes, and what the input must be like, are in its
     metadata.
 
     Raises
@@ -68,10 +68,10 @@ def export_onnx(model: SavedModel, target: Path) -> None:
 
 
 def export_torch(model: SavedModel, target: Path) -> None:
-    """Write a model as a program of `torch.export`, with any number of images.
+    """Write a model as a program of `torch.export`, for any number of samples.
 
     `torch.export.load` reads it without any code of ours; the file `ahfal.json` in it has the
-    classes and what the images must be like.
+    classes and what the input must be like.
     """
     program = torch.export.export(
         model.network, (_example(model),), dynamic_shapes=({0: torch.export.Dim("B")},)
@@ -118,22 +118,14 @@ def suffix_of(format_: str) -> str:
 
 def _example(model: SavedModel) -> torch.Tensor:
     # Of two, since tools take a size of 1 for one that never changes.
-    kind = torch.float32 if model.use.vectors else torch.uint8
-    return torch.zeros((2, *model.use.shape), dtype=kind)
-
-
-def input_of(model: SavedModel) -> str:
-    """Return what a model takes, as people read it."""
-    height, width, channels = model.use.shape
-    kind = "float32" if model.use.vectors else "uint8"
-    return f"{kind} (B, {height}, {width}, {channels})"
+    dtype = torch.float32 if model.use.vectors else torch.uint8
+    return torch.zeros((2, *model.sample_shape), dtype=dtype)
 
 
 def _facts(model: SavedModel) -> dict[str, str]:
-    what = "vectors as they are" if model.use.vectors else "pixels from 0 to 255"
     return {
         "classes": json.dumps(model.classes),
-        "input": f"{input_of(model)}, {what}",
+        "input": model.input_text,
         "written-by": f"ahfal {model.use.code}",
     }
 

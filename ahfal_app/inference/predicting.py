@@ -1,4 +1,4 @@
-"""Images or vectors to classes: folders, files and rows of parquet files, read as at a site.
+"""Images to classes: folders, files and rows of parquet files, decoded as at a site.
 
 Shapes: N images, B of a batch, H height, W width, c channels, C classes.
 """
@@ -21,9 +21,6 @@ from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.inference.saved_model import SavedModel
 from ahfal_app.labels.spreadsheet import write_csv
-
-#: Bytes of images, or vectors.
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 #: Images that go through the network together.
 _BATCH = 32
@@ -83,15 +80,15 @@ class Predictor:
         self._device = device
         self._network = model.network.to(device).to(memory_format=torch.channels_last)
 
-    def probabilities(self, images_BHWc: Pixels) -> NDArray[np.float32]:
-        """Return the probabilities (B, C) of images of the model's size, bytes (B, H, W, c).
+    def probabilities(self, samples_B: NDArray[np.uint8 | np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities (B, C) of samples of the model's shape.
 
-        Vectors are float32 (B, 1, 1, D).
+        Images are bytes (B, H, W, c), vectors float32 (B, D) or (B, 1, 1, D).
         """
+        samples_B = samples_B.reshape(len(samples_B), *self.model.sample_shape)
         with torch.inference_mode():
-            found: NDArray[np.float32] = (
-                self._network(torch.from_numpy(images_BHWc).to(self._device)).cpu().numpy()
-            )
+            shares_BC: torch.Tensor = self._network(torch.from_numpy(samples_B).to(self._device))
+        found: NDArray[np.float32] = shares_BC.cpu().numpy()
         return found
 
     def predict(
@@ -110,8 +107,7 @@ def find_images(
 ) -> tuple[list[SiteImage], dict[str, str]]:
     """Return the images of folders and files, and why other files are none.
 
-    Where there are several paths, an image's name begins with its path. With columns of vectors
-    these are rows of parquet files with vectors.
+    Where there are several paths, an image's name begins with its path.
 
     Raises
     ------
@@ -144,21 +140,20 @@ def write_predictions(
     paths: Sequence[Path],
     target: Path,
     top: int = 0,
-    image_column: str = "",
-    vector_column: str = "",
+    column: str = "",
 ) -> Written:
-    """Predict images, or vectors where the model takes these, and write a table of them as CSV.
+    """Predict images, and write a table of them as CSV.
 
     It has the columns `file`, `class`, `probability` and one for each class; with `top` = k the
-    k most probable classes instead of all. What was set aside is in `<target>-not-used.csv`.
+    k most probable classes instead of all. `column` is the one that holds the images or vectors of
+    parquet files; empty: the only one that may. What was set aside is in `<target>-not-used.csv`.
 
     Raises
     ------
     ConfigError, DatasetError
         There are no images, or none can be decoded; nothing is written then.
     """
-    takes_vectors = predictor.model.use.vectors
-    columns: Columns = VectorColumns(vector_column) if takes_vectors else image_column
+    columns = VectorColumns(column) if predictor.model.use.vectors else column
     images, set_aside = find_images(paths, columns)
     start = time.perf_counter()
     found = list(predictor.predict(images, columns, set_aside))
@@ -219,8 +214,9 @@ def _named(image: SiteImage, name: str) -> SiteImage:
 
 
 def _usable(
-    decoded: Iterator[tuple[SiteImage, Pixels | str]], set_aside: dict[str, str]
-) -> Iterator[tuple[str, Pixels]]:
+    decoded: Iterator[tuple[SiteImage, NDArray[np.uint8] | NDArray[np.float32] | str]],
+    set_aside: dict[str, str],
+) -> Iterator[tuple[str, NDArray[np.uint8] | NDArray[np.float32]]]:
     for image, found in decoded:
         if isinstance(found, str):
             set_aside[image.name] = found

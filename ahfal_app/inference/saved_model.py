@@ -36,13 +36,26 @@ class SavedModel:
     use : ModelUse
         Its network and its input.
     network : Deployed
-        Maps bytes, or vectors, to probabilities, on the CPU.
+        Maps samples to probabilities, on the CPU.
     """
 
     path: Path
     classes: tuple[str, ...]
     use: ModelUse
     network: Deployed
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (H, W, c) of an image, (D,) of a vector."""
+        return self.use.shape[2:] if self.use.vectors else self.use.shape
+
+    @property
+    def input_text(self) -> str:
+        """What it takes, in words."""
+        sides = ", ".join(map(str, ("B", *self.sample_shape)))
+        return (
+            f"float32 ({sides})" if self.use.vectors else f"uint8 ({sides}), pixels from 0 to 255"
+        )
 
 
 def load_model(path: Path, backbone_weights: str = "") -> SavedModel:
@@ -80,7 +93,9 @@ def load_model(path: Path, backbone_weights: str = "") -> SavedModel:
     takes_features = backbone is not None and use.tune == "head"
     # A backbone that was trained along is part of the network, which scales what it gets.
     frozen = backbone if takes_features else None
-    deployed = Deployed(network.eval(), use.shape, use.mean, use.deviation, frozen, use.vectors)
+    deployed = Deployed(
+        network.eval(), use.shape, use.mean, use.deviation, frozen, vectors=use.vectors
+    )
     if backbone is not None and not takes_features:
         wanted = backbone.preprocessing
         deployed = Deployed(network.eval(), use.shape, wanted.mean_C, wanted.std_C)

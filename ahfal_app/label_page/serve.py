@@ -63,8 +63,10 @@ def serve(
         listening = listener.getsockname()[1]
         token = secrets.token_urlsafe(32)
         app = make_app(Desk(folder), annotator, token, listening, **vars(options))
-        # The log of requests would keep the token.
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        # The log of requests would keep the token; the page opens no WebSocket.
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, ws="none"
+        )
         address = f"http://{_HOST}:{listening}/?{TOKEN}={token}"
         _Server(settings, lambda: tell(address)).run(sockets=[listener])
 

@@ -53,11 +53,20 @@ class PrivacyStore:
             self._connection = connect(path)
             # Secrets that are done with are overwritten, and not just unlinked.
             self._connection.execute("PRAGMA secure_delete = ON")
-            with self.change():
-                for statement in _SCHEMA:
-                    self._connection.execute(statement)
+            # Opened with each message: tables that are there need no transaction.
+            if not self._has_tables():
+                with self.change():
+                    for statement in _SCHEMA:
+                        self._connection.execute(statement)
         except sqlite3.DatabaseError as error:
             raise StoreError(f"privacy store {path}: {reason(path, error)}") from error
+
+    def _has_tables(self) -> bool:
+        names = self._connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name LIKE 'privacy!_%' "
+            "ESCAPE '!'"
+        ).fetchone()
+        return bool(names[0] == len(_SCHEMA))
 
     def close(self) -> None:
         """Close the database."""

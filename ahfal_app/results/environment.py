@@ -81,7 +81,9 @@ def describe_hardware() -> dict[str, Any]:
     }
 
 
-def _commit() -> dict[str, Any]:
+@cache
+def _commit() -> Mapping[str, Any]:
+    """Return the commit of the code that this process has loaded, and whether it was changed."""
     # An installed copy may lie inside another project's checkout: only a repository that
     # tracks this very package says anything about it.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:

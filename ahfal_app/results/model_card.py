@@ -128,7 +128,7 @@ def _limitations(run: Run) -> str:
     ]
     if untested:
         names = ", ".join(map(_plain, untested))
-        lines.append(f"- Classes that nothing of the test set is of: {names}.")
+        lines.append(f"- Classes without a test {_sample(run)}: {names}.")
     worst = _worst(run, last)
     if worst:
         lines.append(f"- {worst}")
@@ -186,9 +186,10 @@ def _evaluation(run: Run) -> str:
         f"| {name.replace('_', ' ')} | {percent(value) if value is not None else 'undefined'} |"
         for name, value in sorted(last.metrics.items())
     ]
+    untested = f"no test {_sample(run)}"
     by_class = ["| class | recall |", "| --- | --- |"]
     by_class += [
-        f"| {_plain(name)} | {percent(share) if share is not None else 'not tested'} |"
+        f"| {_plain(name)} | {percent(share) if share is not None else untested} |"
         for name, share in zip(_classes(run), last.class_accuracy, strict=True)
     ]
     tests = _tests(run)
@@ -234,6 +235,10 @@ def _worst(run: Run, last: CycleRecord) -> str:
 def _kind(run: Run) -> str:
     """Return what it was trained on: images, or vectors."""
     return str(run.environment.get("data", {}).get("kind", "images"))
+
+
+def _sample(run: Run) -> str:
+    return _kind(run).removesuffix("s")
 
 
 def _task(run: Run) -> str:

@@ -21,6 +21,7 @@ _FILES = (
     ("summary.json", "summary"),
     ("metrics.jsonl", "all metrics"),
     ("model.safetensors", "final global model"),
+    ("model-card.md", "model card"),
     ("config.yaml", "settings"),
 )
 

@@ -43,13 +43,14 @@ class RepeatedKey(yaml.YAMLError):
         )
 
 
-class _Loader(yaml.SafeLoader):
+class _Rules(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
     # The words of YAML 1.1 are not taken over.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def get_single_node(self) -> yaml.Node | None:
         # Before anything is built: a merge would look like a repetition afterwards.
-        node: yaml.Node | None = super().get_single_node()
+        # Of the class that either loader brings beside this one.
+        node: yaml.Node | None = super().get_single_node()  # type: ignore[misc]
         for mapping in _mappings(node):
             self._refuse_repeated_keys(mapping)
         return node
@@ -66,6 +67,14 @@ class _Loader(yaml.SafeLoader):
                 if known is not key_node:
                     lines = known.start_mark.line + 1, key_node.start_mark.line + 1
                     raise RepeatedKey(str(key), *lines)
+
+
+class _Loader(_Rules, yaml.SafeLoader):
+    """PyYAML's own parser, whose errors show the place."""
+
+
+class _FastLoader(_Rules, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's, where PyYAML was built with it: ten times as fast."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -89,8 +98,11 @@ def load_yaml(text: str) -> object:
     yaml.YAMLError
         It is not YAML.
     """
-    # `_Loader` is a safe one.
-    return yaml.load(text, _Loader)  # noqa: S506
+    # Both loaders are safe ones.
+    try:
+        return yaml.load(text, _FastLoader)  # noqa: S506
+    except yaml.YAMLError:
+        return yaml.load(text, _Loader)  # noqa: S506
 
 
 def dump_yaml(values: Mapping[str, object]) -> str:
@@ -138,7 +150,7 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 for _tag, _form, _starts in _CORE:
     _pattern = re.compile(rf"^(?:{_form})$")
-    _Loader.add_implicit_resolver(_tag, _pattern, _starts)
+    _Rules.add_implicit_resolver(_tag, _pattern, _starts)
     _Dumper.add_implicit_resolver(_tag, _pattern, _starts)
-_Loader.add_constructor(_INT, _integer)
-_Loader.add_constructor(_FLOAT, _number)
+_Rules.add_constructor(_INT, _integer)
+_Rules.add_constructor(_FLOAT, _number)

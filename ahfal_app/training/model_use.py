@@ -43,12 +43,13 @@ class ModelUse(_Strict):
         Which parts of a backbone were trained.
     backbone : BackboneUse | None
         The network whose features the model takes, or which it is made of.
-    shape : tuple[int, int, int]
-        Height, width and channels that images are brought to, before a backbone scales them.
-    mean, deviation : tuple[float, ...]
-        What pixels scaled to [0, 1], or vectors as they are, are normalised with, for each channel.
     vectors : bool
-        Whether it takes vectors of D numbers, whose shape is (1, 1, D), and no images.
+        Whether it takes vectors, and no images.
+    shape : tuple[int, int, int]
+        Height, width and channels that images are brought to, before a backbone scales them; of
+        vectors (1, 1, D).
+    mean, deviation : tuple[float, ...]
+        What pixels scaled to [0, 1], or vectors, are normalised with, for each channel or number.
     labels : int
         Labels that it was trained on, at all sites together.
     accuracy : float | None
@@ -63,6 +64,7 @@ class ModelUse(_Strict):
     parameters: dict[str, Scalar]
     tune: str
     backbone: BackboneUse | None
+    vectors: bool
     shape: tuple[_Side, _Side, _Side]
     mean: tuple[_Number, ...]
     deviation: tuple[_Deviation, ...]
@@ -70,7 +72,6 @@ class ModelUse(_Strict):
     accuracy: Annotated[float, Field(ge=0, le=1)] | None
     privacy: str
     code: str
-    vectors: bool = False
 
     @classmethod
     def parsed(cls, content: object, where: str) -> ModelUse:
@@ -113,6 +114,7 @@ def describe_use(
         parameters=dict(settings.parameters_of("model")),
         tune=settings.tune,
         backbone=backbone,
+        vectors=dataset.holds_vectors,
         shape=dataset.image_shape,
         mean=tuple(map(float, dataset.mean_C)),
         deviation=tuple(map(float, dataset.std_C)),
@@ -120,5 +122,4 @@ def describe_use(
         accuracy=accuracy,
         privacy=settings.privacy,
         code=__version__,
-        vectors=dataset.holds_vectors,
     )

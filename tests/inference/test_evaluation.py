@@ -130,7 +130,7 @@ def test_what_cannot_be_evaluated(shared_runs: SharedRuns, tmp_path: Path, data_
     with pytest.raises(DatasetError, match="a class 'cat'"):
         evaluate_on(predictor, other, "all", str(data_dir))
     coloured = folder_of(tmp_path / "coloured", ["7", "3"], channels=3)
-    with pytest.raises(DatasetError, match="allowed with this model are 8x8 pixels of 1 channels"):
+    with pytest.raises(DatasetError, match="are images of 8x8 pixels and 1 channels"):
         evaluate_on(predictor, coloured, "all", str(data_dir))
     with pytest.raises(ConfigError, match=r"split='tests': allowed is test \| train \| all"):
         checked_split("tests")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import browser
 from support.deployment import wait_until
-from support.label_pages import asked_site, served
+from support.label_pages import asked_site, served, served_here
 from support.labelling import request
 
 from ahfal_app.label_page.desk import Answer, Desk
@@ -33,23 +33,40 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path / "oracle")
 
 
-@contextmanager
-def opened(
-    state_dir: Path,
-    *options: str,
-    width: int = 1280,
-    hold: str = "",
-    profile: Path | None = None,
-) -> Iterator[Any]:
-    """Serve a site's page, and look at it; what `hold` says is held back from the start."""
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from support.devtools import chromium
 
-    with served(state_dir, *options) as address, chromium(profile or state_dir) as tab:
-        tab.resize(width)
-        if hold:
-            tab.hold(hold)
-        tab.open(address)
-        yield tab
+    with chromium(tmp_path_factory.mktemp("chromium")) as one:
+        yield one
+
+
+Opened = Callable[..., AbstractContextManager[Any]]
+Served = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Opened:
+    @contextmanager
+    def opened(
+        state_dir: Path,
+        *options: str,
+        width: int = 1280,
+        hold: str = "",
+        languages: str = "",
+        served: Served = served_here,
+    ) -> Iterator[Any]:
+        """Serve a site's page, and look at it; what `hold` says is held back from the start."""
+        with served(state_dir, *options) as address, chromium.tab() as tab:
+            tab.resize(width)
+            if languages:
+                tab.ask_for(languages)
+            if hold:
+                tab.hold(hold)
+            tab.open(address)
+            yield tab
+
+    return opened
 
 
 def wait_for_count(tab: Any, number: int, total: int = 5) -> None:
@@ -76,8 +93,12 @@ def answers_of(desk: Desk) -> list[tuple[int, int | None]]:
 
 
 @pytest.mark.parametrize("width", browser.WIDTHS)
-def test_a_person_labels_by_keyboard_alone(oracle: Oracle, tmp_path: Path, width: int):
-    with opened(tmp_path, "--annotator", "Anna B.", width=width) as tab:
+def test_a_person_labels_by_keyboard_alone(
+    oracle: Oracle, tmp_path: Path, opened: Opened, width: int
+):
+    # Once as the program that people start.
+    program = served if width == 1280 else served_here
+    with opened(tmp_path, "--annotator", "Anna B.", width=width, served=program) as tab:
         tab.wait("document.querySelector('#image')?.naturalWidth > 0")
         assert tab.evaluate(f"{_ROOT}.scrollWidth <= {_ROOT}.clientWidth")
         address = tab.evaluate("location.href")
@@ -114,7 +135,9 @@ def test_a_person_labels_by_keyboard_alone(oracle: Oracle, tmp_path: Path, width
 
 
 @pytest.mark.usefixtures("oracle")
-def test_no_image_is_answered_before_it_is_on_the_screen(tmp_path: Path, desk: Desk):
+def test_no_image_is_answered_before_it_is_on_the_screen(
+    tmp_path: Path, opened: Opened, desk: Desk
+):
     """Images come late; captions, buttons and keys are there at once."""
     with opened(tmp_path, hold="*/images/*") as tab:
         tab.wait("document.querySelectorAll('#classes button').length")
@@ -130,6 +153,8 @@ def test_no_image_is_answered_before_it_is_on_the_screen(tmp_path: Path, desk: D
         assert answers_of(desk) == []
         tab.press("3")
         tab.press("1")
+        # It is said, too, what was taken in.
+        tab.wait("document.querySelector('#said').textContent === '7.png: malignant'")
         tab.click("#classes button:nth-child(2)")
         assert "not on the screen" in said(tab)
         # Neither is the old one shown for the new one.
@@ -151,7 +176,9 @@ def test_no_image_is_answered_before_it_is_on_the_screen(tmp_path: Path, desk: D
 
 
 @pytest.mark.usefixtures("oracle")
-def test_what_is_pressed_while_an_answer_is_under_way_is_kept(tmp_path: Path, desk: Desk):
+def test_what_is_pressed_while_an_answer_is_under_way_is_kept(
+    tmp_path: Path, opened: Opened, desk: Desk
+):
     with opened(tmp_path, hold="*/answers") as tab:
         wait_for_image(tab, "7.png")
         tab.press("3")
@@ -169,7 +196,7 @@ def test_what_is_pressed_while_an_answer_is_under_way_is_kept(tmp_path: Path, de
 
 
 @pytest.mark.usefixtures("oracle")
-def test_what_could_not_be_sent_is_sent_again(tmp_path: Path, desk: Desk):
+def test_what_could_not_be_sent_is_sent_again(tmp_path: Path, opened: Opened, desk: Desk):
     with opened(tmp_path, hold="*/answers") as tab:
         wait_for_image(tab, "7.png")
         tab.press("3")
@@ -187,7 +214,7 @@ def test_what_could_not_be_sent_is_sent_again(tmp_path: Path, desk: Desk):
 
 
 @pytest.mark.usefixtures("oracle")
-def test_an_image_that_cannot_be_shown_is_not_labelled(tmp_path: Path, desk: Desk):
+def test_an_image_that_cannot_be_shown_is_not_labelled(tmp_path: Path, opened: Opened, desk: Desk):
     (tmp_path / "oracle/requests/request1/images/0001.png").write_bytes(b"no image")
     with opened(tmp_path) as tab:
         tab.wait("document.querySelector('#waiting')?.textContent.includes('cannot be shown')")
@@ -199,7 +226,9 @@ def test_an_image_that_cannot_be_shown_is_not_labelled(tmp_path: Path, desk: Des
     assert answers_of(desk) == [(7, None)]
 
 
-def test_an_image_that_is_removed_leaves_the_page(oracle: Oracle, tmp_path: Path, desk: Desk):
+def test_an_image_that_is_removed_leaves_the_page(
+    oracle: Oracle, tmp_path: Path, opened: Opened, desk: Desk
+):
     with opened(tmp_path) as tab:
         wait_for_image(tab, "7.png")
         oracle.withdraw([7, 9])
@@ -212,7 +241,7 @@ def test_an_image_that_is_removed_leaves_the_page(oracle: Oracle, tmp_path: Path
 
 
 def test_an_answer_to_an_image_that_was_just_removed_is_refused(
-    oracle: Oracle, tmp_path: Path, desk: Desk
+    oracle: Oracle, tmp_path: Path, opened: Opened, desk: Desk
 ):
     with opened(tmp_path) as tab:
         wait_for_image(tab, "7.png")
@@ -224,12 +253,10 @@ def test_an_answer_to_an_image_that_was_just_removed_is_refused(
 
 
 @pytest.mark.usefixtures("oracle")
-def test_two_people_at_two_pages_answer_each_image_once(tmp_path: Path, desk: Desk):
-    other = tmp_path / "other"
-    other.mkdir()
+def test_two_people_at_two_pages_answer_each_image_once(tmp_path: Path, opened: Opened, desk: Desk):
     with opened(tmp_path, "--annotator", "anna") as anna:
         wait_for_image(anna, "7.png")
-        with opened(tmp_path, "--annotator", "ben", profile=other) as ben:
+        with opened(tmp_path, "--annotator", "ben") as ben:
             # All but the one on Anna's screen, as soon as her page has let the next ones go.
             for number in range(4):
                 wait_for_image(ben, "png")
@@ -243,7 +270,7 @@ def test_two_people_at_two_pages_answer_each_image_once(tmp_path: Path, desk: De
 
 
 @pytest.mark.usefixtures("oracle")
-def test_a_page_that_is_closed_lets_its_images_go(tmp_path: Path, desk: Desk):
+def test_a_page_that_is_closed_lets_its_images_go(tmp_path: Path, opened: Opened, desk: Desk):
     with opened(tmp_path) as tab:
         wait_for_image(tab, "7.png")
         assert 7 not in {handed.item.sample for handed in desk.take("carl").images}
@@ -253,8 +280,8 @@ def test_a_page_that_is_closed_lets_its_images_go(tmp_path: Path, desk: Desk):
 
 
 @pytest.mark.usefixtures("oracle")
-def test_a_program_that_ends_lets_its_images_go(tmp_path: Path, desk: Desk):
-    with opened(tmp_path, hold="*/release") as tab:
+def test_a_program_that_ends_lets_its_images_go(tmp_path: Path, opened: Opened, desk: Desk):
+    with opened(tmp_path, hold="*/release", served=served) as tab:
         wait_for_image(tab, "7.png")
     assert desk.take("carl").images[0].item.sample == 7
 
@@ -276,7 +303,9 @@ def middle(tab: Any, selector: str = "#view") -> tuple[float, float]:
 
 
 @pytest.mark.usefixtures("oracle")
-def test_an_image_is_zoomed_and_moved_and_answered_all_the_same(tmp_path: Path, desk: Desk):
+def test_an_image_is_zoomed_and_moved_and_answered_all_the_same(
+    tmp_path: Path, opened: Opened, desk: Desk
+):
     with opened(tmp_path) as tab:
         wait_for_image(tab, "7.png")
         whole = box(tab)
@@ -322,7 +351,7 @@ def test_an_image_is_zoomed_and_moved_and_answered_all_the_same(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("oracle")
-def test_a_full_screen_is_entered_answered_on_and_left(tmp_path: Path, desk: Desk):
+def test_a_full_screen_is_entered_answered_on_and_left(tmp_path: Path, opened: Opened, desk: Desk):
     with opened(tmp_path) as tab:
         wait_for_image(tab, "7.png")
         tab.press("*")
@@ -341,7 +370,7 @@ def test_a_full_screen_is_entered_answered_on_and_left(tmp_path: Path, desk: Des
 
 
 @pytest.mark.usefixtures("oracle")
-def test_one_goes_back_to_ones_answers_and_changes_one(tmp_path: Path, desk: Desk):
+def test_one_goes_back_to_ones_answers_and_changes_one(tmp_path: Path, opened: Opened, desk: Desk):
     pressed = "[...document.querySelectorAll('#classes [aria-pressed=true] span')].map("
     pressed += "(e) => e.textContent).join()"
     with opened(tmp_path) as tab:
@@ -378,7 +407,9 @@ def test_one_goes_back_to_ones_answers_and_changes_one(tmp_path: Path, desk: Des
 
 
 @pytest.mark.usefixtures("oracle")
-def test_doubts_and_comments_go_with_the_image_that_they_are_about(tmp_path: Path, desk: Desk):
+def test_doubts_and_comments_go_with_the_image_that_they_are_about(
+    tmp_path: Path, opened: Opened, desk: Desk
+):
     with opened(tmp_path) as tab:
         wait_for_image(tab, "7.png")
         tab.press("#")
@@ -418,7 +449,9 @@ def test_doubts_and_comments_go_with_the_image_that_they_are_about(tmp_path: Pat
 # --- readers, languages and names -----------------------------------------------------------
 
 
-def test_what_readers_disagree_on_is_settled_at_the_page(tmp_path: Path, desk: Desk):
+def test_what_readers_disagree_on_is_settled_at_the_page(
+    tmp_path: Path, opened: Opened, desk: Desk
+):
     oracle = asked_site(tmp_path, [request(7, 3, 9, readers=2)])
     for who, labels in (("anna", (0, 1, 2)), ("ben", (2, 1, 0))):
         for sample, label in zip((7, 3, 9), labels, strict=True):
@@ -447,12 +480,10 @@ def test_what_readers_disagree_on_is_settled_at_the_page(tmp_path: Path, desk: D
 
 
 @pytest.mark.usefixtures("oracle")
-def test_a_browser_that_asks_for_german_gets_a_german_page_without_names(tmp_path: Path):
-    from support.devtools import chromium
-
-    with served(tmp_path, "--hide-names") as address, chromium(tmp_path) as tab:
-        tab.ask_for("de-CH,de;q=0.9,en;q=0.5")
-        tab.open(address)
+def test_a_browser_that_asks_for_german_gets_a_german_page_without_names(
+    tmp_path: Path, opened: Opened
+):
+    with opened(tmp_path, "--hide-names", languages="de-CH,de;q=0.9,en;q=0.5") as tab:
         wait_for_image(tab, "Bild 1")
         assert tab.evaluate("document.querySelector('#caption').textContent") == "Bild 1, Zyklus 1"
         assert tab.evaluate("document.querySelector('#count').textContent") == "0 von 5 beurteilt"

@@ -477,7 +477,7 @@ def test_a_person_labels_in_label_studio(studio: str, tmp_path: Path):
     def answers() -> list[tuple[int, int | None]]:
         return [(receipt.sample, receipt.label) for receipt in oracle.collect("request1")]
 
-    with chromium(tmp_path) as tab:
+    with chromium(tmp_path) as started, started.tab() as tab:
         tab.resize(1280)
         tab.open(f"{studio}/user/login/")
         tab.click("input[name=email]")

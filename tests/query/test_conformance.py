@@ -149,7 +149,7 @@ def _global_generators_untouched() -> Iterator[None]:
 
 
 @every_strategy
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     size=st.integers(0, 40),
     num_classes=st.integers(2, 12),

@@ -14,6 +14,7 @@ from ahfal_app.config import parse_settings
 from ahfal_app.config_sources import read_arguments, read_yaml
 from ahfal_app.errors import ConfigError
 from ahfal_app.server.preflight import check_settings
+from ahfal_app.storage import yaml_text
 from ahfal_app.storage.yaml_text import RepeatedKey, dump_yaml, load_yaml
 
 #: A plain word, and what YAML 1.2's core schema takes it for (section 10.3.2); 1.1 differs.
@@ -156,3 +157,26 @@ def test_a_run_resumes_with_settings_that_look_like_numbers(tmp_path: Path):
     file = tmp_path / "config.yaml"
     file.write_text(settings.to_yaml())
     assert parse_settings(read_yaml(file)) == settings
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner, max_size=3),
+            max_leaves=5,
+        ),
+        max_size=5,
+    )
+)
+def test_the_fast_parser_reads_what_the_other_one_reads(values: dict[str, object]):
+    text = dump_yaml(values)
+    slow = yaml.load(text, yaml_text._Loader)
+    assert yaml.load(text, yaml_text._FastLoader) == slow == load_yaml(text)
+
+
+def test_the_fast_parser_is_there_and_errors_show_the_place():
+    assert issubclass(yaml_text._FastLoader, yaml.CSafeLoader)
+    with pytest.raises(yaml.YAMLError, match=r"rounds: \[1, 2\n"):
+        load_yaml("rounds: [1, 2\nseed: 1")

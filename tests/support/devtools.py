@@ -42,24 +42,47 @@ def wait_for(happened: Callable[[], Any], what: str, patience_s: float = _PATIEN
     raise AssertionError(f"not within {patience_s:g} s: {what}")
 
 
-class Tab:
-    """One page, over Chromium's DevTools protocol."""
+class Session:
+    """Orders over Chromium's DevTools protocol, and their answers."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._number = 0
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        self._connection.send(
+            json.dumps({"id": self._number, "method": method, "params": parameters})
+        )
+        while True:
+            message = json.loads(self._connection.recv(timeout=_PATIENCE_S))
+            if message.get("id") == self._number:
+                if "error" in message:
+                    raise AssertionError(f"{method}: {message['error']}")
+                return message["result"]
+            self._note(message.get("method"), message.get("params", {}))
+
+    def _note(self, method: str | None, about: dict[str, Any]) -> None:
+        """Take notice of what was not asked for."""
+
+
+class Tab(Session):
+    """One page."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        super().__init__(connection)
         self.console: list[str] = []
         self.urls: list[str] = []
         #: Requests that are held back, in order: their number to Chromium, and their address.
         self.held: list[tuple[str, str]] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
-            self._call(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
     def open(self, address: str) -> None:
-        self._call("Page.navigate", url=address)
+        self.call("Page.navigate", url=address)
 
     def resize(self, width: int, height: int = 900) -> None:
-        self._call(
+        self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
@@ -68,7 +91,7 @@ class Tab:
         )
 
     def evaluate(self, expression: str) -> Any:
-        done = self._call(
+        done = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
         if "exceptionDetails" in done:
@@ -88,12 +111,12 @@ class Tab:
             about["text"] = key
             if key.isalnum():
                 about["code"] = f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"
-        self._call("Input.dispatchKeyEvent", type="keyDown", **about)
+        self.call("Input.dispatchKeyEvent", type="keyDown", **about)
         about.pop("text", None)
-        self._call("Input.dispatchKeyEvent", type="keyUp", **about)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def write(self, text: str) -> None:
-        self._call("Input.insertText", text=text)
+        self.call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
         """Click on the middle of an element, once nothing lies over it, as messages do."""
@@ -107,7 +130,7 @@ class Tab:
             return r.width && hit && own.some((o) => o.contains(hit)) ? place : null; }})()"""
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Take hold of what is at a point, and move it to another."""
@@ -116,23 +139,23 @@ class Tab:
             ("mouseMoved", end),
             ("mouseReleased", end),
         ):
-            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, x=x, y=y)
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, x=x, y=y)
 
     def turn_wheel(self, at: tuple[float, float], by: float) -> None:
         """Turn the mouse's wheel over a point: up, where `by` is negative."""
         x, y = at
-        self._call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
 
     def ask_for(self, languages: str) -> None:
         """Ask for pages in these languages, as in the header `Accept-Language`."""
-        self._call("Network.setExtraHTTPHeaders", headers={"Accept-Language": languages})
+        self.call("Network.setExtraHTTPHeaders", headers={"Accept-Language": languages})
 
     def hold(self, *patterns: str) -> None:
         """Hold back requests to addresses of these patterns (`*` is anything) until let go.
 
         From the next page on: what is open may still send one.
         """
-        self._call("Fetch.enable", patterns=[{"urlPattern": pattern} for pattern in patterns])
+        self.call("Fetch.enable", patterns=[{"urlPattern": pattern} for pattern in patterns])
 
     def is_held(self, part: str) -> bool:
         """Return whether a request to an address with this part is held back."""
@@ -145,31 +168,18 @@ class Tab:
         for number, url in [held for held in self.held if part in held[1]]:
             self.held.remove((number, url))
             if fail:
-                self._call("Fetch.failRequest", requestId=number, errorReason="ConnectionRefused")
+                self.call("Fetch.failRequest", requestId=number, errorReason="ConnectionRefused")
             else:
-                self._call("Fetch.continueRequest", requestId=number)
+                self.call("Fetch.continueRequest", requestId=number)
 
     def hold_nothing(self) -> None:
         """Let all requests through from now on."""
         self.let_go()
-        self._call("Fetch.disable")
+        self.call("Fetch.disable")
         self.held.clear()
 
     def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
-
-    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._number += 1
-        self._connection.send(
-            json.dumps({"id": self._number, "method": method, "params": parameters})
-        )
-        while True:
-            message = json.loads(self._connection.recv(timeout=_PATIENCE_S))
-            if message.get("id") == self._number:
-                if "error" in message:
-                    raise AssertionError(f"{method}: {message['error']}")
-                return message["result"]
-            self._note(message.get("method"), message.get("params", {}))
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def _note(self, method: str | None, about: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
@@ -182,9 +192,31 @@ class Tab:
             self.urls.append(about["request"]["url"])
 
 
+class Chromium:
+    """A browser, in which each page is somebody's who has never been here."""
+
+    def __init__(self, port: int, connection: ClientConnection) -> None:
+        self._port = port
+        self._session = Session(connection)
+
+    @contextmanager
+    def tab(self) -> Iterator[Tab]:
+        """Open an empty page with cookies and a cache of its own; it closes with the block."""
+        context = self._session.call("Target.createBrowserContext")["browserContextId"]
+        made = self._session.call(
+            "Target.createTarget", url="about:blank", browserContextId=context, newWindow=True
+        )
+        address = f"ws://127.0.0.1:{self._port}/devtools/page/{made['targetId']}"
+        try:
+            with connect(address, max_size=None) as connection:
+                yield Tab(connection)
+        finally:
+            self._session.call("Target.disposeBrowserContext", browserContextId=context)
+
+
 @contextmanager
-def chromium(folder: Path) -> Iterator[Tab]:
-    """Start a browser of its own that reaches this machine alone; it ends with the block."""
+def chromium(folder: Path) -> Iterator[Chromium]:
+    """Start a browser that reaches this machine alone; it ends with the block."""
     assert browser.CHROMIUM is not None
     profile = folder / "profile"
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -207,25 +239,23 @@ def chromium(folder: Path) -> Iterator[Tab]:
         start_new_session=True,
     )
     try:
-        with connect(_page_address(profile), max_size=None) as connection:
-            yield Tab(connection)
+        port, path = _listening(profile / "DevToolsActivePort")
+        with connect(f"ws://127.0.0.1:{port}{path}", max_size=None) as connection:
+            yield Chromium(port, connection)
             connection.send(json.dumps({"id": 0, "method": "Browser.close"}))
     finally:
         _end(process)
 
 
-def _page_address(profile: Path) -> str:
-    import httpx
+def _listening(port_file: Path) -> tuple[int, str]:
+    """Return the port and the path at which Chromium is told what to do, once it says so."""
 
-    port_file = profile / "DevToolsActivePort"
-    lines = wait_for(lambda: port_file.is_file() and port_file.read_text().split(), "Chromium")
+    def told() -> list[str]:
+        lines = port_file.read_text().split() if port_file.is_file() else []
+        return lines if len(lines) == 2 else []
 
-    def page() -> str | None:
-        targets = httpx.get(f"http://127.0.0.1:{lines[0]}/json/list", trust_env=False).json()
-        return next((t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page"), None)
-
-    address: str = wait_for(page, "a page")
-    return address
+    port, path = wait_for(told, "Chromium")
+    return int(port), path
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

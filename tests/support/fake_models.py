@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -28,8 +29,7 @@ class FakeModels:
     def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
         self.perturbations += 1
         width = self.embeddings.shape[1]
-        # Initialisation would draw from the global generator.
-        model = nn.utils.skip_init(nn.Linear, width, self.logits.shape[1])
+        model = _linear(width, self.logits.shape[1])
         with torch.no_grad():
             for index, parameter in enumerate(model.parameters()):
                 parameter.copy_(torch.linspace(-1, 2 + index, parameter.numel()).view_as(parameter))
@@ -47,6 +47,12 @@ class FakeModels:
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         logits, embeddings = self.labelled
         return Outputs(logits.flip(1) * training.learning_rate, embeddings.flip(1))
+
+
+@functools.cache
+def _linear(width: int, num_classes: int) -> nn.Linear:
+    # Initialisation would draw from the global generator.
+    return nn.utils.skip_init(nn.Linear, width, num_classes)
 
 
 class NoModels:

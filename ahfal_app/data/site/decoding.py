@@ -94,9 +94,11 @@ def decode_site(
 def pixels_of(
     images: Sequence[SiteImage], columns: Columns, shape: _Shape
 ) -> Iterator[tuple[SiteImage, NDArray[np.uint8] | NDArray[np.float32] | str]]:
-    """Yield images in order with their pixels (H, W, C), or why they cannot be used.
+    """Yield images in order with their pixels (H, W, C), uint8, or why they cannot be used.
 
-    Pixels are uint8, vectors float32 of shape (1, 1, D). A bounded number is in memory.
+    Of vectors, the numbers (1, 1, D), float32.
+
+    A bounded number of them is in memory.
     """
     for image, found in _decoded(images, columns, shape):
         yield image, found.reason if isinstance(found, _Problem) else found.pixels_HWC

@@ -95,14 +95,7 @@ def list_images(
 
 
 def images_in(file: Path, columns: Columns) -> list[SiteImage]:
-    """Return the images of one file: itself, or the rows of a parquet file.
-
-    Parameters
-    ----------
-    file : Path
-        The file.
-    columns : Columns
-        As of `list_images`.
+    """Return the images, or vectors, of one file: itself, or the rows of a parquet file.
 
     Raises
     ------

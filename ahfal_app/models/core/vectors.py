@@ -71,7 +71,8 @@ class VectorInput(nn.Module):
         """
         vectors_BD = samples_B.flatten(1)
         if self._length:
-            by_copy = vectors_BD.unflatten(1, (-1, self._numbers))  # type: ignore[no-untyped-call]
+            # `shape` and not `len`, which an exported program would have as a constant.
+            by_copy = vectors_BD.view(vectors_BD.shape[0], -1, self._numbers)
             vectors_BD = (normalize(by_copy, dim=2) * self._length).flatten(1)
         if self.norm is not None:
             vectors_BD = self.norm(vectors_BD[:, :, None, None]).flatten(1)

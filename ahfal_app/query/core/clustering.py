@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor
 
 from ahfal_app.query.core.k_center import greedy_k_center
@@ -150,7 +150,7 @@ def representatives(
 def _fitted(model: KMeans | MiniBatchKMeans, points_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     _use_one_blas_thread()
     # OpenMP's limit is this thread's own, so that it can be set for this call.
-    with threadpool_limits(1, user_api="openmp"):
+    with _libraries().limit(limits=1, user_api="openmp"):
         clusters_N: NDArray[np.int64] = model.fit_predict(points_ND).astype(np.int64)
     return clusters_N
 
@@ -164,6 +164,12 @@ def _use_one_blas_thread() -> None:
     other longer than they work.
     """
     threadpool_limits(1, user_api="blas")
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Find the libraries with threads once: it takes longer than a small clustering."""
+    return ThreadpoolController()
 
 
 def _scaled(embeddings_ND: Tensor) -> NDArray[np.float32]:
