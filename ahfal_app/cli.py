@@ -271,6 +271,26 @@ def export(
     )
 
 
+@app.command()
+def serve(
+    model: _Model,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    backbone_weights: _BackboneWeights = "",
+    device: _Device = "auto",
+) -> None:
+    """Answer requests with a model, on this machine alone, until it is interrupted."""
+    from ahfal_app.inference.service import serve as serve_model
+
+    console = Console()
+
+    def tell(address: str, token: str) -> None:
+        console.print(f"{address}/predict; description: {address}/openapi.json", soft_wrap=True)
+        console.print(f"Authorization: Bearer {token}", soft_wrap=True, markup=False)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_model(_predictor(model, backbone_weights, device), port, tell)
+
+
 def _predictor(model: Path, backbone_weights: str, device: str) -> Predictor:
     from ahfal_app.inference import load_model
     from ahfal_app.inference.predicting import Predictor

@@ -86,6 +86,8 @@ class Predictor:
         Images are bytes (B, H, W, c), vectors float32 (B, D) or (B, 1, 1, D).
         """
         samples_B = samples_B.reshape(len(samples_B), *self.model.sample_shape)
+        # torch takes none that is read-only.
+        samples_B = np.require(samples_B, requirements=["C", "W"])
         with torch.inference_mode():
             shares_BC: torch.Tensor = self._network(torch.from_numpy(samples_B).to(self._device))
         found: NDArray[np.float32] = shares_BC.cpu().numpy()

@@ -59,7 +59,7 @@ def serve(
     OracleError
         The port is taken.
     """
-    with closing(_bound(port)) as listener:
+    with closing(loopback_socket(port)) as listener:
         listening = listener.getsockname()[1]
         token = secrets.token_urlsafe(32)
         app = make_app(Desk(folder), annotator, token, listening, **vars(options))
@@ -71,7 +71,14 @@ def serve(
         _Server(settings, lambda: tell(address)).run(sockets=[listener])
 
 
-def _bound(port: int) -> socket.socket:
+def loopback_socket(port: int) -> socket.socket:
+    """Return a socket that is bound to a port of this machine alone; 0: any that is free.
+
+    Raises
+    ------
+    OracleError
+        The port is taken.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
