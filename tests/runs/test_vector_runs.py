@@ -13,7 +13,6 @@ from flwr.app import Context, Message
 from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from safetensors.numpy import load_file
 from sklearn.datasets import load_breast_cancer
 from support.killing import killed_at, uninterrupted
 from support.simulation import Simulation
