@@ -10,7 +10,8 @@ import pytest
 from flwr.app import MetricRecord, RecordDict
 from support.attacks import IMAGES, Spoil, Target
 from support.killing import Uninterrupted, killed_at, uninterrupted
-from support.simulation import SharedRuns, Simulation
+from support.patients import write_patients
+from support.simulation import Outcome, SharedRuns, Simulation
 from support.spoiling import about, of_client
 
 from ahfal_app.labels.store import STORE_FILE, LabelStore
@@ -40,11 +41,24 @@ SHARED: dict[str, object] = {
 }
 
 
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_patients(tmp_path_factory.mktemp("data") / "patients.parquet", slice(0, 200))
+
+
 @pytest.mark.parametrize("strategy", strategy_names())
 def test_every_strategy_chooses_where_clients_have_one_label_or_none(
-    strategy: str, shared_runs: SharedRuns
+    strategy: str, patients: Path, simulation: Simulation
 ):
-    outcome = shared_runs(SHARED, strategy=strategy)
+    _check_choice(simulation(SHARED, dataset=str(patients), strategy=strategy))
+
+
+@pytest.mark.parametrize("strategy", ["badge", "feal", "logo"])
+def test_a_network_on_images_is_trained_on_one_label_or_none(strategy: str, simulation: Simulation):
+    _check_choice(simulation(SHARED, strategy=strategy))
+
+
+def _check_choice(outcome: Outcome) -> None:
     assert [cycle.labels for cycle in outcome.metrics.cycles] == [4, 6, 8]
     last = outcome.metrics.cycles[-1]
     assert (last.ledger.allotted, last.ledger.spent, last.ledger.free) == (8, 8, 0)

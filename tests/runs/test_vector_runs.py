@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from sklearn.datasets import load_breast_cancer
 from support.killing import killed_at, uninterrupted
+from support.patients import patients as a_table
+from support.patients import write_patients
 from support.simulation import Simulation
 
 from ahfal_app.client_app import app as client_app
@@ -33,20 +35,20 @@ SETTINGS: dict[str, object] = {
 }
 
 
-def _table(rows: slice | np.ndarray) -> pa.Table:
-    data = load_breast_cancer()
-    labels = data.target_names[data.target[rows]].tolist()
-    return pa.table({"vector": list(data.data[rows].astype(np.float32)), "label": labels})
-
-
 @pytest.fixture(scope="module")
 def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("patients") / "patients.parquet"
-    parquet.write_table(_table(slice(0, 300)), path)
-    return path
+    folder = tmp_path_factory.mktemp("patients")
+    return write_patients(folder / "patients.parquet", slice(0, 300))
 
 
-@pytest.mark.parametrize("strategy", strategy_names())
+# With one label or none, every strategy is tried among the fast tests.
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        name if name in ("ahfal", "badge", "feal") else pytest.param(name, marks=pytest.mark.slow)
+        for name in strategy_names()
+    ],
+)
 def test_every_strategy_does_with_ten_vectors_labelled_at_each_client(
     strategy: str, patients: Path, simulation: Simulation
 ):
@@ -89,10 +91,9 @@ class Clinics:
 
     def __init__(self, root: Path) -> None:
         self.nodes = []
-        self.server = root / "test.parquet"
-        parquet.write_table(_table(slice(400, 569)), self.server)
+        self.server = write_patients(root / "test.parquet", slice(400, 569))
         for number, rows in enumerate(np.split(np.arange(400), (130, 240, 330))):
-            table, folder = _table(rows), root / f"site-{number}"
+            table, folder = a_table(rows), root / f"site-{number}"
             folder.mkdir()
             parquet.write_table(table.drop_columns("label"), folder / "cases.parquet")
             truth = [
