@@ -124,7 +124,9 @@ def read_yaml(path: Path) -> dict[str, object]:
 def _scalar(key: str, text: str) -> object:
     """Read a setting's value as in a file, but keep text for settings that are text."""
     field = setting_fields().get(key)
-    if field is not None and _takes_text(field.annotation):
+    # `cycles=+2` is no number of cycles: that many more, on resume.
+    is_more = key == "cycles" and text.startswith("+")
+    if is_more or (field is not None and _takes_text(field.annotation)):
         return text
     try:
         return read_scalar(text)

@@ -18,6 +18,9 @@ from ahfal_app.privacy.quantisation import quantise
 from ahfal_app.privacy.sessions import HistogramAnswer
 from ahfal_app.privacy.store import PrivacyStore
 
+#: Where sums over vectors are kept, which belong to no cycle, however many there are.
+_MOMENTS = -1
+
 
 class Disclosure:
     """One client's disclosures, held to the terms under which it joined.
@@ -40,11 +43,13 @@ class Disclosure:
     """
 
     def __init__(self, store: PrivacyStore, settings: Settings, run: str, client: int) -> None:
+        # Without any protection there is no number of releases to hold to.
+        releases = {} if settings.privacy == "none" else {"releases": settings.num_releases}
         store.hold_to(
             {
                 "privacy": settings.privacy,
                 "privacy.epsilon": settings.epsilon,
-                "releases": settings.num_releases,
+                **releases,
                 "privacy.adjacency": settings.adjacency,
                 "privacy.threshold": settings.secure_aggregation_threshold,
                 "num-clients": settings.num_clients,
@@ -105,10 +110,8 @@ class Disclosure:
             raise PrivacyRefused(
                 f"privacy={self._settings.privacy!r}: a single client's sums are not told"
             )
-        # As of a secure sum that comes after the last histogram.
-        place = self._settings.num_cycles
-        self._store.keep_input(place, sums_E.view(np.uint64))
-        return self._store.input(place).view(np.int64)
+        self._store.keep_input(_MOMENTS, sums_E.view(np.uint64))
+        return self._store.input(_MOMENTS).view(np.int64)
 
     def participant(self, cycle: int, session: str) -> Participant:
         """Return this client's side of a session of secure aggregation.

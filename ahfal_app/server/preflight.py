@@ -325,9 +325,11 @@ def _alignment_problem(settings: Settings) -> list[str]:
 
 def _initial_problem(settings: Settings) -> list[str]:
     """Refuse what cannot choose before there are labels."""
-    names, value = first_strategies(), settings.initial_strategy
-    if value in names:
+    value = settings.initial_strategy
+    # Only the one that is named: each brings its libraries along.
+    if value in strategy_names() and _can_be_first(value):
         return []
+    names = first_strategies()
     return [
         f"initial-strategy={value!r}: allowed are those that need no labels: {' | '.join(names)}"
         f"{suggestion(value, names)}"
@@ -336,12 +338,12 @@ def _initial_problem(settings: Settings) -> list[str]:
 
 def first_strategies() -> list[str]:
     """Return the query strategies that can choose the first labels."""
-    found = {name: strategy_class(name) for name in strategy_names()}
-    return [
-        name
-        for name, each in found.items()
-        if not each.needs_labels and each.signals <= FEATURE_SIGNALS
-    ]
+    return [name for name in strategy_names() if _can_be_first(name)]
+
+
+def _can_be_first(name: str) -> bool:
+    strategy = strategy_class(name)
+    return not strategy.needs_labels and strategy.signals <= FEATURE_SIGNALS
 
 
 def _partition_problem(settings: Settings) -> list[str]:

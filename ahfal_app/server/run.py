@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import secrets
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
 from ahfal_app.results.model_card import write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import MODEL, read_metrics
+from ahfal_app.results.reading import ENVIRONMENT, MODEL, read_metrics
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
@@ -39,6 +40,7 @@ from ahfal_app.server.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ahfal_app.server.extension import RAISED, extended, on_resume, reopened
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
 from ahfal_app.server.loop import FederatedActiveLearning, Hooks
@@ -67,7 +69,7 @@ _ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
 
 #: Settings that may be given on resume; without effect, where they say where the run lies.
 _FREE_ON_RESUME = frozenset(
-    {"resume", "name", "output-dir", *(name.replace("_", "-") for name in _ANEW_ON_RESUME)}
+    {"resume", "name", "output-dir", *RAISED, *(name.replace("_", "-") for name in _ANEW_ON_RESUME)}
 )
 
 
@@ -76,6 +78,7 @@ class Start:
     """Where a run begins: settings, folder, position and model; and what runs its clients.
 
     `at_once` clients, or batches of the evaluation, are computed at the same time.
+    `extended_from` has the numbers of cycles that the run had before it was given more.
     """
 
     settings: Settings
@@ -84,6 +87,7 @@ class Start:
     checkpoint: Checkpoint
     engine: Mapping[str, object] = field(default_factory=dict)
     at_once: int = 1
+    extended_from: tuple[int, ...] = ()
 
 
 def prepare(values: Mapping[str, object]) -> Start:
@@ -94,6 +98,7 @@ def prepare(values: Mapping[str, object]) -> Start:
     ConfigError, ResumeError, CheckpointError
         The run cannot be started, or not be continued.
     """
+    values = on_resume(values, _stored)
     settings = with_absolute_paths(check_settings(values))
     if settings.resume:
         return _resumed(settings)
@@ -191,6 +196,11 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         if start.settings.has_global_budget
         else None,
     )
+    if start.extended_from and position.round == start.settings.rounds:
+        progress.note(
+            f"the run goes on: {start.settings.num_cycles} cycles in place of "
+            f"{start.extended_from[-1]}"
+        )
     arrays = held_record(start.checkpoint.arrays)
     with tracking:
         try:
@@ -211,15 +221,32 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 def _resumed(given: Settings) -> Start:
     folder = Path(given.resume)
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise ResumeError(f"resume={given.resume!r}: allowed is the folder of a run")
-    stored = check_settings(read_yaml(config))
+    stored = _stored(given.resume)
     _refuse_changes(given, stored)
     checkpoint = read_checkpoint(folder / _CHECKPOINTS)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
-    settings = stored.model_copy(update=said)
-    return Start(settings, _loaded(settings)[0], folder, checkpoint)
+    flat = given.to_flat()
+    raised = {key: flat[key] for key in RAISED if _was_said(given, key.replace("-", "_"))}
+    settings = extended(stored, raised).model_copy(update=said)
+    had = _extended_from(folder)
+    if settings.num_cycles > stored.num_cycles:
+        had = (*had, stored.num_cycles)
+    checkpoint = reopened(checkpoint, settings, read_metrics(folder).cycles)
+    return Start(settings, _loaded(settings)[0], folder, checkpoint, extended_from=had)
+
+
+def _stored(resume: str) -> Settings:
+    """Return the settings of the run in a folder."""
+    config = Path(resume) / "config.yaml"
+    if not config.is_file():
+        raise ResumeError(f"resume={resume!r}: allowed is the folder of a run")
+    return check_settings(read_yaml(config))
+
+
+def _extended_from(folder: Path) -> tuple[int, ...]:
+    environment = folder / ENVIRONMENT
+    content = json.loads(environment.read_text()) if environment.exists() else {}
+    return tuple(content.get("extended_from", ()))
 
 
 def _refuse_changes(given: Settings, stored: Settings) -> None:
@@ -345,6 +372,8 @@ def _record_start(
 ) -> None:
     fingerprint = str(partition["fingerprint"]) if partition else None
     environment = _environment(start.loaded, settings, fingerprint)
+    if start.extended_from:
+        environment["extended_from"] = list(start.extended_from)
     recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
 
 

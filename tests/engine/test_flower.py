@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.simulation import TINY, Outcome, Simulation
+from support.small_backbone import SETTINGS as BACKBONE
 
 from ahfal_app.engine import flower
 
@@ -45,13 +46,24 @@ def _processes_of_flower(marker: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("privacy", ["none", "secure-aggregation"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {**BACKBONE, "max-train-samples": 200, "privacy": "secure-aggregation"},
+    ],
+    ids=["plain", "secure aggregation, on a backbone's features"],
+)
 def test_flowers_simulation_gives_the_same_result_as_this_process(
-    simulation: Simulation, tmp_path: Path, data_dir: Path, marker: str, privacy: str
+    simulation: Simulation,
+    tmp_path: Path,
+    data_dir: Path,
+    marker: str,
+    settings: dict[str, object],
 ):
     folders = {"output-dir": tmp_path / "flower", "data-dir": data_dir}
     done = subprocess.run(
-        _command(privacy=privacy, **folders),
+        _command(**settings, **folders),
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +72,7 @@ def test_flowers_simulation_gives_the_same_result_as_this_process(
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "flower").iterdir()
     assert str(folder / "report.html") in done.stdout
-    assert Outcome(folder, "").result == simulation(privacy=privacy).result
+    assert Outcome(folder, "").result == simulation(settings).result
     assert not _processes_of_flower(marker)
 
 

@@ -15,6 +15,8 @@ from filelock import FileLock
 from flwr.app import Context, Message
 from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
 from support.simulation import TINY, Outcome, Simulation
+from support.small_backbone import SETTINGS as BACKBONE
+from support.small_backbone import small_backbone
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import Settings
@@ -61,6 +63,18 @@ def test_what_was_watched_survives_a_kill(
     for share in (0.35, 0.55):  # In the second round of the first cycle, and after it.
         folder = killed_at(round(share * straight.events), simulation, **settings)
         assert simulation.resume(folder).result == straight.result
+
+
+# Features that a killed run has computed are there for the one that goes on.
+def test_a_run_on_features_survives_a_kill(simulation: Simulation, tmp_path: Path) -> None:
+    settings = {**BACKBONE, "max-train-samples": 120, "max-test-samples": 40}
+    straight = uninterrupted(simulation, **settings)
+    for share in (0.02, 0.5):
+        again = Simulation(tmp_path / str(share), tmp_path / f"data {share}")
+        folder = killed_at(max(1, round(share * straight.events)), again, **settings)
+        assert again.resume(folder).result == straight.result
+        (kept,) = (tmp_path / f"data {share}" / "features").glob("*/features.f16")
+        assert kept.stat().st_size == 2 * 160 * small_backbone().features
 
 
 SECURE = {"privacy": "secure-aggregation"}

@@ -1,0 +1,151 @@
+"""More cycles for a run that has ended, or will: what may be said of them when it is resumed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from ahfal_app.config import Settings
+from ahfal_app.errors import ConfigError
+from ahfal_app.results.records import CycleRecord
+from ahfal_app.server.checkpoint import Checkpoint, Position
+
+#: Settings that may be raised on resume.
+RAISED = ("cycles", "target-fraction", "target-labels")
+
+#: The settings beside them that they are checked with.
+_STEPS = ("initial-fraction", "query-fraction", "initial-labels", "query-labels")
+
+_MORE = re.compile(r"\+(\d{1,9})")
+
+
+def on_resume(values: Mapping[str, object], stored: Callable[[str], Settings]) -> dict[str, object]:
+    """Return settings in which `cycles=+2` is the number of all cycles.
+
+    What a resumed run was not told of its labels is what it was started with, so that a higher
+    target can stand alone.
+
+    Parameters
+    ----------
+    values : Mapping[str, object]
+        Flat settings.
+    stored : Callable[[str], Settings]
+        Reads the settings of the run in a folder.
+
+    Raises
+    ------
+    ConfigError
+        No run is resumed.
+    """
+    said, resume = values.get("cycles"), values.get("resume")
+    more = _MORE.fullmatch(said) if isinstance(said, str) else None
+    if not resume:
+        if more is None:
+            return dict(values)
+        raise ConfigError([f"cycles={said!r}: allowed with resume=<a run's folder> alone"])
+    run = stored(str(resume))
+    before, defaults = run.to_flat(), Settings().to_flat()
+    # Flower gives every setting, with its default where nobody set it.
+    gives_all = len(values) >= len(defaults)
+    kept = {
+        key: before[key]
+        for key in (*RAISED, *_STEPS)
+        if key not in values or (gives_all and values[key] == defaults[key])
+    }
+    if more is not None:
+        kept["cycles"] = run.num_cycles + int(more[1])
+    return {**values, **kept}
+
+
+def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
+    """Return a run's settings with the cycles that it is to have.
+
+    More cycles raise the target to what they buy, a higher target the number of cycles.
+
+    Parameters
+    ----------
+    stored : Settings
+        What the run was started with, or extended to before.
+    said : Mapping[str, object]
+        Those of `RAISED` that were given on resume.
+
+    Raises
+    ------
+    ConfigError
+        They are no more than the run has, or its sites were promised no more releases.
+    """
+    before = stored.to_flat()
+    anew = {key: value for key, value in said.items() if value != before.get(key)}
+    if not anew:
+        return stored
+    found = _raised(stored, anew)
+    told = ", ".join(f"{key}={value!r}" for key, value in anew.items())
+    if found.num_cycles <= stored.num_cycles:
+        raise ConfigError(
+            [
+                f"{told}: the run has {stored.num_cycles} cycles, cycles={stored.cycles} and "
+                f"{_target_key(stored)}={before[_target_key(stored)]!r}; allowed on resume is what "
+                "gives it more"
+            ]
+        )
+    if stored.privacy != "none":
+        raise ConfigError(
+            [
+                f"{told}: allowed with privacy={stored.privacy!r} are the run's "
+                f"{stored.num_cycles} cycles, since its sites were promised no more releases"
+            ]
+        )
+    return found
+
+
+def reopened(
+    checkpoint: Checkpoint, settings: Settings, cycles: Sequence[CycleRecord]
+) -> Checkpoint:
+    """Return where a run goes on whose last cycle bought nothing, and is not the last any more.
+
+    It closes that cycle again, with a purchase.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The run's newest.
+    settings : Settings
+        With the cycles that it is to have.
+    cycles : Sequence[CycleRecord]
+        The cycles that are closed; the last one is missing where it was being closed again.
+    """
+    position = checkpoint.position
+    if position.round or not 0 < position.cycle < settings.num_cycles:
+        return checkpoint
+    if any(each.cycle == position.cycle - 1 and each.mean is not None for each in cycles):
+        return checkpoint
+    back = Position(position.run, position.cycle - 1, settings.rounds)
+    return replace(checkpoint, position=back)
+
+
+def _raised(stored: Settings, anew: Mapping[str, object]) -> Settings:
+    key = _target_key(stored)
+    if other := [name for name in anew if name not in ("cycles", key)]:
+        raise ConfigError(
+            [f"{other[0]}={anew[other[0]]!r}: allowed on resume of this run is {key}"]
+        )
+    initial, query, target = stored.label_amounts
+    changes: dict[str, object] = {"cycles": anew.get("cycles", 0)}
+    if key in anew:
+        changes[key.replace("-", "_")] = anew[key]
+    elif anew.get("cycles"):
+        wanted = max(target, initial + (int(str(anew["cycles"])) - 1) * query)
+        changes |= _target(stored, wanted)
+    return stored.model_copy(update=changes)
+
+
+def _target(stored: Settings, wanted: Fraction) -> dict[str, object]:
+    if stored.counts_labels:
+        return {"target_labels": int(wanted)}
+    return {"target_fraction": float(min(wanted, Fraction(1)))}
+
+
+def _target_key(stored: Settings) -> str:
+    return "target-labels" if stored.counts_labels else "target-fraction"
