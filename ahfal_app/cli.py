@@ -162,6 +162,33 @@ def report(
     print_summary(folder, Console())
 
 
+@app.command()
+def forecast(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several: its seeds.")
+    ],
+    accuracy: Annotated[float, typer.Option(help="The test accuracy that is wanted, as a share.")],
+    label_cost: Annotated[float, typer.Option(min=0, help="What a label costs.")] = 0.0,
+    currency: Annotated[str, typer.Option(help="Of the cost.")] = "EUR",
+) -> None:
+    """Tell how many labels an accuracy takes, by the learning curve of a run so far."""
+    from ahfal_app.results.forecast import forecast_runs, forecast_table
+
+    found, console = forecast_runs(folders, accuracy), Console()
+    if found.reached is not None:
+        console.print(f"the run has it already, with {found.reached} labels")
+        return
+    if found.labels is None:
+        console.print(found.reason, soft_wrap=True, markup=False)
+        return
+    table = forecast_table(found, label_cost, currency)
+    grid = Table(*table.headings, title=table.title)
+    for row in table.rows:
+        grid.add_row(*map(escape, row))
+    console.print(grid)
+    console.print("Of the curve's bend alone: other seeds and other curves are not in it.")
+
+
 _Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run's folder, or its model.safetensors.")
 ]
