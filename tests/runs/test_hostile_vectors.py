@@ -101,6 +101,14 @@ def test_numbers_of_a_format_that_are_none(target: VectorTarget, number: str):
     target.refused("query.moments", "message", order={"data": spoilt})
 
 
+def test_a_site_with_images_is_told_that_the_run_wants_vectors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    target = Target(tmp_path)
+    target.refused("query.join", "images", order={"data": _format()})
+    assert "there is no parquet file with vectors in it" in caplog.text
+
+
 def test_vectors_of_another_length_than_the_servers_are_refused(target: VectorTarget):
     shorter = _format(image_shape=[1, 1, 63], mean_C=[0.0] * 63, std_C=[1.0] * 63)
     target.refused("query.join", "images", order={"data": shorter})

@@ -181,7 +181,8 @@ def load_site(
     if not present:
         discard_others(cache, _entries_of(folders), kept="none")
         besides = f": {told(summary(set_aside))}" if set_aside else ""
-        raise DatasetError(f"data={str(folders.data)!r}: there is no image in it{besides}")
+        what = "parquet file with vectors" if data_format.vectors else "image"
+        raise DatasetError(f"data={str(folders.data)!r}: there is no {what} in it{besides}")
     index = SiteIndex(folders.state / _INDEX)
     copied = _still_copied({*(image.path for image in present), *map(str, others)}, index)
     set_aside |= {image.name: _COPIED for image in present if image.path in copied}
