@@ -394,6 +394,11 @@ class Settings(BaseModel):
     cycles: int = _setting(
         0, "Active learning", "Most cycles to run; 0: as many as the target needs.", ge=0
     )
+    stopping: str = _setting(
+        "none",
+        "Active learning",
+        "Rule that ends a run before its target, where more labels are not worth it.",
+    )
     oracle: str = _setting("simulated", "Active learning", "Who answers with labels.")
     readers: int = _setting(
         1,

@@ -301,6 +301,13 @@ TRACKERS = Family(
     part="make",
     reserved=("none",),
 )
+STOPPING = Family(
+    "stopping rule",
+    "stopping",
+    "ahfal_app.stopping",
+    "ahfal_app.stopping_rules",
+    base="ahfal_app.stopping.core.base:StoppingRule",
+)
 METRICS = Family("metric", "metrics", "ahfal_app.metrics", "ahfal_app.metrics", part="measure")
 
 #: Every kind of component that a setting chooses, by that setting.
@@ -314,6 +321,7 @@ FAMILIES: Mapping[str, Family] = {
         AGGREGATIONS,
         LOCAL_UPDATES,
         TRACKERS,
+        STOPPING,
     )
 }
 

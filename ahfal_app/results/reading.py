@@ -84,8 +84,9 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all planned cycles are recorded."""
-        return len(self.metrics.cycles) >= self.settings.num_cycles
+        """Whether all planned cycles are recorded, or a rule has ended the run before."""
+        cycles = self.metrics.cycles
+        return len(cycles) >= self.settings.num_cycles or bool(cycles and cycles[-1].stopped_by)
 
     @property
     def stopped(self) -> str:

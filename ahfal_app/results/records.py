@@ -97,7 +97,8 @@ class CycleRecord(_Record):
     (C, proportions in [0, 1]) and `low` (C) are None in the last cycle, which selects
     nothing; `tau` is in percentage points. `epsilon_spent` is what the histograms have cost
     of a client's privacy budget so far, the most of any client; None without noise. `budget`
-    labels were asked for, `bought` came and `pending` are still awaited. `seconds`,
+    labels were asked for, `bought` came and `pending` are still awaited. `stopped_by` says why
+    the run ended here, before its target; empty otherwise. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -118,6 +119,7 @@ class CycleRecord(_Record):
     budget: Count = 0
     bought: Count = 0
     pending: Count = 0
+    stopped_by: str = ""
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

@@ -149,7 +149,9 @@ def _partition_note(run: Run) -> str:
 
 
 def _rounds_note(run: Run) -> str:
-    return f"{len(run.metrics.rounds)} rounds, {run.settings.rounds} in a cycle"
+    rounds = f"{len(run.metrics.rounds)} rounds, {run.settings.rounds} in a cycle"
+    stopped_by = run.metrics.cycles[-1].stopped_by if run.metrics.cycles else ""
+    return f"{rounds}; stopping={run.settings.stopping}: {stopped_by}" if stopped_by else rounds
 
 
 def _panels(run: Run) -> list[Panel]:

@@ -53,6 +53,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "complete": run.is_complete,
         "stopped": stopped,
         "num_cycles": settings.num_cycles,
+        "stopped_by": cycles[-1].stopped_by if cycles else "",
         "final_accuracy": cycles[-1].accuracy if cycles else None,
         "accuracy_per_cycle": [cycle.accuracy for cycle in cycles],
         "labels_per_cycle": [cycle.labels for cycle in cycles],

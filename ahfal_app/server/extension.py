@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
-from ahfal_app.config import Settings
+from ahfal_app.config import Settings, expanded
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.server.checkpoint import Checkpoint, Position
@@ -45,7 +46,7 @@ def on_resume(values: Mapping[str, object], stored: Callable[[str], Settings]) -
         if more is None:
             return dict(values)
         raise ConfigError([f"cycles={said!r}: allowed with resume=<a run's folder> alone"])
-    run = stored(str(resume))
+    run = stored(str(expanded("resume", Path(str(resume)))))
     before, defaults = run.to_flat(), Settings().to_flat()
     # Flower gives every setting, with its default where nobody set it.
     gives_all = len(values) >= len(defaults)

@@ -65,6 +65,7 @@ class Hooks:
     checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
+    stops: Callable[[int, Evaluation], str] = lambda _labels, _evaluation: ""
 
 
 class FederatedActiveLearning:
@@ -118,6 +119,7 @@ class FederatedActiveLearning:
         self._first = (first_cycle, first_round)
         self._global_counts_C = global_counts_C
         self._shared_budget = shared_budget
+        self._stopped_by = ""
         self._membership = Membership(order.settings)
         self._labels = KnownLabels(bought or {})
         self._rounds = Rounds(federation, aggregation, self._labels)
@@ -155,6 +157,9 @@ class FederatedActiveLearning:
                 arrays = self._round(round_, arrays)
             model = arrays
             arrays = self._close_cycle(model)
+            if self._stopped_by:
+                self._progress.note(f"stopping={settings.stopping!r}: {self._stopped_by}")
+                break
         self._progress.run_done()
         return model
 
@@ -282,6 +287,9 @@ class FederatedActiveLearning:
         seconds = {"evaluate": time.monotonic() - start}
         trained_on = dict(self._labels.labelled)
         is_last = cycle + 1 == settings.num_cycles
+        if not is_last:
+            self._stopped_by = self._hooks.stops(sum(trained_on.values()), evaluation)
+            is_last = bool(self._stopped_by)
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
         record = self._cycle_record(evaluation, trained_on, purchase, seconds, (down, up))
@@ -343,6 +351,7 @@ class FederatedActiveLearning:
             budget=total(purchase.answers, "selected") if purchase else 0,
             bought=max(0, sum(self._labels.labelled.values()) - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,
+            stopped_by=self._stopped_by,
             ledger=self._labels.ledger,
             failed=self._failed(self._membership.failures | purchase.failures if purchase else {}),
             seconds=seconds | (purchase.seconds if purchase else {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import secrets
@@ -23,7 +24,8 @@ from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.arrays import held_record
 from ahfal_app.messages.protocol import Order
-from ahfal_app.plugins import shared_code_hash
+from ahfal_app.parameters import Scalar
+from ahfal_app.plugins import FAMILIES, shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
 from ahfal_app.results.model_card import write_model_card
@@ -54,6 +56,7 @@ from ahfal_app.server.preflight import (
 )
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
+from ahfal_app.stopping import CycleResult, make_rule
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.model_use import ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
@@ -65,7 +68,7 @@ _BUDGET = "budget.json"
 _log = logging.getLogger(__name__)
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
-_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker")
+_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker", "stopping")
 
 #: Settings that may be given on resume; without effect, where they say where the run lies.
 _FREE_ON_RESUME = frozenset(
@@ -225,6 +228,7 @@ def _resumed(given: Settings) -> Start:
     _refuse_changes(given, stored)
     checkpoint = read_checkpoint(folder / _CHECKPOINTS)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
+    said["parameters"] = _parameters_on_resume(given, stored, said)
     flat = given.to_flat()
     raised = {key: flat[key] for key in RAISED if _was_said(given, key.replace("-", "_"))}
     settings = extended(stored, raised).model_copy(update=said)
@@ -233,6 +237,15 @@ def _resumed(given: Settings) -> Start:
         had = (*had, stored.num_cycles)
     checkpoint = reopened(checkpoint, settings, read_metrics(folder).cycles)
     return Start(settings, _loaded(settings)[0], folder, checkpoint, extended_from=had)
+
+
+def _parameters_on_resume(
+    given: Settings, stored: Settings, said: Mapping[str, object]
+) -> dict[str, Scalar]:
+    """Return the parameters of components: of one that is chosen anew, those that it is given."""
+    anew = tuple(f"{key}." for key in FAMILIES if key in said)
+    kept = {key: value for key, value in stored.parameters.items() if not key.startswith(anew)}
+    return kept | {key: value for key, value in given.parameters.items() if key.startswith(anew)}
 
 
 def _stored(resume: str) -> Settings:
@@ -307,6 +320,7 @@ def _hooks(
         checkpoint=checkpoint,
         joined=joined,
         standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
+        stops=functools.partial(_stops, start),
     )
 
 
@@ -439,6 +453,15 @@ def _facts(loaded: Resources) -> ModelFacts:
         backbone.digest if backbone is not None else "",
         dataset.holds_vectors,
     )
+
+
+def _stops(start: Start, labels: int, evaluation: Evaluation) -> str:
+    """Return why the run ends after a cycle that was just tested; empty where it goes on."""
+    settings, tests = start.settings, int(evaluation.confusion_CC.sum())
+    before = read_metrics(start.folder).cycles
+    history = [CycleResult(each.labels, round(each.accuracy * tests), tests) for each in before]
+    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests))
+    return make_rule(settings.stopping, settings.parameters_of("stopping")).stops(history)
 
 
 def _use(start: Start) -> ModelUse:

@@ -23,6 +23,8 @@ SETTINGS: dict[str, object] = {
     "local-update.share": 0.2,
     "tracker": "ward-text-lines",
     "tracker.file": "said.txt",
+    "stopping": "ward-enough",
+    "stopping.labels": 1000000,
     "num-clients": 3,
     "rounds": 2,
     "local-epochs": 1,
@@ -45,7 +47,7 @@ def write_package(folder: Path) -> Path:
     (package / "logit_gap.py").write_text(_renamed(_blocks(strategy, "python")[0], taken))
     names = re.findall(r"This\s+is\s+all\s+of\s+`(\w+\.py)`", page)
     modules = _blocks(page, "python")
-    assert len(names) == len(modules) == 7
+    assert len(names) == len(modules) == 8
     for name, module in zip(names, modules, strict=True):
         (package / name).write_text(_renamed(module, taken))
     (folder / "pyproject.toml").write_text(re.sub(r"\{ ([\w-]+) = ", r"{ ward-\1 = ", project))

@@ -109,14 +109,14 @@ def point_of(record: Record, index: int, run: TrackedRun) -> Point:
 
 
 def _numbers(name: str, value: Any, class_names: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Return the numbers in a record's field by name; what is None has none."""
+    """Return the numbers in a record's field by name; None and text have none."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _numbers(f"{name}/{key}", part, class_names)
     elif isinstance(value, tuple):
         for place, (part, class_name) in enumerate(zip(value, class_names, strict=True)):
             yield from _numbers(f"{name}/{_class_word(place, class_name)}", part, ())
-    elif value is not None:
+    elif value is not None and not isinstance(value, str):
         yield name, float(value)
 
 

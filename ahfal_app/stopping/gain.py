@@ -1,0 +1,54 @@
+"""Ends a run whose learning curve promises too little of the next labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from ahfal_app.learning_curve import LEAST_POINTS, Curve, fit_curve
+from ahfal_app.stopping.core.base import CycleResult, StoppingRule
+
+
+class Gain(StoppingRule):
+    """A run ends when its learning curve promises less than a least gain of the next purchase.
+
+    The gain is that of the fitted curve from the labels there are to those after another purchase
+    as large as the last, and the upper end of its interval counts: it stops late and not early.
+    A curve takes four cycles. Whoever stops by a test set has chosen by it, so that the final
+    accuracy is a little too high.
+    """
+
+    name: ClassVar[str] = "gain"
+    paper: ClassVar[str] = (
+        "Figueroa et al., Predicting sample size required for classification performance, BMC "
+        "Medical Informatics and Decision Making 2012 (the curve)"
+    )
+
+    class Parameters(StoppingRule.Parameters):
+        """What a purchase has to bring."""
+
+        least: float = Field(
+            default=0.005, gt=0, lt=1, description="Test accuracy that a purchase has to add."
+        )
+
+    parameters: Parameters
+
+    def reason(self, history: Sequence[CycleResult]) -> str:
+        """Return what the next purchase would add, or nothing."""
+        if len({each.labels for each in history}) < LEAST_POINTS:
+            return ""
+        labels = [each.labels for each in history]
+        now, following = labels[-1], 2 * labels[-1] - labels[-2]
+
+        def gain(curve: Curve) -> float:
+            return curve(following) - curve(now)
+
+        found = fit_curve(labels, [each.accuracy for each in history]).range_of(gain)
+        if found.high >= self.parameters.least:
+            return ""
+        return (
+            f"{following - now} more labels promise {found.point:.4f} of test accuracy, at most "
+            f"{found.high:.4f}, and {self.parameters.least} is wanted"
+        )
