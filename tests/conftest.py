@@ -7,29 +7,33 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from support.simulation import SharedRuns, Simulation
-from support.sweeps import sweeps_here
-from support.syncing import stop_waiting
 
-# Tensors are small here: on a busy machine more threads wait for each other.
-torch.set_num_threads(1)
+# Imported where it is used: the process that deals the tests out needs none of it.
+if TYPE_CHECKING:
+    from support.simulation import SharedRuns, Simulation
 
-stop_waiting()
-
-# Tests are never about time, and a busy machine may pause any of them.
-settings.register_profile("untimed", deadline=None)
+# Tests are never about time, and a busy machine may pause any of them. Each run draws examples of
+# its own, so that half as many as usual still find over time what there is to find.
+settings.register_profile("untimed", deadline=None, max_examples=50)
 settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:
-    """Spare each collection of garbage the million objects that imports have made.
+    """Make a process that is about to run tests fast at them.
 
-    Some libraries collect with each call, and each time that would take half a second.
+    Each collection of garbage is spared the million objects that imports have made; some
+    libraries collect with each call, and each time that would take half a second.
     """
+    import torch
+    from support.syncing import stop_waiting
+
+    # Tensors are small here: on a busy machine more threads wait for each other.
+    torch.set_num_threads(1)
+    stop_waiting()
     gc.collect()
     gc.freeze()
 
@@ -58,6 +62,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def simulation(tmp_path: Path, data_dir: Path) -> Simulation:
+    from support.simulation import Simulation
+
     return Simulation(tmp_path / "runs", data_dir)
 
 
@@ -66,11 +72,15 @@ def shared_runs(
     tmp_path_factory: pytest.TempPathFactory, worker_id: str, data_dir: Path
 ) -> SharedRuns:
     """Runs that several tests look at, each made once; nobody may change one."""
+    from support.simulation import SharedRuns
+
     own = tmp_path_factory.getbasetemp()
     return SharedRuns((own if worker_id == "master" else own.parent) / "shared-runs", data_dir)
 
 
 @pytest.fixture(name="sweeps_here")
 def _sweeps_here() -> Iterator[None]:
+    from support.sweeps import sweeps_here
+
     with sweeps_here():
         yield

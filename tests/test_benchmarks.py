@@ -26,7 +26,9 @@ COMMAND = re.compile(r"(?P<how>[^\n`]*)python benchmarks/(?P<script>\w+)\.py(?P<
 COMMANDS = [
     (page.relative_to(ROOT).as_posix(), match["how"].strip(), match["script"], match["rest"])
     for page in PAGES
-    for match in COMMAND.finditer(page.read_text(encoding="utf-8"))
+    for line in page.read_text(encoding="utf-8").splitlines()
+    if "python benchmarks/" in line
+    for match in COMMAND.finditer(line)
 ]
 
 

@@ -228,9 +228,9 @@ class TestLocalOnly:
 @pytest.mark.parametrize(
     "strategy",
     [
-        {"strategy": "noise-stability", "strategy.draws": 3},
+        {"strategy": "noise-stability", "strategy.draws": 3, "model": "small-cnn"},
         {"strategy": "noise-stability", "strategy.draws": 3, "strategy.selection": "top-k"},
-        {"strategy": "logo", "strategy.epochs": 3},
+        {"strategy": "logo", "strategy.epochs": 3, "model": "small-cnn"},
         {"strategy": "logo", "strategy.macro": "client"},
         {"strategy": "feal"},
         {"strategy": "chase", "strategy.window": "cycle"},

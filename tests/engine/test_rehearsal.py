@@ -21,6 +21,8 @@ from ahfal_app.labels.exchange import verify_store
 
 DIGITS = tuple("0123456789")
 SETTINGS: dict[str, object] = {
+    "model": "mlp",
+    "client-batching": "never",
     "rounds": 2,
     "local-epochs": 1,
     "initial-fraction": 0.1,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sklearn.metrics import cohen_kappa_score
@@ -283,6 +283,7 @@ class ReadersMachine(RuleBasedStateMachine):
 
 
 TestReadersMachine = ReadersMachine.TestCase
+TestReadersMachine.settings = settings(max_examples=40)
 
 
 # --- agreement ------------------------------------------------------------------------------

@@ -121,7 +121,12 @@ def class_gap(shared_runs: SharedRuns, **settings: object) -> float:
 
 
 def test_runs_come_closer_to_the_true_classes(shared_runs: SharedRuns) -> None:
-    fractions = {"query-fraction": 0.1, "target-fraction": 0.4, "num-clients": 5}
+    fractions = {
+        "model": "small-cnn",
+        "query-fraction": 0.1,
+        "target-fraction": 0.4,
+        "num-clients": 5,
+    }
     plain = class_gap(shared_runs, **fractions)
     known = {"align": "true-global", "align-membership": "true"}
     aligned = class_gap(shared_runs, **fractions, **known)

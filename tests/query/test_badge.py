@@ -80,7 +80,7 @@ class TestSelection:
         strategy, both = badge(first="uniform"), by_hand()
         drawn = Counter(
             int(checked_select(strategy, both, context_of(1, [1, 1], cycle=cycle))[0])
-            for cycle in range(2000)
+            for cycle in range(1000)
         )
         # With 3 degrees of freedom, exceeded once in a thousand.
         assert chi_square(drawn, dict.fromkeys(range(4), 0.25)) < 16.3
@@ -89,7 +89,7 @@ class TestSelection:
         strategy, both = badge(), by_hand()
         drawn = Counter(
             int(checked_select(strategy, both, context_of(2, [1, 1], cycle=cycle))[1])
-            for cycle in range(3000)
+            for cycle in range(1200)
         )
         probabilities = {1: 1.62 / 6.5, 2: 2.88 / 6.5, 3: 2 / 6.5}
         # With 2 degrees of freedom, exceeded once in a thousand.

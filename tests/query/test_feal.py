@@ -373,6 +373,7 @@ def test_a_run_with_the_evidential_loss_learns(simulation: Simulation) -> None:
     outcome = simulation(
         {"initial-fraction": 0.3, "target-fraction": 0.3, "local-epochs": 4, "batch-size": 32},
         strategy="feal",
+        model="small-cnn",
         partition="iid",
         rounds=5,
     )

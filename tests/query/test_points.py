@@ -127,7 +127,7 @@ class TestDSquaredSampling:
         line = embedding_points(self.LINE)
         drawn = Counter(
             tuple(d_squared_sampling(line, 0, 3, np.random.default_rng(seed)).tolist())
-            for seed in range(6000)
+            for seed in range(2500)
         )
         probabilities = reference.sequence_probabilities(self.LINE, 0, 3)
         # With 19 degrees of freedom, exceeded once in a thousand.

@@ -18,6 +18,7 @@ from ahfal_app.server.preflight import check_settings
 
 SMALL: dict[str, object] = {
     **SETTINGS,
+    "model": "linear",
     "max-train-samples": 120,
     "max-test-samples": 40,
     "model.normalise": "unit",

@@ -100,7 +100,7 @@ SPOILT_ROUNDS: list[tuple[Spoil, str]] = [
 def test_what_would_spoil_a_round_is_named_and_left_out(simulation: Simulation):
     """A round for each attack; the model is that of the others, as if the client were away."""
     attacks = iter(SPOILT_ROUNDS)
-    settings = {"cycles": 1, "rounds": len(SPOILT_ROUNDS)}
+    settings = {"cycles": 1, "rounds": len(SPOILT_ROUNDS), "model": "small-cnn"}
     outcome = simulation(settings, handler=of_client(HOSTILE, "train", in_turn(attacks)))
     told = _told(outcome)
     assert len(told) == len(SPOILT_ROUNDS)

@@ -109,6 +109,14 @@ def test_equal_seeds_give_equal_runs_for_every_strategy(
     torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
     second = simulation(settings)
     assert first.result == second.result
+
+
+def test_another_seed_gives_another_run_and_the_same_one_the_same_convolutions(
+    simulation: Simulation,
+):
+    settings = {**_ONE_CHOICE, "model": "small-cnn"}
+    first = simulation(settings)
+    assert simulation(settings, name="again").result == first.result
     assert simulation(settings, seed=1).result != first.result
 
 

@@ -27,6 +27,7 @@ from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.query import strategy_names
 
 SETTINGS: dict[str, object] = {
+    "model": "auto",
     "initial-labels": 6,
     "query-labels": 4,
     "target-labels": 14,

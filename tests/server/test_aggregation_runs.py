@@ -30,7 +30,13 @@ ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 
 #: As many clients as Bulyan needs against one that is malicious, and one that fails; two
 #: epochs, since the first step of a round starts where FedProx holds it.
-EIGHT = {"num-clients": 8, "cycles": 1, "rounds": 2, "local-epochs": 2}
+EIGHT = {
+    "num-clients": 8,
+    "cycles": 1,
+    "rounds": 2,
+    "local-epochs": 2,
+    "model.normalise": "batch",
+}
 
 
 def _failing_once(message: Message, context: Context) -> Message:

@@ -8,6 +8,7 @@ from support.small_backbone import SETTINGS
 
 #: One cycle of one round on some digits.
 QUICK: dict[str, object] = {
+    "model": "auto",
     "cycles": 1,
     "rounds": 1,
     "max-train-samples": 120,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,14 @@ def long_since(path: Path) -> None:
     os.utime(path, (1e9, 1e9))
 
 
+@functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's digits, uint8 (N, 8, 8), and their classes (N,)."""
+    """Return scikit-learn's digits, uint8 (N, 8, 8), and their classes (N,), read only."""
     raw = load_digits()
-    return np.round(raw.images * (255 / 16)).astype(np.uint8), raw.target
+    pixels_NHW = np.round(raw.images * (255 / 16)).astype(np.uint8)
+    for values in (pixels_NHW, raw.target):
+        values.setflags(write=False)
+    return pixels_NHW, raw.target
 
 
 def write_images(

@@ -63,6 +63,8 @@ NUM_CLASSES = 5
 SIZES = (16, 5, 20, 9)
 # Its gradients are so steep on tiny images that rounding errors grow with every step.
 GENTLE = {"mobilenet-v2": {"learning_rate": 1e-4, "local_epochs": 1}}
+# Where a step takes long, an epoch a round; momentum, and the rate that drops, are there as well.
+SHORT = {name: {"local_epochs": 1, "lr_decay_epochs": 1} for name in ("resnet8", "preact-resnet8")}
 RECIPE = Recipe(
     local_epochs=2,
     batch_size=8,
@@ -163,7 +165,7 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("network", "update"), cases())
 def test_together_as_alone(network: str, update: str) -> None:
     """Weights, batch-norm statistics, momentum, losses; the rate drops in the second round."""
-    recipe = dataclasses.replace(RECIPE, **GENTLE.get(network, {}))
+    recipe = dataclasses.replace(RECIPE, **GENTLE.get(network, {}), **SHORT.get(network, {}))
     federation = Federation(network, update, recipe)
     train_together = TogetherTrainer(GRAPHS)
     # It has so many layers that two clients and a round take as long as all others together.
@@ -549,7 +551,8 @@ def test_groups_are_carried_out_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
 
 def losses_of(simulation: Simulation, **given: object) -> list[float]:
     """Run in this process as `ahfal run` does; return the training loss of each round."""
-    values = {**TINY, **simulation.base, "rounds": 2, "precision": "fp32", **given}
+    network = {"model": "small-cnn", "precision": "fp32"}
+    values = {**TINY, **simulation.base, **network, "rounds": 2, **given}
     with without_charts():
         folder = simulate(values, Progress(Console(quiet=True)))
     environment = json.loads((folder / "environment.json").read_text())

@@ -446,6 +446,7 @@ class TestRun:
         outcome = simulation(
             {"initial-fraction": 0.3, "target-fraction": 0.3, "local-epochs": 4, "batch-size": 32},
             **KCFU,
+            model="small-cnn",
             partition="iid",
             rounds=5,
         )

@@ -209,7 +209,14 @@ def on_the_accelerator(
 
 
 def settings_of(strategy: str) -> dict[str, object]:
-    return {"strategy": strategy, "precision": "fp32", "target-fraction": 0.1}
+    return {
+        "strategy": strategy,
+        "model": "small-cnn",
+        "client-batching": "auto",
+        "precision": "fp32",
+        "target-fraction": 0.1,
+        "max-train-samples": 450,
+    }
 
 
 @pytest.mark.parametrize(
