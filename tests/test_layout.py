@@ -71,3 +71,9 @@ def test_folders_are_those_of_the_package():
 def test_what_tests_share_is_no_test():
     tests = [path.name for path in (TESTS / "support").rglob("test_*.py")]
     assert tests == []
+
+
+def test_no_two_modules_of_tests_have_the_same_name() -> None:
+    """pytest imports them by this name, and refuses the second one."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
