@@ -1,16 +1,22 @@
-"""Every experiment file, tried at the smallest scale by the command that a person would type."""
+"""Every experiment file, tried at the smallest scale by the command that a person would type.
+
+In this process, and with no charts of single runs: sweeps with processes of their own are tested
+with the other sweeps, and these would spend most of their time on charts.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from support.sweeps import sweeps_here
 
+from ahfal_app.cli import main
 from ahfal_app.config import parse_settings
 from ahfal_app.config_sources import read_yaml
 
@@ -30,17 +36,14 @@ def out(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 def _sweep(out: Path) -> None:
-    command = [sys.executable, "-m", "ahfal_app", "sweep", *map(str, FILES), "--scale", "smoke"]
-    done = subprocess.run(
-        [*command, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["sweep", *map(str, FILES), "--scale", "smoke", "--out", str(out)]
+    told = io.StringIO()
+    with sweeps_here(), contextlib.redirect_stdout(told), pytest.raises(SystemExit) as ended:
+        main(command)
     # Each failure has a line of its own, with the run and the error.
-    problems = [line for line in done.stdout.splitlines() if line.startswith("failed:")]
+    problems = [line for line in told.getvalue().splitlines() if line.startswith("failed:")]
     assert not problems, "\n".join(problems)
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr}"
+    assert not ended.value.code, told.getvalue()
 
 
 @pytest.mark.slow
