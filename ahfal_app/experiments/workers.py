@@ -227,7 +227,7 @@ def _failure(task: Task, connection: Connection, clients_at_once: int) -> str:
 
     try:
         _simulate(task, _Told(Console(quiet=True)), clients_at_once)
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001 (whatever it is)
         # Whatever goes wrong in one run must not end the others; it is kept in full.
         return traceback.format_exc()
     return ""

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from ahfal_app.backbones import Backbone, Preprocessing
 from ahfal_app.models import Classifier
 
-_Half = torch.finfo(torch.float16)
+_HALF = torch.finfo(torch.float16)
 
 
 class Deployed(nn.Module):
@@ -29,7 +29,9 @@ class Deployed(nn.Module):
     mean, deviation : tuple[float, ...]
         What pixels scaled to [0, 1], or vectors, are normalised with before `model`.
     backbone : Backbone, optional
-        The network whose features the model takes; without one it takes images.
+        The network whose features the model takes; without one it takes the samples themselves.
+    vectors : bool
+        Whether the samples are vectors, and no images.
     """
 
     scale_C: Tensor
@@ -68,7 +70,7 @@ class Deployed(nn.Module):
             return self._classified(normal_B.permute(0, 3, 1, 2))
         features_BD = self.features(self._fit(samples_B)).float()
         # As training had them.
-        features_BD = features_BD.clamp(_Half.min, _Half.max).half().float()
+        features_BD = features_BD.clamp(_HALF.min, _HALF.max).half().float()
         return self._classified(features_BD[:, :, None, None])
 
     def _classified(self, inputs_BcHW: Tensor) -> Tensor:

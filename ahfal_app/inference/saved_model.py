@@ -18,9 +18,7 @@ from ahfal_app.inference.deployed import Deployed
 from ahfal_app.models import Classifier, build_model
 from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.results.reading import MODEL
-from ahfal_app.training.model_use import ModelUse
-
-_METADATA = "ahfal"
+from ahfal_app.training.model_use import METADATA, ModelUse
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,23 +88,21 @@ def load_model(path: Path, backbone_weights: str = "") -> SavedModel:
     backbone = _backbone(use, said.get("backbone"), backbone_weights, where)
     network = _network(use, len(classes), backbone)
     _load(network, tensors, where)
-    takes_features = backbone is not None and use.tune == "head"
-    # A backbone that was trained along is part of the network, which scales what it gets.
-    frozen = backbone if takes_features else None
-    deployed = Deployed(
-        network.eval(), use.shape, use.mean, use.deviation, frozen, vectors=use.vectors
-    )
-    if backbone is not None and not takes_features:
-        wanted = backbone.preprocessing
-        deployed = Deployed(network.eval(), use.shape, wanted.mean_C, wanted.std_C)
+    mean, deviation = use.mean, use.deviation
+    if backbone is not None and use.tune != "head":
+        # It was trained along: part of the network, which scales what it gets.
+        mean, deviation = backbone.preprocessing.mean_C, backbone.preprocessing.std_C
+        backbone = None
+    deployed = Deployed(network.eval(), use.shape, mean, deviation, backbone, vectors=use.vectors)
     return SavedModel(file, classes, use, deployed)
 
 
 def _read(file: Path, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as found:
+            # No mapping: it cannot be iterated over.
             tensors = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118
-            said = json.loads((found.metadata() or {}).get(_METADATA, "{}"))
+            said = json.loads((found.metadata() or {}).get(METADATA, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError([f"{where}: it cannot be read: {error}"]) from error
     if not isinstance(said, dict):

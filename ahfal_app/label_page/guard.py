@@ -28,7 +28,7 @@ _HEADERS = {
 }
 
 #: The part of the address that carries the token, once: a name, and no secret.
-TOKEN = "token"  # noqa: S105
+TOKEN = "token"  # noqa: S105 (a name)
 
 
 class Guard:

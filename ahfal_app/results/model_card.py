@@ -85,7 +85,7 @@ def _head(run: Run) -> str:
 def _summary(run: Run) -> str:
     last = run.metrics.cycles[-1]
     return (
-        f"A classifier of {_kind(run)} for {len(_classes(run))} classes, trained over "
+        f"A classifier of {_kind(run)} for {len(run.class_names)} classes, trained over "
         f"{len(last.labels_per_client)} sites by federated active learning with {last.labels} "
         f"labels. The {_kind(run)} stayed at the sites."
     )
@@ -99,7 +99,7 @@ def _details(run: Run) -> str:
         ("Model type", f"`{settings.model}`{backbone}"),
         ("License", _UNKNOWN),
         ("Finetuned from", f"`{settings.backbone}`" if settings.uses_backbone else "nothing"),
-        ("Classes", ", ".join(map(_plain, _classes(run)))),
+        ("Classes", ", ".join(map(_plain, run.class_names))),
     )
 
 
@@ -123,7 +123,7 @@ def _limitations(run: Run) -> str:
         )
     untested = [
         name
-        for name, share in zip(_classes(run), last.class_accuracy, strict=True)
+        for name, share in zip(run.class_names, last.class_accuracy, strict=True)
         if share is None
     ]
     if untested:
@@ -190,7 +190,7 @@ def _evaluation(run: Run) -> str:
     by_class = ["| class | recall |", "| --- | --- |"]
     by_class += [
         f"| {_plain(name)} | {percent(share) if share is not None else untested} |"
-        for name, share in zip(_classes(run), last.class_accuracy, strict=True)
+        for name, share in zip(run.class_names, last.class_accuracy, strict=True)
     ]
     tests = _tests(run)
     return (
@@ -222,7 +222,7 @@ def _technical(run: Run) -> str:
 def _worst(run: Run, last: CycleRecord) -> str:
     shares = [
         (share, name)
-        for name, share in zip(_classes(run), last.class_accuracy, strict=True)
+        for name, share in zip(run.class_names, last.class_accuracy, strict=True)
         if share is not None
     ]
     if not shares:
@@ -244,14 +244,6 @@ def _sample(run: Run) -> str:
 def _task(run: Run) -> str:
     """Return the task as Hugging Face calls it; of vectors it is the nearest that it has."""
     return "tabular-classification" if _kind(run) == "vectors" else "image-classification"
-
-
-def _classes(run: Run) -> list[str]:
-    last = run.metrics.cycles[-1]
-    names = run.environment.get("data", {}).get("class_names")
-    return (
-        [str(name) for name in names] if names else list(map(str, range(len(last.class_accuracy))))
-    )
 
 
 def _tests(run: Run) -> int | None:

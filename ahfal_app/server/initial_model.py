@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import MODEL
-from ahfal_app.training.model_use import ModelUse
+from ahfal_app.training.model_use import METADATA, ModelUse
 
 _Arrays = Mapping[str, NDArray[np.generic]]
 
-_METADATA = "ahfal"
 _USE = "use"
 
 #: What the names of a model's last layer start with.
@@ -50,7 +49,7 @@ class ModelFacts:
         leave equal files.
         """
         said = {"backbone": self.backbone, "classes": self.classes}
-        return {_METADATA: json.dumps(said if use is None else {**said, _USE: use})}
+        return {METADATA: json.dumps(said if use is None else {**said, _USE: use})}
 
 
 def with_initial(
@@ -154,8 +153,9 @@ def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[
         raise ConfigError([f"{where}: allowed is a file of safetensors, or the folder of a run"])
     try:
         with safe_open(file, "np") as found:
+            # No mapping: it cannot be iterated over.
             arrays = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118
-            text = (found.metadata() or {}).get(_METADATA, "{}")
+            text = (found.metadata() or {}).get(METADATA, "{}")
         return arrays, _said(json.loads(text))
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ConfigError([f"{where}: cannot be read: {error}"]) from error

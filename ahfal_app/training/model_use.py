@@ -12,6 +12,9 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.parameters import Scalar
 from ahfal_app.training.resources import Resources
 
+#: The one key of a model file's metadata, under which JSON says all of it.
+METADATA = "ahfal"
+
 _Side = Annotated[int, Field(ge=1, le=100_000)]
 _Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
