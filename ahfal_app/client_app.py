@@ -26,11 +26,13 @@ from ahfal_app.messages.answers import (
     QueryAnswer,
     histogram_to_metrics,
     moments_to_metrics,
+    predictions_to_metrics,
 )
 from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
 from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
+from ahfal_app.privacy.masking import Summed
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.storage.private import owner_only
 
@@ -147,6 +149,18 @@ def moments(message: Message, context: Context) -> Message:
     return _metrics_reply(message, moments_to_metrics(sums_E))
 
 
+@app.query("predictions")
+@_guarded
+def predictions(message: Message, context: Context) -> Message:
+    """Predict the stop set, and tell sums over it where these may be told of one client."""
+    order = _order(message)
+    if order.cycle >= order.settings.num_cycles:
+        raise MessageRefused(f"cycle={order.cycle}: allowed is a cycle that was trained")
+    client = _client(order, context)
+    sums_E = client.predictions(_tensors(message, client), order.cycle)
+    return _metrics_reply(message, predictions_to_metrics(sums_E))
+
+
 @app.query("histogram")
 @_guarded
 def histogram(message: Message, context: Context) -> Message:
@@ -160,8 +174,8 @@ def histogram(message: Message, context: Context) -> Message:
 @_guarded
 def advertise_keys(message: Message, context: Context) -> Message:
     """Begin a session of secure aggregation with fresh keys."""
-    order, (session, _) = _order(message), _secure_request(message, lambda _: None)
-    advertisement = _client(order, context).advertise_keys(order.cycle, session)
+    order, (session, summed, _) = _order(message), _secure_request(message, lambda _: None)
+    advertisement = _client(order, context).advertise_keys(order.cycle, session, summed)
     return _secure_reply(message, secure.advertisement_to(advertisement))
 
 
@@ -177,7 +191,7 @@ def share_keys(message: Message, context: Context) -> Message:
 @app.query("mask")
 @_guarded
 def mask(message: Message, context: Context) -> Message:
-    """Tell the masked histogram."""
+    """Tell the masked histogram, or whatever is summed."""
     with _participant(message, context, secure.ciphertexts_from) as (participant, ciphertexts):
         masked_D = participant.mask(ciphertexts)
     return _secure_reply(message, secure.vector_to(masked_D))
@@ -260,16 +274,18 @@ def _bytes_of(message: Message) -> int:
 def _participant(
     message: Message, context: Context, read: Callable[[ConfigRecord], Asked]
 ) -> Iterator[tuple[Participant, Asked]]:
-    order, (session, asked) = _order(message), _secure_request(message, read)
-    with _client(order, context).participant(order.cycle, session) as participant:
+    order, (session, summed, asked) = _order(message), _secure_request(message, read)
+    with _client(order, context).participant(order.cycle, session, summed) as participant:
         yield participant, asked
 
 
-def _secure_request(message: Message, read: Callable[[ConfigRecord], Asked]) -> tuple[str, Asked]:
-    """Return the session that a request belongs to, and what it says besides."""
+def _secure_request(
+    message: Message, read: Callable[[ConfigRecord], Asked]
+) -> tuple[str, Summed, Asked]:
+    """Return the session that a request belongs to, what is summed, and what it says besides."""
     with _checked():
         record = secure.record_of(message.content)
-        return secure.session_name(record), read(record)
+        return secure.session_name(record), secure.summed_of(record), read(record)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
+from ahfal_app.client.stop_set import StopSet
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
 from ahfal_app.data.moments import moment_sums
@@ -30,6 +31,7 @@ from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
 from ahfal_app.messages.arrays import ArrayForm
 from ahfal_app.privacy.disclosure import Disclosure
+from ahfal_app.privacy.masking import Summed
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer
 from ahfal_app.training.resources import Resources
@@ -92,6 +94,7 @@ class Client:
         self._check_grant = check_grant
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._watching = Watching(settings, state, loaded)
+        self._stop_set = StopSet(settings, client, state, loaded)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
@@ -215,25 +218,52 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.moments(sums_E)
 
-    def advertise_keys(self, cycle: int, session: str) -> Advertisement:
+    def predictions(self, tensors: dict[str, Tensor], cycle: int) -> NDArray[np.int64]:
+        """Predict this client's part of the stop set, and return sums over it.
+
+        They are as `prediction_sums` has them; all 0 with secure aggregation, which sums them
+        later.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The global model f^G.
+        cycle : int
+            The cycle that was just trained.
+
+        Raises
+        ------
+        PrivacyRefused
+            Predictions have no noise, and the run wants noise.
+        """
+        self._stop_set.predict(tensors, cycle)
+        sums_E = self._stop_set.sums(cycle)
+        if self._settings.uses_secure_aggregation:
+            return np.zeros_like(sums_E)
+        with self._disclosure() as disclosure:
+            return disclosure.predictions(cycle, sums_E)
+
+    def advertise_keys(self, cycle: int, session: str, summed: Summed) -> Advertisement:
         """Begin a session of secure aggregation of what was labelled for training `cycle`.
 
-        In place of a cycle after the last it is the sums over the vectors.
+        Or of all vectors, or of the predictions of the stop set after it.
         """
-        if cycle == self._settings.num_cycles:
-            sums_E = self._moment_sums()
+        if summed is Summed.HISTOGRAM:
+            counts_C = self._class_counts(cycle)
             with self._disclosure() as disclosure:
-                return disclosure.participant(cycle, session).advertise(sums_E.view(np.uint64))
-        counts_C = self._class_counts(cycle)
+                participant = disclosure.participant(cycle, session)
+                return participant.advertise(disclosure.summand(cycle, counts_C))
+        is_moments = summed is Summed.MOMENTS
+        sums_E = self._moment_sums() if is_moments else self._stop_set.sums(cycle)
         with self._disclosure() as disclosure:
-            participant = disclosure.participant(cycle, session)
-            return participant.advertise(disclosure.summand(cycle, counts_C))
+            participant = disclosure.participant(summed.place(cycle), session)
+            return participant.advertise(sums_E.view(np.uint64))
 
     @contextmanager
-    def participant(self, cycle: int, session: str) -> Iterator[Participant]:
+    def participant(self, cycle: int, session: str, summed: Summed) -> Iterator[Participant]:
         """Give this client's side of a session of secure aggregation."""
         with self._disclosure() as disclosure:
-            yield disclosure.participant(cycle, session)
+            yield disclosure.participant(summed.place(cycle), session)
 
     def select(
         self,

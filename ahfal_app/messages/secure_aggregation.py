@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
 
 from ahfal_app.messages.fields import LARGEST_COUNT, number, shown, text
-from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES
+from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES, Summed
 from ahfal_app.privacy.sessions import (
     SEALED_SHARES_BYTES,
     Advertisement,
@@ -29,6 +29,9 @@ UNMASK = "query.unmask"
 
 #: Key of the record in a message.
 RECORD_KEY = "secure-aggregation"
+
+#: What is summed, where it is not a cycle's histograms.
+OF_KEY = "of"
 
 _SESSION = "session"
 _LONGEST_NAME = 64
@@ -50,6 +53,13 @@ def record_of(content: RecordDict) -> ConfigRecord:
 def session_name(record: ConfigRecord) -> str:
     """Return the name of the session that a request belongs to."""
     return text(record, _SESSION, "[0-9A-Za-z-]+", _LONGEST_NAME)
+
+
+def summed_of(record: ConfigRecord) -> Summed:
+    """Return what a request wants summed."""
+    if OF_KEY not in record:
+        return Summed.HISTOGRAM
+    return Summed(text(record, OF_KEY, "|".join(Summed), 16))
 
 
 # --- what the server sends -------------------------------------------------------------------

@@ -12,14 +12,11 @@ from ahfal_app.class_statistics import class_proportions
 from ahfal_app.config import Settings, exact_fraction, share_of
 from ahfal_app.errors import PrivacyRefused
 from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
-from ahfal_app.privacy.masking import Session
+from ahfal_app.privacy.masking import Session, Summed
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.quantisation import quantise
 from ahfal_app.privacy.sessions import HistogramAnswer
 from ahfal_app.privacy.store import PrivacyStore
-
-#: Where sums over vectors are kept, which belong to no cycle, however many there are.
-_MOMENTS = -1
 
 
 class Disclosure:
@@ -110,11 +107,37 @@ class Disclosure:
             raise PrivacyRefused(
                 f"privacy={self._settings.privacy!r}: a single client's sums are not told"
             )
-        self._store.keep_input(_MOMENTS, sums_E.view(np.uint64))
-        return self._store.input(_MOMENTS).view(np.int64)
+        return self._kept(Summed.MOMENTS.place(0), sums_E)
 
-    def participant(self, cycle: int, session: str) -> Participant:
+    def predictions(self, cycle: int, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return sums over a cycle's predictions of the stop set: those of the first call.
+
+        Those of one model after another would tell how single images are predicted.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known, or only what has noise.
+        """
+        if self._settings.privacy != "none":
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's predictions are not told"
+            )
+        return self._kept(Summed.PREDICTIONS.place(cycle), sums_E)
+
+    def _kept(self, place: int, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        self._store.keep_input(place, sums_E.view(np.uint64))
+        return self._store.input(place).view(np.int64)
+
+    def participant(self, place: int, session: str) -> Participant:
         """Return this client's side of a session of secure aggregation.
+
+        Parameters
+        ----------
+        place : int
+            The cycle whose histograms are summed, or another sum's place.
+        session : str
+            The session's name.
 
         Raises
         ------
@@ -126,7 +149,7 @@ class Disclosure:
             raise PrivacyRefused(f"privacy={settings.privacy!r}: there is no secure aggregation")
         return Participant(
             self._store,
-            Session(self._run, cycle, session),
+            Session(self._run, place, session),
             self._client,
             settings.num_clients,
             share_of(settings.secure_aggregation_threshold, settings.num_clients),

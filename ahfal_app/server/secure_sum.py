@@ -24,7 +24,7 @@ from ahfal_app.config import FEWEST_SUMMED, share_of
 from ahfal_app.errors import CheckpointError, SecureAggregationFailed
 from ahfal_app.messages import secure_aggregation as messages
 from ahfal_app.messages.protocol import Order
-from ahfal_app.privacy.masking import Session
+from ahfal_app.privacy.masking import Session, Summed
 from ahfal_app.privacy.quantisation import Sums, dequantise
 from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Unmasking
 from ahfal_app.privacy.unmasking import unmasked_sum
@@ -75,8 +75,9 @@ def secure_sum(
     size: int,
     require: Callable[[Replies, int, str], None],
     check: Callable[[NDArray[np.uint64], int], object] = dequantise,
+    summed: Summed = Summed.HISTOGRAM,
 ) -> SecureSum:
-    """Return the sum of what a cycle's clients tell of their histograms, or vectors.
+    """Return the sum of what a cycle's clients tell.
 
     Parameters
     ----------
@@ -90,6 +91,8 @@ def secure_sum(
         As of `purchase.buy`; called before anything is unmasked.
     check : Callable
         Called with the sum and the number of clients in it; raises where it cannot be the sum.
+    summed : Summed
+        What is summed.
 
     Raises
     ------
@@ -98,12 +101,22 @@ def secure_sum(
     CheckpointError
         A sum that was kept cannot be read.
     """
-    path = Path(order.run_folder) / _FOLDER / f"cycle-{order.cycle}.json"
+    path = kept_sum(order, summed)
     if path.exists():
         return _read(path)
-    total = _Exchanges(federation, order, size, require, check).run()
+    total = _Exchanges(federation, order, size, require, check, summed).run()
     _write(path, total)
     return total
+
+
+def kept_sum(order: Order, summed: Summed) -> Path:
+    """Return where a sum is kept once it is unmasked."""
+    names = {
+        Summed.HISTOGRAM: f"cycle-{order.cycle}",
+        Summed.MOMENTS: "vectors",
+        Summed.PREDICTIONS: f"predictions-{order.cycle}",
+    }
+    return Path(order.run_folder) / _FOLDER / f"{names[summed]}.json"
 
 
 class _Exchanges:
@@ -116,6 +129,7 @@ class _Exchanges:
         size: int,
         require: Callable[[Replies, int, str], None],
         check: Callable[[NDArray[np.uint64], int], object],
+        summed: Summed,
     ) -> None:
         settings = order.settings
         self._federation = federation
@@ -123,7 +137,8 @@ class _Exchanges:
         self._size = size
         self._check_sum = check
         self._require = require
-        self._session = Session(order.run, order.cycle, secrets.token_hex(16))
+        self._summed = summed
+        self._session = Session(order.run, summed.place(order.cycle), secrets.token_hex(16))
         self._threshold = share_of(settings.secure_aggregation_threshold, settings.num_clients)
         self._failures: dict[int, str] = {}
         self._seconds = 0.0
@@ -206,7 +221,7 @@ class _Exchanges:
         if with_labels < FEWEST_SUMMED:
             self._fail(f"{with_labels} clients with labels are left, {FEWEST_SUMMED} are needed")
         stayed = replace(self._last, failures=self._failures)
-        self._require(stayed, len(self._federation.clients), "histogram")
+        self._require(stayed, len(self._federation.clients), self._summed.value)
         return with_labels
 
     def _unmask(self, masked: Collection[int], dropped: Collection[int]) -> dict[int, Unmasking]:
@@ -226,6 +241,9 @@ class _Exchanges:
         needed: int = 0,
     ) -> dict[int, Answer]:
         """Send each client its request and return the usable answers, by client."""
+        if self._summed is not Summed.HISTOGRAM:
+            for request in requests.values():
+                request[messages.OF_KEY] = self._summed.value
         records = {client: {messages.RECORD_KEY: request} for client, request in requests.items()}
         replies = ask(self._federation, self._order, message_type, records)
         answers: dict[int, Answer] = {}
@@ -247,7 +265,7 @@ class _Exchanges:
     def _fail(self, what: str) -> NoReturn:
         reasons = self._federation.describe(self._failures)
         raise SecureAggregationFailed(
-            f"cycle {self._order.cycle}: {what}{'; ' if reasons else ''}{reasons}"
+            f"{self._summed.called(self._order.cycle)}: {what}{'; ' if reasons else ''}{reasons}"
         )
 
 

@@ -1,0 +1,140 @@
+"""How the server learns what the clients' models predict of the federation's stop set.
+
+Shape suffix: E entries of sums (`ahfal_app.stop_set`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from ahfal_app.config import Settings
+from ahfal_app.errors import SecureAggregationFailed
+from ahfal_app.messages.answers import predictions_from_metrics
+from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.keys import ARRAYS_KEY
+from ahfal_app.messages.protocol import PREDICTIONS, Order
+from ahfal_app.privacy.masking import Summed
+from ahfal_app.server.federation import Federation, Replies, ask
+from ahfal_app.server.secure_sum import kept_sum, secure_sum
+from ahfal_app.stop_set import Observation, check_sums, observe, sums_size
+from ahfal_app.stopping import make_rules
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What came of a cycle's predictions of the stop set.
+
+    Attributes
+    ----------
+    values : Observation | None
+        What they say; None where nobody asked, or no sum of them can be had.
+    failures : dict[int, str]
+        Clients that are not in it, and why.
+    seconds : dict[str, float]
+        Wall time; empty where nobody asked.
+    """
+
+    values: Observation | None = None
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def observes_stop_set(settings: Settings) -> bool:
+    """Tell whether clients are asked for predictions of the stop set."""
+    if settings.stop_set == "always":
+        return True
+    rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
+    return any(rule.observes for rule in rules)
+
+
+def observe_stop_set(
+    federation: Federation,
+    order: Order,
+    arrays: ArrayRecord,
+    num_classes: int,
+    samples: Mapping[int, int],
+    note: Callable[[str], None],
+) -> Observed:
+    """Have all clients predict their parts of the stop set, and return what that says.
+
+    A client that fails is missing from the sums of this cycle and of the next one's comparison; it
+    stops no run.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that was just trained.
+    arrays : ArrayRecord
+        The global model f^G.
+    num_classes : int
+        Number of classes.
+    samples : Mapping[int, int]
+        How many samples each client has, of those that joined.
+    note : Callable
+        Called with what people should know.
+    """
+    settings = order.settings
+    if not observes_stop_set(settings):
+        return Observed()
+    share, size = settings.stop_set_share, sums_size(num_classes)
+    most = {
+        client: min(share, samples.get(client, share)) for client in range(settings.num_clients)
+    }
+    replies = Replies()
+    is_kept = settings.uses_secure_aggregation and kept_sum(order, Summed.PREDICTIONS).exists()
+    if not is_kept:
+        asked = {client: {ARRAYS_KEY: arrays} for client in federation.clients}
+        replies = ask(federation, order, PREDICTIONS, asked)
+    sums_E = _added_up(replies, most, size, num_classes)
+    seconds = replies.seconds
+    if settings.uses_secure_aggregation:
+        try:
+            sums_E, failures, spent = _secure(federation, order, size, num_classes)
+        except SecureAggregationFailed as error:
+            note(f"the predictions of the stop set are not known in this cycle: {error}")
+            return Observed(None, replies.failures, {"stop-set": seconds})
+        replies.failures |= failures
+        seconds += spent
+    values = observe(sums_E, sum(most.values()), num_classes)
+    return Observed(values, replies.failures, {"stop-set": seconds})
+
+
+def _added_up(
+    replies: Replies, most: Mapping[int, int], size: int, num_classes: int
+) -> NDArray[np.int64]:
+    """Return the sum of all usable answers, each within what its client can have."""
+    total_E = np.zeros(size, np.int64)
+    for client in list(replies.messages):
+        try:
+            metrics = metrics_of(replies.messages[client].content)
+            sums_E = predictions_from_metrics(metrics, size)
+            check_sums(sums_E, most[client], num_classes)
+            total_E += sums_E
+        except ValueError as error:
+            replies.reject(client, str(error))
+    return total_E
+
+
+def _secure(
+    federation: Federation, order: Order, size: int, num_classes: int
+) -> tuple[NDArray[np.int64], dict[int, str], float]:
+    share = order.settings.stop_set_share
+
+    def check(sum_D: NDArray[np.uint64], contributors: int) -> None:
+        try:
+            check_sums(sum_D.view(np.int64), share * contributors, num_classes)
+        except ValueError as error:
+            raise SecureAggregationFailed(
+                f"what was unmasked is no sum over {contributors} clients: {error}"
+            ) from error
+
+    # Whoever is missing is missing from the sum alone, so that no quorum is asked for.
+    summed = secure_sum(federation, order, size, lambda *_: None, check, Summed.PREDICTIONS)
+    return summed.sum_D.view(np.int64), summed.failures, summed.seconds
