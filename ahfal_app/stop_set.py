@@ -49,8 +49,8 @@ class Observation:
     changed : float | None
         Share whose predicted class changed.
     delta_f_macro, delta_f_worst : float | None
-        Of the classes that are predicted at all: mean and largest of 1 - F, with the F-measure of one
-        prediction against the other.
+        Of the classes that are predicted at all: mean and largest of 1 - F, with the F-measure of
+        one prediction against the other.
     """
 
     drawn: int
