@@ -84,6 +84,10 @@ class OracleError(AhfalError):
     """Whoever labels cannot be reached, or answers what cannot be used."""
 
 
+class PageError(AhfalError):
+    """A page cannot be served on this machine."""
+
+
 class CheckpointError(AhfalError):
     """No usable checkpoint: missing, damaged or of another version."""
 
