@@ -311,6 +311,20 @@ class Settings(BaseModel):
         "Test the global model every so many rounds; 0: at the end of a cycle.",
         ge=0,
     )
+    evaluate: Literal["server", "sites", "both"] = _setting(
+        "server",
+        "Federation",
+        "Where the global model is tested: on the server's test set, on labelled samples that the "
+        "clients hold out (of which the server learns sums alone), or both.",
+    )
+    validation_fraction: float = _setting(
+        0.2,
+        "Federation",
+        "Share of its labels of each class that a client holds out for testing, and never trains "
+        "on; with `evaluate=sites|both`.",
+        gt=0,
+        lt=1,
+    )
     client_state: Literal["disk", "memory"] = _setting(
         "disk",
         "Federation",
@@ -527,6 +541,16 @@ class Settings(BaseModel):
     def has_sites(self) -> bool:
         """Whether the clients have data of their own, and the server's is for testing alone."""
         return self.partition == SITES
+
+    @property
+    def tests_on_server(self) -> bool:
+        """Whether the server tests the global model on a test set of its own."""
+        return self.evaluate != "sites"
+
+    @property
+    def tests_at_sites(self) -> bool:
+        """Whether clients hold out labelled samples and test the global model on them."""
+        return self.evaluate != "server"
 
     @property
     def uses_backbone(self) -> bool:
@@ -810,7 +834,31 @@ def _contradictions(settings: Settings) -> list[str]:
             f"client-state={settings.client_state!r}: allowed is 'disk' with partition='sites', "
             "since labels that people are paid for must outlive the process"
         )
-    return problems + _amount_contradictions(settings)
+    return problems + _amount_contradictions(settings) + _evaluation_contradictions(settings)
+
+
+def _evaluation_contradictions(settings: Settings) -> list[str]:
+    """Refuse tests at the sites that would undo a protection, and a share of nothing."""
+    problems = []
+    if settings.tests_at_sites and settings.uses_local_dp:
+        problems.append(
+            f"evaluate={settings.evaluate!r}: allowed is 'server' with "
+            f"privacy={settings.privacy!r}, since counts of the samples that a client holds out "
+            "carry no noise and would tell what the noise hides"
+        )
+    if settings.tests_at_sites and settings.uses_secure_aggregation and settings.evaluate_every:
+        problems.append(
+            f"evaluate-every={settings.evaluate_every}: allowed is 0 with "
+            f"evaluate={settings.evaluate!r} and privacy={settings.privacy!r}, since a sum that "
+            "was begun is of one model for good, and a round may be repeated"
+        )
+    share, default = settings.validation_fraction, setting_fields()["validation-fraction"].default
+    if not settings.tests_at_sites and share != default:
+        problems.append(
+            f"validation-fraction={share!r}: has no effect with evaluate='server'; allowed is "
+            "nothing, or evaluate=sites|both"
+        )
+    return problems
 
 
 def _amount_contradictions(settings: Settings) -> list[str]:

@@ -44,8 +44,28 @@ class StopSet:
         self._state = state
         self._loaded = loaded
 
-    def predict(self, tensors: dict[str, Tensor], cycle: int) -> None:
-        """Keep what the global model of a cycle predicts; images that are gone are left out."""
+    def sums(self, tensors: dict[str, Tensor], cycle: int) -> NDArray[np.int64]:
+        """Predict, and return sums over this cycle and the one before, int64 (E,).
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The global model f^G.
+        cycle : int
+            The cycle that was just trained.
+        """
+        now, before = self._predict(tensors, cycle), self._state.load_predictions(cycle - 1)
+        before_N = np.full(len(now["ids"]), -1, np.int64)
+        if before is not None:
+            _, here_K, there_K = np.intersect1d(
+                now["ids"], before["ids"], assume_unique=True, return_indices=True
+            )
+            before_N[here_K] = before["classes"][there_K]
+        num_classes = self._loaded.num_classes
+        return prediction_sums(now["classes"], now["entropies"], before_N, num_classes)
+
+    def _predict(self, tensors: dict[str, Tensor], cycle: int) -> dict[str, NDArray[np.int64]]:
+        """Return, and keep, what a model predicts; images that are gone are left out."""
         ids_N = np.intersect1d(self._drawn(), self._loaded.client_rows(self._client))
         classes_N, entropies_N = np.zeros(0, np.int64), np.zeros(0, np.int64)
         if len(ids_N):
@@ -56,22 +76,7 @@ class StopSet:
             entropies_N = entropy_units(logits_NC)
         kept = {"ids": ids_N, "classes": classes_N, "entropies": entropies_N}
         self._state.save_predictions(cycle, kept)
-
-    def sums(self, cycle: int) -> NDArray[np.int64]:
-        """Return sums over the predictions of a cycle and of the one before, int64 (E,).
-
-        All 0 where nothing was predicted.
-        """
-        num_classes = self._loaded.num_classes
-        empty = {name: np.zeros(0, np.int64) for name in ("ids", "classes", "entropies")}
-        now = self._state.load_predictions(cycle) or empty
-        before = self._state.load_predictions(cycle - 1) or empty
-        before_N = np.full(len(now["ids"]), -1, np.int64)
-        _, here_K, there_K = np.intersect1d(
-            now["ids"], before["ids"], assume_unique=True, return_indices=True
-        )
-        before_N[here_K] = before["classes"][there_K]
-        return prediction_sums(now["classes"], now["entropies"], before_N, num_classes)
+        return kept
 
     def _drawn(self) -> NDArray[np.int64]:
         """Return the ids that were drawn, increasing; at the first call they are."""

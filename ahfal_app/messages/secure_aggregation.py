@@ -14,11 +14,12 @@ from flwr.app import ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
 
 from ahfal_app.messages.fields import LARGEST_COUNT, number, shown, text
-from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES, Summed
+from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES
 from ahfal_app.privacy.sessions import (
     SEALED_SHARES_BYTES,
     Advertisement,
     PublicKeys,
+    Topic,
     Unmasking,
 )
 
@@ -30,10 +31,8 @@ UNMASK = "query.unmask"
 #: Key of the record in a message.
 RECORD_KEY = "secure-aggregation"
 
-#: What is summed, where it is not a cycle's histograms.
-OF_KEY = "of"
-
 _SESSION = "session"
+_TOPIC = "topic"
 _LONGEST_NAME = 64
 
 
@@ -55,11 +54,18 @@ def session_name(record: ConfigRecord) -> str:
     return text(record, _SESSION, "[0-9A-Za-z-]+", _LONGEST_NAME)
 
 
-def summed_of(record: ConfigRecord) -> Summed:
-    """Return what a request wants summed."""
-    if OF_KEY not in record:
-        return Summed.HISTOGRAM
-    return Summed(text(record, OF_KEY, "|".join(Summed), 16))
+def about(record: ConfigRecord, topic: Topic) -> ConfigRecord:
+    """Return a request that says what its session's sum is of."""
+    record[_TOPIC] = topic.value
+    return record
+
+
+def topic_of(record: ConfigRecord) -> Topic:
+    """Return what the sum is of that a request belongs to."""
+    value = record.get(_TOPIC, Topic.HISTOGRAM.value)
+    if value not in list(Topic):
+        raise ValueError(f"{_TOPIC}={shown(value)}: allowed is {' | '.join(Topic)}")
+    return Topic(value)
 
 
 # --- what the server sends -------------------------------------------------------------------

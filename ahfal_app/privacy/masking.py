@@ -4,7 +4,7 @@ Bonawitz et al., "Practical secure aggregation for privacy-preserving machine le
 (CCS 2017). Every key is derived for one purpose: run, cycle, session and the clients
 concerned go into its derivation, so that nothing fits where it does not belong.
 
-Shape suffix: D entries of the vector that is summed.
+Shape suffix: D entries of the vector that is summed, 2 C + 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -35,43 +34,31 @@ _NONCE_BYTES = 12
 SEALING_BYTES = _NONCE_BYTES + 16
 
 
-class Summed(StrEnum):
-    """What is summed: a cycle's histograms, all vectors, or predictions of the stop set."""
-
-    HISTOGRAM = "histogram"
-    MOMENTS = "moments"
-    PREDICTIONS = "predictions"
-
-    def place(self, cycle: int) -> int:
-        """Return the number that a sum has among all of a run's: below 0 but for histograms."""
-        if self is Summed.HISTOGRAM:
-            return cycle
-        return -1 if self is Summed.MOMENTS else -2 - cycle
-
-    def called(self, cycle: int) -> str:
-        """Return what a sum is called in messages."""
-        if self is Summed.MOMENTS:
-            return "sums over vectors"
-        return f"cycle {cycle}{', predictions' if self is Summed.PREDICTIONS else ''}"
-
-
 @dataclass(frozen=True)
 class Session:
-    """One attempt at a sum; what every key of it is bound to.
+    """One attempt at a cycle's sum; what every key of it is bound to.
 
     Attributes
     ----------
     run : str
         The run's identity.
     cycle : int
-        The cycle whose histograms are summed, or another sum's place, as `Summed.place` has it.
+        The cycle; of what is no sum of histograms, another number (`Topic.place`).
     name : str
         The attempt's own name, drawn by the server.
+    about : str
+        What to call the sum in messages to people; empty: by its cycle. No key depends on it.
     """
 
     run: str
     cycle: int
     name: str
+    about: str = ""
+
+    @property
+    def told(self) -> str:
+        """What the sum is called in messages to people."""
+        return self.about or f"cycle {self.cycle}"
 
     def label(self, purpose: str, *details: object) -> bytes:
         """Return what a key of this session is derived with, or a message is bound to."""

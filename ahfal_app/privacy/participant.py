@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ahfal_app.config import FEWEST_SUMMED
 from ahfal_app.errors import PrivacyRefused
 from ahfal_app.privacy import masking, shamir
-from ahfal_app.privacy.masking import Session, Summed
+from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Secrets, Shares, Unmasking
 from ahfal_app.privacy.store import PrivacyStore
 
@@ -182,7 +182,9 @@ class Participant:
         with self._store.change():
             secrets = self._load()
             if secrets is None or not is_ready(secrets):
-                raise PrivacyRefused(f"{self._called}: this is not the next step of the session")
+                raise PrivacyRefused(
+                    f"{self._session.told}: this is not the next step of the session"
+                )
             yield secrets
             self._save(secrets)
 
@@ -196,15 +198,7 @@ class Participant:
 
     def _require(self, condition: bool, what: str) -> None:
         if not condition:
-            raise PrivacyRefused(f"{self._called}: {what}")
-
-    @property
-    def _called(self) -> str:
-        place = self._session.cycle
-        if place >= 0:
-            return Summed.HISTOGRAM.called(place)
-        is_moments = place == Summed.MOMENTS.place(0)
-        return (Summed.MOMENTS if is_moments else Summed.PREDICTIONS).called(-2 - place)
+            raise PrivacyRefused(f"{self._session.told}: {what}")
 
     def _check_roster(self, secrets: Secrets, roster: dict[int, tuple[bytes, bytes]]) -> None:
         own = _public_keys(secrets)

@@ -469,11 +469,13 @@ def _facts(loaded: Resources) -> ModelFacts:
 
 def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observation | None) -> str:
     """Return why the run ends after a cycle that was just tested; empty where it goes on."""
-    settings, tests = start.settings, int(evaluation.confusion_CC.sum())
+    settings, tests = start.settings, evaluation.sums.num_samples
     before = read_metrics(start.folder).cycles
+    # At the sites each cycle may be tested with more samples than the one before.
+    sizes = [each.tests[0].samples if each.tests else tests for each in before]
     history = [
-        CycleResult(each.labels, round(each.accuracy * tests), tests, each.stop_set)
-        for each in before
+        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set)
+        for each, size in zip(before, sizes, strict=True)
     ]
     history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests, observed))
     rules = make_rules(settings.stopping, settings.parameters_of("stopping"))

@@ -19,7 +19,7 @@ from ahfal_app.errors import CheckpointError
 from ahfal_app.messages.answers import moments_from_metrics
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.protocol import MOMENTS, Order
-from ahfal_app.privacy.masking import Summed
+from ahfal_app.privacy.sessions import Topic
 from ahfal_app.server.federation import NOTHING, Federation, Replies, ask
 from ahfal_app.server.secure_sum import secure_sum
 from ahfal_app.storage.files import write_json
@@ -93,7 +93,8 @@ def _sums(
         def check(sum_D: NDArray[np.uint64], contributors: int) -> None:
             check_sums(sum_D.view(np.int64), most * contributors)
 
-        summed = secure_sum(federation, order, size, require, check, Summed.MOMENTS)
+        about = replace(order, cycle=0, round=0)
+        summed = secure_sum(federation, about, size, require, check, Topic.MOMENTS)
         return summed.sum_D.view(np.int64), summed.failures
     clients = federation.clients
     replies = ask(federation, order, MOMENTS, dict.fromkeys(clients, NOTHING))

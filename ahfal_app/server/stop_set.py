@@ -5,6 +5,7 @@ Shape suffix: E entries of sums (`ahfal_app.stop_set`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,11 +19,13 @@ from ahfal_app.messages.answers import predictions_from_metrics
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import ARRAYS_KEY
 from ahfal_app.messages.protocol import PREDICTIONS, Order
-from ahfal_app.privacy.masking import Summed
-from ahfal_app.server.federation import Federation, Replies, ask
-from ahfal_app.server.secure_sum import kept_sum, secure_sum
+from ahfal_app.privacy.sessions import Topic
+from ahfal_app.server.federation import Federation, Records, ask
+from ahfal_app.server.secure_sum import secure_sum
 from ahfal_app.stop_set import Observation, check_sums, observe, sums_size
 from ahfal_app.stopping import make_rules
+
+_PHASE = "stop-set"
 
 
 @dataclass(frozen=True)
@@ -83,58 +86,66 @@ def observe_stop_set(
     settings = order.settings
     if not observes_stop_set(settings):
         return Observed()
-    share, size = settings.stop_set_share, sums_size(num_classes)
-    most = {
-        client: min(share, samples.get(client, share)) for client in range(settings.num_clients)
-    }
-    replies = Replies()
-    is_kept = settings.uses_secure_aggregation and kept_sum(order, Summed.PREDICTIONS).exists()
-    if not is_kept:
-        asked = {client: {ARRAYS_KEY: arrays} for client in federation.clients}
-        replies = ask(federation, order, PREDICTIONS, asked)
-    sums_E = _added_up(replies, most, size, num_classes)
-    seconds = replies.seconds
-    if settings.uses_secure_aggregation:
-        try:
-            sums_E, failures, spent = _secure(federation, order, size, num_classes)
-        except SecureAggregationFailed as error:
-            note(f"the predictions of the stop set are not known in this cycle: {error}")
-            return Observed(None, replies.failures, {"stop-set": seconds})
-        replies.failures |= failures
-        seconds += spent
+    share, clients = settings.stop_set_share, range(settings.num_clients)
+    most = {client: min(share, samples.get(client, share)) for client in clients}
+    start = time.monotonic()
+    take = _secure if settings.uses_secure_aggregation else _plain
+    try:
+        sums_E, failures = take(federation, order, {ARRAYS_KEY: arrays}, num_classes, most)
+    except SecureAggregationFailed as error:
+        note(f"the predictions of the stop set are not known in this cycle: {error}")
+        return Observed(seconds={_PHASE: time.monotonic() - start})
     values = observe(sums_E, sum(most.values()), num_classes)
-    return Observed(values, replies.failures, {"stop-set": seconds})
+    return Observed(values, failures, {_PHASE: time.monotonic() - start})
 
 
-def _added_up(
-    replies: Replies, most: Mapping[int, int], size: int, num_classes: int
-) -> NDArray[np.int64]:
+def _plain(
+    federation: Federation,
+    order: Order,
+    model: Records,
+    num_classes: int,
+    most: Mapping[int, int],
+) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Return the sum of all usable answers, each within what its client can have."""
-    total_E = np.zeros(size, np.int64)
+    total_E = np.zeros(sums_size(num_classes), np.int64)
+    replies = ask(federation, order, PREDICTIONS, dict.fromkeys(federation.clients, model))
     for client in list(replies.messages):
         try:
             metrics = metrics_of(replies.messages[client].content)
-            sums_E = predictions_from_metrics(metrics, size)
+            sums_E = predictions_from_metrics(metrics, len(total_E))
             check_sums(sums_E, most[client], num_classes)
             total_E += sums_E
         except ValueError as error:
             replies.reject(client, str(error))
-    return total_E
+    return total_E, replies.failures
 
 
 def _secure(
-    federation: Federation, order: Order, size: int, num_classes: int
-) -> tuple[NDArray[np.int64], dict[int, str], float]:
-    share = order.settings.stop_set_share
+    federation: Federation,
+    order: Order,
+    model: Records,
+    num_classes: int,
+    most: Mapping[int, int],
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return the secure sum over the clients that did all steps."""
+    largest = max(most.values())
 
     def check(sum_D: NDArray[np.uint64], contributors: int) -> None:
         try:
-            check_sums(sum_D.view(np.int64), share * contributors, num_classes)
+            check_sums(sum_D.view(np.int64), largest * contributors, num_classes)
         except ValueError as error:
             raise SecureAggregationFailed(
                 f"what was unmasked is no sum over {contributors} clients: {error}"
             ) from error
 
     # Whoever is missing is missing from the sum alone, so that no quorum is asked for.
-    summed = secure_sum(federation, order, size, lambda *_: None, check, Summed.PREDICTIONS)
-    return summed.sum_D.view(np.int64), summed.failures, summed.seconds
+    summed = secure_sum(
+        federation,
+        order,
+        sums_size(num_classes),
+        lambda *_: None,
+        check,
+        Topic.STOP_SET,
+        beside=model,
+    )
+    return summed.sum_D.view(np.int64), summed.failures
