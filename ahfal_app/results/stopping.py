@@ -155,6 +155,7 @@ def _first_stop(run: Run, rule: StoppingRule, history: list[CycleResult]) -> Wou
     for count in range(1, min(len(history), run.settings.num_cycles - 1) + 1):
         if rule.stops(history[:count]):
             cycle, planned = run.metrics.cycles[count - 1], planned_labels(run)
-            saved = max(0, planned - cycle.labels) if planned is not None else None
+            had = cycle.labels + cycle.held_out
+            saved = max(0, planned - had) if planned is not None else None
             return WouldStop(rule.name, cycle.cycle, cycle.labels, cycle.accuracy, saved)
     return WouldStop(rule.name)
