@@ -325,6 +325,12 @@ class Settings(BaseModel):
         gt=0,
         lt=1,
     )
+    validation_from: Literal["all", "initial"] = _setting(
+        "all",
+        "Federation",
+        "Which labels a client holds out from: `all` that it has, or those of the first request "
+        "alone, which are drawn at random (`initial-strategy=random`) where later ones are chosen.",
+    )
     client_state: Literal["disk", "memory"] = _setting(
         "disk",
         "Federation",
@@ -820,12 +826,13 @@ def _evaluation_contradictions(settings: Settings) -> list[str]:
             f"evaluate={settings.evaluate!r} and privacy={settings.privacy!r}, since a sum that "
             "was begun is of one model for good, and a round may be repeated"
         )
-    share, default = settings.validation_fraction, setting_fields()["validation-fraction"].default
-    if not settings.tests_at_sites and share != default:
-        problems.append(
-            f"validation-fraction={share!r}: has no effect with evaluate='server'; allowed is "
-            "nothing, or evaluate=sites|both"
-        )
+    for key in ("validation-fraction", "validation-from"):
+        value, default = settings.to_flat()[key], setting_fields()[key].default
+        if not settings.tests_at_sites and value != default:
+            problems.append(
+                f"{key}={value!r}: has no effect with evaluate='server'; allowed is nothing, or "
+                "evaluate=sites|both"
+            )
     return problems
 
 
