@@ -23,7 +23,7 @@ from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
-from ahfal_app.data.moments import moment_sums
+from ahfal_app.data.moments import moments_for
 from ahfal_app.errors import MessageRefused
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
@@ -144,6 +144,9 @@ class Client:
         # Whoever has a backbone computes its features now, and not while others wait for a round.
         if self._resources.backbone is not None:
             _ = self._resources.train_images
+        data = self._resources.dataset.format
+        if data.vectors and not data.is_measured:
+            self._moment_sums()  # They will be asked for; whoever cannot tell them does not join.
         with self._labels() as store:
             self._annotation.describe(store)
             if self._settings.buys_on_joining:
@@ -204,7 +207,7 @@ class Client:
             return disclosure.histogram(cycle, counts_C)
 
     def moments(self) -> NDArray[np.int64]:
-        """Return sums over this client's vectors, as `moment_sums` has them.
+        """Return sums over this client's samples, as `Moments` has them.
 
         Raises
         ------
@@ -218,7 +221,7 @@ class Client:
     def advertise_keys(self, cycle: int, session: str) -> Advertisement:
         """Begin a session of secure aggregation of what was labelled for training `cycle`.
 
-        In place of a cycle after the last it is the sums over the vectors.
+        In place of a cycle after the last it is the sums over the samples.
         """
         if cycle == self._settings.num_cycles:
             sums_E = self._moment_sums()
@@ -295,9 +298,9 @@ class Client:
 
     def _moment_sums(self) -> NDArray[np.int64]:
         dataset = self._resources.dataset
-        if not dataset.holds_vectors:
-            raise MessageRefused("asked for sums over vectors, and the data are images")
-        return moment_sums(dataset.train, self._rows_N, dataset.format)
+        if dataset.format.is_measured and not dataset.holds_vectors:
+            raise MessageRefused("asked for sums over images that are normalised already")
+        return moments_for(dataset.format).of(dataset.train, self._rows_N)
 
     def _check(self, granted: int | None) -> None:
         if granted is not None:

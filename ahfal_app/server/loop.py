@@ -31,7 +31,7 @@ from ahfal_app.server.membership import Membership, check_resumable, join, join_
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
-from ahfal_app.server.standardising import standardised
+from ahfal_app.server.standardising import is_asked_of_sites, standardised
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -56,7 +56,7 @@ class Hooks:
     joined : Callable[[Membership], None]
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
-        Called with what all sites' vectors are standardised by.
+        Called with what all sites' samples are standardised by.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -199,12 +199,9 @@ class FederatedActiveLearning:
             self._labels.joined(self._membership.members[client] for client in clients)
 
     def _standardise(self) -> None:
-        """Learn what all sites' vectors are standardised by, and tell it from now on."""
-        order, data = self._order, self._order.data
-        settings = order.settings
-        if not settings.has_sites or data is None or not data.vectors:
-            return
-        if settings.standardise == "none":
+        """Learn what all sites' samples are standardised by, and tell it from now on."""
+        order = self._order
+        if not is_asked_of_sites(order):
             return
         require = partial(require_quorum, self._federation, order)
         data = standardised(self._federation, order, require, self._progress.note)

@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ahfal_app.backbones import Backbone, load_backbone
+from ahfal_app.backbones import Backbone, Preprocessing, load_backbone
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.cache import data_dir
 from ahfal_app.data.device import DeviceFeatures, DeviceImages
 from ahfal_app.data.features import Features, FeatureStore
 from ahfal_app.data.images import DataFormat, Images
+from ahfal_app.data.no_data import dataset_of_settings
 from ahfal_app.data.partition import Partition, make_partition
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.data.vectors import VectorColumns
-from ahfal_app.errors import ConfigError, ImageSizesDiffer
+from ahfal_app.errors import ConfigError, ImageSizesDiffer, MessageRefused
 from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.models.core.registry import network_facts, networks_for_vectors
@@ -134,6 +135,8 @@ class Resources:
 
     def _make(self, split: Literal["train", "test"]) -> DeviceImages:
         dataset = self.dataset
+        if not dataset.format.is_measured:
+            raise MessageRefused("data: not told what they are normalised with")
         images = dataset.train if split == "train" else dataset.test
         if self.backbone is None:
             return DeviceImages(images, dataset.mean_C, dataset.std_C, self.device)
@@ -306,6 +309,8 @@ def _network_for(settings: Settings, dataset: ImageDataset) -> str:
 
 def _dataset(settings: Settings) -> ImageDataset:
     """Load the data set; images of several sizes are scaled to what a backbone wants."""
+    if not settings.has_dataset and settings.uses_backbone:
+        return _dataset_for(backbone_of(settings).preprocessing, settings)
     try:
         return load_dataset(settings)
     except ImageSizesDiffer:
@@ -313,6 +318,15 @@ def _dataset(settings: Settings) -> ImageDataset:
             raise
         size = backbone_of(settings).preprocessing.size
         return load_dataset(settings.model_copy(update={"image_size": size}))
+
+
+def _dataset_for(wanted: Preprocessing, settings: Settings) -> ImageDataset:
+    """Return a data set without a sample, as a backbone wants its images."""
+    mean_C, std_C = wanted.mean_C, wanted.std_C
+    if settings.image_channels == 1:
+        # Of no use where the backbone makes three channels of one, but a format has one each.
+        return dataset_of_settings(settings, wanted.size, ((sum(mean_C) / 3,), (sum(std_C) / 3,)))
+    return dataset_of_settings(settings, wanted.size, (mean_C, std_C))
 
 
 def computing_threads(settings: Settings) -> int:
@@ -358,7 +372,8 @@ def resources(settings: Settings, data_format: DataFormat | None = None) -> Reso
     settings : Settings
         The run's settings.
     data_format : DataFormat | None
-        What vectors are standardised by, where it is not their own mean and deviation.
+        What vectors are standardised by, where it is not their own mean and deviation, or images
+        where there are none to measure.
     """
     key = _key(settings)
     with _lock:
@@ -366,7 +381,8 @@ def resources(settings: Settings, data_format: DataFormat | None = None) -> Reso
             _memo.clear()  # One run at a time: another data set replaces the last one.
             _memo[key] = Resources(settings)
         loaded = _memo[key]
-        if data_format is None or not loaded.dataset.holds_vectors:
+        own = loaded.dataset.format
+        if data_format is None or (own.is_measured and not own.vectors):
             return loaded
         wanted = (data_format.mean_C, data_format.std_C)
         if wanted == (loaded.dataset.mean_C, loaded.dataset.std_C):
@@ -425,6 +441,8 @@ _MADE_OF = (
     "standardise",
     "classes",
     "image_size",
+    "image_channels",
+    "vector_length",
     "test_fraction",
     "max_train_samples",
     "max_test_samples",
