@@ -32,6 +32,7 @@ from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_
 from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
+from ahfal_app.privacy.sessions import Topic
 from ahfal_app.storage.private import owner_only
 
 app = ClientApp()
@@ -160,8 +161,15 @@ def histogram(message: Message, context: Context) -> Message:
 @_guarded
 def advertise_keys(message: Message, context: Context) -> Message:
     """Begin a session of secure aggregation with fresh keys."""
-    order, (session, _) = _order(message), _secure_request(message, lambda _: None)
-    advertisement = _client(order, context).advertise_keys(order.cycle, session)
+    order, (session, topic, _) = _order(message), _secure_request(message, lambda _: None)
+    client = _client(order, context)
+    match topic:
+        case Topic.HISTOGRAM:
+            advertisement = client.advertise_histogram(order.cycle, session)
+        case Topic.MOMENTS:
+            advertisement = client.advertise_moments(session)
+        case _:
+            raise MessageRefused(f"topic={topic.value!r}: allowed are others with this version")
     return _secure_reply(message, secure.advertisement_to(advertisement))
 
 
@@ -260,16 +268,19 @@ def _bytes_of(message: Message) -> int:
 def _participant(
     message: Message, context: Context, read: Callable[[ConfigRecord], Asked]
 ) -> Iterator[tuple[Participant, Asked]]:
-    order, (session, asked) = _order(message), _secure_request(message, read)
-    with _client(order, context).participant(order.cycle, session) as participant:
+    order, (session, topic, asked) = _order(message), _secure_request(message, read)
+    client = _client(order, context)
+    with client.participant(order.cycle, session, topic, order.round) as participant:
         yield participant, asked
 
 
-def _secure_request(message: Message, read: Callable[[ConfigRecord], Asked]) -> tuple[str, Asked]:
-    """Return the session that a request belongs to, and what it says besides."""
+def _secure_request(
+    message: Message, read: Callable[[ConfigRecord], Asked]
+) -> tuple[str, Topic, Asked]:
+    """Return the session that a request belongs to, its sum's topic, and what it says besides."""
     with _checked():
         record = secure.record_of(message.content)
-        return secure.session_name(record), read(record)
+        return secure.session_name(record), secure.topic_of(record), read(record)
 
 
 @contextmanager

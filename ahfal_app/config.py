@@ -333,8 +333,16 @@ class Settings(BaseModel):
     evaluate: Literal["server", "sites", "both"] = _setting(
         "server",
         "Federation",
-        "Where the global model is tested: on the server's test set, on what sites have for it, or "
-        "both.",
+        "Where the global model is tested: on the server's test set, on labelled samples that the "
+        "clients hold out (of which the server learns sums alone), or both.",
+    )
+    validation_fraction: float = _setting(
+        0.2,
+        "Federation",
+        "Share of its labels of each class that a client holds out for testing, and never trains "
+        "on; with `evaluate=sites|both`.",
+        gt=0,
+        lt=1,
     )
     client_state: Literal["disk", "memory"] = _setting(
         "disk",
@@ -530,6 +538,16 @@ class Settings(BaseModel):
     def has_dataset(self) -> bool:
         """Whether the server has data."""
         return self.dataset != NO_DATASET
+
+    @property
+    def tests_on_server(self) -> bool:
+        """Whether the server tests the global model on a test set of its own."""
+        return self.evaluate != "sites"
+
+    @property
+    def tests_at_sites(self) -> bool:
+        """Whether clients hold out labelled samples and test the global model on them."""
+        return self.evaluate != "server"
 
     @property
     def uses_backbone(self) -> bool:
@@ -808,7 +826,8 @@ def _contradictions(settings: Settings) -> list[str]:
             f"client-state={settings.client_state!r}: allowed is 'disk' with partition='sites', "
             "since labels that people are paid for must outlive the process"
         )
-    return problems + _data_contradictions(settings) + _amount_contradictions(settings)
+    problems += _data_contradictions(settings) + _amount_contradictions(settings)
+    return problems + _evaluation_contradictions(settings)
 
 
 def _data_contradictions(settings: Settings) -> list[str]:
@@ -824,7 +843,7 @@ def _data_contradictions(settings: Settings) -> list[str]:
     problems = []
     if not settings.has_sites:
         problems.append(f"partition={settings.partition!r}: allowed is {SITES!r} {why}")
-    if settings.evaluate != "sites":
+    if settings.tests_on_server:
         problems.append(
             f"evaluate={settings.evaluate!r}: allowed is 'sites' {why}, since the server has "
             "nothing to test with"
@@ -858,6 +877,24 @@ def _vector_contradictions(settings: Settings) -> list[str]:
         for key, value, fitting, allowed in wanted
         if value not in fitting
     ]
+
+
+def _evaluation_contradictions(settings: Settings) -> list[str]:
+    """Refuse tests at the sites that would undo a protection, and a share of nothing."""
+    problems = []
+    if settings.tests_at_sites and settings.uses_local_dp:
+        problems.append(
+            f"evaluate={settings.evaluate!r}: allowed is 'server' with "
+            f"privacy={settings.privacy!r}, since counts of the samples that a client holds out "
+            "carry no noise and would tell what the noise hides"
+        )
+    share, default = settings.validation_fraction, setting_fields()["validation-fraction"].default
+    if not settings.tests_at_sites and share != default:
+        problems.append(
+            f"validation-fraction={share!r}: has no effect with evaluate='server'; allowed is "
+            "nothing, or evaluate=sites|both"
+        )
+    return problems
 
 
 def _amount_contradictions(settings: Settings) -> list[str]:

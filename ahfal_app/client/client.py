@@ -31,7 +31,7 @@ from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
 from ahfal_app.messages.arrays import ArrayForm
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
-from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer
+from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
 from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
@@ -218,25 +218,27 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.moments(sums_E)
 
-    def advertise_keys(self, cycle: int, session: str) -> Advertisement:
-        """Begin a session of secure aggregation of what was labelled for training `cycle`.
-
-        In place of a cycle after the last it is the sums over the samples.
-        """
-        if cycle == self._settings.num_cycles:
-            sums_E = self._moment_sums()
-            with self._disclosure() as disclosure:
-                return disclosure.participant(cycle, session).advertise(sums_E.view(np.uint64))
+    def advertise_histogram(self, cycle: int, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of what was labelled for training `cycle`."""
         counts_C = self._class_counts(cycle)
         with self._disclosure() as disclosure:
             participant = disclosure.participant(cycle, session)
             return participant.advertise(disclosure.summand(cycle, counts_C))
 
+    def advertise_moments(self, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of sums over the samples."""
+        sums_E = self._moment_sums()
+        with self._disclosure() as disclosure:
+            participant = disclosure.participant(0, session, Topic.MOMENTS)
+            return participant.advertise(sums_E.view(np.uint64))
+
     @contextmanager
-    def participant(self, cycle: int, session: str) -> Iterator[Participant]:
+    def participant(
+        self, cycle: int, session: str, topic: Topic = Topic.HISTOGRAM, round_: int = 0
+    ) -> Iterator[Participant]:
         """Give this client's side of a session of secure aggregation."""
         with self._disclosure() as disclosure:
-            yield disclosure.participant(cycle, session)
+            yield disclosure.participant(cycle, session, topic, round_)
 
     def select(
         self,

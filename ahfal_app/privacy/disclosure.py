@@ -15,7 +15,7 @@ from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.quantisation import quantise
-from ahfal_app.privacy.sessions import HistogramAnswer
+from ahfal_app.privacy.sessions import HistogramAnswer, Topic
 from ahfal_app.privacy.store import PrivacyStore
 
 #: Where sums over samples are kept, which belong to no cycle, however many there are.
@@ -113,7 +113,9 @@ class Disclosure:
         self._store.keep_input(_MOMENTS, sums_E.view(np.uint64))
         return self._store.input(_MOMENTS).view(np.int64)
 
-    def participant(self, cycle: int, session: str) -> Participant:
+    def participant(
+        self, cycle: int, session: str, topic: Topic = Topic.HISTOGRAM, round_: int = 0
+    ) -> Participant:
         """Return this client's side of a session of secure aggregation.
 
         Raises
@@ -126,7 +128,12 @@ class Disclosure:
             raise PrivacyRefused(f"privacy={settings.privacy!r}: there is no secure aggregation")
         return Participant(
             self._store,
-            Session(self._run, cycle, session),
+            Session(
+                self._run,
+                topic.place(cycle, round_, settings.rounds),
+                session,
+                "" if topic is Topic.HISTOGRAM else f"{topic} of cycle {cycle}",
+            ),
             self._client,
             settings.num_clients,
             share_of(settings.secure_aggregation_threshold, settings.num_clients),

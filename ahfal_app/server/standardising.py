@@ -19,6 +19,7 @@ from ahfal_app.errors import CheckpointError, SecureAggregationFailed
 from ahfal_app.messages.answers import moments_from_metrics
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.protocol import MOMENTS, Order
+from ahfal_app.privacy.sessions import Topic
 from ahfal_app.server.federation import NOTHING, Federation, Replies, ask
 from ahfal_app.server.secure_sum import secure_sum
 from ahfal_app.storage.files import write_json
@@ -137,9 +138,6 @@ def _told_in_secret(
     require: Callable[[Replies, int, str], None],
     most: int,
 ) -> _Told:
-    # A cycle of its own, after the last: no histogram is ever asked for in it.
-    about = replace(order, cycle=order.settings.num_cycles)
-
     def check(sum_E: NDArray[np.uint64], contributors: int) -> None:
         try:
             moments.check(sum_E.view(np.int64), most * contributors, contributors)
@@ -148,5 +146,6 @@ def _told_in_secret(
                 f"what was unmasked is no sum over {contributors} sites' samples: {error}"
             ) from error
 
-    summed = secure_sum(federation, about, moments.size, require, check)
+    about = replace(order, cycle=0, round=0)
+    summed = secure_sum(federation, about, moments.size, require, check, Topic.MOMENTS)
     return _Told(summed.sum_D.view(np.int64), summed.with_labels, summed.failures)
