@@ -144,6 +144,8 @@ class Client:
         # Whoever has a backbone computes its features now, and not while others wait for a round.
         if self._resources.backbone is not None:
             _ = self._resources.train_images
+        if self._settings.tests_at_sites:
+            self._resources.check_validation()
         data = self._resources.dataset.format
         if data.vectors and not data.is_measured:
             self._moment_sums()  # They will be asked for; whoever cannot tell them does not join.

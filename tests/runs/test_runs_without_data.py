@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flwr.app import Context, Message
-from safetensors import safe_open
-from support.killing import killed_at
 from support.simulation import Simulation
 from support.site_images import CLASSES, digits, write_images, write_labels
 
