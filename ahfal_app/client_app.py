@@ -157,7 +157,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("moments")
 @_guarded
 def moments(message: Message, context: Context) -> Message:
-    """Tell sums over all vectors, that they can be standardised alike everywhere."""
+    """Tell sums over all samples, that they can be standardised alike everywhere."""
     sums_E = _client(_order(message), context).moments()
     return _metrics_reply(message, moments_to_metrics(sums_E))
 

@@ -276,12 +276,12 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
 
 
 def moments_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
-    """Return sums over a client's vectors, as `moment_sums` has them, as metrics."""
+    """Return sums over a client's samples, as `Moments` has them, as metrics."""
     return MetricRecord({"sums": sums_E.tolist()})
 
 
 def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
-    """Return sums over a client's vectors that came in, int64 (size,).
+    """Return sums over a client's samples that came in, int64 (size,).
 
     Raises
     ------

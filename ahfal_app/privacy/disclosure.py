@@ -18,7 +18,7 @@ from ahfal_app.privacy.quantisation import quantise
 from ahfal_app.privacy.sessions import HistogramAnswer, Topic
 from ahfal_app.privacy.store import PrivacyStore
 
-#: Where sums over vectors are kept, which belong to no cycle, however many there are.
+#: Where sums over samples are kept, which belong to no cycle, however many there are.
 _MOMENTS = -1
 
 
@@ -97,7 +97,7 @@ class Disclosure:
         return quantise(class_proportions(released_C))
 
     def moments(self, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return sums over the client's vectors: those of the first call, whatever comes later.
+        """Return sums over the client's samples: those of the first call, whatever comes later.
 
         Sums by one mean and deviation after another would tell how single vectors lie.
 

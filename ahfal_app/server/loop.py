@@ -29,7 +29,7 @@ from ahfal_app.server.membership import Membership, check_resumable, join, join_
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
-from ahfal_app.server.standardising import standardised
+from ahfal_app.server.standardising import is_asked_of_sites, standardised
 from ahfal_app.server.stop_set import Observed, observe_stop_set
 from ahfal_app.server.testing import Tested, evaluate_everywhere
 from ahfal_app.stop_set import Observation
@@ -57,7 +57,7 @@ class Hooks:
     joined : Callable[[Membership], None]
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
-        Called with what all sites' vectors are standardised by.
+        Called with what all sites' samples are standardised by.
     stops : Callable[[int, Evaluation, Observation | None], str]
         Called with a cycle's labels, its test and what it predicts of the stop set; returns why the
         run ends there, or nothing.
@@ -203,12 +203,9 @@ class FederatedActiveLearning:
             self._labels.joined(self._membership.members[client] for client in clients)
 
     def _standardise(self) -> None:
-        """Learn what all sites' vectors are standardised by, and tell it from now on."""
-        order, data = self._order, self._order.data
-        settings = order.settings
-        if not settings.has_sites or data is None or not data.vectors:
-            return
-        if settings.standardise == "none":
+        """Learn what all sites' samples are standardised by, and tell it from now on."""
+        order = self._order
+        if not is_asked_of_sites(order):
             return
         require = partial(require_quorum, self._federation, order)
         data = standardised(self._federation, order, require, self._progress.note)

@@ -77,7 +77,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
     if settings.uses_backbone and weights not in (PRETRAINED, UNTRAINED):
         update["backbone_weights"] = str(expanded("backbone-weights", weights).absolute())
     dataset = expanded("dataset", settings.dataset)
-    if dataset.is_dir():
+    if settings.has_dataset and dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
     return settings.model_copy(update=update)
 
@@ -140,7 +140,8 @@ def check_data(settings: Settings) -> Resources:
         raise ConfigError(problems)
     # Features are computed before anything starts, so that clients find them.
     if settings.uses_features:
-        _ = loaded.test_images
+        if settings.has_dataset:
+            _ = loaded.test_images
         if not settings.has_sites:
             _ = loaded.train_images
     if settings.num_clients and not settings.has_sites:

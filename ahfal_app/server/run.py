@@ -131,12 +131,15 @@ def prepare(values: Mapping[str, object]) -> Start:
 
 
 def _loaded(settings: Settings) -> tuple[Resources, bool]:
-    """Load the data, and tell whether an initial model says how vectors are standardised."""
+    """Load the data, and tell whether an initial model says how they are standardised.
+
+    Images are normalised as it says where there is no test set, whose own moments they have else.
+    """
     loaded = check_data(settings)
-    if not settings.initial_model or not loaded.dataset.holds_vectors:
-        return loaded, False
     own = loaded.dataset.format
-    found = initial_standardisation(settings.initial_model, len(own.mean_C), settings.standardise)
+    if not settings.initial_model or (own.is_measured and not own.vectors):
+        return loaded, False
+    found = initial_standardisation(settings.initial_model, own, settings.standardise)
     if found is None:
         return loaded, False
     return resources(settings, replace(own, mean_C=found[0], std_C=found[1])), True
@@ -164,8 +167,9 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
-    if start.settings.has_sites and start.loaded.dataset.holds_vectors:
-        # Its test set will be standardised as this run's sites are, and as no other run's.
+    data = start.loaded.dataset.format
+    if start.settings.has_sites and (data.vectors or not data.is_measured):
+        # It will be standardised as this run's sites are, and as no other run's.
         start = replace(start, loaded=copy.copy(start.loaded))
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
@@ -409,7 +413,7 @@ def _environment(
     recipe = loaded.recipe(settings)
     environment = describe_environment(
         class_names=loaded.dataset.class_names,
-        data_fingerprint=loaded.dataset.fingerprint,
+        data_fingerprint=loaded.dataset.fingerprint or None,
         partition_fingerprint=partition_fingerprint,
         settings=settings.to_flat(),
     )
