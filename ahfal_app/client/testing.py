@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ahfal_app.config import Settings, exact_fraction
+from ahfal_app.data.device import DeviceImages
 from ahfal_app.evaluation import EvaluationSums, evaluation_sums
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.seeds import numpy_generator
@@ -36,7 +39,7 @@ class Testing:
     def hold_out(self, store: LabelStore) -> None:
         """Draw which of the labels that came are for testing, before any of them is trained on."""
         settings = self.settings
-        if settings.tests_at_sites:
+        if settings.tests_at_sites and not self.loaded.has_own_tests:
             store.hold_out(
                 exact_fraction(settings.validation_fraction),
                 lambda drawn: numpy_generator(settings.seed, "validation", self.client, drawn),
@@ -44,7 +47,7 @@ class Testing:
             )
 
     def sums(self, store: LabelStore, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:
-        """Test a model on what is held out of the labels that a cycle may use.
+        """Test a model on what a site keeps for that, or on what a cycle's labels leave for it.
 
         Parameters
         ----------
@@ -55,12 +58,24 @@ class Testing:
         cycle : int
             The cycle that was just trained.
         """
+        own = self.loaded.validation_images
+        if own is not None:
+            return self._sums(tensors, own, torch.arange(len(own)), own.labels_N.cpu().numpy())
         store.freeze(cycle)
         held_out = store.held_out(through_cycle=cycle)
-        if not len(held_out.samples_N):
+        rows_N = torch.from_numpy(held_out.samples_N)
+        return self._sums(tensors, self.loaded.train_images, rows_N, held_out.labels_N)
+
+    def _sums(
+        self,
+        tensors: dict[str, Tensor],
+        images: DeviceImages,
+        rows_N: Tensor,
+        labels_N: NDArray[np.int64],
+    ) -> EvaluationSums:
+        if not len(rows_N):
             return EvaluationSums.nothing(self.loaded.num_classes)
         model = self.loaded.model_with(tensors)
-        rows_N = torch.from_numpy(held_out.samples_N)
-        logits_NC = predict(model, self.loaded.train_images, rows_N).logits_NC
+        logits_NC = predict(model, images, rows_N).logits_NC
         predicted_N = logits_NC.argmax(dim=1).cpu().numpy()
-        return evaluation_sums(logits_NC.float().cpu().numpy(), held_out.labels_N, predicted_N)
+        return evaluation_sums(logits_NC.float().cpu().numpy(), labels_N, predicted_N)

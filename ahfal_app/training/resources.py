@@ -138,6 +138,11 @@ class Resources:
         return self._on_device("test")
 
     @property
+    def has_own_tests(self) -> bool:
+        """Whether a site has a folder of its own with what it tests with."""
+        return self._load_tests is not None
+
+    @property
     def validation_images(self) -> DeviceImages | None:
         """What a site tests with, on the device, or features; None where it has no folder for it.
 

@@ -66,3 +66,8 @@ def test_pixels_are_normalised_by_all_sites_images(simulation: Simulation, wards
     assert kept["samples"] == 120
     assert kept["mean"] == [pytest.approx(pixels_NHW.mean(), rel=1e-5)]
     assert kept["deviation"] == [pytest.approx(pixels_NHW.std(), rel=1e-5)]
+    (cycle,) = outcome.metrics.cycles
+    # Each site tests with its folder, and holds out nothing of what it has paid for.
+    assert [site.test.samples for site in cycle.sites] == [10, 10, 10]
+    assert cycle.held_out == 0
+    assert cycle.labels == cycle.ledger.spent
