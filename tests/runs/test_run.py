@@ -96,6 +96,7 @@ _ONE_CHOICE: dict[str, object] = {"cycles": 2, "max-train-samples": 450}
 
 #: Of what a strategy repeats many times, a few will do as well.
 _FEW: dict[str, dict[str, object]] = {
+    "ifal": {"strategy.epochs": 3},
     "logo": {"strategy.epochs": 2},
     "noise-stability": {"strategy.draws": 5},
 }
