@@ -48,6 +48,8 @@ class Introduction:
         What it trains on.
     backbone : str
         SHA-256 of its backbone; empty where there is none.
+    version : str
+        Version of its package; empty where it says none.
     """
 
     client: int
@@ -58,6 +60,7 @@ class Introduction:
     partition: str = ""
     device: str = ""
     backbone: str = ""
+    version: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Return it as it travels; Flower cannot count empty text, so that is left out."""
@@ -72,6 +75,7 @@ class Introduction:
             "partition": self.partition,
             "device": self.device,
             "backbone": self.backbone,
+            "version": self.version,
         }
         return ConfigRecord({**about, **{key: text for key, text in texts.items() if text}})
 
@@ -96,6 +100,7 @@ class Introduction:
             partition=_optional(record, "partition", "[0-9a-z]+", 64),
             device=_optional(record, "device", "[a-z]+", 16),
             backbone=_optional(record, "backbone", "[0-9a-f]+", 64),
+            version=_optional(record, "version", "[0-9A-Za-z.!+-]+", 64),
         )
 
 
@@ -189,7 +194,27 @@ class TrainAnswer:
 
 @dataclass(frozen=True)
 class QueryAnswer:
-    """How a client's purchase stands; which samples it chose stays with the client."""
+    """How a client's purchase stands; which samples it chose stays with the client.
+
+    Attributes
+    ----------
+    selected : int
+        Samples that were asked for.
+    labelled : int
+        All that are labelled.
+    pending : int
+        Those that are asked for and not answered.
+    ledger : Ledger
+        Its ledger.
+    fine_tuned : bool
+        Whether its local model had to be made of the global one.
+    seconds : float
+        What choosing took.
+    longest : int
+        Those of the pending ones that wait longest: what is unanswered of the oldest request.
+    longest_seconds : float
+        For how long they have waited, by the site's own clock.
+    """
 
     selected: int
     labelled: int
@@ -197,6 +222,8 @@ class QueryAnswer:
     ledger: Ledger
     fine_tuned: bool = False
     seconds: float = 0.0
+    longest: int = 0
+    longest_seconds: float = 0.0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -207,6 +234,8 @@ class QueryAnswer:
                 "pending": self.pending,
                 "fine-tuned": int(self.fine_tuned),
                 "seconds": self.seconds,
+                "longest": self.longest,
+                "longest-seconds": self.longest_seconds,
                 **asdict(self.ledger),
             }
         )
@@ -227,6 +256,8 @@ class QueryAnswer:
             ledger=_ledger(metrics),
             fine_tuned=bool(count(metrics, "fine-tuned")),
             seconds=number(metrics, "seconds"),
+            longest=count(metrics, "longest"),
+            longest_seconds=number(metrics, "longest-seconds"),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from ahfal_app.messages.protocol import Order
 from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
+from ahfal_app.results.status import Phase
 from ahfal_app.server.aggregation import (
     Aggregation,
 )
@@ -32,6 +33,7 @@ from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import standardised
+from ahfal_app.server.watch import Watch
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -57,6 +59,10 @@ class Hooks:
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
         Called with what all sites' vectors are standardised by.
+    stops : Callable[[int, Evaluation], str]
+        Returns why the run ends after a cycle, by its labels and test; empty where it goes on.
+    watch : Watch
+        Told what is being done.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -66,6 +72,7 @@ class Hooks:
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
     stops: Callable[[int, Evaluation], str] = lambda _labels, _evaluation: ""
+    watch: Watch = field(default_factory=Watch)
 
 
 class FederatedActiveLearning:
@@ -176,6 +183,7 @@ class FederatedActiveLearning:
         )
 
     def _join(self) -> None:
+        self._hooks.watch.phase(Phase.JOINING, *self._first)
         self._membership = join(self._federation, self._order)
         check_resumable(self._membership, self._labels.bought)
         self._order = replace(self._order, settings=self._membership.settings)
@@ -238,12 +246,18 @@ class FederatedActiveLearning:
     def _wait_for_initial_labels(self) -> None:
         """Wait for the labels that were bought when the clients joined."""
         standing, _ = wait_for_labels(
-            self._federation, self._order, 0, self._labels.standing(), self._progress.note
+            self._federation,
+            self._order,
+            0,
+            self._labels.standing(),
+            self._progress.note,
+            self._hooks.watch,
         )
         self._labels.told(standing)
 
     def _round(self, round_: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, record it and write a checkpoint."""
+        self._hooks.watch.phase(Phase.TRAINING, self._order.cycle, round_)
         sent = self._federation.traffic
         trained = self._rounds.run(replace(self._order, round=round_), arrays)
         seconds = dict(trained.seconds)
@@ -281,6 +295,7 @@ class FederatedActiveLearning:
     def _close_cycle(self, arrays: ArrayRecord) -> ArrayRecord:
         """Test the model, buy labels, record the cycle; return what the next one starts from."""
         settings, cycle = self._order.settings, self._order.cycle
+        self._hooks.watch.phase(Phase.TESTING, cycle, settings.rounds)
         sent = self._federation.traffic
         start = time.monotonic()
         evaluation = self._hooks.evaluate(arrays)
@@ -305,6 +320,7 @@ class FederatedActiveLearning:
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
         due = self._due(order.cycle + 1)
+        self._hooks.watch.phase(Phase.CHOOSING, order.cycle, order.settings.rounds)
         purchase = buy(
             self._federation,
             order,
@@ -315,6 +331,7 @@ class FederatedActiveLearning:
             self._labels.most,
             partial(require_quorum, self._federation, order),
             self._progress.note,
+            self._hooks.watch,
         )
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
         for client, answer in purchase.answers.items():

@@ -24,6 +24,7 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
+from ahfal_app.server.events import checked_target
 from ahfal_app.trackers import NO_TRACKER, library_problem
 from ahfal_app.training.objectives import make_local_update
 from ahfal_app.training.resources import (
@@ -74,6 +75,8 @@ def with_absolute_paths(settings: Settings) -> Settings:
     weights = settings.backbone_weights
     if settings.uses_backbone and weights not in (PRETRAINED, UNTRAINED):
         update["backbone_weights"] = str(expanded("backbone-weights", weights).absolute())
+    if settings.on_event:
+        update["on_event"] = checked_target(settings.on_event)
     dataset = expanded("dataset", settings.dataset)
     if dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
