@@ -28,6 +28,8 @@ from ahfal_app.messages.answers import (
     moments_to_metrics,
 )
 from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
+from ahfal_app.messages.evaluation import RECORD_KEY as EVALUATION_KEY
+from ahfal_app.messages.evaluation import evaluation_to_record
 from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
 from ahfal_app.plugins import shared_code_hash
@@ -140,6 +142,17 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.evaluate()
+@_guarded
+def evaluate(message: Message, context: Context) -> Message:
+    """Test the global model on held-out labels, and tell sums."""
+    order = _order(message)
+    client = _client(order, context, needed_bytes=0)
+    sums = client.evaluate(_tensors(message, client), order.cycle)
+    content = RecordDict({EVALUATION_KEY: evaluation_to_record(sums)})
+    return Message(content, reply_to=message)
+
+
 @app.query("moments")
 @_guarded
 def moments(message: Message, context: Context) -> Message:
@@ -168,6 +181,9 @@ def advertise_keys(message: Message, context: Context) -> Message:
             advertisement = client.advertise_histogram(order.cycle, session)
         case Topic.MOMENTS:
             advertisement = client.advertise_moments(session)
+        case Topic.EVALUATION:
+            tensors = _tensors(message, client)
+            advertisement = client.advertise_evaluation(tensors, order.cycle, order.round, session)
         case _:
             raise MessageRefused(f"topic={topic.value!r}: allowed are others with this version")
     return _secure_reply(message, secure.advertisement_to(advertisement))

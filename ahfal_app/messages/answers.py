@@ -106,17 +106,20 @@ class JoinAnswer:
     Attributes
     ----------
     num_samples, labelled : int
-        All samples, and those that are labelled.
+        All samples, and those that are labelled to be trained on.
     last_cycle : int
         The newest cycle that labels were bought for; -1: none.
     ledger : Ledger
         Its ledger.
+    held_out : int
+        Labelled samples that are held out for testing.
     """
 
     num_samples: int
     labelled: int
     last_cycle: int
     ledger: Ledger
+    held_out: int = 0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -126,6 +129,7 @@ class JoinAnswer:
                 "labelled": self.labelled,
                 # Counted from 1, since a client that has bought nothing has no cycle.
                 "purchases": self.last_cycle + 1,
+                "held-out": self.held_out,
                 **asdict(self.ledger),
             }
         )
@@ -144,6 +148,7 @@ class JoinAnswer:
             labelled=count(metrics, "labelled"),
             last_cycle=count(metrics, "purchases") - 1,
             ledger=_ledger(metrics),
+            held_out=count(metrics, "held-out"),
         )
 
 
@@ -189,7 +194,10 @@ class TrainAnswer:
 
 @dataclass(frozen=True)
 class QueryAnswer:
-    """How a client's purchase stands; which samples it chose stays with the client."""
+    """How a client's purchase stands; which samples it chose stays with the client.
+
+    `labelled` are those to be trained on, `held_out` those for testing.
+    """
 
     selected: int
     labelled: int
@@ -197,6 +205,7 @@ class QueryAnswer:
     ledger: Ledger
     fine_tuned: bool = False
     seconds: float = 0.0
+    held_out: int = 0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -207,6 +216,7 @@ class QueryAnswer:
                 "pending": self.pending,
                 "fine-tuned": int(self.fine_tuned),
                 "seconds": self.seconds,
+                "held-out": self.held_out,
                 **asdict(self.ledger),
             }
         )
@@ -227,6 +237,7 @@ class QueryAnswer:
             ledger=_ledger(metrics),
             fine_tuned=bool(count(metrics, "fine-tuned")),
             seconds=number(metrics, "seconds"),
+            held_out=count(metrics, "held-out"),
         )
 
 

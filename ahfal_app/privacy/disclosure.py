@@ -113,6 +113,26 @@ class Disclosure:
         self._store.keep_input(_MOMENTS, sums_E.view(np.uint64))
         return self._store.input(_MOMENTS).view(np.int64)
 
+    def check_evaluation(self, alone: bool) -> None:
+        """Refuse that sums over this client's held-out samples become known.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether it is this client's alone that would.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        settings = self._settings
+        if settings.uses_local_dp or (alone and settings.uses_secure_aggregation):
+            raise PrivacyRefused(
+                f"privacy={settings.privacy!r}: sums over "
+                f"{'a single client' if alone else 'clients'} are not told of held-out samples"
+            )
+
     def participant(
         self, cycle: int, session: str, topic: Topic = Topic.HISTOGRAM, round_: int = 0
     ) -> Participant:

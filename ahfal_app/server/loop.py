@@ -7,7 +7,6 @@ Flower's strategies (`aggregation/`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +17,8 @@ from numpy.typing import NDArray
 
 from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.protocol import Order
-from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
+from ahfal_app.results.records import CycleRecord, Failure, RoundRecord, SiteTest
 from ahfal_app.server.aggregation import (
     Aggregation,
 )
@@ -32,6 +30,7 @@ from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import is_asked_of_sites, standardised
+from ahfal_app.server.testing import Tested, evaluate_everywhere
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -270,26 +269,41 @@ class FederatedActiveLearning:
         every = settings.evaluate_every
         if not every or round_ % every or round_ == settings.rounds:
             return None
-        start = time.monotonic()
-        accuracy = self._hooks.evaluate(arrays).accuracy
-        seconds["evaluate"] = time.monotonic() - start
-        return accuracy
+        tested = self._test(arrays, round_)
+        seconds |= tested.seconds
+        return tested.evaluation.accuracy
+
+    def _test(self, arrays: ArrayRecord, round_: int) -> Tested:
+        """Test the global model, on the server, at the sites, or both."""
+        order = replace(self._order, round=round_)
+        return evaluate_everywhere(
+            self._federation,
+            order,
+            arrays,
+            self._num_classes,
+            self._hooks.evaluate,
+            partial(require_quorum, self._federation, order),
+        )
+
+    @property
+    def _held_out(self) -> int:
+        """Labels of all clients that are held out for testing."""
+        return sum(self._labels.held_out.values())
 
     def _close_cycle(self, arrays: ArrayRecord) -> ArrayRecord:
         """Test the model, buy labels, record the cycle; return what the next one starts from."""
         settings, cycle = self._order.settings, self._order.cycle
         sent = self._federation.traffic
-        start = time.monotonic()
-        evaluation = self._hooks.evaluate(arrays)
-        seconds = {"evaluate": time.monotonic() - start}
-        trained_on = dict(self._labels.labelled)
+        tested = self._test(arrays, settings.rounds)
+        evaluation, seconds = tested.evaluation, dict(tested.seconds)
+        trained_on, held_out = dict(self._labels.labelled), self._held_out
         is_last = cycle + 1 == settings.num_cycles
         if not is_last:
             self._stopped_by = self._hooks.stops(sum(trained_on.values()), evaluation)
             is_last = bool(self._stopped_by)
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
-        record = self._cycle_record(evaluation, trained_on, purchase, seconds, (down, up))
+        record = self._cycle_record(tested, trained_on, held_out, purchase, seconds, (down, up))
         self._hooks.record(record)
         self._progress.cycle_done(record)
         following = arrays
@@ -324,14 +338,17 @@ class FederatedActiveLearning:
 
     def _cycle_record(
         self,
-        evaluation: Evaluation,
+        tested: Tested,
         trained_on: Mapping[int, int],
+        held_out: int,
         purchase: Purchase | None,
         seconds: dict[str, float],
         traffic: tuple[int, int],
     ) -> CycleRecord:
         settings = self._order.settings
         statistics = purchase.statistics if purchase else None
+        evaluation, name = tested.evaluation, self._federation.site
+        labelled = sum(self._labels.labelled.values()) + self._held_out
         return CycleRecord(
             cycle=self._order.cycle,
             labels=sum(trained_on.values()),
@@ -339,14 +356,21 @@ class FederatedActiveLearning:
             accuracy=evaluation.accuracy,
             class_accuracy=evaluation.class_accuracy_C,
             loss=evaluation.loss,
-            metrics=measure_all(evaluation.confusion_CC),
+            metrics=evaluation.figures.metrics,
+            held_out=held_out,
+            tests=tested.records,
+            sites=tuple(
+                SiteTest(client=client, site=name(client), test=test)
+                for client, test in tested.sites.items()
+            ),
+            untested=self._failed(tested.untested),
             mean=tuple(statistics.mean_C.tolist()) if statistics else None,
             deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
             low=tuple(statistics.low_C.tolist()) if statistics else None,
             tau=settings.tau,
             epsilon_spent=purchase.epsilon_spent if purchase else None,
             budget=total(purchase.answers, "selected") if purchase else 0,
-            bought=max(0, sum(self._labels.labelled.values()) - sum(trained_on.values())),
+            bought=max(0, labelled - held_out - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,
             stopped_by=self._stopped_by,
             ledger=self._labels.ledger,

@@ -461,9 +461,14 @@ def _facts(loaded: Resources) -> ModelFacts:
 
 def _stops(start: Start, labels: int, evaluation: Evaluation) -> str:
     """Return why the run ends after a cycle that was just tested; empty where it goes on."""
-    settings, tests = start.settings, int(evaluation.confusion_CC.sum())
+    settings, tests = start.settings, evaluation.sums.num_samples
     before = read_metrics(start.folder).cycles
-    history = [CycleResult(each.labels, round(each.accuracy * tests), tests) for each in before]
+    # At the sites each cycle may be tested with more samples than the one before.
+    sizes = [each.tests[0].samples if each.tests else tests for each in before]
+    history = [
+        CycleResult(each.labels, round(each.accuracy * size), size)
+        for each, size in zip(before, sizes, strict=True)
+    ]
     history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests))
     return make_rule(settings.stopping, settings.parameters_of("stopping")).stops(history)
 

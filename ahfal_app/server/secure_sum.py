@@ -155,7 +155,10 @@ class _Exchanges:
         with_labels = self._check_survivors(advertised, masked)
         answers = self._unmask(masked, set(shared) - set(masked))
         sum_D = unmasked_sum(self._session, roster, shared, masked, answers, self._threshold)
-        self._check_sum(sum_D, with_labels)  # Raises where it cannot be the sum.
+        try:
+            self._check_sum(sum_D, with_labels)
+        except ValueError as error:
+            self._fail(f"what was unmasked is no sum over {with_labels} clients: {error}")
         spent = max(advertised[client].epsilon_spent for client in masked)
         return SecureSum(sum_D, with_labels, tuple(answers), self._failures, spent, self._seconds)
 

@@ -138,6 +138,11 @@ class Resources:
         return self._on_device("test")
 
     @property
+    def has_validation(self) -> bool:
+        """Whether a site has a folder of images to test with."""
+        return self._load_tests is not None
+
+    @property
     def validation_images(self) -> DeviceImages | None:
         """What a site tests with, on the device, or features; None where it has no folder for it.
 

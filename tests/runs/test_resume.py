@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from flwr.app import Context, Message
-from support.charts import without_charts
 from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
 from support.simulation import TINY, Outcome, Simulation
 from support.small_backbone import SETTINGS as BACKBONE
@@ -188,7 +187,7 @@ def test_sigkilled_process_is_resumed(
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with without_charts(), pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended:
         main(["run", f"resume={tmp_path / 'real'}"])
     assert not ended.value.code
     assert Outcome(tmp_path / "real", "").result == straight.result

@@ -22,8 +22,9 @@ from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.query import strategy_names
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation):
-    outcome = simulation(charts=True)
+    outcome = simulation()
     names = {path.name for path in outcome.folder.iterdir()}
     assert names >= {
         "config.yaml",

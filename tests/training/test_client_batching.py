@@ -18,7 +18,6 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from rich.console import Console
-from support.charts import without_charts
 from support.simulation import TINY, Simulation
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -553,8 +552,7 @@ def losses_of(simulation: Simulation, **given: object) -> list[float]:
     """Run in this process as `ahfal run` does; return the training loss of each round."""
     network = {"model": "small-cnn", "precision": "fp32"}
     values = {**TINY, **simulation.base, **network, "rounds": 2, **given}
-    with without_charts():
-        folder = simulate(values, Progress(Console(quiet=True)))
+    folder = simulate(values, Progress(Console(quiet=True)))
     environment = json.loads((folder / "environment.json").read_text())
     together = given["client-batching"] == "always"
     assert environment["engine"] == {"name": "in-process", "client_batching": together}
