@@ -26,6 +26,7 @@ from ahfal_app.messages.answers import (
     QueryAnswer,
     histogram_to_metrics,
     moments_to_metrics,
+    predictions_to_metrics,
 )
 from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
 from ahfal_app.messages.evaluation import RECORD_KEY as EVALUATION_KEY
@@ -161,6 +162,16 @@ def moments(message: Message, context: Context) -> Message:
     return _metrics_reply(message, moments_to_metrics(sums_E))
 
 
+@app.query("predictions")
+@_guarded
+def predictions(message: Message, context: Context) -> Message:
+    """Tell sums over predictions of the stop set."""
+    order = _order(message)
+    client = _client(order, context)
+    sums_E = client.predictions(_tensors(message, client), _trained(order))
+    return _metrics_reply(message, predictions_to_metrics(sums_E))
+
+
 @app.query("histogram")
 @_guarded
 def histogram(message: Message, context: Context) -> Message:
@@ -184,8 +195,9 @@ def advertise_keys(message: Message, context: Context) -> Message:
         case Topic.EVALUATION:
             tensors = _tensors(message, client)
             advertisement = client.advertise_evaluation(tensors, order.cycle, order.round, session)
-        case _:
-            raise MessageRefused(f"topic={topic.value!r}: allowed are others with this version")
+        case Topic.STOP_SET:
+            tensors = _tensors(message, client)
+            advertisement = client.advertise_predictions(tensors, _trained(order), session)
     return _secure_reply(message, secure.advertisement_to(advertisement))
 
 
@@ -241,6 +253,13 @@ def collect(message: Message, context: Context) -> Message:
 def _order(message: Message) -> Order:
     with _checked():
         return Order.from_record(message.content.config_records[CONFIG_KEY])
+
+
+def _trained(order: Order) -> int:
+    """Return a cycle that can have been trained."""
+    if order.cycle >= order.settings.num_cycles:
+        raise MessageRefused(f"cycle={order.cycle}: allowed is a cycle of the run")
+    return order.cycle
 
 
 def _client(order: Order, context: Context, needed_bytes: int | None = None) -> Client:

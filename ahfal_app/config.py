@@ -344,6 +344,12 @@ class Settings(BaseModel):
         gt=0,
         lt=1,
     )
+    validation_from: Literal["all", "initial"] = _setting(
+        "all",
+        "Federation",
+        "Which labels a client holds out from: `all` that it has, or those of the first request "
+        "alone, which are drawn at random (`initial-strategy=random`) where later ones are chosen.",
+    )
     client_state: Literal["disk", "memory"] = _setting(
         "disk",
         "Federation",
@@ -430,8 +436,35 @@ class Settings(BaseModel):
     stopping: str = _setting(
         "none",
         "Active learning",
-        "Rule that ends a run before its target, where more labels are not worth it.",
+        "Rule that ends a run before its target, where more labels are not worth it; several with "
+        "commas between.",
+        pattern=r"^[^,]+(,[^,]+)*$",
     )
+    stopping_mode: Literal["all", "any"] = _setting(
+        "all",
+        "Active learning",
+        "With several rules: whether all have to hold after the same cycle, or any of them.",
+    )
+    stop_set: Literal["auto", "always"] = _setting(
+        "auto",
+        "Active learning",
+        "When clients tell how their predictions of the stop set change: `auto`: where a rule goes "
+        "by it; `always`: also to record it.",
+    )
+    stop_set_size: int = _setting(
+        2000,
+        "Active learning",
+        "Samples of the stop set, of all clients together; drawn once, labelled or not.",
+        ge=1,
+        le=10**7,
+    )
+    label_cost: float = _setting(
+        0.0, "Active learning", "What a label costs; 0: nobody counts it.", ge=0, le=1e9
+    )
+    round_cost: float = _setting(
+        0.0, "Active learning", "What a federated round costs; 0: nobody counts it.", ge=0, le=1e9
+    )
+    currency: str = _setting("EUR", "Active learning", "Of the costs.", pattern=r"^[^\s<>]{1,8}$")
     oracle: str = _setting("simulated", "Active learning", "Who answers with labels.")
     readers: int = _setting(
         1,
@@ -573,6 +606,11 @@ class Settings(BaseModel):
     def uses_secure_aggregation(self) -> bool:
         """Whether the server sees sums over the clients' histograms alone."""
         return "secure-aggregation" in self.privacy
+
+    @property
+    def stop_set_share(self) -> int:
+        """How many samples each client has in the stop set, where it has so many."""
+        return max(1, self.stop_set_size // max(1, self.num_clients))
 
     @property
     def num_releases(self) -> int:
@@ -894,12 +932,13 @@ def _evaluation_contradictions(settings: Settings) -> list[str]:
             f"evaluate={settings.evaluate!r} and privacy={settings.privacy!r}, since a sum that "
             "was begun is of one model for good, and a round may be repeated"
         )
-    share, default = settings.validation_fraction, setting_fields()["validation-fraction"].default
-    if not settings.tests_at_sites and share != default:
-        problems.append(
-            f"validation-fraction={share!r}: has no effect with evaluate='server'; allowed is "
-            "nothing, or evaluate=sites|both"
-        )
+    for key in ("validation-fraction", "validation-from"):
+        value, default = settings.to_flat()[key], setting_fields()[key].default
+        if not settings.tests_at_sites and value != default:
+            problems.append(
+                f"{key}={value!r}: has no effect with evaluate='server'; allowed is nothing, or "
+                "evaluate=sites|both"
+            )
     return problems
 
 

@@ -21,6 +21,7 @@ from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
+from ahfal_app.client.stop_set import StopSet
 from ahfal_app.client.testing import Testing
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
@@ -99,6 +100,7 @@ class Client:
         self._testing = Testing(settings, client, loaded)
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._watching = Watching(settings, state, loaded)
+        self._stop_set = StopSet(settings, client, state, loaded)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
@@ -255,6 +257,35 @@ class Client:
         sums_E = self._moment_sums()
         with self._disclosure() as disclosure:
             return disclosure.moments(sums_E)
+
+    def predictions(self, tensors: dict[str, Tensor], cycle: int) -> NDArray[np.int64]:
+        """Predict this client's part of the stop set; return sums, as `prediction_sums` has them.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The global model f^G.
+        cycle : int
+            The cycle that was just trained.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known, or only what has noise.
+        """
+        with self._disclosure() as disclosure:
+            disclosure.check_predictions(alone=True)
+            return disclosure.predictions(cycle, self._stop_set.sums(tensors, cycle))
+
+    def advertise_predictions(
+        self, tensors: dict[str, Tensor], cycle: int, session: str
+    ) -> Advertisement:
+        """Begin a session of secure aggregation of predictions of the stop set."""
+        with self._disclosure() as disclosure:
+            disclosure.check_predictions(alone=False)
+            sums_E = self._stop_set.sums(tensors, cycle)
+            participant = disclosure.participant(cycle, session, Topic.STOP_SET)
+            return participant.advertise(sums_E.view(np.uint64))
 
     def advertise_histogram(self, cycle: int, session: str) -> Advertisement:
         """Begin a session of secure aggregation of what was labelled for training `cycle`."""

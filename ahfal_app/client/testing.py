@@ -49,6 +49,7 @@ class Testing:
             store.hold_out(
                 exact_fraction(settings.validation_fraction),
                 lambda drawn: numpy_generator(settings.seed, "validation", self.client, drawn),
+                of_first_request=settings.validation_from == "initial",
             )
 
     def sums(self, store: LabelStore, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:

@@ -296,6 +296,25 @@ def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
     return np.array(sums, dtype=np.int64)
 
 
+def predictions_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
+    """Return sums over a client's predictions, as `prediction_sums` has them, as metrics."""
+    return MetricRecord({"sums": sums_E.tolist()})
+
+
+def predictions_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
+    """Return sums over a client's predictions that came in, int64 (size,).
+
+    Raises
+    ------
+    ValueError
+        They are not so many counts.
+    """
+    sums_E = moments_from_metrics(metrics, size)
+    if (sums_E < 0).any():
+        raise ValueError(f"sums={shown(metrics['sums'])}: allowed are counts")
+    return sums_E
+
+
 def _ledger(metrics: MetricRecord) -> Ledger:
     return Ledger(**{field.name: count(metrics, field.name) for field in fields(Ledger)})
 

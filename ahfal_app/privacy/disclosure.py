@@ -113,6 +113,33 @@ class Disclosure:
         self._store.keep_input(_MOMENTS, sums_E.view(np.uint64))
         return self._store.input(_MOMENTS).view(np.int64)
 
+    def check_predictions(self, alone: bool) -> None:
+        """Refuse that sums over this client's predictions of the stop set become known.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether it is this client's alone that would.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        if alone and self._settings.privacy != "none":
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's predictions are not told"
+            )
+
+    def predictions(self, cycle: int, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return sums over a cycle's predictions: those of the first call, whatever comes later.
+
+        Sums of one model after another would tell how single samples are predicted.
+        """
+        place = Topic.STOP_SET.place(cycle, 0, self._settings.rounds)
+        self._store.keep_input(place, sums_E.view(np.uint64))
+        return self._store.input(place).view(np.int64)
+
     def check_evaluation(self, alone: bool) -> None:
         """Refuse that sums over this client's held-out samples become known.
 

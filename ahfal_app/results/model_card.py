@@ -14,7 +14,7 @@ import yaml
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import MODEL, Run, read_run
 from ahfal_app.results.records import CycleRecord
-from ahfal_app.results.units import percent, seconds_text
+from ahfal_app.results.units import bounds_text, metric_text, percent, seconds_text
 from ahfal_app.storage.files import write_text
 
 CARD = "model-card.md"
@@ -117,9 +117,10 @@ def _limitations(run: Run) -> str:
     last, lines = run.metrics.cycles[-1], []
     tests = _tests(run)
     if tests and tests < _FEW_TESTS:
+        bounds = _truth_text(run)
         lines.append(
             f"- The test set has {tests} {_kind(run)}: a share of {percent(last.accuracy)} "
-            "measured on them may be some percent higher or lower in truth."
+            f"measured on them {bounds}."
         )
     untested = [
         name
@@ -181,10 +182,12 @@ def _training(run: Run) -> str:
 
 def _evaluation(run: Run) -> str:
     last = run.metrics.cycles[-1]
-    rows = ["| metric | value |", "| --- | --- |", f"| accuracy | {percent(last.accuracy)} |"]
+    intervals = last.tests[0].intervals if last.tests else {}
+    rows = ["| metric | value | 95 % |", "| --- | --- | --- |"]
     rows += [
-        f"| {name.replace('_', ' ')} | {percent(value) if value is not None else 'undefined'} |"
-        for name, value in sorted(last.metrics.items())
+        f"| {name.replace('-', ' ')} | {metric_text(name, value)} | "
+        f"{bounds_text(intervals.get(name)) or 'n/a'} |"
+        for name, value in {"accuracy": last.accuracy, **last.metrics}.items()
     ]
     untested = f"no test {_sample(run)}"
     by_class = ["| class | recall |", "| --- | --- |"]
@@ -193,9 +196,15 @@ def _evaluation(run: Run) -> str:
         for name, share in zip(run.class_names, last.class_accuracy, strict=True)
     ]
     tests = _tests(run)
+    at_sites = bool(last.tests) and last.tests[0].where == "sites"
+    where = (
+        f"that the sites hold out of their labels: chosen, not drawn from all of their {_kind(run)}"
+        if at_sites
+        else "at the server"
+    )
     return (
         "### Testing Data\n\n"
-        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} at the server.\n\n"
+        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} {where}.\n\n"
         "### Results\n\n" + "\n".join(rows) + "\n\n" + "\n".join(by_class)
     )
 
@@ -217,6 +226,15 @@ def _technical(run: Run) -> str:
         ("Software", f"ahfal {code.get('version', 'unknown')}, code `{code.get('hash', '')[:16]}`"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     )
+
+
+def _truth_text(run: Run) -> str:
+    """Return in words what the accuracy may be in truth."""
+    last = run.metrics.cycles[-1]
+    bounds = last.tests[0].intervals.get("accuracy") if last.tests else None
+    if bounds is None:
+        return "may be some percent higher or lower in truth"
+    return f"may be {bounds_text(bounds)} in truth (95 %)"
 
 
 def _worst(run: Run, last: CycleRecord) -> str:
@@ -247,6 +265,9 @@ def _task(run: Run) -> str:
 
 
 def _tests(run: Run) -> int | None:
+    last = run.metrics.cycles[-1]
+    if last.tests:
+        return last.tests[0].samples
     found: Any = run.environment.get("data", {}).get("test")
     return found if isinstance(found, int) else None
 

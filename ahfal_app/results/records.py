@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from ahfal_app.ledger import Ledger
+from ahfal_app.stop_set import Observation
 
 
 def _finite_or_none(value: object) -> object:
@@ -142,7 +143,8 @@ class CycleRecord(_Record):
     nothing; `tau` is in percentage points. `epsilon_spent` is what the histograms have cost
     of a client's privacy budget so far, the most of any client; None without noise. `budget`
     labels were asked for, `bought` came and `pending` are still awaited. `stopped_by` says why
-    the run ended here, before its target; empty otherwise. `seconds`,
+    the run ended here, before its target; empty otherwise. `stop_set` has how predictions of
+    the clients' stop set differ from the cycle before; None where nobody asked. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -168,6 +170,7 @@ class CycleRecord(_Record):
     bought: Count = 0
     pending: Count = 0
     stopped_by: str = ""
+    stop_set: Observation | None = None
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

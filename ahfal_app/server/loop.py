@@ -30,7 +30,9 @@ from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import is_asked_of_sites, standardised
+from ahfal_app.server.stop_set import Observed, observe_stop_set
 from ahfal_app.server.testing import Tested, evaluate_everywhere
+from ahfal_app.stop_set import Observation
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -56,6 +58,9 @@ class Hooks:
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
         Called with what all sites' samples are standardised by.
+    stops : Callable[[int, Evaluation, Observation | None], str]
+        Called with a cycle's labels, its test and what it predicts of the stop set; returns why the
+        run ends there, or nothing.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -64,7 +69,7 @@ class Hooks:
     checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
-    stops: Callable[[int, Evaluation], str] = lambda _labels, _evaluation: ""
+    stops: Callable[[int, Evaluation, Observation | None], str] = lambda *_: ""
 
 
 class FederatedActiveLearning:
@@ -297,13 +302,18 @@ class FederatedActiveLearning:
         tested = self._test(arrays, settings.rounds)
         evaluation, seconds = tested.evaluation, dict(tested.seconds)
         trained_on, held_out = dict(self._labels.labelled), self._held_out
+        observed = self._observe(arrays)
         is_last = cycle + 1 == settings.num_cycles
         if not is_last:
-            self._stopped_by = self._hooks.stops(sum(trained_on.values()), evaluation)
+            self._stopped_by = self._hooks.stops(
+                sum(trained_on.values()), evaluation, observed.values
+            )
             is_last = bool(self._stopped_by)
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
-        record = self._cycle_record(tested, trained_on, held_out, purchase, seconds, (down, up))
+        record = self._cycle_record(
+            tested, observed, trained_on, held_out, purchase, seconds, (down, up)
+        )
         self._hooks.record(record)
         self._progress.cycle_done(record)
         following = arrays
@@ -312,6 +322,14 @@ class FederatedActiveLearning:
             self._aggregation.reset()
         self._hooks.checkpoint(cycle + 1, 0, following, self._labels.bought)
         return following
+
+    def _observe(self, arrays: ArrayRecord) -> Observed:
+        """Have clients predict the stop set, where the settings say so."""
+        samples = {c: member.num_samples for c, member in self._membership.members.items()}
+        order = replace(self._order, round=0)
+        return observe_stop_set(
+            self._federation, order, arrays, self._num_classes, samples, self._progress.note
+        )
 
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
@@ -339,6 +357,7 @@ class FederatedActiveLearning:
     def _cycle_record(
         self,
         tested: Tested,
+        observed: Observed,
         trained_on: Mapping[int, int],
         held_out: int,
         purchase: Purchase | None,
@@ -373,9 +392,13 @@ class FederatedActiveLearning:
             bought=max(0, labelled - held_out - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,
             stopped_by=self._stopped_by,
+            stop_set=observed.values,
             ledger=self._labels.ledger,
-            failed=self._failed(self._membership.failures | purchase.failures if purchase else {}),
-            seconds=seconds | (purchase.seconds if purchase else {}),
+            failed=self._failed(
+                (self._membership.failures | purchase.failures if purchase else {})
+                | observed.failures
+            ),
+            seconds=seconds | observed.seconds | (purchase.seconds if purchase else {}),
             bytes_down=traffic[0],
             bytes_up=traffic[1],
         )

@@ -56,7 +56,8 @@ from ahfal_app.server.preflight import (
 )
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
-from ahfal_app.stopping import CycleResult, make_rule
+from ahfal_app.stop_set import Observation
+from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.model_use import ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
@@ -68,7 +69,18 @@ _BUDGET = "budget.json"
 _log = logging.getLogger(__name__)
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
-_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker", "stopping")
+_ANEW_ON_RESUME = (
+    "data_dir",
+    "start_timeout",
+    "round_timeout",
+    "tracker",
+    "stopping",
+    "stopping_mode",
+    "stop_set",
+    "label_cost",
+    "round_cost",
+    "currency",
+)
 
 #: Settings that may be given on resume; without effect, where they say where the run lies.
 _FREE_ON_RESUME = frozenset(
@@ -459,18 +471,19 @@ def _facts(loaded: Resources) -> ModelFacts:
     )
 
 
-def _stops(start: Start, labels: int, evaluation: Evaluation) -> str:
+def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observation | None) -> str:
     """Return why the run ends after a cycle that was just tested; empty where it goes on."""
     settings, tests = start.settings, evaluation.sums.num_samples
     before = read_metrics(start.folder).cycles
     # At the sites each cycle may be tested with more samples than the one before.
     sizes = [each.tests[0].samples if each.tests else tests for each in before]
     history = [
-        CycleResult(each.labels, round(each.accuracy * size), size)
+        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set)
         for each, size in zip(before, sizes, strict=True)
     ]
-    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests))
-    return make_rule(settings.stopping, settings.parameters_of("stopping")).stops(history)
+    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests, observed))
+    rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
+    return why_stopped(rules, settings.stopping_mode, history)
 
 
 def _use(start: Start) -> ModelUse:
