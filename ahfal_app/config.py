@@ -585,6 +585,11 @@ class Settings(BaseModel):
         return self.dataset != NO_DATASET
 
     @property
+    def data_name(self) -> str:
+        """What people call the data."""
+        return self.dataset if self.has_dataset else "the sites' own data"
+
+    @property
     def tests_on_server(self) -> bool:
         """Whether the server tests the global model on a test set of its own."""
         return self.evaluate != "sites"

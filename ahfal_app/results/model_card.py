@@ -70,7 +70,7 @@ def _head(run: Run) -> str:
     last = run.metrics.cycles[-1]
     result = {
         "task": {"type": _task(run)},
-        "dataset": {"name": run.settings.dataset, "type": run.settings.dataset},
+        "dataset": {"name": run.settings.data_name, "type": run.settings.dataset},
         "metrics": [{"type": "accuracy", "value": round(last.accuracy, 6)}],
     }
     head = {
@@ -171,11 +171,15 @@ def _training(run: Run) -> str:
         ("Aggregation", f"`{settings.aggregation}`"),
         ("Seed", str(settings.seed)),
     )
+    origin = (
+        f"`{_plain(settings.dataset)}`, SHA-256 of the server's copy "
+        f"`{data.get('fingerprint', 'unknown')}`"
+        if settings.has_dataset
+        else f"The sites' own {_kind(run)}; the server has none"
+    )
     return (
         "### Training Data\n\n"
-        f"`{_plain(settings.dataset)}`, SHA-256 of the server's copy "
-        f"`{data.get('fingerprint', 'unknown')}`; {last.labels} labels over "
-        f"{len(last.labels_per_client)} sites.\n\n"
+        f"{origin}; {last.labels} labels over {len(last.labels_per_client)} sites.\n\n"
         f"### Training Procedure\n\n{facts}"
     )
 
@@ -198,7 +202,8 @@ def _evaluation(run: Run) -> str:
     tests = _tests(run)
     at_sites = bool(last.tests) and last.tests[0].where == "sites"
     where = (
-        f"that the sites hold out of their labels: chosen, not drawn from all of their {_kind(run)}"
+        f"that the sites hold out of their labels (chosen, not drawn from all of their "
+        f"{_kind(run)}), or bring for testing alone"
         if at_sites
         else "at the server"
     )

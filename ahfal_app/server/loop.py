@@ -176,7 +176,7 @@ class FederatedActiveLearning:
         """Tell what is about to be run."""
         settings, (cycle, round_) = self._order.settings, self._first
         self._progress.note(
-            f"{settings.strategy} on {settings.dataset}: {settings.num_clients} clients, "
+            f"{settings.strategy} on {settings.data_name}: {settings.num_clients} clients, "
             f"{settings.num_cycles} cycles of {settings.rounds} rounds, run folder "
             f"{self._order.run_folder}"
         )
