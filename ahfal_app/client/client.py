@@ -25,7 +25,7 @@ from ahfal_app.client.stop_set import StopSet
 from ahfal_app.client.testing import Testing
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
-from ahfal_app.data.moments import moment_sums
+from ahfal_app.data.moments import moments_for
 from ahfal_app.errors import MessageRefused
 from ahfal_app.evaluation import EvaluationSums
 from ahfal_app.labels.readings import Readers
@@ -153,6 +153,11 @@ class Client:
         # Whoever has a backbone computes its features now, and not while others wait for a round.
         if self._resources.backbone is not None:
             _ = self._resources.train_images
+        if self._settings.tests_at_sites:
+            self._resources.check_validation()
+        data = self._resources.dataset.format
+        if data.vectors and not data.is_measured:
+            self._moment_sums()  # They will be asked for; whoever cannot tell them does not join.
         with self._labels() as store:
             self._describe(store)
             if self._settings.buys_on_joining:
@@ -242,7 +247,7 @@ class Client:
             return participant.advertise(sums.to_vector().view(np.uint64))
 
     def moments(self) -> NDArray[np.int64]:
-        """Return sums over this client's vectors, as `moment_sums` has them.
+        """Return sums over this client's samples, as `Moments` has them.
 
         Raises
         ------
@@ -290,7 +295,7 @@ class Client:
             return participant.advertise(disclosure.summand(cycle, counts_C))
 
     def advertise_moments(self, session: str) -> Advertisement:
-        """Begin a session of secure aggregation of sums over the vectors."""
+        """Begin a session of secure aggregation of sums over the samples."""
         sums_E = self._moment_sums()
         with self._disclosure() as disclosure:
             participant = disclosure.participant(0, session, Topic.MOMENTS)
@@ -381,9 +386,9 @@ class Client:
 
     def _moment_sums(self) -> NDArray[np.int64]:
         dataset = self._resources.dataset
-        if not dataset.holds_vectors:
-            raise MessageRefused("asked for sums over vectors, and the data are images")
-        return moment_sums(dataset.train, self._rows_N, dataset.format)
+        if dataset.format.is_measured and not dataset.holds_vectors:
+            raise MessageRefused("asked for sums over images that are normalised already")
+        return moments_for(dataset.format).of(dataset.train, self._rows_N)
 
     def _check(self, granted: int | None) -> None:
         if granted is not None:
@@ -423,6 +428,7 @@ class Client:
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
     ) -> QueryAnswer:
         request = store.request(self._annotation.request_id(cycle))
+        longest = store.longest_waiting()
         return QueryAnswer(
             selected=len(request.samples) if request is not None else 0,
             labelled=len(store.labelled().samples_N),
@@ -431,6 +437,8 @@ class Client:
             ledger=store.ledger(),
             fine_tuned=fine_tuned,
             seconds=seconds,
+            longest=longest.images,
+            longest_seconds=longest.seconds,
         )
 
 

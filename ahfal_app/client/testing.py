@@ -1,13 +1,19 @@
-"""How a client tests the global model on labelled samples that it never trains on."""
+"""How a client tests the global model on labelled samples that it never trains on.
+
+Shapes: N samples, C classes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ahfal_app.config import Settings, exact_fraction
+from ahfal_app.data.device import DeviceImages
 from ahfal_app.evaluation import EvaluationSums, evaluation_sums
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.seeds import numpy_generator
@@ -34,16 +40,22 @@ class Testing:
     loaded: Resources
 
     def hold_out(self, store: LabelStore) -> None:
-        """Draw which of the labels that came are for testing, before any of them is trained on."""
+        """Draw which of the labels that came are for testing, before any of them is trained on.
+
+        A site that brings images for testing holds out none.
+        """
         settings = self.settings
-        if settings.tests_at_sites:
+        if settings.tests_at_sites and not self.loaded.has_validation:
             store.hold_out(
                 exact_fraction(settings.validation_fraction),
                 lambda drawn: numpy_generator(settings.seed, "validation", self.client, drawn),
+                of_first_request=settings.validation_from == "initial",
             )
 
     def sums(self, store: LabelStore, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:
-        """Test a model on what is held out of the labels that a cycle may use.
+        """Test a model on what is held out of the labels that a cycle may use, if any.
+
+        Of a site that brings images for testing, on these, too.
 
         Parameters
         ----------
@@ -56,10 +68,24 @@ class Testing:
         """
         store.freeze(cycle)
         held_out = store.held_out(through_cycle=cycle)
-        if not len(held_out.samples_N):
-            return EvaluationSums.nothing(self.loaded.num_classes)
+        brought = self.loaded.validation_images
+        total = EvaluationSums.nothing(self.loaded.num_classes)
+        if brought is not None:
+            labels_N = brought.labels_N.cpu().numpy()
+            total += self._tested(tensors, brought, np.arange(len(labels_N)), labels_N)
+        if len(held_out.samples_N):
+            images = self.loaded.train_images
+            total += self._tested(tensors, images, held_out.samples_N, held_out.labels_N)
+        return total
+
+    def _tested(
+        self,
+        tensors: dict[str, Tensor],
+        images: DeviceImages,
+        rows_N: NDArray[np.int64],
+        labels_N: NDArray[np.int64],
+    ) -> EvaluationSums:
         model = self.loaded.model_with(tensors)
-        rows_N = torch.from_numpy(held_out.samples_N)
-        logits_NC = predict(model, self.loaded.train_images, rows_N).logits_NC
+        logits_NC = predict(model, images, torch.from_numpy(rows_N)).logits_NC
         predicted_N = logits_NC.argmax(dim=1).cpu().numpy()
-        return evaluation_sums(logits_NC.float().cpu().numpy(), held_out.labels_N, predicted_N)
+        return evaluation_sums(logits_NC.float().cpu().numpy(), labels_N, predicted_N)

@@ -18,7 +18,7 @@ from ahfal_app.privacy.quantisation import quantise
 from ahfal_app.privacy.sessions import HistogramAnswer, Topic
 from ahfal_app.privacy.store import PrivacyStore
 
-#: Where sums over vectors are kept, which belong to no cycle, however many there are.
+#: Where sums over samples are kept, which belong to no cycle, however many there are.
 _MOMENTS = -1
 
 
@@ -43,8 +43,8 @@ class Disclosure:
     """
 
     def __init__(self, store: PrivacyStore, settings: Settings, run: str, client: int) -> None:
-        # Without any protection there is no number of releases to hold to.
-        releases = {} if settings.privacy == "none" else {"releases": settings.num_releases}
+        # Where no ε is divided by their number, a run may go on with more cycles.
+        releases = {"releases": settings.num_releases} if settings.uses_local_dp else {}
         store.hold_to(
             {
                 "privacy": settings.privacy,
@@ -97,7 +97,7 @@ class Disclosure:
         return quantise(class_proportions(released_C))
 
     def moments(self, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return sums over the client's vectors: those of the first call, whatever comes later.
+        """Return sums over the client's samples: those of the first call, whatever comes later.
 
         Sums by one mean and deviation after another would tell how single vectors lie.
 

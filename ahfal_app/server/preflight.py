@@ -24,6 +24,7 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
+from ahfal_app.server.events import checked_target
 from ahfal_app.server.stop_set import observes_stop_set
 from ahfal_app.stop_set import FEWEST_SAMPLES
 from ahfal_app.trackers import NO_TRACKER, library_problem
@@ -76,8 +77,10 @@ def with_absolute_paths(settings: Settings) -> Settings:
     weights = settings.backbone_weights
     if settings.uses_backbone and weights not in (PRETRAINED, UNTRAINED):
         update["backbone_weights"] = str(expanded("backbone-weights", weights).absolute())
+    if settings.on_event:
+        update["on_event"] = checked_target(settings.on_event)
     dataset = expanded("dataset", settings.dataset)
-    if dataset.is_dir():
+    if settings.has_dataset and dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
     return settings.model_copy(update=update)
 
@@ -140,7 +143,8 @@ def check_data(settings: Settings) -> Resources:
         raise ConfigError(problems)
     # Features are computed before anything starts, so that clients find them.
     if settings.uses_features:
-        _ = loaded.test_images
+        if settings.has_dataset:
+            _ = loaded.test_images
         if not settings.has_sites:
             _ = loaded.train_images
     if settings.num_clients and not settings.has_sites:

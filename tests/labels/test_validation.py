@@ -137,6 +137,20 @@ def test_given_labels_are_held_out_too(tmp_path: Path) -> None:
     assert store.ledger().spent == 0
 
 
+def test_only_what_was_asked_for_first_is_held_out_where_that_is_wanted(tmp_path: Path) -> None:
+    store = LabelStore.open_file(tmp_path / "labels.sqlite", SAMPLES_N, CLASSES)
+    store.give({sample: sample % CLASSES for sample in range(30, 40)}, "before")
+    label(store, 0, list(range(15)))
+    store.hold_out(FIFTH, generator, of_first_request=True)
+    first = store.held_out().samples_N.tolist()
+    assert len(first) == 3
+    assert max(first) < 15
+    label(store, 1, list(range(15, 30)))
+    store.hold_out(FIFTH, generator, of_first_request=True)
+    assert store.held_out().samples_N.tolist() == first
+    assert len(store.labelled().samples_N) == 37
+
+
 def test_images_that_are_away_are_not_tested(tmp_path: Path) -> None:
     path = tmp_path / "labels.sqlite"
     store = LabelStore.open_file(path, SAMPLES_N, CLASSES, grows=True)
