@@ -42,7 +42,13 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 #: Files with generated parts.
-FILES = ("pyproject.toml", "docs/settings.md", "docs/strategies.md", "docs/aggregation.md", "docs/stopping.md")
+FILES = (
+    "pyproject.toml",
+    "docs/settings.md",
+    "docs/strategies.md",
+    "docs/aggregation.md",
+    "docs/stopping.md",
+)
 
 _PART = re.compile(
     r"(?P<begin>(?:#|<!--) generated: (?P<name>[a-z ]+?)(?: -->)?\n\n?)"

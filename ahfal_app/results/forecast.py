@@ -57,7 +57,9 @@ class BudgetForecast:
     budget : int
         Labels beside those that there are.
     accuracy : Range | None
-        With all of them; None where it cannot be told.
+        With all of them, by the curve; None where it cannot be told.
+    of_a_run : Range | None
+        The same with an interval for a single run, which scatters around its curve.
     cycles : int
         Cycles that are still to come.
     seconds : float
@@ -68,6 +70,7 @@ class BudgetForecast:
 
     budget: int
     accuracy: Range | None
+    of_a_run: Range | None
     cycles: int
     seconds: float
     reason: str
@@ -139,14 +142,15 @@ def forecast_budget(
     wanted, farthest = have + budget, FARTHEST * have
     if wanted > farthest:
         reason = f"not from these data: {wanted} labels are more than {farthest}, {_TOO_FAR}"
-        return BudgetForecast(budget, None, 0, 0.0, reason)
+        return BudgetForecast(budget, None, None, 0, 0.0, reason)
     try:
         fitted = fit_curve(labels_M, accuracies_M)
     except ValueError as error:
-        return BudgetForecast(budget, None, 0, 0.0, f"not from these data: {error}")
+        return BudgetForecast(budget, None, None, 0, 0.0, f"not from these data: {error}")
     cycles = math.ceil(budget / per_cycle)
     found = fitted.range_of(lambda curve: curve(wanted))
-    return BudgetForecast(budget, found, cycles, cycles * seconds_per_cycle, "")
+    seconds = cycles * seconds_per_cycle
+    return BudgetForecast(budget, found, fitted.point_range(wanted), cycles, seconds, "")
 
 
 @dataclass(frozen=True)
@@ -285,11 +289,11 @@ def forecast_table(found: Forecast, points: Points) -> TextTable:
 
 def budget_table(found: BudgetForecast, points: Points) -> TextTable:
     """Return what a budget gives as a table; a cost only where something has a price."""
-    if found.accuracy is None:
+    if found.accuracy is None or found.of_a_run is None:
         raise ValueError(found.reason)
-    low, point, high = found.accuracy.low, found.accuracy.point, found.accuracy.high
+    ranges = (("test accuracy, of the curve", found.accuracy), ("… of a run", found.of_a_run))
     cells = [
-        ("test accuracy", percent(low), percent(point), percent(high)),
+        *((name, percent(r.low), percent(r.point), percent(r.high)) for name, r in ranges),
         ("cycles to come", "", f"{found.cycles:,}", ""),
         ("time to come", "", _time(found.seconds), ""),
     ]

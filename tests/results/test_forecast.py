@@ -67,6 +67,10 @@ class TestBudget:
         assert found.accuracy is not None
         bounds = found.accuracy.low, found.accuracy.point, found.accuracy.high
         assert bounds == pytest.approx((0.807460, 0.818980, 0.821673), abs=1e-6)
+        assert found.of_a_run is not None
+        assert (found.of_a_run.low, found.of_a_run.high) == pytest.approx(
+            (0.794572, 0.834561), abs=1e-6
+        )
         assert (found.cycles, found.seconds) == (1, 10)
 
     @given(st.integers(1, 1500))

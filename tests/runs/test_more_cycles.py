@@ -179,8 +179,10 @@ def test_sites_come_and_go_in_a_run_that_goes_on(budget: str, simulation: Simula
     # Who was away, and why, is in each record; who is there has labels, and keeps them.
     away = [sorted({f.client for f in cycle.failed}) for cycle in cycles]
     assert away == [[2], [2], [], [], [0]]
-    assert [cycle.labels_per_client[2] > 0 for cycle in cycles] == [False, False, True, True, True]
-    assert cycles[-1].labels_per_client[0] == cycles[-2].labels_per_client[0] > 0
+    has_labels = [cycle.labels_per_client[2] > 0 for cycle in cycles]
+    # A budget that all share was split before it came, so that it gets its part with the next one.
+    assert has_labels == [False, False, budget == "client", True, True]
+    assert cycles[-1].labels_per_client[0] >= cycles[-2].labels_per_client[0] > 0
     stores = [
         LabelStore.open_existing(folder / "clients" / str(client) / STORE_FILE)
         for client in range(3)
