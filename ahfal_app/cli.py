@@ -261,7 +261,11 @@ def forecast(
     for row in table.rows:
         grid.add_row(*map(escape, row))
     console.print(grid)
-    console.print("Of the curve's bend alone: other seeds and other curves are not in it.")
+    console.print(
+        "Of the curve's bend alone: how a run scatters, other seeds and other curves are not in it."
+        if budget is None
+        else "Of this curve: other seeds and other curves are not in it."
+    )
 
 
 _Model = Annotated[

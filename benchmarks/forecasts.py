@@ -146,13 +146,13 @@ def words(found: Sequence[Case]) -> str:
         count = sum(abs(case.error) < abs(case.error_of_last) for case in group)
         nearer.append(f"in {count} of {len(group)} cases of `{experiment}`")
     return (
-        f"Of {len(found)} forecasts, {as_runs} of the intervals *of a run* hold what came. They are "
-        "wide: from four points next to nothing is known. The intervals *of the curve* tell how far "
-        f"its bend is known and no more: {as_curves} of them hold what came, so that they are no "
-        "bounds of a single run. The forecast is nearer to what came than the last accuracy, taken "
-        f"as it is, {', '.join(nearer)}: where a curve is nearly flat and runs scatter, as on "
-        "digits, it is no better than that. Seeds of one strategy, and numbers of points of one "
-        "run, are no independent trials."
+        f"Of {len(found)} forecasts, {as_runs} of the intervals *of a run* hold what came. They "
+        "are wide: from four points next to nothing is known. The intervals *of the curve* tell "
+        f"how far its bend is known and no more: {as_curves} of them hold what came, so that they "
+        "are no bounds of a single run. The forecast is nearer to what came than the last "
+        f"accuracy, taken as it is, {', '.join(nearer)}: where a curve is nearly flat and runs "
+        "scatter, as on digits, it is no better than that. Seeds of one strategy, and numbers of "
+        "points of one run, are no independent trials."
     )
 
 
