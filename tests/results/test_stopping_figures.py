@@ -9,6 +9,7 @@ import pytest
 from support.charts import with_charts
 from support.fake_run import make_fake_run
 
+from ahfal_app.learning_curve import fit_curve
 from ahfal_app.ledger import Ledger
 from ahfal_app.results import figures
 from ahfal_app.results.reading import Run, read_run
@@ -66,6 +67,17 @@ def test_where_rules_would_have_ended_a_run_by_hand(tmp_path: Path) -> None:
     assert summary["series"]["kappa"] == [None, *CALM]
     assert summary["saved_labels"] == 0
     assert {each["rule"] for each in summary["would_have_stopped"]} == set(found)
+
+
+def test_what_curves_promised_and_what_came_by_hand(tmp_path: Path) -> None:
+    """Accuracies that rise by 0.05 for each 100 labels: a curve bends, and promises less."""
+    (gain,) = build_summary(recorded(tmp_path, CALM))["stopping"]["promised_gains"]
+    assert gain["cycle"] == 3
+    assert gain["observed"] == pytest.approx(0.05)
+    fitted = fit_curve([100, 200, 300, 400], [0.5, 0.55, 0.6, 0.65])
+    assert gain["point"] == pytest.approx(fitted.best(500) - fitted.best(400))
+    assert gain["low"] <= gain["point"] <= gain["high"]
+    assert gain["point"] < 0.05
 
 
 def test_a_rule_is_asked_as_it_is_set(tmp_path: Path) -> None:
