@@ -140,6 +140,10 @@ class QuorumNotReached(AhfalError):
     """Too few clients answered usefully for the run to go on."""
 
 
+class EvaluationFailed(AhfalError):
+    """No client could test the global model, and nobody else does."""
+
+
 class NonFiniteModel(AhfalError):
     """An aggregate of finite models is not finite: the clients' models are too far apart."""
 

@@ -111,17 +111,20 @@ class JoinAnswer:
     Attributes
     ----------
     num_samples, labelled : int
-        All samples, and those that are labelled.
+        All samples, and those that are labelled to be trained on.
     last_cycle : int
         The newest cycle that labels were bought for; -1: none.
     ledger : Ledger
         Its ledger.
+    held_out : int
+        Labelled samples that are held out for testing.
     """
 
     num_samples: int
     labelled: int
     last_cycle: int
     ledger: Ledger
+    held_out: int = 0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -131,6 +134,7 @@ class JoinAnswer:
                 "labelled": self.labelled,
                 # Counted from 1, since a client that has bought nothing has no cycle.
                 "purchases": self.last_cycle + 1,
+                "held-out": self.held_out,
                 **asdict(self.ledger),
             }
         )
@@ -149,6 +153,7 @@ class JoinAnswer:
             labelled=count(metrics, "labelled"),
             last_cycle=count(metrics, "purchases") - 1,
             ledger=_ledger(metrics),
+            held_out=count(metrics, "held-out"),
         )
 
 
@@ -201,7 +206,7 @@ class QueryAnswer:
     selected : int
         Samples that were asked for.
     labelled : int
-        All that are labelled.
+        All that are labelled to be trained on.
     pending : int
         Those that are asked for and not answered.
     ledger : Ledger
@@ -210,6 +215,8 @@ class QueryAnswer:
         Whether its local model had to be made of the global one.
     seconds : float
         What choosing took.
+    held_out : int
+        Labelled samples that are held out for testing.
     longest : int
         Those of the pending ones that wait longest: what is unanswered of the oldest request.
     longest_seconds : float
@@ -222,6 +229,7 @@ class QueryAnswer:
     ledger: Ledger
     fine_tuned: bool = False
     seconds: float = 0.0
+    held_out: int = 0
     longest: int = 0
     longest_seconds: float = 0.0
 
@@ -234,6 +242,7 @@ class QueryAnswer:
                 "pending": self.pending,
                 "fine-tuned": int(self.fine_tuned),
                 "seconds": self.seconds,
+                "held-out": self.held_out,
                 "longest": self.longest,
                 "longest-seconds": self.longest_seconds,
                 **asdict(self.ledger),
@@ -256,6 +265,7 @@ class QueryAnswer:
             ledger=_ledger(metrics),
             fine_tuned=bool(count(metrics, "fine-tuned")),
             seconds=number(metrics, "seconds"),
+            held_out=count(metrics, "held-out"),
             longest=count(metrics, "longest"),
             longest_seconds=number(metrics, "longest-seconds"),
         )
@@ -296,12 +306,12 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
 
 
 def moments_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
-    """Return sums over a client's vectors, as `moment_sums` has them, as metrics."""
+    """Return sums over a client's samples, as `Moments` has them, as metrics."""
     return MetricRecord({"sums": sums_E.tolist()})
 
 
 def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
-    """Return sums over a client's vectors that came in, int64 (size,).
+    """Return sums over a client's samples that came in, int64 (size,).
 
     Raises
     ------
@@ -314,6 +324,25 @@ def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
     if any(type(value) is not int or abs(value) >= 2**62 for value in sums):
         raise ValueError(f"sums={shown(sums)}: allowed are integers below 2^62")
     return np.array(sums, dtype=np.int64)
+
+
+def predictions_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
+    """Return sums over a client's predictions, as `prediction_sums` has them, as metrics."""
+    return MetricRecord({"sums": sums_E.tolist()})
+
+
+def predictions_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
+    """Return sums over a client's predictions that came in, int64 (size,).
+
+    Raises
+    ------
+    ValueError
+        They are not so many counts.
+    """
+    sums_E = moments_from_metrics(metrics, size)
+    if (sums_E < 0).any():
+        raise ValueError(f"sums={shown(metrics['sums'])}: allowed are counts")
+    return sums_E
 
 
 def _ledger(metrics: MetricRecord) -> Ledger:

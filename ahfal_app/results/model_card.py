@@ -14,7 +14,7 @@ import yaml
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import MODEL, Run, read_run
 from ahfal_app.results.records import CycleRecord
-from ahfal_app.results.units import percent, seconds_text
+from ahfal_app.results.units import bounds_text, metric_text, percent, seconds_text
 from ahfal_app.storage.files import write_text
 
 CARD = "model-card.md"
@@ -70,7 +70,7 @@ def _head(run: Run) -> str:
     last = run.metrics.cycles[-1]
     result = {
         "task": {"type": _task(run)},
-        "dataset": {"name": run.settings.dataset, "type": run.settings.dataset},
+        "dataset": {"name": run.settings.data_name, "type": run.settings.dataset},
         "metrics": [{"type": "accuracy", "value": round(last.accuracy, 6)}],
     }
     head = {
@@ -117,9 +117,10 @@ def _limitations(run: Run) -> str:
     last, lines = run.metrics.cycles[-1], []
     tests = _tests(run)
     if tests and tests < _FEW_TESTS:
+        bounds = _truth_text(run)
         lines.append(
             f"- The test set has {tests} {_kind(run)}: a share of {percent(last.accuracy)} "
-            "measured on them may be some percent higher or lower in truth."
+            f"measured on them {bounds}."
         )
     untested = [
         name
@@ -170,21 +171,27 @@ def _training(run: Run) -> str:
         ("Aggregation", f"`{settings.aggregation}`"),
         ("Seed", str(settings.seed)),
     )
+    origin = (
+        f"`{_plain(settings.dataset)}`, SHA-256 of the server's copy "
+        f"`{data.get('fingerprint', 'unknown')}`"
+        if settings.has_dataset
+        else f"The sites' own {_kind(run)}; the server has none"
+    )
     return (
         "### Training Data\n\n"
-        f"`{_plain(settings.dataset)}`, SHA-256 of the server's copy "
-        f"`{data.get('fingerprint', 'unknown')}`; {last.labels} labels over "
-        f"{len(last.labels_per_client)} sites.\n\n"
+        f"{origin}; {last.labels} labels over {len(last.labels_per_client)} sites.\n\n"
         f"### Training Procedure\n\n{facts}"
     )
 
 
 def _evaluation(run: Run) -> str:
     last = run.metrics.cycles[-1]
-    rows = ["| metric | value |", "| --- | --- |", f"| accuracy | {percent(last.accuracy)} |"]
+    intervals = last.tests[0].intervals if last.tests else {}
+    rows = ["| metric | value | 95 % |", "| --- | --- | --- |"]
     rows += [
-        f"| {name.replace('_', ' ')} | {percent(value) if value is not None else 'undefined'} |"
-        for name, value in sorted(last.metrics.items())
+        f"| {name.replace('-', ' ')} | {metric_text(name, value)} | "
+        f"{bounds_text(intervals.get(name)) or 'n/a'} |"
+        for name, value in {"accuracy": last.accuracy, **last.metrics}.items()
     ]
     untested = f"no test {_sample(run)}"
     by_class = ["| class | recall |", "| --- | --- |"]
@@ -193,9 +200,16 @@ def _evaluation(run: Run) -> str:
         for name, share in zip(run.class_names, last.class_accuracy, strict=True)
     ]
     tests = _tests(run)
+    at_sites = bool(last.tests) and last.tests[0].where == "sites"
+    where = (
+        f"that the sites hold out of their labels (chosen, not drawn from all of their "
+        f"{_kind(run)}), or bring for testing alone"
+        if at_sites
+        else "at the server"
+    )
     return (
         "### Testing Data\n\n"
-        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} at the server.\n\n"
+        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} {where}.\n\n"
         "### Results\n\n" + "\n".join(rows) + "\n\n" + "\n".join(by_class)
     )
 
@@ -217,6 +231,15 @@ def _technical(run: Run) -> str:
         ("Software", f"ahfal {code.get('version', 'unknown')}, code `{code.get('hash', '')[:16]}`"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     )
+
+
+def _truth_text(run: Run) -> str:
+    """Return in words what the accuracy may be in truth."""
+    last = run.metrics.cycles[-1]
+    bounds = last.tests[0].intervals.get("accuracy") if last.tests else None
+    if bounds is None:
+        return "may be some percent higher or lower in truth"
+    return f"may be {bounds_text(bounds)} in truth (95 %)"
 
 
 def _worst(run: Run, last: CycleRecord) -> str:
@@ -247,6 +270,9 @@ def _task(run: Run) -> str:
 
 
 def _tests(run: Run) -> int | None:
+    last = run.metrics.cycles[-1]
+    if last.tests:
+        return last.tests[0].samples
     found: Any = run.environment.get("data", {}).get("test")
     return found if isinstance(found, int) else None
 

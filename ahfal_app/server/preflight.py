@@ -25,6 +25,8 @@ from ahfal_app.query import (
 )
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.server.events import checked_target
+from ahfal_app.server.stop_set import observes_stop_set
+from ahfal_app.stop_set import FEWEST_SAMPLES
 from ahfal_app.trackers import NO_TRACKER, library_problem
 from ahfal_app.training.objectives import make_local_update
 from ahfal_app.training.resources import (
@@ -78,7 +80,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
     if settings.on_event:
         update["on_event"] = checked_target(settings.on_event)
     dataset = expanded("dataset", settings.dataset)
-    if dataset.is_dir():
+    if settings.has_dataset and dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
     return settings.model_copy(update=update)
 
@@ -90,10 +92,13 @@ def without_defaults(settings: Settings) -> Settings:
     """
     said: dict[str, Scalar] = {}
     for key, family in FAMILIES.items():
-        name = str(getattr(settings, key.replace("-", "_")))
-        model = _parameters(family, settings, name).model_validate(settings.parameters_of(key))
-        own = model.model_dump(by_alias=True, exclude_defaults=True)
-        said |= {f"{key}.{parameter}": value for parameter, value in own.items()}
+        chosen = family.chosen(str(getattr(settings, key.replace("-", "_"))))
+        given = settings.parameters_of(key)
+        for name in chosen:
+            kept = family.parameters_of(name, given) if len(chosen) > 1 else given
+            model = _parameters(family, settings, name).model_validate(kept)
+            own = model.model_dump(by_alias=True, exclude_defaults=True)
+            said |= {f"{key}.{parameter}": value for parameter, value in own.items()}
     return settings.model_copy(update={"parameters": said})
 
 
@@ -138,7 +143,8 @@ def check_data(settings: Settings) -> Resources:
         raise ConfigError(problems)
     # Features are computed before anything starts, so that clients find them.
     if settings.uses_features:
-        _ = loaded.test_images
+        if settings.has_dataset:
+            _ = loaded.test_images
         if not settings.has_sites:
             _ = loaded.train_images
     if settings.num_clients and not settings.has_sites:
@@ -222,7 +228,7 @@ def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     ConfigError
         A cycle buys nothing, or there are too few clients for the aggregation.
     """
-    if problems := _aggregation_problem(settings):
+    if problems := [*_aggregation_problem(settings), *_stopping_problem(settings)]:
         raise ConfigError(problems)
     check_budget(settings, sizes)
 
@@ -230,6 +236,9 @@ def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
 def _component_problems(settings: Settings, key: str) -> list[str]:
     """Return why a component is not there, or a line for each parameter that it cannot take."""
     family, name = FAMILIES[key], str(getattr(settings, key.replace("-", "_")))
+    if family.alone:
+        problems = family.choice_problems(name)
+        return problems or family.parameter_problems(name, settings.parameters_of(key))
     if problem := _unknown(family, name):
         return [problem]
     try:
@@ -299,6 +308,31 @@ def _tracker_problem(settings: Settings) -> list[str]:
     """Refuse a tracker whose library is not installed."""
     problem = library_problem(settings.tracker)
     return [] if problem is None else [problem]
+
+
+def _stopping_problem(settings: Settings) -> list[str]:
+    """Refuse what would tell predictions of single samples, or tell them where noise is wanted."""
+    if not observes_stop_set(settings):
+        return []
+    asks = (
+        f"stop-set={settings.stop_set!r}"
+        if settings.stop_set == "always"
+        else f"stopping={settings.stopping!r}"
+    )
+    problems = []
+    if settings.uses_local_dp and not settings.uses_secure_aggregation:
+        problems.append(
+            f"{asks}: allowed with privacy={settings.privacy!r} is none that needs predictions of "
+            "the clients' stop set, which have no noise; with "
+            "privacy='local-dp+secure-aggregation' their sums alone are told"
+        )
+    least = FEWEST_SAMPLES * settings.num_clients
+    if settings.stop_set_size < least:
+        problems.append(
+            f"stop-set-size={settings.stop_set_size}: allowed is at least {least}, "
+            f"{FEWEST_SAMPLES} for each of {settings.num_clients} clients"
+        )
+    return problems
 
 
 def _alignment_problem(settings: Settings) -> list[str]:
@@ -373,4 +407,5 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),
+    ({"stopping"}, _stopping_problem),
 )
