@@ -65,6 +65,7 @@ class Wards:
                     "state-dir": str(root / f"state-{number}"),
                     "truth": str(root / f"truth-{number}.csv"),
                     "validation": str(root / f"tests-{number}"),
+                    "data-dir": str(root / "decoded"),
                 }
             )
 
@@ -213,7 +214,9 @@ def test_sums_that_no_sites_have_end_a_run_whose_sums_are_secret(
         simulation(SETTINGS, handler=wards.handler, privacy="secure-aggregation", cycles=1)
 
 
-def test_a_backbone_says_how_images_are_normalised(simulation: Simulation, wards: Wards):
+def test_a_backbone_says_how_images_are_normalised(
+    simulation: Simulation, wards: Wards, tmp_path: Path
+):
     wanted = small_backbone().preprocessing
     own = {"image-size": 0, "image-channels": 3, "model": "linear", "cycles": 1}
     outcome = simulation({**SETTINGS, **BACKBONE}, handler=wards.handler, **own)
@@ -223,7 +226,7 @@ def test_a_backbone_says_how_images_are_normalised(simulation: Simulation, wards
     assert use["shape"] == [wanted.size, wanted.size, 3]
     assert (tuple(use["mean"]), tuple(use["deviation"])) == (wanted.mean_C, wanted.std_C)
     # Of an image for testing the features are kept like those of any other, in a place of its own.
-    stores = (Path(str(simulation.base["data-dir"])) / "features").glob("site-*/features.f16")
+    stores = (tmp_path / "decoded" / "features").glob("site-*/features.f16")
     counts = sorted(path.stat().st_size // (2 * small_backbone().features) for path in stores)
     assert counts == [20, 20, 20, 20, 40, 60]
     # The figures are those of the saved model, on the images as its file says they are brought in.
@@ -255,6 +258,8 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
                 "data": str(folder),
                 "state-dir": str(tmp_path / f"state-{number}"),
                 "truth": str(tmp_path / f"truth-{number}.csv"),
+                "data-dir": str(tmp_path / "decoded"),
+                "policy-fewest-tested": 1,
             }
         )
 
