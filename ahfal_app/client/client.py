@@ -6,6 +6,7 @@ same answer and buys nothing twice.
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
+from ahfal_app.client.keeping import SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
@@ -26,7 +28,7 @@ from ahfal_app.config import Settings
 from ahfal_app.data.moments import moment_sums
 from ahfal_app.errors import MessageRefused
 from ahfal_app.labels.readings import Readers
-from ahfal_app.labels.store import LabelStore
+from ahfal_app.labels.store import Labelled, LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
 from ahfal_app.messages.arrays import ArrayForm
 from ahfal_app.privacy.disclosure import Disclosure
@@ -36,6 +38,8 @@ from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
 OWN = "own"
+
+_log = logging.getLogger(__name__)
 
 # What clients of this process are trained on in a run's cycle.
 _frozen: dict[tuple[str, int, int, tuple[str, int] | None], LabelledSets] = {}
@@ -280,6 +284,37 @@ class Client:
             self._annotation.ask(store)
             return self._query_answer(store, cycle)
 
+    def keep_model(self, tensors: dict[str, Tensor], metadata: str, personal: bool) -> None:
+        """Leave the run's model at this site, and beside it the site's own if that is wanted.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The model that the run leaves.
+        metadata : str
+            What the server says of it.
+        personal : bool
+            Whether f^L of the last cycle that the site took part in is left, too.
+
+        Raises
+        ------
+        MessageRefused
+            What the server says of it is not what the site knows, or this is no site.
+        """
+        folder = self._state.models_folder
+        if folder is None:
+            raise MessageRefused("a model is left at sites alone")
+        models = SiteModels(folder, self._settings, self._resources)
+        local = self._state.newest_local_model() if personal else None
+        models.keep(tensors, metadata, with_personal=local is not None)
+        if local is not None:
+            cycle, own = local
+            with self._labels() as store:
+                labels = len(store.labelled(through_cycle=cycle).samples_N)
+                models.keep_personal(tensors, own, cycle, labels, _held_out(store))
+        elif personal:
+            _log.warning("there is no model of this site's own: it was in no cycle's last round")
+
     # --- inside -------------------------------------------------------------------------
 
     @contextmanager
@@ -345,6 +380,12 @@ class Client:
             fine_tuned=fine_tuned,
             seconds=seconds,
         )
+
+
+def _held_out(store: LabelStore) -> Labelled:
+    """Return the labelled samples that a site has held out: none yet."""
+    nothing_N = np.zeros(0, np.int64)
+    return Labelled(nothing_N, nothing_N)
 
 
 def forms_of_state(loaded: Resources) -> dict[str, ArrayForm]:

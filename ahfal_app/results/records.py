@@ -72,7 +72,8 @@ class RoundRecord(_Record):
     """One federated round.
 
     `clients` is the number that answered; `train_loss` is None where it was not finite;
-    `test_accuracy` is None in rounds without a test of the global model.
+    `test_accuracy` and `class_accuracy` (C) are None in rounds without a test of the global model,
+    and `metrics` is empty there; else they are as of a cycle.
     """
 
     kind: Literal["round"] = "round"
@@ -83,6 +84,8 @@ class RoundRecord(_Record):
     num_examples: Count
     train_loss: Loss
     test_accuracy: Share | None = None
+    class_accuracy: tuple[Share | None, ...] | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
     seconds: dict[str, Seconds] = Field(default_factory=dict)
     bytes_down: Count = 0
     bytes_up: Count = 0

@@ -16,6 +16,7 @@ from ahfal_app.class_statistics import Dispersion, dispersion_percent
 from ahfal_app.config import SITES, Settings
 from ahfal_app.errors import ReportError
 from ahfal_app.results import figures, heat_maps, tables
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
 from ahfal_app.results.records import CycleRecord
@@ -105,6 +106,7 @@ def _facts(run: Run) -> list[Fact]:
         name = "Final test accuracy" if run.is_complete else "Test accuracy so far"
         facts += [
             Fact(name, percent(last.accuracy), f"trained on {last.labels:,} labels"),
+            *_kept_fact(run),
             Fact("Labels spent", f"{last.ledger.spent:,}", _ledger_note(last)),
             Fact("Clients", f"{len(last.labels_per_client)}", _partition_note(run)),
         ]
@@ -118,6 +120,13 @@ def _facts(run: Run) -> list[Fact]:
         Fact("Time", seconds_text(seconds), "sum over all phases"),
         Fact("Sent", bytes_text(metrics.bytes_down + metrics.bytes_up), sent),
     ]
+
+
+def _kept_fact(run: Run) -> list[Fact]:
+    kept = kept_of(run)
+    if kept is None or not kept.is_chosen:
+        return []
+    return [Fact("Accuracy of the best model", percent(kept.accuracy), f"{kept.where}; {kept.why}")]
 
 
 def _ledger_note(cycle: CycleRecord) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
@@ -20,7 +21,7 @@ _FILES = (
     ("report.html", "report"),
     ("summary.json", "summary"),
     ("metrics.jsonl", "all metrics"),
-    ("model.safetensors", "final global model"),
+    ("model.safetensors", "global model"),
     ("model-card.md", "model card"),
     ("config.yaml", "settings"),
 )
@@ -36,7 +37,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
     stopped : str
         Why the run ended early; empty if it did not.
     """
-    settings, cycles = run.settings, run.metrics.cycles
+    settings, cycles, kept = run.settings, run.metrics.cycles, kept_of(run)
     seconds = run.metrics.seconds
     code = run.environment.get("code", {})
     return {
@@ -55,7 +56,12 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "num_cycles": settings.num_cycles,
         "stopped_by": cycles[-1].stopped_by if cycles else "",
         "final_accuracy": cycles[-1].accuracy if cycles else None,
+        "kept": kept.to_json() if kept else None,
         "accuracy_per_cycle": [cycle.accuracy for cycle in cycles],
+        "metrics_per_cycle": {
+            name: [cycle.metrics.get(name) for cycle in cycles]
+            for name in sorted({name for cycle in cycles for name in cycle.metrics})
+        },
         "labels_per_cycle": [cycle.labels for cycle in cycles],
         "ledger": asdict(cycles[-1].ledger) if cycles else None,
         "seconds": {"total": sum(seconds.values()), **seconds},
@@ -140,6 +146,8 @@ def _row(run: Run, cycle: CycleRecord) -> tuple[str, ...]:
 def _closing(run: Run) -> list[str]:
     metrics = run.metrics
     lines = []
+    if (kept := kept_of(run)) and kept.is_chosen:
+        lines.append(f"model of {kept.where}: {kept.why}")
     if metrics.cycles:
         ledger = metrics.cycles[-1].ledger
         lines.append(

@@ -25,6 +25,7 @@ from ahfal_app.server.aggregation import (
     Aggregation,
 )
 from ahfal_app.server.beginning import begin
+from ahfal_app.server.delivery import deliver
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.known_labels import KnownLabels
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
@@ -57,6 +58,8 @@ class Hooks:
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
         Called with what all sites' vectors are standardised by.
+    tested : Callable[[RoundRecord | CycleRecord, ArrayRecord], None]
+        Called with each record before it is kept, and with the global model that it is about.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -66,6 +69,7 @@ class Hooks:
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
     stops: Callable[[int, Evaluation], str] = lambda _labels, _evaluation: ""
+    tested: Callable[[RoundRecord | CycleRecord, ArrayRecord], None] = lambda _record, _arrays: None
 
 
 class FederatedActiveLearning:
@@ -163,6 +167,11 @@ class FederatedActiveLearning:
         self._progress.run_done()
         return model
 
+    def deliver(self, arrays: ArrayRecord, metadata: str) -> None:
+        """Send all sites the model that the run leaves, once it has run."""
+        order, absent = replace(self._order, round=0), self._membership.failures
+        deliver(self._federation, order, arrays, metadata, absent, self._progress)
+
     def _announce(self) -> None:
         """Tell what is about to be run."""
         settings, (cycle, round_) = self._order.settings, self._first
@@ -247,7 +256,7 @@ class FederatedActiveLearning:
         sent = self._federation.traffic
         trained = self._rounds.run(replace(self._order, round=round_), arrays)
         seconds = dict(trained.seconds)
-        accuracy = self._accuracy_between(round_, trained.arrays, seconds)
+        evaluation = self._tested_between(round_, trained.arrays, seconds)
         down, up = self._traffic_since(sent)
         record = RoundRecord(
             cycle=self._order.cycle,
@@ -256,27 +265,30 @@ class FederatedActiveLearning:
             failed=self._failed(self._membership.failures | trained.replies.failures),
             num_examples=trained.answer.num_examples,
             train_loss=trained.answer.loss,
-            test_accuracy=accuracy,
+            test_accuracy=evaluation.accuracy if evaluation else None,
+            class_accuracy=evaluation.class_accuracy_C if evaluation else None,
+            metrics=measure_all(evaluation.confusion_CC) if evaluation else {},
             seconds=seconds,
             bytes_down=down,
             bytes_up=up,
         )
+        self._hooks.tested(record, trained.arrays)
         self._hooks.record(record)
         self._hooks.checkpoint(self._order.cycle, round_, trained.arrays, self._labels.bought)
         self._progress.round_done(record)
         return trained.arrays
 
-    def _accuracy_between(
+    def _tested_between(
         self, round_: int, arrays: ArrayRecord, seconds: dict[str, float]
-    ) -> float | None:
+    ) -> Evaluation | None:
         settings = self._order.settings
         every = settings.evaluate_every
         if not every or round_ % every or round_ == settings.rounds:
             return None
         start = time.monotonic()
-        accuracy = self._hooks.evaluate(arrays).accuracy
+        evaluation = self._hooks.evaluate(arrays)
         seconds["evaluate"] = time.monotonic() - start
-        return accuracy
+        return evaluation
 
     def _close_cycle(self, arrays: ArrayRecord) -> ArrayRecord:
         """Test the model, buy labels, record the cycle; return what the next one starts from."""
@@ -293,6 +305,7 @@ class FederatedActiveLearning:
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
         record = self._cycle_record(evaluation, trained_on, purchase, seconds, (down, up))
+        self._hooks.tested(record, arrays)
         self._hooks.record(record)
         self._progress.cycle_done(record)
         following = arrays

@@ -97,8 +97,8 @@ class Simulation:
         nodes = grid(handler, start.settings.num_clients, workers)  # type: ignore[arg-type]
         return self._executed(start, nodes, charts)
 
-    def resume(self, folder: Path, handler: Handler = client_app) -> Outcome:
-        start = prepare({"resume": str(folder)})
+    def resume(self, folder: Path, handler: Handler = client_app, **said: object) -> Outcome:
+        start = prepare({"resume": str(folder), **said})
         nodes = InProcessGrid(handler, start.settings.num_clients)  # type: ignore[arg-type]
         return self._executed(start, nodes)
 
