@@ -7,7 +7,7 @@ that was the best there, and what was written after it does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -50,13 +50,21 @@ class Candidates:
         if self._best is not None:
             self._read(self._best)
 
-    def tested(self, record: Record, arrays: Arrays) -> None:
-        """Keep a model if it is better than all before; durable when this returns."""
+    def tested(self, record: Record, arrays: Callable[[], Arrays]) -> None:
+        """Keep a model if it is better than all before; durable when this returns.
+
+        Parameters
+        ----------
+        record : Record
+            Of its test.
+        arrays : Callable[[], Arrays]
+            Returns the model; called where it is kept.
+        """
         found = tested(record, self._settings) if self._is_on else None
         if found is None or not is_better(found, self._best, self._settings.metric):
             return
         self._folder.mkdir(exist_ok=True)
-        write_bytes(self._path(found), save_arrays(ordered(arrays)))
+        write_bytes(self._path(found), save_arrays(ordered(arrays())))
         self._best = found
 
     def committed(self) -> None:

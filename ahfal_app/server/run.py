@@ -330,7 +330,7 @@ def _hooks(
         joined=joined,
         standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
         stops=functools.partial(_stops, start),
-        tested=lambda record, arrays: candidates.tested(record, _to_numpy(arrays)),
+        tested=lambda record, arrays: candidates.tested(record, lambda: _to_numpy(arrays)),
     )
 
 
