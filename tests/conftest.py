@@ -29,11 +29,13 @@ def pytest_collection_finish() -> None:
     libraries collect with each call, and each time that would take half a second.
     """
     import torch
+    from support.charts import leave_out_charts
     from support.syncing import stop_waiting
 
     # Tensors are small here: on a busy machine more threads wait for each other.
     torch.set_num_threads(1)
     stop_waiting()
+    leave_out_charts()
     gc.collect()
     gc.freeze()
 
@@ -76,6 +78,15 @@ def shared_runs(
 
     own = tmp_path_factory.getbasetemp()
     return SharedRuns((own if worker_id == "master" else own.parent) / "shared-runs", data_dir)
+
+
+@pytest.fixture
+def charts() -> Iterator[None]:
+    """Draw charts, which are left out otherwise."""
+    from support.charts import with_charts
+
+    with with_charts():
+        yield
 
 
 @pytest.fixture(name="sweeps_here")

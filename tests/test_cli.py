@@ -100,6 +100,7 @@ class TestOutput:
             )
             assert not out.is_file()
 
+    @pytest.mark.usefixtures("charts")
     def test_folders_are_made(self, tmp_path: Path, data_dir: Path):
         out = tmp_path / "a" / "b" / "p.SVG"
         main_returns(["partition", f"data-dir={data_dir}", "--out", str(out)])

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from support.charts import without_charts
 
 DOCS = Path(__file__).parents[1] / "docs" / "vectors.md"
 
@@ -25,8 +24,7 @@ def test_example_of_the_documentation_learns(
     # Fewer rounds: it is about whether they run, and what comes of it is good all the same.
     code = _EXAMPLES[number].replace('"num-clients"', '"rounds": 5, "num-clients"')
     found: dict[str, object] = {}
-    with without_charts():
-        exec(compile(code, f"{DOCS.name}, example {number + 1}", "exec"), found)
+    exec(compile(code, f"{DOCS.name}, example {number + 1}", "exec"), found)
     accuracies = found["result"].accuracies  # type: ignore[attr-defined]
     assert len(accuracies) >= 2
     assert max(accuracies) > least

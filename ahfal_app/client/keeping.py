@@ -1,38 +1,35 @@
-"""A run's model at a site: checked as it comes, left in the site's folder, compared with its own.
-
-Shapes: N held-out samples.
-"""
+"""A run's model at a site: checked as it comes, left in its folder, compared with its own."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.numpy import save as save_arrays
-from scipy.stats import binomtest
 from torch import Tensor
 
 from ahfal_app.client.model_card import card_of_use
 from ahfal_app.client.state import array_of
 from ahfal_app.config import Settings
 from ahfal_app.errors import ConfigError, MessageRefused
-from ahfal_app.labels.store import Labelled
+from ahfal_app.evaluation import EvaluationSums, Interval, figures_of
 from ahfal_app.messages.fields import LARGEST_COUNT, shown
 from ahfal_app.results.model_card import CARD
 from ahfal_app.results.reading import MODEL
-from ahfal_app.results.units import percent
+from ahfal_app.results.units import bounds_text, percent
 from ahfal_app.storage.files import write_bytes, write_json, write_text
 from ahfal_app.storage.private import make_private
 from ahfal_app.training.model_use import BackboneUse, ModelUse, describe_network, model_metadata
-from ahfal_app.training.prediction import predict
 from ahfal_app.training.resources import Resources
 
 PERSONAL = "personal.safetensors"
 COMPARISON = "comparison.json"
+
+_NOTHING = "no held-out images"
 
 #: What the server alone knows of a model; the site knows all else, and believes nobody.
 _FROM_SERVER = ("labels", "accuracy", "cycle", "round", "chosen_by")
@@ -88,40 +85,33 @@ class SiteModels:
         _log.warning("the run's model is in %s", self.folder)
 
     def keep_personal(
-        self,
-        tensors: dict[str, Tensor],
-        local: dict[str, Tensor],
-        cycle: int,
-        labels: int,
-        held_out: Labelled,
+        self, local: dict[str, Tensor], cycle: int, labels: int, tests: Mapping[str, EvaluationSums]
     ) -> None:
         """Leave the site's own model, and how both do on what the site has held out.
 
         Parameters
         ----------
-        tensors : dict[str, Tensor]
-            The run's model.
         local : dict[str, Tensor]
             The site's own, f^L of a cycle.
         cycle : int
             That cycle.
         labels : int
             Labels of the site that it was trained on.
-        held_out : Labelled
-            Labelled samples of the site that nothing was trained on.
+        tests : Mapping[str, EvaluationSums]
+            What both came to on samples of the site that nothing was trained on, by their files.
         """
         learnt = {"labels": labels, "cycle": cycle, "round": self.settings.rounds, "personal": True}
         use = describe_network(self.loaded, self.settings).model_copy(update=learnt)
         self._write(PERSONAL, local, use)
-        found = {MODEL: self._tested(tensors, held_out), PERSONAL: self._tested(local, held_out)}
-        size = len(held_out.samples_N)
+        found = {name: figures_of(sums).accuracy for name, sums in tests.items()}
+        size = max((accuracy.of for accuracy in found.values()), default=0)
         said: dict[str, Any] = {"images": size, "cycle": cycle}
         if size:
-            said["models"] = {name: _told(right, size) for name, right in found.items()}
+            said["models"] = {name: _told(accuracy) for name, accuracy in found.items()}
         else:
-            said["note"] = "no held-out images"
+            said["note"] = _NOTHING
         write_json(self.folder / COMPARISON, said)
-        for line in _lines(found, size):
+        for line in _lines(found) if size else [f"both models are not compared: {_NOTHING}"]:
             _log.warning("%s", line)
 
     def _checked(self, metadata: str) -> ModelUse:
@@ -174,15 +164,6 @@ class SiteModels:
         arrays = {key: array_of(tensor) for key, tensor in tensors.items()}
         write_bytes(self.folder / name, save_arrays(arrays, metadata))
 
-    def _tested(self, tensors: dict[str, Tensor], held_out: Labelled) -> int:
-        """Return of how many held-out samples a model predicts the class."""
-        if not len(held_out.samples_N):
-            return 0
-        model = self.loaded.model_with(tensors)
-        rows_N = torch.from_numpy(held_out.samples_N)
-        predicted_N = predict(model, self.loaded.train_images, rows_N).logits_NC.argmax(dim=1)
-        return int((predicted_N.cpu().numpy() == held_out.labels_N).sum())
-
 
 def _equal(own: object, said: object) -> bool:
     """Return whether both are the same; where weights of a backbone lie, each has its own word."""
@@ -191,25 +172,18 @@ def _equal(own: object, said: object) -> bool:
     return own == said
 
 
-def _wilson(right: int, of: int) -> tuple[float, float]:
-    """Return Wilson's interval of 95 % of a share (Wilson, JASA 1927)."""
-    found = binomtest(right, of).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
+def _told(accuracy: Interval) -> dict[str, object]:
+    return {
+        "right": accuracy.count,
+        "accuracy": accuracy.share,
+        "interval": accuracy.bounds,
+    }
 
 
-def _told(right: int, of: int) -> dict[str, object]:
-    return {"right": right, "accuracy": right / of, "interval": _wilson(right, of)}
-
-
-def _lines(right: dict[str, int], size: int) -> list[str]:
+def _lines(found: Mapping[str, Interval]) -> list[str]:
     """Return the comparison in words."""
-    if not size:
-        return ["the run's model and this site's own are not compared: no held-out images"]
-    lines = []
-    for name, count in right.items():
-        low, high = _wilson(count, size)
-        lines.append(
-            f"{name}: accuracy {percent(count / size)} on {size} held-out images of this site, "
-            f"95 %: {percent(low)} to {percent(high)}"
-        )
-    return lines
+    return [
+        f"{name}: accuracy {percent(accuracy.share)} on {accuracy.of} held-out images of this "
+        f"site, 95 %: {bounds_text(accuracy.bounds)}"
+        for name, accuracy in found.items()
+    ]

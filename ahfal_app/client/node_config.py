@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ahfal_app.config import SITES, Settings, expanded, parse_settings
 from ahfal_app.data.site.loading import SiteFolders
+from ahfal_app.data.site.validation import check_place
 from ahfal_app.errors import ConfigError
 
 #: Settings of the run that a site may set for itself.
@@ -37,6 +38,7 @@ KNOWN_KEYS = (
     "data",
     "state-dir",
     "truth",
+    "validation",
     *_OWN,
     *_READERS,
     *_KEPT,
@@ -160,16 +162,17 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
     settings : Settings
         The run's settings, with those of the site.
     node_config : NodeConfig
-        Read are `data`, `state-dir` and `truth`.
+        Read are `data`, `state-dir`, `truth` and `validation`.
 
     Raises
     ------
     ConfigError
         Run and site do not agree on whose data is used, or something is missing.
     """
-    data, state, truth = (node_config.get(key) for key in ("data", "state-dir", "truth"))
+    keys = ("data", "state-dir", "truth", "validation")
+    data, state, truth, validation = (node_config.get(key) for key in keys)
     if not settings.has_sites:
-        if data is None:
+        if data is None and validation is None:
             return None
         raise ConfigError(
             [
@@ -192,7 +195,15 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
         )
     if problems:
         raise ConfigError(problems)
-    return SiteFolders(path_of(data), path_of(state), path_of(truth) if truth else None)
+    folders = SiteFolders(
+        path_of(data),
+        path_of(state),
+        path_of(truth) if truth else None,
+        path_of(validation) if validation else None,
+    )
+    if folders.validation is not None:
+        check_place(folders.validation, folders.data)
+    return folders
 
 
 def path_of(value: object) -> Path:

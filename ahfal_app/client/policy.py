@@ -29,6 +29,10 @@ PREFIX = "policy-"
 
 GIB = 2**30
 
+#: Of fewer held-out images a site tells the server nothing, unless it says otherwise: sums over
+#: one or two say what single ones were taken for.
+FEWEST_TESTED = 5
+
 _LOCAL_DP = "local-dp"
 
 
@@ -73,6 +77,11 @@ class Policy(BaseModel):
     oracles: _Names | None = _rule("oracles that may be asked, with commas between")
     models: _Names | None = _rule("networks that may be trained, with commas between")
     local_epochs: int | None = _rule("most epochs of local training in a round", ge=1)
+    fewest_tested: int | None = _rule(
+        f"fewest held-out images over which sums are told to the server; {FEWEST_TESTED} where it "
+        "is not set",
+        ge=2,
+    )
     disk_gib: float | None = _rule("most disk that state and decoded images may take, in GiB", gt=0)
 
     @classmethod

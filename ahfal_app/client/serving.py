@@ -26,7 +26,7 @@ from ahfal_app.client.node_config import (
     state_folder,
 )
 from ahfal_app.client.past_runs import PastRuns, past_runs
-from ahfal_app.client.policy import Policy
+from ahfal_app.client.policy import FEWEST_TESTED, Policy
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.data.cache import data_dir
@@ -106,6 +106,7 @@ def client_for(
         order.proximal_mu,
         lambda ledger: policy.allowance(ledger, past),
         lambda granted: policy.check_grant(granted, past),
+        (policy.fewest_tested or FEWEST_TESTED) if is_site(node_config) else 1,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,12 +32,17 @@ _MODELS = "model"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
 _LOCAL_MODEL = re.compile(r"local-model-(\d+)\.safetensors")
 _WATCHED = re.compile(r"watched-(\d+)-(\d+)\.safetensors")
+_PREDICTED = re.compile(r"predictions-(\d+)\.safetensors")
+_STOP_SET = "stop-set.safetensors"
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
 
 # A resumed server repeats the round that was under way, or, where its newest checkpoint is
 # damaged, the one before it, too; both start from the state before them.
 _KEPT_ROUNDS = 3
+
+# Predictions are compared with those of the cycle before, also where a cycle is closed again.
+_KEPT_CYCLES = 3
 
 
 class _Newest:
@@ -279,6 +284,29 @@ class ClientState:
             if watched is not None:
                 return watched
         return None
+
+    def save_stop_set(self, ids_N: NDArray[np.int64]) -> None:
+        """Keep which samples were drawn for the stop set."""
+        self._save(_STOP_SET, {"ids": ids_N})
+
+    def load_stop_set(self) -> NDArray[np.int64] | None:
+        """Return which samples were drawn for the stop set; None where nothing sound is left."""
+        tensors = self._load(_STOP_SET)
+        return None if tensors is None else tensors["ids"].numpy()
+
+    def save_predictions(self, cycle: int, predictions: Mapping[str, NDArray[np.int64]]) -> None:
+        """Keep what was predicted of the stop set after a cycle, and after those just before."""
+        self._save(f"predictions-{cycle}.safetensors", dict(predictions))
+        cycles = sorted(int(m[1]) for name in self._pieces if (m := _PREDICTED.fullmatch(name)))
+        for old in [each for each in cycles if each <= cycle - _KEPT_CYCLES]:
+            self._forget(f"predictions-{old}.safetensors")
+
+    def load_predictions(self, cycle: int) -> dict[str, NDArray[np.int64]] | None:
+        """Return what was predicted after a cycle; None where nothing sound is left."""
+        tensors = self._load(f"predictions-{cycle}.safetensors")
+        if tensors is None:
+            return None
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def _watched_rounds(self) -> list[tuple[int, int]]:
         matches = (_WATCHED.fullmatch(name) for name in self._pieces)

@@ -277,9 +277,10 @@ def _provenance_table(results: ExperimentResults) -> TextTable:
     seen: dict[str, set[str]] = {}
     for result in results.runs:
         environment, summary = result.run.environment, result.run.summary
+        fingerprint = environment["data"]["fingerprint"] or ""
         about = {
             "commit": summary["commit"] + (" (changed)" if summary["dirty"] else ""),
-            "data": f"{result.run.settings.dataset} {environment['data']['fingerprint'][:12]}",
+            "data": f"{result.run.settings.dataset} {fingerprint[:12]}",
             "resolved": json.dumps(environment.get("resolved", {}), sort_keys=True),
             "hardware": json.dumps(environment.get("hardware", {}), sort_keys=True),
         }

@@ -21,6 +21,7 @@ from ahfal_app.messages.formats import data_format_from
 JOIN = "query.join"
 BEGIN = "query.begin"
 MOMENTS = "query.moments"
+PREDICTIONS = "query.predictions"
 TRAIN = "train"
 HISTOGRAM = "query.histogram"
 SELECT = "query.select"

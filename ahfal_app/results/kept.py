@@ -13,8 +13,8 @@ from typing import Any
 
 from ahfal_app.config import Settings
 from ahfal_app.results.reading import Metrics, Run
-from ahfal_app.results.records import CycleRecord, Record
-from ahfal_app.results.units import percent
+from ahfal_app.results.records import CycleRecord, Record, TestRecord
+from ahfal_app.results.units import metric_text
 
 #: The metric that every test has.
 ACCURACY = "accuracy"
@@ -67,6 +67,8 @@ class Kept:
         None for a class without test samples.
     metrics : dict[str, float | None]
         The others, by name.
+    tests : tuple[TestRecord, ...]
+        Each test; the figures above are of the first one.
     """
 
     cycle: int
@@ -79,6 +81,7 @@ class Kept:
     accuracy: float | None
     class_accuracy_C: tuple[float | None, ...]
     metrics: dict[str, float | None]
+    tests: tuple[TestRecord, ...] = ()
 
     @property
     def is_chosen(self) -> bool:
@@ -93,9 +96,10 @@ class Kept:
     @property
     def why(self) -> str:
         """Why it was chosen, and what that makes of its figures, in words."""
+        value = metric_text(self.metric, self.value)
         return (
-            f"{self.metric} {percent(self.value)}, the {extreme(self.metric)} of {self.compared} "
-            "models that were tested; chosen by this test, whose figures for it are optimistic"
+            f"{self.metric} {value}, the {extreme(self.metric)} of {self.compared} models that "
+            "were tested; chosen by this test, whose figures for it are optimistic"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -186,6 +190,13 @@ def _kept(
         labels=of_cycle.labels,
         labels_per_client_K=of_cycle.labels_per_client,
         accuracy=value_of(record, ACCURACY),
-        class_accuracy_C=record.class_accuracy or (None,) * len(of_cycle.class_accuracy),
+        class_accuracy_C=_class_accuracy(record, len(of_cycle.class_accuracy)),
         metrics=record.metrics,
+        tests=record.tests,
     )
+
+
+def _class_accuracy(record: Record, num_classes: int) -> tuple[float | None, ...]:
+    if isinstance(record, CycleRecord):
+        return record.class_accuracy
+    return record.tests[0].recall if record.tests else (None,) * num_classes

@@ -14,7 +14,7 @@ import yaml
 from ahfal_app.results.kept import Kept, kept_model
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import MODEL, Run, read_run
-from ahfal_app.results.units import percent, seconds_text
+from ahfal_app.results.units import bounds_text, metric_text, percent, seconds_text
 from ahfal_app.storage.files import write_text
 
 CARD = "model-card.md"
@@ -119,9 +119,10 @@ def _limitations(run: Run) -> str:
     kept, lines = _kept(run), []
     tests = _tests(run)
     if tests and tests < _FEW_TESTS:
+        bounds = _truth_text(run)
         lines.append(
             f"- The test set has {tests} {_kind(run)}: a share of {percent(kept.accuracy)} "
-            "measured on them may be some percent higher or lower in truth."
+            f"measured on them {bounds}."
         )
     untested = [
         name
@@ -194,10 +195,12 @@ def _training(run: Run) -> str:
 
 def _evaluation(run: Run) -> str:
     kept = _kept(run)
-    rows = ["| metric | value |", "| --- | --- |", f"| accuracy | {percent(kept.accuracy)} |"]
+    intervals = kept.tests[0].intervals if kept.tests else {}
+    rows = ["| metric | value | 95 % |", "| --- | --- | --- |"]
     rows += [
-        f"| {name.replace('_', ' ')} | {percent(value) if value is not None else 'undefined'} |"
-        for name, value in sorted(kept.metrics.items())
+        f"| {name.replace('-', ' ')} | {metric_text(name, value)} | "
+        f"{bounds_text(intervals.get(name)) or 'n/a'} |"
+        for name, value in {"accuracy": kept.accuracy, **kept.metrics}.items()
     ]
     untested = f"no test {_sample(run)}"
     by_class = ["| class | recall |", "| --- | --- |"]
@@ -206,9 +209,15 @@ def _evaluation(run: Run) -> str:
         for name, share in zip(run.class_names, kept.class_accuracy_C, strict=True)
     ]
     tests = _tests(run)
+    at_sites = bool(kept.tests) and kept.tests[0].where == "sites"
+    where = (
+        f"that the sites hold out of their labels: chosen, not drawn from all of their {_kind(run)}"
+        if at_sites
+        else "at the server"
+    )
     return (
         "### Testing Data\n\n"
-        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} at the server.\n\n"
+        f"{tests if tests is not None else 'An unknown number of'} {_kind(run)} {where}.\n\n"
         "### Results\n\n" + "\n".join(rows) + "\n\n" + "\n".join(by_class)
     )
 
@@ -230,6 +239,15 @@ def _technical(run: Run) -> str:
         ("Software", f"ahfal {code.get('version', 'unknown')}, code `{code.get('hash', '')[:16]}`"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     )
+
+
+def _truth_text(run: Run) -> str:
+    """Return in words what the accuracy may be in truth."""
+    kept = _kept(run)
+    bounds = kept.tests[0].intervals.get("accuracy") if kept.tests else None
+    if bounds is None:
+        return "may be some percent higher or lower in truth"
+    return f"may be {bounds_text(bounds)} in truth (95 %)"
 
 
 def _worst(run: Run, kept: Kept) -> str:
@@ -268,6 +286,9 @@ def _task(run: Run) -> str:
 
 
 def _tests(run: Run) -> int | None:
+    kept = _kept(run)
+    if kept.tests:
+        return kept.tests[0].samples
     found: Any = run.environment.get("data", {}).get("test")
     return found if isinstance(found, int) else None
 

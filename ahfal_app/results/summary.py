@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
-from ahfal_app.results.units import bytes_text, percent, seconds_text
+from ahfal_app.results.units import (
+    bounds_text,
+    bytes_text,
+    metric_text,
+    percent,
+    seconds_text,
+)
 
 #: Files worth pointing at, with what they are, in this order.
 _FILES = (
@@ -63,6 +71,9 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
             for name in sorted({name for cycle in cycles for name in cycle.metrics})
         },
         "labels_per_cycle": [cycle.labels for cycle in cycles],
+        "tests": [test.model_dump(mode="json") for test in cycles[-1].tests] if cycles else [],
+        "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
+        "held_out": cycles[-1].held_out if cycles else 0,
         "ledger": asdict(cycles[-1].ledger) if cycles else None,
         "seconds": {"total": sum(seconds.values()), **seconds},
         "privacy": describe_privacy(run),
@@ -143,12 +154,31 @@ def _row(run: Run, cycle: CycleRecord) -> tuple[str, ...]:
     )
 
 
+def _test_lines(cycles: Sequence[CycleRecord]) -> list[str]:
+    """Return what the last test says besides the accuracy, and what it cannot tell."""
+    last, lines = cycles[-1], list[str]()
+    for test in last.tests:
+        words = [f"{test.samples:,} samples"]
+        for name in ("accuracy", "balanced-accuracy", "macro-f1", "auroc"):
+            if test.metrics.get(name) is not None:
+                bounds = bounds_text(test.intervals.get(name))
+                value = metric_text(name, test.metrics[name])
+                words.append(f"{name.replace('-', ' ')} {value} ({bounds})")
+        lines.append(
+            f"test {'on the server' if test.where == 'server' else 'at the sites'}: "
+            + ", ".join(words)
+        )
+    lines += filter(None, (worst_and_spread(last.sites), size_warning(cycles)))
+    return lines
+
+
 def _closing(run: Run) -> list[str]:
     metrics = run.metrics
     lines = []
     if (kept := kept_of(run)) and kept.is_chosen:
         lines.append(f"model of {kept.where}: {kept.why}")
     if metrics.cycles:
+        lines += _test_lines(metrics.cycles)
         ledger = metrics.cycles[-1].ledger
         lines.append(
             f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "

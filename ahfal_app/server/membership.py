@@ -37,6 +37,7 @@ class Member:
     node: int
     num_samples: int
     labelled: int
+    held_out: int
     last_cycle: int
     ledger: Ledger
     data: str
@@ -303,7 +304,8 @@ def _other_code(about: Introduction, code: str) -> str:
 
 def _member(federation: Federation, node: int, answer: _Answer, membership: Membership) -> Member:
     labels = JoinAnswer.from_metrics(metrics_of(answer.content))
-    check_counts(labels.num_samples, labels.labelled, labels.ledger, membership.settings)
+    labelled = labels.labelled + labels.held_out
+    check_counts(labels.num_samples, labelled, labels.ledger, membership.settings)
     about = answer.about
     if about.backbone != membership.backbone:
         raise ValueError(
@@ -318,6 +320,7 @@ def _member(federation: Federation, node: int, answer: _Answer, membership: Memb
         node=node,
         num_samples=labels.num_samples,
         labelled=labels.labelled,
+        held_out=labels.held_out,
         last_cycle=labels.last_cycle,
         ledger=labels.ledger,
         data=about.data,

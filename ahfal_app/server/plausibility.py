@@ -40,7 +40,7 @@ def check_purchase(answer: QueryAnswer, settings: Settings) -> None:
     most = settings.max_client_samples
     counts = {
         "selected": answer.selected,
-        "labelled": answer.labelled,
+        "labelled": answer.labelled + answer.held_out,
         "allotted": answer.ledger.allotted,
     }
     for key, value in counts.items():

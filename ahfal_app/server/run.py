@@ -58,7 +58,8 @@ from ahfal_app.server.preflight import (
 )
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
-from ahfal_app.stopping import CycleResult, make_rule
+from ahfal_app.stop_set import Observation
+from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
@@ -71,7 +72,18 @@ _BUDGET = "budget.json"
 _log = logging.getLogger(__name__)
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
-_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker", "stopping")
+_ANEW_ON_RESUME = (
+    "data_dir",
+    "start_timeout",
+    "round_timeout",
+    "tracker",
+    "stopping",
+    "stopping_mode",
+    "stop_set",
+    "label_cost",
+    "round_cost",
+    "currency",
+)
 
 #: Settings that may be given on resume; without effect, where they say where the run lies.
 _FREE_ON_RESUME = frozenset(
@@ -122,12 +134,15 @@ def prepare(values: Mapping[str, object]) -> Start:
 
 
 def _loaded(settings: Settings) -> tuple[Resources, bool]:
-    """Load the data, and tell whether an initial model says how vectors are standardised."""
+    """Load the data, and tell whether an initial model says how they are standardised.
+
+    Images are normalised as it says where there is no test set, whose own moments they have else.
+    """
     loaded = check_data(settings)
-    if not settings.initial_model or not loaded.dataset.holds_vectors:
-        return loaded, False
     own = loaded.dataset.format
-    found = initial_standardisation(settings.initial_model, len(own.mean_C), settings.standardise)
+    if not settings.initial_model or (own.is_measured and not own.vectors):
+        return loaded, False
+    found = initial_standardisation(settings.initial_model, own, settings.standardise)
     if found is None:
         return loaded, False
     return resources(settings, replace(own, mean_C=found[0], std_C=found[1])), True
@@ -155,8 +170,9 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
-    if start.settings.has_sites and start.loaded.dataset.holds_vectors:
-        # Its test set will be standardised as this run's sites are, and as no other run's.
+    data = start.loaded.dataset.format
+    if start.settings.has_sites and (data.vectors or not data.is_measured):
+        # It will be standardised as this run's sites are, and as no other run's.
         start = replace(start, loaded=copy.copy(start.loaded))
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
@@ -407,7 +423,7 @@ def _environment(
     recipe = loaded.recipe(settings)
     environment = describe_environment(
         class_names=loaded.dataset.class_names,
-        data_fingerprint=loaded.dataset.fingerprint,
+        data_fingerprint=loaded.dataset.fingerprint or None,
         partition_fingerprint=partition_fingerprint,
         settings=settings.to_flat(),
     )
@@ -465,13 +481,19 @@ def _facts(loaded: Resources) -> ModelFacts:
     )
 
 
-def _stops(start: Start, labels: int, evaluation: Evaluation) -> str:
+def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observation | None) -> str:
     """Return why the run ends after a cycle that was just tested; empty where it goes on."""
-    settings, tests = start.settings, int(evaluation.confusion_CC.sum())
+    settings, tests = start.settings, evaluation.sums.num_samples
     before = read_metrics(start.folder).cycles
-    history = [CycleResult(each.labels, round(each.accuracy * tests), tests) for each in before]
-    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests))
-    return make_rule(settings.stopping, settings.parameters_of("stopping")).stops(history)
+    # At the sites each cycle may be tested with more samples than the one before.
+    sizes = [each.tests[0].samples if each.tests else tests for each in before]
+    history = [
+        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set)
+        for each, size in zip(before, sizes, strict=True)
+    ]
+    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests, observed))
+    rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
+    return why_stopped(rules, settings.stopping_mode, history)
 
 
 def _use(start: Start) -> ModelUse:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from support.charts import OF_SWEEPS, with_charts
 from support.sweeps import sweeps_here
 
 from ahfal_app.cli import main
@@ -38,7 +39,12 @@ def out(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 def _sweep(out: Path) -> None:
     command = ["sweep", *map(str, FILES), "--scale", "smoke", "--out", str(out)]
     told = io.StringIO()
-    with sweeps_here(), contextlib.redirect_stdout(told), pytest.raises(SystemExit) as ended:
+    with (
+        sweeps_here(),
+        with_charts(OF_SWEEPS),
+        contextlib.redirect_stdout(told),
+        pytest.raises(SystemExit) as ended,
+    ):
         main(command)
     # Each failure has a line of its own, with the run and the error.
     problems = [line for line in told.getvalue().splitlines() if line.startswith("failed:")]

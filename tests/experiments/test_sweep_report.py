@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from support.charts import OF_SWEEPS, with_charts
 from support.sweeps import sweeps_here
 from typer.testing import CliRunner
 
@@ -213,6 +214,7 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.usefixtures("charts")
 def test_the_page_says_first_what_it_is_not(results: ExperimentResults) -> None:
     page = Page(render_sweep_report(results))
     text = " ".join(page.text)
@@ -275,7 +277,7 @@ def swept_once(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path
         """
     )
     out = folder / "out"
-    with sweeps_here():
+    with sweeps_here(), with_charts(OF_SWEEPS):
         result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--jobs", "1"])
     assert result.exit_code == 0, result.output
     assert str(out / "report.html") in result.output.replace("\n", "")
@@ -349,6 +351,7 @@ def test_runs_are_compared_by_the_settings_that_differ(swept: Path, tmp_path: Pa
         compare_runs([folders[0], tmp_path])
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_partition_is_drawn_without_a_run(tmp_path: Path, simulation: Callable) -> None:  # type: ignore[type-arg]
     picture = tmp_path / "split.svg"
     data = f"data-dir={simulation.base['data-dir']}"

@@ -400,7 +400,16 @@ def folder_of_images(folder: Path, side: int) -> Path:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("model", ["mobilenet-v2", "torchvision/resnet18"])
+    @pytest.mark.parametrize(
+        "model",
+        [
+            "torchvision/shufflenet_v2_x0_5",
+            *(
+                pytest.param(name, marks=pytest.mark.slow)
+                for name in ("mobilenet-v2", "torchvision/resnet18")
+            ),
+        ],
+    )
     def test_images_in_a_folder(self, simulation: Simulation, tmp_path: Path, model: str) -> None:
         dataset = folder_of_images(tmp_path / "colours", 16)
         values: dict[str, object] = {

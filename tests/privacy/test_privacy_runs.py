@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from rich.console import Console
-from support.charts import without_charts
 from support.simulation import TINY, Outcome, Simulation
 
 from ahfal_app.class_statistics import class_proportions
@@ -62,12 +61,6 @@ class Watch:
 
 def _raising(message: Message, context: Context) -> Message:
     raise RuntimeError("power cut")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_charts() -> Iterator[None]:
-    with without_charts():
-        yield
 
 
 @pytest.fixture(scope="module")

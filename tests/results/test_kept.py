@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ahfal_app.config import Settings
+from ahfal_app.evaluation import EvaluationSums, figure_names, figures_of
 from ahfal_app.ledger import Ledger
-from ahfal_app.results.kept import Candidate, best_of, kept_model
+from ahfal_app.results.kept import LOWER_IS_BETTER, Candidate, best_of, kept_model
 from ahfal_app.results.reading import Metrics
-from ahfal_app.results.records import CycleRecord, RoundRecord, parse_record
+from ahfal_app.results.records import CycleRecord, RoundRecord, TestRecord, parse_record
 
 SETTINGS = Settings(rounds=4, keep="best", metric="macro-f1")
 
@@ -21,8 +22,8 @@ def round_(cycle: int, number: int, value: float | None, accuracy: float = 0.5) 
         num_examples=4,
         train_loss=1.0,
         test_accuracy=accuracy,
-        class_accuracy=(accuracy, None),
         metrics={"macro-f1": value},
+        tests=(TestRecord(where="server", samples=9, metrics={}, recall=(accuracy, None)),),
     )
 
 
@@ -89,3 +90,9 @@ def test_rounds_of_earlier_versions_are_read() -> None:
     record = parse_record(old)
     assert isinstance(record, RoundRecord)
     assert best_of([record], SETTINGS) is None
+
+
+def test_a_metric_may_be_any_that_a_test_has() -> None:
+    sums = EvaluationSums.nothing(2)
+    assert tuple(figures_of(sums).metrics) == figure_names()
+    assert set(figure_names()) > LOWER_IS_BETTER

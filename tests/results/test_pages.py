@@ -68,6 +68,7 @@ def clipped(figure: dict[str, Any]) -> list[str]:
     ]
 
 
+@pytest.mark.usefixtures("charts")
 @needs_browser
 @pytest.mark.parametrize("classes", [10, 100])
 def test_the_report_of_a_run(tmp_path: Path, classes: int) -> None:
@@ -108,6 +109,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> ExperimentResults:
     )
 
 
+@pytest.mark.usefixtures("charts")
 @needs_browser
 def test_the_report_of_a_sweep(results: ExperimentResults, tmp_path: Path) -> None:
     # At four points: curves, halves of the classes, deviations; over alpha; one split.

@@ -4,7 +4,6 @@ import io
 import re
 import shutil
 import warnings
-from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from rich.console import Console
-from support.charts import without_charts
+from support.charts import with_charts
 from support.fake_run import CIFAR10, make_fake_run
 
 from ahfal_app.errors import ReportError
@@ -82,7 +81,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         failures=(Failure(client=2, reason=f"RuntimeError: {EVIL}"),),
         evaluate_rounds=True,
     )
-    write_report(folder)
+    with with_charts():
+        write_report(folder)
     return folder
 
 
@@ -200,6 +200,7 @@ def test_settings_and_environment_are_complete(page: Page, run_folder: Path) -> 
     assert environment["code: hash"] == run.environment["code"]["hash"]
 
 
+@pytest.mark.usefixtures("charts")
 def test_names_from_people_stay_text(tmp_path: Path, html: str, page: Page) -> None:
     assert EVIL not in html
     assert f"RuntimeError: {EVIL}" in page.text
@@ -219,7 +220,8 @@ def test_names_from_people_stay_text(tmp_path: Path, html: str, page: Page) -> N
 
 
 def test_equal_runs_give_equal_bytes(run_folder: Path, html: str, tmp_path: Path) -> None:
-    write_report(run_folder)
+    with with_charts():
+        write_report(run_folder)
     assert (run_folder / "report.html").read_text() == html
     # A run without selections differs in that figure alone.
     copy = tmp_path / run_folder.name
@@ -234,12 +236,12 @@ def test_complete_run_has_no_banner(page: Page) -> None:
     assert "Final test accuracy" in page.text
 
 
+# Charts have their edges at nothing and at one point.
+@pytest.mark.usefixtures("charts")
 @pytest.mark.parametrize("cycles_done", [0, 1, 3])
 def test_partial_run_has_a_banner(tmp_path: Path, cycles_done: int) -> None:
     folder = make_fake_run(tmp_path, num_clients=2, samples=100, rounds=2, cycles_done=cycles_done)
-    # Charts have their edges at nothing and at one point.
-    with nullcontext() if cycles_done < 2 else without_charts():
-        text = Page(write_report(folder).read_text()).text
+    text = Page(write_report(folder).read_text()).text
     assert f"Partial: {cycles_done} of 6 cycles." in text
     assert "Final test accuracy" not in text
 
@@ -251,6 +253,7 @@ def test_real_clients_tell_less_and_it_still_reports(tmp_path: Path) -> None:
     assert not (folder / "partition.json").exists()
 
 
+@pytest.mark.usefixtures("charts")
 def test_one_cycle_without_selection(tmp_path: Path) -> None:
     folder = make_fake_run(tmp_path, num_clients=2, samples=100, rounds=1, cycles_done=6, cycles=6)
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -260,6 +263,7 @@ def test_one_cycle_without_selection(tmp_path: Path) -> None:
     assert "Deviation of the classes" not in text
 
 
+@pytest.mark.usefixtures("charts")
 def test_many_classes_and_clients_thin_their_labels(tmp_path: Path) -> None:
     folder = make_fake_run(
         tmp_path,
@@ -276,6 +280,7 @@ def test_many_classes_and_clients_thin_their_labels(tmp_path: Path) -> None:
     assert len(text) < 2_000_000
 
 
+@pytest.mark.usefixtures("charts")
 def test_untrained_model_and_absent_classes(tmp_path: Path) -> None:
     folder = make_fake_run(tmp_path, num_clients=2, samples=100, rounds=1, cycles_done=1)
     path = folder / "metrics.jsonl"
@@ -304,8 +309,7 @@ def test_missing_files_are_named(tmp_path: Path, missing: str) -> None:
 def test_optional_files_may_be_missing(tmp_path: Path, optional: str) -> None:
     folder = make_fake_run(tmp_path, num_clients=2, samples=100, rounds=1, cycles_done=1)
     (folder / optional).unlink()
-    with without_charts():
-        assert write_report(folder).exists()
+    assert write_report(folder).exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninte
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.errors import CheckpointError, ConfigError
+from ahfal_app.evaluation import EvaluationSums
 from ahfal_app.metrics import measure_all
 from ahfal_app.results.records import CycleRecord, Record
 from ahfal_app.results.summary import summary_text
@@ -35,6 +37,11 @@ def confusion(cycle: int, round_: int) -> np.ndarray:
     return np.ones((10, 10), np.int64) + np.diag(np.full(10, right - 1 + np.arange(10) % 2))
 
 
+def _test_of(cycle: int, round_: int) -> Evaluation:
+    counts_CC = confusion(cycle, round_)
+    return Evaluation(replace(EvaluationSums.nothing(10), confusion_CC=counts_CC), 1.0)
+
+
 def by_position(seen: Seen):
     """Return a stand-in for the test of the global model, which notes the models."""
 
@@ -42,7 +49,7 @@ def by_position(seen: Seen):
         metrics = (start.folder / "metrics.jsonl").read_bytes()
         at = TESTS[metrics.count(b"\n")]
         seen[at] = {name: array.numpy().copy() for name, array in arrays.items()}
-        return Evaluation(confusion(*at), 1.0)
+        return _test_of(*at)
 
     return evaluate
 
@@ -93,7 +100,7 @@ def test_the_model_is_the_one_of_the_best_test(straight: Uninterrupted, seen: Se
         for name, array in seen[best].items():
             np.testing.assert_array_equal(file.get_tensor(name), array)
     labels = straight.metrics.cycles[1].labels
-    accuracy = Evaluation(confusion(*best), 1.0).accuracy
+    accuracy = _test_of(*best).accuracy
     assert (use["cycle"], use["round"], use["chosen_by"]) == (*best, "macro-f1")
     assert (use["labels"], use["accuracy"]) == (labels, accuracy)
     assert kept["labels"] == labels != straight.summary["labels_per_cycle"][-1]
@@ -104,7 +111,7 @@ def test_card_and_report_say_that_its_figures_are_optimistic(straight: Uninterru
     card = (straight.folder / "model-card.md").read_text()
     assert "the model of cycle 2, round 1, chosen by its macro-f1 in this test from 6" in card
     assert "its figures are optimistic" in card
-    recalls = Evaluation(confusion(1, 1), 1.0).class_accuracy_C
+    recalls = _test_of(1, 1).class_accuracy_C
     assert all(f"| {name} | {100 * share:.2f} % |" in card for name, share in enumerate(recalls))
     report = (straight.folder / "report.html").read_text()
     assert "Accuracy of the best model" in report

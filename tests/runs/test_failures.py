@@ -291,6 +291,7 @@ def test_below_the_quorum_the_run_stops_with_a_named_error(simulation: Simulatio
         simulation(handler=handler, quorum=0.5, name="stopped")
 
 
+@pytest.mark.usefixtures("charts")
 def test_stopped_run_says_so_and_can_go_on(simulation: Simulation, shared_runs: SharedRuns):
     def handler(message: Message, context: Context) -> Message:
         order = message.content.config_records["config"]
@@ -299,7 +300,7 @@ def test_stopped_run_says_so_and_can_go_on(simulation: Simulation, shared_runs: 
         return client_app(message, context)
 
     with pytest.raises(QuorumNotReached):
-        simulation(handler=handler, charts=True, name="stopped")
+        simulation(handler=handler, name="stopped")
     folder = Path(str(simulation.base["output-dir"])) / "stopped"
     assert "QuorumNotReached" in (folder / "report.html").read_text()
     assert simulation.resume(folder).result == shared_runs().result

@@ -27,6 +27,7 @@ KINDS = (
     "query.join",
     "query.begin",
     "train",
+    "query.predictions",
     "query.histogram",
     "query.select",
     "query.collect",
@@ -222,7 +223,7 @@ def test_records_that_are_missing_or_of_another_kind(target: Target, kind: str, 
         content[record] = ConfigRecord() if record != "config" else MetricRecord()
 
     needed = {"config"}
-    needed |= {"arrays"} if kind in ("train", "query.select") else set()
+    needed |= {"arrays"} if kind in ("train", "query.select", "query.predictions") else set()
     needed |= {"statistics"} if kind == "query.select" else set()
     if record in needed:
         target.refused(kind, "message", None, without)
@@ -326,7 +327,7 @@ def _arrays(name: str, array: Array) -> Any:
     return spoil
 
 
-@pytest.mark.parametrize("kind", ["train", "query.select"])
+@pytest.mark.parametrize("kind", ["train", "query.select", "query.predictions"])
 @pytest.mark.parametrize(
     ("name", "array"),
     [
@@ -469,7 +470,8 @@ def test_what_a_policy_just_allows(tmp_path: Path):
     for cycle in (0, 1):
         for kind in KINDS:
             reply = target.send(kind, NOISY, order={"cycle": cycle})
-            assert not reply.has_error(), reply.error.reason
+            # Predictions have no noise, so that a run with noise cannot have them.
+            assert reply.has_error() == (kind == "query.predictions"), kind
     (ledger,) = target.ledgers().values()
     assert ledger.spent == 24
     assert not target.leaks()

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import MetricRecord
 from support.attacks import IMAGES, Target, VectorTarget
 
-from ahfal_app.data.images import LONGEST_VECTOR
+from ahfal_app.config import LONGEST_VECTOR
 from ahfal_app.data.moments import UNITS
 from ahfal_app.messages.answers import moments_from_metrics
 

@@ -21,7 +21,6 @@ from support.small_backbone import SETTINGS as BACKBONE
 from support.small_backbone import write_weights
 
 from ahfal_app.cli import main
-from ahfal_app.client import client as client_module
 from ahfal_app.client_app import app as client_app
 from ahfal_app.inference import load_model
 from ahfal_app.inference.predicting import Predictor
@@ -117,48 +116,41 @@ def test_each_site_has_the_runs_model_and_can_use_it(
 
 
 def test_the_sites_own_lies_beside_it_where_it_wants_that(
-    simulation: Simulation,
-    sites: Sites,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    simulation: Simulation, sites: Sites, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for node in sites.nodes:
-        node["keep-personal"] = True
-    # In place of images that a site holds out: all that it has labelled, and at another none.
-    monkeypatch.setattr(
-        client_module,
-        "_held_out",
-        lambda store: store.labelled(through_cycle=1 if len(store.unlabelled()) > 30 else -1),
-    )
-    simulation(RUN, handler=sites.handler)
+    sites.nodes[0]["keep-personal"] = True
+    simulation(RUN, handler=sites.handler, evaluate="both", **{"validation-fraction": 0.4})
     folder = sites.models(0)
     (state,) = Path(str(sites.nodes[0]["state-dir"])).glob("*/0")
     local = load_file(state / "local-model-1.safetensors")
+    # As whoever uses both would find it.
+    store = LabelStore.open_existing(state / "labels.sqlite")
+    trained_on, held_out = len(store.labelled().samples_N), store.held_out()
+    store.close()
+    size = len(held_out.samples_N)
+    assert (trained_on + size, size > 5) == (24, True)
     with safe_open(folder / "personal.safetensors", "np") as file:
         use = json.loads(file.metadata()["ahfal"])["use"]
         for name, array in local.items():
             np.testing.assert_array_equal(file.get_tensor(name), array)
-    assert (use["personal"], use["labels"], use["accuracy"], use["cycle"]) == (True, 24, None, 1)
-    # As whoever uses both would find it.
-    store = LabelStore.open_existing(state / "labels.sqlite")
-    labelled = store.labelled()
-    store.close()
+    learnt = (use["personal"], use["labels"], use["accuracy"], use["cycle"])
+    assert learnt == (True, trained_on, None, 1)
     by_path = np.array(sorted(range(60), key=lambda row: (row % 3, row)))
-    pixels = digits()[0][by_path[labelled.samples_N], :, :, None]
+    pixels = digits()[0][by_path[held_out.samples_N], :, :, None]
     said = json.loads((folder / "comparison.json").read_text())
-    assert (said["images"], said["cycle"]) == (24, 1)
+    assert (said["images"], said["cycle"]) == (size, 1)
     for name, told in said["models"].items():
         shares = Predictor(load_model(folder / name), torch.device("cpu")).probabilities(pixels)
-        right = int((shares.argmax(axis=1) == labelled.labels_N).sum())
-        assert (told["right"], told["accuracy"]) == (right, right / 24)
-        expected = proportion_confint(right, 24, method="wilson")
+        right = int((shares.argmax(axis=1) == held_out.labels_N).sum())
+        assert (told["right"], told["accuracy"]) == (right, right / size)
+        expected = proportion_confint(right, size, method="wilson")
         assert told["interval"] == pytest.approx(expected, abs=1e-9)
-        assert f"{name}: accuracy {100 * right / 24:.2f} % on 24 held-out images" in caplog.text
+        line = f"{name}: accuracy {100 * right / size:.2f} % on {size} held-out images of this site"
+        assert line in caplog.text
     assert set(said["models"]) == {"model.safetensors", "personal.safetensors"}
-    other = json.loads((sites.models(1) / "comparison.json").read_text())
-    assert other == {"images": 0, "cycle": 1, "note": "no held-out images"}
-    assert "not compared: no held-out images" in caplog.text
+    assert not (sites.models(1) / "personal.safetensors").exists()
     assert "`personal.safetensors` beside it" in (folder / "model-card.md").read_text()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
 def test_a_site_that_refuses_keeps_nothing(simulation: Simulation, sites: Sites) -> None:
@@ -201,10 +193,15 @@ def _same(outcome: Outcome, sites: Sites) -> None:
         assert (folder / "model.safetensors").read_bytes() == content
 
 
-def test_of_earlier_runs_nothing_is_left(simulation: Simulation, sites: Sites) -> None:
+def test_of_earlier_runs_nothing_is_left(
+    simulation: Simulation, sites: Sites, caplog: pytest.LogCaptureFixture
+) -> None:
     sites.nodes[0]["keep-personal"] = True
     simulation(RUN, handler=sites.handler)
     assert (sites.models(0) / "personal.safetensors").exists()
+    said = json.loads((sites.models(0) / "comparison.json").read_text())
+    assert said == {"images": 0, "cycle": 1, "note": "no held-out images"}
+    assert "both models are not compared: no held-out images" in caplog.text
     del sites.nodes[0]["keep-personal"]
     _same(simulation(RUN, handler=sites.handler, seed=1), sites)
 
@@ -228,5 +225,5 @@ def test_the_sites_own_is_the_head_where_that_was_trained(
     assert said == there
     names = set(load_file(folder / "personal.safetensors"))
     assert names == set(load_file(folder / "model.safetensors"))
-    images = Path(str(sites.nodes[1]["data"]))
-    assert len(classes_of(folder / "personal.safetensors", images, tmp_path / "own.csv")) == 40
+    network = load_model(folder / "personal.safetensors").network
+    assert network(torch.zeros((2, 8, 8, 1), dtype=torch.uint8)).shape == (2, 10)

@@ -2,56 +2,57 @@
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
-from support.simulation import Outcome, Simulation
+from support.killing import Killed, KillSwitch, killed_at
+from support.simulation import Outcome, SharedRuns, Simulation
 
 from ahfal_app.config_sources import read_arguments
-from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import ConfigError
-from ahfal_app.results.progress import Progress
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import prepare
 
 SHORT = {"target-fraction": 0.1}
 NUMBERS = {"initial-labels": 10, "query-labels": 5, "target-labels": 15}
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
+def straight(shared_runs: SharedRuns) -> Outcome:
     """A run of three cycles."""
-    return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir))
+    return shared_runs()
 
 
-def more(folder: Path, switch: KillSwitch | None = None, **said: object) -> Outcome:
+@pytest.fixture
+def short(shared_runs: SharedRuns, tmp_path: Path) -> Path:
+    """The folder of a run that has ended after two of them."""
+    return Path(shutil.copytree(shared_runs(SHORT).folder, tmp_path / "short"))
+
+
+def more(
+    simulation: Simulation, folder: Path, switch: KillSwitch | None = None, **said: object
+) -> Outcome:
     """Go on with a run in a folder."""
-    start = prepare({"resume": str(folder), **said})
-    handler = (switch or KillSwitch()).handler
+    if switch is None:
+        return simulation.resume(folder, **said)
     with pytest.MonkeyPatch.context() as patch:
-        if switch is not None:
-            switch.install(patch)
-        with InProcessGrid(handler, start.settings.num_clients) as grid:
-            execute(start, grid, Progress(Console(file=io.StringIO())))
-    return Outcome(folder, "")
+        switch.install(patch)
+        return simulation.resume(folder, switch.handler, **said)
 
 
 @pytest.mark.parametrize("said", [{"target-fraction": 0.15}, {"cycles": "+1"}, {"cycles": 3}])
 def test_it_ends_as_one_that_had_them_from_the_start(
-    said: dict[str, object], straight: Uninterrupted, simulation: Simulation
+    said: dict[str, object], straight: Outcome, short: Path, simulation: Simulation
 ) -> None:
-    folder = simulation(SHORT, name="short").folder
-    assert len(Outcome(folder, "").metrics.cycles) == 2
-    outcome = more(folder, **said)
+    assert len(Outcome(short, "").metrics.cycles) == 2
+    outcome = more(simulation, short, **said)
     assert outcome.result == straight.result
-    environment = json.loads((folder / "environment.json").read_text())
+    environment = json.loads((short / "environment.json").read_text())
     assert environment["extended_from"] == [2]
     assert outcome.summary["complete"]
     # Once more, without a word, changes nothing.
-    assert more(folder).result == straight.result
+    assert more(simulation, short).result == straight.result
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -59,31 +60,36 @@ def test_numbers_of_labels_and_cycles_in_steps(reset: bool, simulation: Simulati
     settings = {**NUMBERS, "reset-model": reset}
     expected = simulation(settings, **{"target-labels": 25}, name="straight").result
     folder = simulation(settings, name="short").folder
-    more(folder, cycles="+1")
-    outcome = more(folder, **{"target-labels": 25})
+    more(simulation, folder, cycles="+1")
+    outcome = more(simulation, folder, **{"target-labels": 25})
     assert outcome.result == expected
     assert json.loads((folder / "environment.json").read_text())["extended_from"] == [2, 3]
 
 
+@pytest.fixture(scope="module")
+def events(shared_runs: SharedRuns, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """At how many events it can be killed while it goes on."""
+    folder = tmp_path_factory.mktemp("counted") / "short"
+    shutil.copytree(shared_runs(SHORT).folder, folder)
+    counted = KillSwitch()
+    more(Simulation(folder.parent, folder.parent), folder, counted, cycles="+1")
+    return counted.events
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
 def test_a_kill_while_it_goes_on_changes_nothing(
-    share: float, straight: Uninterrupted, simulation: Simulation
+    share: float, events: int, straight: Outcome, short: Path, simulation: Simulation
 ) -> None:
-    counted = KillSwitch()
-    more(simulation(SHORT, name="counted").folder, counted, cycles="+1")
-    folder = simulation(SHORT, name="killed").folder
     with pytest.raises(Killed):
-        more(folder, KillSwitch(max(1, round(share * counted.events))), cycles="+1")
-    outcome = more(folder) if "0.15" in (folder / "config.yaml").read_text() else None
-    outcome = outcome or more(folder, cycles="+1")
+        more(simulation, short, KillSwitch(max(1, round(share * events))), cycles="+1")
+    has_begun = "0.15" in (short / "config.yaml").read_text()
+    outcome = more(simulation, short, **({} if has_begun else {"cycles": "+1"}))
     assert outcome.result == straight.result
 
 
-def test_a_run_that_was_interrupted_may_get_more(
-    straight: Uninterrupted, simulation: Simulation
-) -> None:
+def test_a_run_that_was_interrupted_may_get_more(straight: Outcome, simulation: Simulation) -> None:
     folder = killed_at(20, simulation, **SHORT)
-    assert more(folder, **{"target-fraction": 0.15}).result == straight.result
+    assert more(simulation, folder, **{"target-fraction": 0.15}).result == straight.result
 
 
 @pytest.mark.parametrize(
@@ -99,12 +105,9 @@ def test_a_run_that_was_interrupted_may_get_more(
         ({"seed": 3}, "seed=3: the run was started with 0"),
     ],
 )
-def test_what_gives_it_no_more_is_refused(
-    said: dict[str, object], why: str, simulation: Simulation
-) -> None:
-    folder = simulation(SHORT, name="short", rounds=1).folder
+def test_what_gives_it_no_more_is_refused(said: dict[str, object], why: str, short: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        prepare({"resume": str(folder), **said})
+        prepare({"resume": str(short), **said})
     assert why in str(error.value)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from flwr.app import Context, Message
-from support.charts import without_charts
 from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
 from support.simulation import TINY, Outcome, Simulation
 from support.small_backbone import SETTINGS as BACKBONE
@@ -36,7 +35,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninte
     return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **NETWORK)
 
 
-@pytest.mark.parametrize("share", [i / 10 for i in range(1, 11)])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_resumed_run_equals_an_uninterrupted_one(
     share: float, straight: Uninterrupted, simulation: Simulation
 ):
@@ -175,6 +174,7 @@ def test_finished_run_resumes_to_itself(straight: Outcome, simulation: Simulatio
     assert simulation.resume(straight.folder).result == before
 
 
+@pytest.mark.slow
 def test_sigkilled_process_is_resumed(
     straight: Outcome, simulation: Simulation, data_dir: Path, tmp_path: Path
 ):
@@ -188,7 +188,7 @@ def test_sigkilled_process_is_resumed(
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with without_charts(), pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended:
         main(["run", f"resume={tmp_path / 'real'}"])
     assert not ended.value.code
     assert Outcome(tmp_path / "real", "").result == straight.result
@@ -230,7 +230,7 @@ def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
     )
 
 
-@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_damaged_newest_checkpoint_gives_the_same_result(
     share: float, straight: Uninterrupted, simulation: Simulation
 ):

@@ -22,8 +22,9 @@ from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.query import strategy_names
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation):
-    outcome = simulation(charts=True)
+    outcome = simulation()
     names = {path.name for path in outcome.folder.iterdir()}
     assert names >= {
         "config.yaml",
@@ -95,6 +96,7 @@ _ONE_CHOICE: dict[str, object] = {"cycles": 2, "max-train-samples": 450}
 
 #: Of what a strategy repeats many times, a few will do as well.
 _FEW: dict[str, dict[str, object]] = {
+    "ifal": {"strategy.epochs": 3},
     "logo": {"strategy.epochs": 2},
     "noise-stability": {"strategy.draws": 5},
 }

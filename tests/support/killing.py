@@ -56,6 +56,7 @@ class KillSwitch:
         patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
         patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
         patch.setattr(LabelStore, "commit", self.around(LabelStore.commit))
+        patch.setattr(LabelStore, "hold_out", self.around(LabelStore.hold_out))
         patch.setattr(PrivacyStore, "release", self.around(PrivacyStore.release))
         patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
         patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))

@@ -25,9 +25,9 @@ from starlette.applications import Starlette
 from support.labelling import CLASSES, encoded
 
 from ahfal_app import cli
-from ahfal_app.label_page import serve
 from ahfal_app.labels.store import LabelRequest, LabelStore
 from ahfal_app.oracle import Oracle, Site, make_oracle
+from ahfal_app.web import serving
 
 PORT = 4711
 HOST = f"127.0.0.1:{PORT}"
@@ -99,10 +99,10 @@ def served(state_dir: Path, *options: str) -> Iterator[str]:
 @contextmanager
 def served_here(state_dir: Path, *options: str) -> Iterator[str]:
     """Run the command in a thread of this process, and give the address that it prints."""
-    servers: list[serve._Server] = []
+    servers: list[serving._Server] = []
     listening = threading.Event()
 
-    class Stoppable(serve._Server):
+    class Stoppable(serving._Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             servers.append(self)
             await super().startup(sockets)
@@ -115,7 +115,7 @@ def served_here(state_dir: Path, *options: str) -> Iterator[str]:
             cli.main(["label", str(state_dir), *options])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "_Server", Stoppable)
+        patch.setattr(serving, "_Server", Stoppable)
         patch.setattr(cli, "Console", partial(Console, file=printed))
         thread = threading.Thread(target=run)
         thread.start()

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from flwr.app import Context, Message
 from rich.console import Console
-from support.charts import without_charts
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.engine.in_process import InProcessGrid
@@ -75,10 +73,7 @@ class Outcome:
 
 
 class Simulation:
-    """Runs settings in this process, each call of a client going through a handler.
-
-    The charts of a run's report are drawn where they are asked for.
-    """
+    """Runs settings in this process, each call of a client going through a handler."""
 
     def __init__(self, output_dir: Path, data_dir: Path) -> None:
         self.base = {"output-dir": str(output_dir), "data-dir": str(data_dir)}
@@ -89,22 +84,21 @@ class Simulation:
         handler: Handler = client_app,
         grid: type[InProcessGrid] = InProcessGrid,
         workers: int = 1,
-        charts: bool = False,
         **more: object,
     ) -> Outcome:
         values = {**TINY, **self.base, **(settings or {}), **more}
         start = prepare(values)
         nodes = grid(handler, start.settings.num_clients, workers)  # type: ignore[arg-type]
-        return self._executed(start, nodes, charts)
+        return self._executed(start, nodes)
 
     def resume(self, folder: Path, handler: Handler = client_app, **said: object) -> Outcome:
         start = prepare({"resume": str(folder), **said})
         nodes = InProcessGrid(handler, start.settings.num_clients)  # type: ignore[arg-type]
         return self._executed(start, nodes)
 
-    def _executed(self, start: Start, grid: InProcessGrid, charts: bool = False) -> Outcome:
+    def _executed(self, start: Start, grid: InProcessGrid) -> Outcome:
         output = io.StringIO()
-        with grid as nodes, nullcontext() if charts else without_charts():
+        with grid as nodes:
             folder = execute(start, nodes, Progress(Console(file=output, width=200)))
         return Outcome(folder, output.getvalue())
 

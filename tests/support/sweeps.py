@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Self
 
 import pytest
-from support.charts import without_charts
 
 from ahfal_app.experiments import workers
 
@@ -55,7 +54,7 @@ class WorkersHere:
 
 @contextmanager
 def sweeps_here() -> Iterator[None]:
-    """Have sweeps do their runs here, and draw no charts of single runs."""
-    with pytest.MonkeyPatch.context() as patch, without_charts():
+    """Have sweeps do their runs here."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ahfal_app.experiments.sweep.Workers", WorkersHere)
         yield

@@ -18,7 +18,6 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from rich.console import Console
-from support.charts import without_charts
 from support.simulation import TINY, Simulation
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -149,12 +148,12 @@ def assert_same_models(one: Classifier, other: Classifier, tolerance: float) -> 
 
 
 def cases() -> list[Any]:
-    """Return networks and updates; of the network that takes longest, KCFU is slow."""
+    """Return networks and updates; the network that takes longest is slow."""
     return [
         pytest.param(
             network,
             update,
-            marks=[pytest.mark.slow] if network in GENTLE and update != "plain" else [],
+            marks=[pytest.mark.slow] if network in GENTLE else [],
         )
         for network in model_names()
         if network_facts(network).stackable
@@ -552,9 +551,8 @@ def test_groups_are_carried_out_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
 def losses_of(simulation: Simulation, **given: object) -> list[float]:
     """Run in this process as `ahfal run` does; return the training loss of each round."""
     network = {"model": "small-cnn", "precision": "fp32"}
-    values = {**TINY, **simulation.base, **network, "rounds": 2, **given}
-    with without_charts():
-        folder = simulate(values, Progress(Console(quiet=True)))
+    values = {**TINY, **simulation.base, **network, "cycles": 2, "max-train-samples": 600, **given}
+    folder = simulate(values, Progress(Console(quiet=True)))
     environment = json.loads((folder / "environment.json").read_text())
     together = given["client-batching"] == "always"
     assert environment["engine"] == {"name": "in-process", "client_batching": together}
