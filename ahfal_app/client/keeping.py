@@ -29,8 +29,6 @@ from ahfal_app.training.resources import Resources
 PERSONAL = "personal.safetensors"
 COMPARISON = "comparison.json"
 
-_NOTHING = "no held-out images"
-
 #: What the server alone knows of a model; the site knows all else, and believes nobody.
 _FROM_SERVER = ("labels", "accuracy", "cycle", "round", "chosen_by")
 
@@ -105,13 +103,14 @@ class SiteModels:
         self._write(PERSONAL, local, use)
         found = {name: figures_of(sums).accuracy for name, sums in tests.items()}
         size = max((accuracy.of for accuracy in found.values()), default=0)
-        said: dict[str, Any] = {"images": size, "cycle": cycle}
+        kind = "vectors" if self.loaded.dataset.holds_vectors else "images"
+        said: dict[str, Any] = {kind: size, "cycle": cycle}
         if size:
             said["models"] = {name: _told(accuracy) for name, accuracy in found.items()}
         else:
-            said["note"] = _NOTHING
+            said["note"] = f"no held-out {kind}"
         write_json(self.folder / COMPARISON, said)
-        for line in _lines(found) if size else [f"both models are not compared: {_NOTHING}"]:
+        for line in _lines(found, kind) if size else [f"not compared: no held-out {kind}"]:
             _log.warning("%s", line)
 
     def _checked(self, metadata: str) -> ModelUse:
@@ -180,10 +179,10 @@ def _told(accuracy: Interval) -> dict[str, object]:
     }
 
 
-def _lines(found: Mapping[str, Interval]) -> list[str]:
+def _lines(found: Mapping[str, Interval], kind: str) -> list[str]:
     """Return the comparison in words."""
     return [
-        f"{name}: accuracy {percent(accuracy.share)} on {accuracy.of} held-out images of this "
+        f"{name}: accuracy {percent(accuracy.share)} on {accuracy.of} held-out {kind} of this "
         f"site, 95 %: {bounds_text(accuracy.bounds)}"
         for name, accuracy in found.items()
     ]

@@ -208,7 +208,7 @@ def run_rows(results: ExperimentResults) -> tuple[list[str], list[list[object]]]
     """Return a line for each cycle of each run, for a spreadsheet: headings and rows."""
     axes = list(results.axes)
     cycles = [cycle for result in results.runs for cycle in result.run.metrics.cycles]
-    others = sorted({name for cycle in cycles for name in cycle.metrics})
+    others = sorted({name for cycle in cycles for name in cycle.metrics} - {ACCURACY, "loss"})
     headings = [*axes, "cycle", "labels", "accuracy", *others, "loss", "seconds", "commit"]
     headings.append("folder")
     rows: list[list[object]] = []

@@ -7,6 +7,7 @@ The suffix `_C` marks a tuple over classes, `_K` one over clients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +127,8 @@ def value_of(record: Record, metric: str) -> float | None:
 def tested(record: Record, settings: Settings) -> Candidate | None:
     """Return the model that a record tells a value of, if it does."""
     value = value_of(record, settings.metric)
-    if value is None:
+    # In `metrics.jsonl` what is not finite is None; a run that goes on must find the same.
+    if value is None or not math.isfinite(value):
         return None
     round_ = settings.rounds if isinstance(record, CycleRecord) else record.round
     return Candidate(record.cycle, round_, value)

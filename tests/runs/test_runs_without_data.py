@@ -71,3 +71,5 @@ def test_pixels_are_normalised_by_all_sites_images(simulation: Simulation, wards
     assert [site.test.samples for site in cycle.sites] == [10, 10, 10]
     assert cycle.held_out == 0
     assert cycle.labels == cycle.ledger.spent
+    # What the server says of the model's input is what each site knows of it.
+    assert "the run's model is at 3 of 3 sites" in outcome.log
