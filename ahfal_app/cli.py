@@ -177,6 +177,58 @@ def report(
     print_summary(folder, Console())
 
 
+_Watched = Annotated[
+    Path,
+    typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or one with several runs in it."),
+]
+
+
+@app.command()
+def status(
+    folder: _Watched,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until all runs have ended.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON; with --watch a line each time.")
+    ] = False,
+) -> None:
+    """Tell how far runs are, and whom they wait for.
+
+    Exit code: 0 where all goes well or is done, 1 where there is no run, 3 where a run has failed,
+    was interrupted, cannot be read or has been silent for a minute, 4 where one waits for labels
+    and the others are well.
+    """
+    from ahfal_app.results.overview_text import exit_code, print_overviews, watch_overviews
+
+    tell = watch_overviews if watch else print_overviews
+    with contextlib.suppress(KeyboardInterrupt):
+        raise typer.Exit(exit_code(tell(folder, as_json)))
+    raise typer.Exit(130)
+
+
+@app.command()
+def watch(
+    folder: _Watched,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any that is free.")
+    ] = 0,
+) -> None:
+    """Show in a page of the browser how far runs are, and whom they wait for."""
+    from ahfal_app.results.overview import run_folders
+    from ahfal_app.watch_page.app import serve
+
+    console = Console()
+    runs = run_folders(folder)
+
+    def tell(address: str) -> None:
+        console.print(f"open in a browser on this machine: {address}", soft_wrap=True, markup=False)
+        console.print(f"{len(runs)} runs are watched; Ctrl-C ends it, and no run.")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(folder, port, tell)
+
+
 @app.command()
 def forecast(
     folders: Annotated[

@@ -18,7 +18,7 @@ from ahfal_app.client.client import Client
 from ahfal_app.client.node_config import is_site, models_kept, partition_of
 from ahfal_app.client.outgoing import told
 from ahfal_app.client.serving import client_for
-from ahfal_app.code_version import PACKAGE_FOLDER
+from ahfal_app.code_version import PACKAGE_FOLDER, __version__
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import (
@@ -107,6 +107,7 @@ def join(message: Message, context: Context) -> Message:
         code=code,
         # Where a site has installed what is its own affair.
         code_folder="" if is_known else str(PACKAGE_FOLDER),
+        version=__version__,
     )
     metrics = MetricRecord()
     num_clients = order.settings.num_clients or partitions

@@ -61,6 +61,9 @@ _PRIVACY_KEYS = {
 #: Settings that are given together, or not at all.
 _NUMBERS = ("initial-labels", "query-labels", "target-labels")
 
+#: Settings that are the server's own affair: no site, tracker or report hears of them.
+OF_SERVER = frozenset({"on-event", "on-event-after-hours"})
+
 #: Keys of before, and what they are called now.
 RENAMED = {
     "head-kernel": "model.head-kernel",
@@ -107,6 +110,15 @@ class Settings(BaseModel):
         "none",
         "Run",
         "Where progress is shown besides: `none`, `tensorboard`, `mlflow` or `wandb`.",
+    )
+    on_event: str = _setting(
+        "",
+        "Run",
+        "Whom the server tells of events, such as a cycle that is done: an address (`http://…`, "
+        "`https://…`) or a command of its own; empty: nobody.",
+    )
+    on_event_after_hours: float = _setting(
+        24.0, "Run", "Hours that labels are waited for until that is an event.", ge=0, le=1e5
     )
     more: str = Field(
         default="",
@@ -586,6 +598,11 @@ class Settings(BaseModel):
         return self.dataset != NO_DATASET
 
     @property
+    def data_name(self) -> str:
+        """What people call the data."""
+        return self.dataset if self.has_dataset else "the sites' own data"
+
+    @property
     def tests_on_server(self) -> bool:
         """Whether the server tests the global model on a test set of its own."""
         return self.evaluate != "sites"
@@ -665,6 +682,10 @@ class Settings(BaseModel):
         """Return all settings by their kebab-case keys, as `parse_settings` reads them."""
         flat: dict[str, Scalar] = self.model_dump(by_alias=True)
         return flat | dict(sorted(self.parameters.items()))
+
+    def to_tell(self) -> dict[str, Scalar]:
+        """Return what others than the server may hear of the settings, as `to_flat` does."""
+        return {key: value for key, value in self.to_flat().items() if key not in OF_SERVER}
 
     def to_yaml(self) -> str:
         """Return all settings as YAML."""

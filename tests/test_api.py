@@ -55,11 +55,27 @@ def test_what_cannot_be_used_is_refused_before_a_run(tmp_path: Path, data_dir: P
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_from_a_script(tmp_path: Path, data_dir: Path) -> None:
+@pytest.fixture
+def experiment(tmp_path: Path, data_dir: Path) -> Path:
+    file = tmp_path / "two.yaml"
+    values = {**TINY, "data-dir": str(data_dir), "cycles": 1, "rounds": 1}
+    file.write_text(yaml.safe_dump({**values, "sweep": {"seed": [0, 1]}}))
+    return file
+
+
+@pytest.mark.usefixtures("sweeps_here")
+def test_a_sweep_returns_its_runs_and_goes_on(experiment: Path, tmp_path: Path) -> None:
+    first, again = (ahfal_app.sweep(experiment, tmp_path / "out", jobs=1) for _ in range(2))
+    for swept in (first, again):
+        assert not swept.failed
+        assert swept.report.is_file()
+        assert [run.settings.seed for run in swept.runs] == [0, 1]
+    assert [run.folder for run in again.runs] == [run.folder for run in first.runs]
+
+
+@pytest.mark.slow
+def test_a_sweep_from_a_script(experiment: Path, tmp_path: Path) -> None:
     """With its guard, as the docs have it, since its processes import the script again."""
-    experiment = tmp_path / "two.yaml"
-    values = {**TINY, "data-dir": str(data_dir), "cycles": 1, "sweep": {"seed": [0, 1]}}
-    experiment.write_text(yaml.safe_dump(values))
     script = tmp_path / "script.py"
     script.write_text(
         "import ahfal_app\n"

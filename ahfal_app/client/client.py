@@ -468,6 +468,7 @@ class Client:
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
     ) -> QueryAnswer:
         request = store.request(self._annotation.request_id(cycle))
+        longest = store.longest_waiting()
         return QueryAnswer(
             selected=len(request.samples) if request is not None else 0,
             labelled=len(store.labelled().samples_N),
@@ -476,6 +477,8 @@ class Client:
             ledger=store.ledger(),
             fine_tuned=fine_tuned,
             seconds=seconds,
+            longest=longest.images,
+            longest_seconds=longest.seconds,
         )
 
 

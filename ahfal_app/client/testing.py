@@ -1,4 +1,7 @@
-"""How a client tests the global model on labelled samples that it never trains on."""
+"""How a client tests the global model on labelled samples that it never trains on.
+
+Shapes: N samples, C classes.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,12 @@ class Testing:
     loaded: Resources
 
     def hold_out(self, store: LabelStore) -> None:
-        """Draw which of the labels that came are for testing, before any of them is trained on."""
+        """Draw which of the labels that came are for testing, before any of them is trained on.
+
+        A site that brings images for testing holds out none.
+        """
         settings = self.settings
-        if settings.tests_at_sites and not self.loaded.has_own_tests:
+        if settings.tests_at_sites and not self.loaded.has_validation:
             store.hold_out(
                 exact_fraction(settings.validation_fraction),
                 lambda drawn: numpy_generator(settings.seed, "validation", self.client, drawn),
@@ -47,7 +53,9 @@ class Testing:
             )
 
     def sums(self, store: LabelStore, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:
-        """Test a model on what a site keeps for that, or on what a cycle's labels leave for it.
+        """Test a model on what is held out of the labels that a cycle may use, if any.
+
+        Of a site that brings images for testing, on these, too.
 
         Parameters
         ----------
@@ -58,24 +66,26 @@ class Testing:
         cycle : int
             The cycle that was just trained.
         """
-        own = self.loaded.validation_images
-        if own is not None:
-            return self._sums(tensors, own, torch.arange(len(own)), own.labels_N.cpu().numpy())
         store.freeze(cycle)
         held_out = store.held_out(through_cycle=cycle)
-        rows_N = torch.from_numpy(held_out.samples_N)
-        return self._sums(tensors, self.loaded.train_images, rows_N, held_out.labels_N)
+        brought = self.loaded.validation_images
+        total = EvaluationSums.nothing(self.loaded.num_classes)
+        if brought is not None:
+            labels_N = brought.labels_N.cpu().numpy()
+            total += self._tested(tensors, brought, np.arange(len(labels_N)), labels_N)
+        if len(held_out.samples_N):
+            images = self.loaded.train_images
+            total += self._tested(tensors, images, held_out.samples_N, held_out.labels_N)
+        return total
 
-    def _sums(
+    def _tested(
         self,
         tensors: dict[str, Tensor],
         images: DeviceImages,
-        rows_N: Tensor,
+        rows_N: NDArray[np.int64],
         labels_N: NDArray[np.int64],
     ) -> EvaluationSums:
-        if not len(rows_N):
-            return EvaluationSums.nothing(self.loaded.num_classes)
         model = self.loaded.model_with(tensors)
-        logits_NC = predict(model, images, rows_N).logits_NC
+        logits_NC = predict(model, images, torch.from_numpy(rows_N)).logits_NC
         predicted_N = logits_NC.argmax(dim=1).cpu().numpy()
         return evaluation_sums(logits_NC.float().cpu().numpy(), labels_N, predicted_N)

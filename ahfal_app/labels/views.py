@@ -24,6 +24,13 @@ class Said(NamedTuple):
     moment: str
 
 
+class Waiting(NamedTuple):
+    """How many images wait longest for their label, and for how many seconds."""
+
+    images: int
+    seconds: float
+
+
 class LabelViews:
     """The reading half of `LabelStore`.
 
@@ -82,6 +89,18 @@ class LabelViews:
     def pending(self, request_id: str) -> int:
         """Return how many samples of a request are unanswered."""
         return self._count("reserved", request_id)
+
+    def longest_waiting(self) -> Waiting:
+        """Return what is unanswered of the oldest open request; 0 images where nothing is.
+
+        Seconds are by this machine's clock; where that was set back they are 0.
+        """
+        row = self._connection.execute(
+            "SELECT count(*), 86400.0 * (julianday('now') - julianday(q.created)) "
+            "FROM samples AS s JOIN requests AS q USING (request_id) WHERE s.state = 'reserved' "
+            "GROUP BY q.request_id ORDER BY q.created, q.cycle LIMIT 1"
+        ).fetchone()
+        return Waiting(int(row[0]), max(0.0, float(row[1]))) if row is not None else Waiting(0, 0.0)
 
     def labelled(self, through_cycle: int | None = None) -> Labelled:
         """Return the labelled set L_i, or what of it a cycle is trained on.

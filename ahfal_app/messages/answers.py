@@ -48,6 +48,8 @@ class Introduction:
         What it trains on.
     backbone : str
         SHA-256 of its backbone; empty where there is none.
+    version : str
+        Version of its package; empty where it says none.
     """
 
     client: int
@@ -58,6 +60,7 @@ class Introduction:
     partition: str = ""
     device: str = ""
     backbone: str = ""
+    version: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Return it as it travels; Flower cannot count empty text, so that is left out."""
@@ -72,6 +75,7 @@ class Introduction:
             "partition": self.partition,
             "device": self.device,
             "backbone": self.backbone,
+            "version": self.version,
         }
         return ConfigRecord({**about, **{key: text for key, text in texts.items() if text}})
 
@@ -96,6 +100,7 @@ class Introduction:
             partition=_optional(record, "partition", "[0-9a-z]+", 64),
             device=_optional(record, "device", "[a-z]+", 16),
             backbone=_optional(record, "backbone", "[0-9a-f]+", 64),
+            version=_optional(record, "version", "[0-9A-Za-z.!+-]+", 64),
         )
 
 
@@ -196,7 +201,26 @@ class TrainAnswer:
 class QueryAnswer:
     """How a client's purchase stands; which samples it chose stays with the client.
 
-    `labelled` are those to be trained on, `held_out` those for testing.
+    Attributes
+    ----------
+    selected : int
+        Samples that were asked for.
+    labelled : int
+        All that are labelled to be trained on.
+    pending : int
+        Those that are asked for and not answered.
+    ledger : Ledger
+        Its ledger.
+    fine_tuned : bool
+        Whether its local model had to be made of the global one.
+    seconds : float
+        What choosing took.
+    held_out : int
+        Labelled samples that are held out for testing.
+    longest : int
+        Those of the pending ones that wait longest: what is unanswered of the oldest request.
+    longest_seconds : float
+        For how long they have waited, by the site's own clock.
     """
 
     selected: int
@@ -206,6 +230,8 @@ class QueryAnswer:
     fine_tuned: bool = False
     seconds: float = 0.0
     held_out: int = 0
+    longest: int = 0
+    longest_seconds: float = 0.0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -217,6 +243,8 @@ class QueryAnswer:
                 "fine-tuned": int(self.fine_tuned),
                 "seconds": self.seconds,
                 "held-out": self.held_out,
+                "longest": self.longest,
+                "longest-seconds": self.longest_seconds,
                 **asdict(self.ledger),
             }
         )
@@ -238,6 +266,8 @@ class QueryAnswer:
             fine_tuned=bool(count(metrics, "fine-tuned")),
             seconds=number(metrics, "seconds"),
             held_out=count(metrics, "held-out"),
+            longest=count(metrics, "longest"),
+            longest_seconds=number(metrics, "longest-seconds"),
         )
 
 

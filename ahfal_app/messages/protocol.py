@@ -77,7 +77,7 @@ class Order:
         """Return the order as it travels."""
         record = ConfigRecord(
             {
-                "settings": json.dumps(self.settings.to_flat()),
+                "settings": json.dumps(self.settings.to_tell()),
                 "run": self.run,
                 "run-folder": self.run_folder,
                 "code": self.code,

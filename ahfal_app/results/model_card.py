@@ -71,7 +71,7 @@ def _head(run: Run) -> str:
     kept = _kept(run)
     result = {
         "task": {"type": _task(run)},
-        "dataset": {"name": run.settings.dataset, "type": run.settings.dataset},
+        "dataset": {"name": run.settings.data_name, "type": run.settings.dataset},
         "metrics": [{"type": "accuracy", "value": _rounded(kept.accuracy)}],
     }
     head = {
@@ -184,11 +184,15 @@ def _training(run: Run) -> str:
         ("Aggregation", f"`{settings.aggregation}`"),
         ("Seed", str(settings.seed)),
     )
+    origin = (
+        f"`{plain(settings.dataset)}`, SHA-256 of the server's copy "
+        f"`{data.get('fingerprint', 'unknown')}`"
+        if settings.has_dataset
+        else f"The sites' own {_kind(run)}; the server has none"
+    )
     return (
         "### Training Data\n\n"
-        f"`{plain(settings.dataset)}`, SHA-256 of the server's copy "
-        f"`{data.get('fingerprint', 'unknown')}`; {kept.labels} labels over "
-        f"{len(kept.labels_per_client_K)} sites.\n\n"
+        f"{origin}; {kept.labels} labels over {len(kept.labels_per_client_K)} sites.\n\n"
         f"### Training Procedure\n\n{facts}"
     )
 
@@ -211,7 +215,8 @@ def _evaluation(run: Run) -> str:
     tests = _tests(run)
     at_sites = bool(kept.tests) and kept.tests[0].where == "sites"
     where = (
-        f"that the sites hold out of their labels: chosen, not drawn from all of their {_kind(run)}"
+        f"that the sites hold out of their labels (chosen, not drawn from all of their "
+        f"{_kind(run)}), or bring for testing alone"
         if at_sites
         else "at the server"
     )

@@ -84,7 +84,7 @@ def render_report(run: Run) -> str:
     settings = run.settings
     return _page().render(
         title=run.folder.name,
-        subtitle=f"{settings.strategy} on {settings.dataset}, seed {settings.seed}",
+        subtitle=f"{settings.strategy} on {settings.data_name}, seed {settings.seed}",
         style=STYLE,
         banner=_banner(run),
         facts=_facts(run),
@@ -121,7 +121,7 @@ def _facts(run: Run) -> list[Fact]:
     return [
         *facts,
         Fact("Query strategy", settings.strategy, _strategy_note(settings)),
-        Fact("Data set", settings.dataset, _data_note(run)),
+        Fact("Data set", settings.data_name, _data_note(run)),
         Fact("Cycles", f"{len(metrics.cycles)} of {settings.num_cycles}", _rounds_note(run)),
         Fact("Time", seconds_text(seconds), "sum over all phases"),
         Fact("Sent", bytes_text(metrics.bytes_down + metrics.bytes_up), sent),
@@ -155,6 +155,8 @@ def _data_note(run: Run) -> str:
     words = [f"model {run.settings.model}"]
     if augmentation := run.environment.get("resolved", {}).get("augmentation"):
         words.append(_augmentation_note(augmentation))
+    if not run.settings.has_dataset:
+        words.append("the server has none: classes and format are those of the settings")
     if not_used := run.environment.get("data", {}).get("not_used"):
         words.append(f"{sum(line['count'] for line in not_used):,} found and not used")
     return "; ".join(words)

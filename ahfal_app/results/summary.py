@@ -142,7 +142,7 @@ def print_summary(folder: Path, console: Console) -> None:
 
 def _title(run: Run) -> str:
     settings = run.settings
-    return f"{run.folder.name}: {settings.strategy} on {settings.dataset}, seed {settings.seed}"
+    return f"{run.folder.name}: {settings.strategy} on {settings.data_name}, seed {settings.seed}"
 
 
 def _row(run: Run, cycle: CycleRecord) -> tuple[str, ...]:

@@ -20,11 +20,11 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ahfal_app.errors import CheckpointError
+from ahfal_app.results.reading import CHECKPOINT_STATE
 from ahfal_app.storage.files import new_folder, remove_parts
 
 SCHEMA_VERSION = 2
 _KEPT = 2
-_STATE = "state.json"
 _MODEL = "model.safetensors"
 _AGGREGATION = "aggregation.safetensors"
 
@@ -82,7 +82,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         },
     }
     state["sha256"] = _state_hash(state)
-    contents[_STATE] = json.dumps(state, indent=1).encode()
+    contents[CHECKPOINT_STATE] = json.dumps(state, indent=1).encode()
     target = folder / f"{number:08d}"
     remove_parts(target)
     with new_folder(target) as part:
@@ -111,11 +111,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def _read(folder: Path) -> Checkpoint:
     try:
-        state = json.loads((folder / _STATE).read_bytes())
+        state = json.loads((folder / CHECKPOINT_STATE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if not isinstance(state, dict) or state.pop("sha256", None) != _state_hash(state):
-        raise CheckpointError(f"{folder}: {_STATE} is damaged")
+        raise CheckpointError(f"{folder}: {CHECKPOINT_STATE} is damaged")
     if state["schema"] != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder}: schema {state['schema']}; this version reads {SCHEMA_VERSION}"

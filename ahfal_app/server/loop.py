@@ -8,7 +8,7 @@ Flower's strategies (`aggregation/`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.protocol import Order
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import CycleRecord, Failure, RoundRecord, SiteTest
+from ahfal_app.results.status import Phase
 from ahfal_app.server.aggregation import (
     Aggregation,
 )
@@ -33,6 +34,7 @@ from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import is_asked_of_sites, standardised
 from ahfal_app.server.stop_set import Observed, observe_stop_set
 from ahfal_app.server.testing import Tested, evaluate_everywhere, without_matrices
+from ahfal_app.server.watch import Watch
 from ahfal_app.stop_set import Observation
 from ahfal_app.training.prediction import Evaluation
 
@@ -64,6 +66,8 @@ class Hooks:
         run ends there, or nothing.
     tested : Callable[[RoundRecord | CycleRecord, ArrayRecord], None]
         Called with each record before it is kept, and with the global model that it is about.
+    watch : Watch
+        Told what is being done.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -74,6 +78,7 @@ class Hooks:
     standardised: Callable[[DataFormat], None] = lambda _: None
     stops: Callable[[int, Evaluation, Observation | None], str] = lambda *_: ""
     tested: Callable[[RoundRecord | CycleRecord, ArrayRecord], None] = lambda _record, _arrays: None
+    watch: Watch = field(default_factory=Watch)
 
 
 class FederatedActiveLearning:
@@ -180,7 +185,7 @@ class FederatedActiveLearning:
         """Tell what is about to be run."""
         settings, (cycle, round_) = self._order.settings, self._first
         self._progress.note(
-            f"{settings.strategy} on {settings.dataset}: {settings.num_clients} clients, "
+            f"{settings.strategy} on {settings.data_name}: {settings.num_clients} clients, "
             f"{settings.num_cycles} cycles of {settings.rounds} rounds, run folder "
             f"{self._order.run_folder}"
         )
@@ -189,6 +194,7 @@ class FederatedActiveLearning:
         )
 
     def _join(self) -> None:
+        self._hooks.watch.phase(Phase.JOINING, *self._first)
         self._membership = join(self._federation, self._order)
         check_resumable(self._membership, self._labels.bought)
         self._order = replace(self._order, settings=self._membership.settings)
@@ -248,12 +254,18 @@ class FederatedActiveLearning:
     def _wait_for_initial_labels(self) -> None:
         """Wait for the labels that were bought when the clients joined."""
         standing, _ = wait_for_labels(
-            self._federation, self._order, 0, self._labels.standing(), self._progress.note
+            self._federation,
+            self._order,
+            0,
+            self._labels.standing(),
+            self._progress.note,
+            self._hooks.watch,
         )
         self._labels.told(standing)
 
     def _round(self, round_: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, record it and write a checkpoint."""
+        self._hooks.watch.phase(Phase.TRAINING, self._order.cycle, round_)
         sent = self._federation.traffic
         trained = self._rounds.run(replace(self._order, round=round_), arrays)
         seconds = dict(trained.seconds)
@@ -310,6 +322,7 @@ class FederatedActiveLearning:
     def _close_cycle(self, arrays: ArrayRecord) -> ArrayRecord:
         """Test the model, buy labels, record the cycle; return what the next one starts from."""
         settings, cycle = self._order.settings, self._order.cycle
+        self._hooks.watch.phase(Phase.TESTING, cycle, settings.rounds)
         sent = self._federation.traffic
         tested = self._test(arrays, settings.rounds)
         evaluation, seconds = tested.evaluation, dict(tested.seconds)
@@ -347,6 +360,7 @@ class FederatedActiveLearning:
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
         due = self._due(order.cycle + 1)
+        self._hooks.watch.phase(Phase.CHOOSING, order.cycle, order.settings.rounds)
         purchase = buy(
             self._federation,
             order,
@@ -357,6 +371,7 @@ class FederatedActiveLearning:
             self._labels.most,
             partial(require_quorum, self._federation, order),
             self._progress.note,
+            self._hooks.watch,
         )
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
         for client, answer in purchase.answers.items():

@@ -43,6 +43,7 @@ class Member:
     data: str
     partition: str
     device: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -326,4 +327,5 @@ def _member(federation: Federation, node: int, answer: _Answer, membership: Memb
         data=about.data,
         partition=about.partition,
         device=about.device,
+        version=about.version,
     )

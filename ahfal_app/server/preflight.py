@@ -25,6 +25,7 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
+from ahfal_app.server.events import checked_target
 from ahfal_app.server.stop_set import observes_stop_set
 from ahfal_app.stop_set import FEWEST_SAMPLES
 from ahfal_app.trackers import NO_TRACKER, library_problem
@@ -78,6 +79,8 @@ def with_absolute_paths(settings: Settings) -> Settings:
     weights = settings.backbone_weights
     if settings.uses_backbone and weights not in (PRETRAINED, UNTRAINED):
         update["backbone_weights"] = str(expanded("backbone-weights", weights).absolute())
+    if settings.on_event:
+        update["on_event"] = checked_target(settings.on_event)
     dataset = expanded("dataset", settings.dataset)
     if settings.has_dataset and dataset.is_dir():
         update["dataset"] = str(dataset.absolute())

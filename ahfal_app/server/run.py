@@ -31,7 +31,7 @@ from ahfal_app.results.identity import mark
 from ahfal_app.results.kept import kept_model
 from ahfal_app.results.model_card import write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import ENVIRONMENT, MODEL, read_metrics
+from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
@@ -44,6 +44,7 @@ from ahfal_app.server.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ahfal_app.server.events import Events, make_events
 from ahfal_app.server.extension import RAISED, extended, on_resume, reopened
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
@@ -58,6 +59,7 @@ from ahfal_app.server.preflight import (
 )
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
+from ahfal_app.server.watch import StatusKeeper
 from ahfal_app.stop_set import Observation
 from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
@@ -65,7 +67,6 @@ from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
-_CHECKPOINTS = "checkpoint"
 _CANDIDATES = "candidates"
 _BUDGET = "budget.json"
 
@@ -83,6 +84,8 @@ _ANEW_ON_RESUME = (
     "label_cost",
     "round_cost",
     "currency",
+    "on_event",
+    "on_event_after_hours",
 )
 
 #: Settings that may be given on resume; without effect, where they say where the run lies.
@@ -129,7 +132,7 @@ def prepare(values: Mapping[str, object]) -> Start:
     Recorder(folder).start(settings, _environment(loaded, settings, None))
     if is_given and settings.has_sites:
         keep_standardisation(folder, loaded.dataset.format)
-    write_checkpoint(folder / _CHECKPOINTS, checkpoint)
+    write_checkpoint(folder / CHECKPOINT, checkpoint)
     return Start(settings, loaded, folder, checkpoint)
 
 
@@ -195,6 +198,10 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start.settings.parameters_of("tracker"),
     )
     timeout = start.settings.round_timeout
+    # A message must outlive the slowest exchange, a site's labels any single message.
+    federation = Federation(grid, timeout, time_to_live=timeout + 60.0)
+    events = make_events(start.settings, position.run, start.folder, progress.warn)
+    keeper = StatusKeeper(start.folder, position.run, federation, progress.warn, events.looked)
     learning = FederatedActiveLearning(
         Order(
             start.settings,
@@ -205,10 +212,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             proximal_mu=aggregation.proximal_mu,
             backbone=_facts(start.loaded).backbone,
         ),
-        _hooks(start, recorder, progress, aggregation, tracking, candidates),
+        _hooks(start, recorder, progress, aggregation, tracking, candidates, keeper, events),
         progress,
-        # A message must outlive the slowest exchange, a site's labels any single message.
-        Federation(grid, timeout, time_to_live=timeout + 60.0),
+        federation,
         aggregation,
         start.loaded.num_classes,
         position.cycle,
@@ -225,7 +231,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             f"{start.extended_from[-1]}"
         )
     arrays = held_record(start.checkpoint.arrays)
-    with tracking:
+    with events, keeper, tracking:
         try:
             with progress:
                 last = _to_numpy(learning.run(arrays))
@@ -249,7 +255,7 @@ def _resumed(given: Settings) -> Start:
     folder = Path(given.resume)
     stored = _stored(given.resume)
     _refuse_changes(given, stored)
-    checkpoint = read_checkpoint(folder / _CHECKPOINTS)
+    checkpoint = read_checkpoint(folder / CHECKPOINT)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
     said["parameters"] = _parameters_on_resume(given, stored, said)
     flat = given.to_flat()
@@ -320,23 +326,29 @@ def _hooks(
     aggregation: Aggregation,
     tracking: Tracking,
     candidates: Candidates,
+    keeper: StatusKeeper,
+    events: Events,
 ) -> Hooks:
     run = start.checkpoint.position.run
 
     def record(record: RoundRecord | CycleRecord) -> None:
         recorder.record(record)
         tracking.recorded(record)
+        keeper.recorded(record)
+        if isinstance(record, CycleRecord):
+            events.cycle_done(record)
 
     def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
         position = Position(run, cycle, round_)
         state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
-        write_checkpoint(start.folder / _CHECKPOINTS, state)
+        write_checkpoint(start.folder / CHECKPOINT, state)
         candidates.committed()
         tracking.committed()
 
     def joined(membership: Membership) -> None:
         _joined(start, recorder, progress, membership)
-        tracking.log_settings(membership.settings.to_flat())
+        tracking.log_settings(membership.settings.to_tell())
+        keeper.joined(membership)
 
     return Hooks(
         new_arrays=lambda cycle: _fresh_arrays(start.loaded, start.settings, cycle),
@@ -347,6 +359,7 @@ def _hooks(
         standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
         stops=functools.partial(_stops, start),
         tested=lambda record, arrays: candidates.tested(record, lambda: _to_numpy(arrays)),
+        watch=keeper,
     )
 
 

@@ -138,8 +138,8 @@ class Resources:
         return self._on_device("test")
 
     @property
-    def has_own_tests(self) -> bool:
-        """Whether a site has a folder of its own with what it tests with."""
+    def has_validation(self) -> bool:
+        """Whether a site has a folder of images to test with."""
         return self._load_tests is not None
 
     @property

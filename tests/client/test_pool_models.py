@@ -225,19 +225,13 @@ class TestLocalOnly:
         assert not torch.equal(*answers)
 
 
+# Convolutions, and choices of parameters: tests of whole runs have every strategy as it is.
 @pytest.mark.parametrize(
     "strategy",
     [
         {"strategy": "noise-stability", "strategy.draws": 3, "model": "small-cnn"},
-        {"strategy": "noise-stability", "strategy.draws": 3, "strategy.selection": "top-k"},
         {"strategy": "logo", "strategy.epochs": 3, "model": "small-cnn"},
         {"strategy": "logo", "strategy.macro": "client"},
-        {"strategy": "feal"},
-        {"strategy": "chase", "strategy.window": "cycle"},
-        {"strategy": "temporal", "strategy.step": 1},
-        {"strategy": "fairfal", "strategy.epochs": 3},
-        {"strategy": "ifal", "strategy.epochs": 3, "strategy.neighbours": 20},
-        {"strategy": "drop-query"},
         {"strategy": "uncertainty-herding", "strategy.calibration": "labelled"},
         {"strategy": "feal", "strategy.loss": "ce", "strategy.pool-limit": 100},
     ],

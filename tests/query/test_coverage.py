@@ -107,7 +107,7 @@ class TestGreedyCoverage:
         assert top_hat(2)(squared).tolist() == [1, 1, 0]
 
     @pytest.mark.parametrize("again", [True, False])
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(
         seed=st.integers(0, 2**32 - 1),
         size=st.integers(2, 20),

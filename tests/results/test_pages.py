@@ -70,7 +70,7 @@ def clipped(figure: dict[str, Any]) -> list[str]:
 
 @pytest.mark.usefixtures("charts")
 @needs_browser
-@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("classes", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_report_of_a_run(tmp_path: Path, classes: int) -> None:
     names = None if classes == 10 else [f"a rather long class name {i}" for i in range(classes)]
     folder = make_fake_run(

@@ -95,6 +95,56 @@ def test_formats_that_no_vectors_have(target: VectorTarget, changes: dict[str, o
     target.refused("query.moments", "message", order={"data": _format(**changes)})
 
 
+WITHOUT: dict[str, object] = {
+    "dataset": "none",
+    "evaluate": "sites",
+    "classes": ",".join("0123456789"),
+    "vector-length": 64,
+}
+
+
+def test_without_a_reference_sums_are_told_once_too(target: VectorTarget):
+    nothing = _format(mean_C=[], std_C=[])
+    told = [
+        target.send("query.moments", WITHOUT, order={"data": data}).content["metrics"]["sums"]
+        for data in (nothing, _format(), nothing)
+    ]
+    assert told[0] == told[1] == told[2]
+    assert len(told[0]) == 1 + 7 * 64
+
+
+@pytest.mark.parametrize("kind", ["train", "query.select", "evaluate"])
+def test_nothing_is_computed_before_it_is_said_how_data_are_standardised(
+    target: VectorTarget, kind: str
+):
+    nothing = {"data": _format(mean_C=[], std_C=[])}
+    assert not target.send("query.join", WITHOUT, order=nothing).has_error()
+    target.refused(kind, "message", WITHOUT, order=nothing)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, {"mean_C": [], "std_C": []}),
+        (WITHOUT, {"mean_C": []}),
+        (WITHOUT, {"std_C": []}),
+        (WITHOUT | {"vector-length": 63}, {}),
+        (WITHOUT | {"vector-length": 0, "image-size": 1}, {}),
+    ],
+)
+def test_formats_that_do_not_fit_a_server_without_data(
+    target: VectorTarget, settings: dict[str, object], changes: dict[str, object]
+):
+    target.refused("query.join", "message", settings, order={"data": _format(**changes)})
+
+
+def test_images_of_other_channels_than_a_server_without_data_says(tmp_path: Path):
+    target = Target(tmp_path)
+    without = {**WITHOUT, "vector-length": 0, "image-size": 8, "image-channels": 1}
+    assert not target.send("query.join", without).has_error()
+    target.refused("query.join", "message", {**without, "image-channels": 3})
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_numbers_of_a_format_that_are_none(target: VectorTarget, number: str):
     spoilt = _format().replace("[5.0", f"[{number}", 1)

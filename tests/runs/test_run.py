@@ -96,9 +96,12 @@ _ONE_CHOICE: dict[str, object] = {"cycles": 2, "max-train-samples": 450}
 
 #: Of what a strategy repeats many times, a few will do as well.
 _FEW: dict[str, dict[str, object]] = {
-    "ifal": {"strategy.epochs": 3},
+    "chase": {"strategy.window": "cycle"},
+    "fairfal": {"strategy.epochs": 3},
+    "ifal": {"strategy.epochs": 3, "strategy.neighbours": 20},
     "logo": {"strategy.epochs": 2},
     "noise-stability": {"strategy.draws": 5},
+    "temporal": {"strategy.step": 1},
 }
 
 
@@ -106,11 +109,13 @@ _FEW: dict[str, dict[str, object]] = {
 def test_equal_seeds_give_equal_runs_for_every_strategy(
     simulation: Simulation, shared_runs: SharedRuns, name: str
 ):
+    """However many clients are served at a time, and whatever was drawn before."""
     settings = {**_ONE_CHOICE, **_FEW.get(name, {}), "strategy": name}
     first = shared_runs(settings)
     torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
-    second = simulation(settings)
+    second = simulation(settings, workers=3)
     assert first.result == second.result
+    assert first.selections
 
 
 def test_another_seed_gives_another_run_and_the_same_one_the_same_convolutions(

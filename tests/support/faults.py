@@ -85,7 +85,8 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
             struck.append(request.name)
 
     trial.labeller.answered = strike
-    begin(trial)
+    # It is about labels, so that one round a cycle will do.
+    begin(trial, rounds=1)
     ended = trial.end()
     assert struck, f"nothing was answered for {cycle}"
     return ended
