@@ -178,6 +178,8 @@ class FederatedActiveLearning:
 
     def deliver(self, arrays: ArrayRecord, metadata: str) -> None:
         """Send all sites the model that the run leaves, once it has run."""
+        cycle = min(self._order.cycle, self._order.settings.num_cycles - 1)
+        self._hooks.watch.phase(Phase.SENDING, cycle, self._order.settings.rounds)
         order, absent = replace(self._order, round=0), self._membership.failures
         deliver(self._federation, order, arrays, metadata, absent, self._progress)
 
