@@ -143,21 +143,36 @@ def sweep(
         raise typer.Exit(1)
 
 
+_Metric = Annotated[
+    str,
+    typer.Option(
+        metavar="METRIC",
+        help="What runs are compared by, accuracy or another metric; else as their settings say.",
+    ),
+]
+
+
 @app.command()
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a sweep.")
     ],
+    metric: _Metric = "",
 ) -> None:
     """Write the report.html of a run or of a sweep anew; a sweep's tables as files, too."""
+    from ahfal_app.errors import ConfigError
     from ahfal_app.experiments.report import write_sweep_report
     from ahfal_app.experiments.results import EXPERIMENTS
     from ahfal_app.results.report import write_report
     from ahfal_app.results.summary import print_summary
 
     if (folder / EXPERIMENTS).is_dir():
-        Console().print(f"report: {write_sweep_report(folder)}", soft_wrap=True, markup=False)
+        Console().print(
+            f"report: {write_sweep_report(folder, metric)}", soft_wrap=True, markup=False
+        )
         return
+    if metric:
+        raise ConfigError([f"--metric={metric!r}: allowed with the folder of a sweep"])
     write_report(folder)
     print_summary(folder, Console())
 
@@ -409,6 +424,7 @@ def _predictor(model: Path, backbone_weights: str, device: str) -> Predictor:
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    metric: _Metric = "",
 ) -> None:
     """Compare runs: a table here, and a page with figures and tests."""
     from ahfal_app.experiments.compare import compare_runs, refuse_repetitions
@@ -418,7 +434,7 @@ def compare(
 
     check_output(out, ".html")
     refuse_repetitions(folders)
-    results = compare_runs(folders)
+    results = compare_runs(folders, metric)
     table = accuracy_table(results)
     console = Console()
     grid = Table(*table.headings, title=table.title)

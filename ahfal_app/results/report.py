@@ -23,6 +23,7 @@ from ahfal_app.results import (
     tables,
 )
 from ahfal_app.results.costs import amount, cost_of, money
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
 from ahfal_app.results.records import CycleRecord, TestRecord
@@ -113,6 +114,7 @@ def _facts(run: Run) -> list[Fact]:
         name = "Final test accuracy" if run.is_complete else "Test accuracy so far"
         facts += [
             Fact(name, percent(last.accuracy), _trained_note(last)),
+            *_kept_fact(run),
             Fact("Labels spent", f"{last.ledger.spent:,}", _ledger_note(last)),
             Fact("Clients", f"{len(last.labels_per_client)}", _partition_note(run)),
             *_cost_fact(run),
@@ -140,6 +142,13 @@ def _cost_fact(run: Run) -> list[Fact]:
         price = money(amount(saved, run.settings.label_cost), cost.currency)
         parts.append(f"{price} saved by stopping")
     return [Fact("Cost", money(cost.total, cost.currency), ", ".join(parts))]
+
+
+def _kept_fact(run: Run) -> list[Fact]:
+    kept = kept_of(run)
+    if kept is None or not kept.is_chosen:
+        return []
+    return [Fact("Accuracy of the best model", percent(kept.accuracy), f"{kept.where}; {kept.why}")]
 
 
 def _trained_note(cycle: CycleRecord) -> str:
