@@ -284,8 +284,8 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
     outcome = simulation(settings, handler=handler)
     kept = _kept(outcome)
     assert kept["samples"] == 300
-    np.testing.assert_allclose(kept["mean"], values[:300].mean(axis=0), rtol=2e-6)
-    np.testing.assert_allclose(kept["deviation"], values[:300].std(axis=0), rtol=2e-6)
+    np.testing.assert_allclose(kept["mean"], values[:300].mean(axis=0), rtol=5e-6)
+    np.testing.assert_allclose(kept["deviation"], values[:300].std(axis=0), rtol=5e-6)
     assert _use(outcome)["mean"] == kept["mean"]
     assert outcome.metrics.cycles[-1].accuracy > 0.8
     with pytest.raises(QuorumNotReached, match="images"):
