@@ -246,21 +246,23 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
     values, target = load_breast_cancer(return_X_y=True)
     nodes: list[dict[str, object]] = []
     for number, rows in enumerate(np.split(np.arange(300), (100, 170))):
-        folder = tmp_path / f"site-{number}"
-        folder.mkdir()
-        vectors = list(values[rows].astype(np.float32))
-        parquet.write_table(pa.table({"vector": vectors}), folder / "cases.parquet")
-        truth = {f"cases.parquet#{i}": "ab"[target[row]] for i, row in enumerate(rows)}
-        write_labels(tmp_path / f"truth-{number}.csv", truth)
+        data, tests = tmp_path / f"site-{number}", tmp_path / f"tests-{number}"
+        for folder, chosen in ((data, rows), (tests, np.arange(300, 340) + 40 * number)):
+            folder.mkdir()
+            vectors = list(values[chosen].astype(np.float32))
+            parquet.write_table(pa.table({"vector": vectors}), folder / "cases.parquet")
+            labels = {f"cases.parquet#{i}": "ab"[target[row]] for i, row in enumerate(chosen)}
+            write_labels(folder.with_suffix(".csv"), labels)
+        write_labels(tests / "labels.csv", labels)
         nodes.append(
             {
                 "partition-id": number,
                 "num-partitions": 3,
-                "data": str(folder),
+                "data": str(data),
                 "state-dir": str(tmp_path / f"state-{number}"),
-                "truth": str(tmp_path / f"truth-{number}.csv"),
+                "truth": str(tmp_path / f"site-{number}.csv"),
+                "validation": str(tests),
                 "data-dir": str(tmp_path / "decoded"),
-                "policy-fewest-tested": 2,
             }
         )
 
@@ -280,6 +282,7 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
         "query-labels": 10,
         "target-labels": 30,
         "initial-strategy": "typicality",
+        "rounds": 3,
     }
     outcome = simulation(settings, handler=handler)
     kept = _kept(outcome)
@@ -287,7 +290,8 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
     np.testing.assert_allclose(kept["mean"], values[:300].mean(axis=0), rtol=5e-6)
     np.testing.assert_allclose(kept["deviation"], values[:300].std(axis=0), rtol=5e-6)
     assert _use(outcome)["mean"] == kept["mean"]
-    assert outcome.metrics.cycles[-1].accuracy > 0.8
+    assert [site.test.samples for site in outcome.metrics.cycles[-1].sites] == [40, 40, 40]
+    assert outcome.metrics.cycles[-1].accuracy > 0.85
     with pytest.raises(QuorumNotReached, match="images"):
         simulation(settings, handler=handler, quorum=1.0, **{"vector-length": 29})
 
