@@ -317,3 +317,12 @@ def test_what_a_site_has_told_stays_though_the_server_has_forgotten_it(
     write_images(tmp_path / f"data-{told[0]}", [300])
     resources._sites.clear()  # As in deployment, where each message has a process of its own.
     assert _kept(simulation.resume(folder, wards.handler))["samples"] == 120
+
+
+def test_what_sites_test_decides_when_a_run_ends(simulation: Simulation, wards: Wards):
+    enough = {"stopping": "target", "stopping.accuracy": 0.001, "rounds": 1}
+    cycles = simulation(SETTINGS, handler=wards.handler, **enough).metrics.cycles
+    # A share of sixty images is above that, whatever is right, unless none is.
+    assert cycles[0].accuracy > 0
+    assert len(cycles) == 1
+    assert cycles[0].stopped_by
