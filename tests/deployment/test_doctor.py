@@ -512,6 +512,24 @@ def test_keys_that_mean_nothing_are_told(tmp_path: Path):
     assert told[1].startswith("colour: ")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"keep-model": "no"}, "keep-model='no': allowed in --node-config is true or false"),
+        ({"keep-personal": 1}, "keep-personal=1: allowed in --node-config is true or false"),
+        ({"keep-model": False, "keep-personal": True}, "allowed with keep-model=True"),
+        ({"keep-model": True, "keep-personal": True}, None),
+        ({"keep-model": False}, None),
+    ],
+)
+def test_what_a_site_says_of_models_is_told(
+    tmp_path: Path, said: dict[str, object], told: str | None
+):
+    found = [f for f in _policy(tmp_path, **said) if f.check == "node-config"]
+    assert [f.verdict for f in found] == [Verdict.FAILURE] * (told is not None)
+    assert told is None or told in found[0].text
+
+
 def test_what_is_used_up_of_totals_is_told(tmp_path: Path):
     target = Target(tmp_path)
     assert not target.send("query.join").has_error()

@@ -45,6 +45,8 @@ SETTINGS: dict[str, object] = {
     "target-fraction": 0.5,
 }
 
+AT_ALL_SITES = "the run's model is at 3 of 3 sites"
+
 
 class Wards:
     """Three sites with digits, and a folder each for testing."""
@@ -102,6 +104,8 @@ def test_pixels_are_normalised_by_all_sites_images_and_all_is_tested_at_sites(
     assert kept["deviation"] == [pytest.approx(pixels_NHW.std(), rel=1e-5)]
     assert (_use(outcome)["mean"], _use(outcome)["deviation"]) == (kept["mean"], kept["deviation"])
     assert _use(outcome)["shape"] == [8, 8, 1]
+    # What the server says of the model's input is what each site knows of it.
+    assert AT_ALL_SITES in outcome.log
     last = outcome.metrics.cycles[-1]
     # All labels are trained on: the sites bring what they test with.
     assert last.labels_per_client == (30, 20, 10)
@@ -163,6 +167,7 @@ def test_a_model_that_is_there_says_how_its_images_are_normalised(
     assert "query.moments" not in wards.asked
     assert _kept(again) == {key: _kept(first)[key] for key in ("mean", "deviation")}
     assert _use(again)["mean"] == _use(first)["mean"]
+    assert AT_ALL_SITES in again.log
 
 
 def test_sites_without_images_to_test_with_hold_some_of_their_labels_out(
@@ -223,6 +228,7 @@ def test_a_backbone_says_how_images_are_normalised(
     outcome = simulation({**SETTINGS, **BACKBONE}, handler=wards.handler, **own)
     assert "query.moments" not in wards.asked
     assert not (outcome.folder / "standardisation.json").exists()
+    assert AT_ALL_SITES in outcome.log
     use = _use(outcome)
     assert use["shape"] == [wanted.size, wanted.size, 3]
     assert (tuple(use["mean"]), tuple(use["deviation"])) == (wanted.mean_C, wanted.std_C)
@@ -292,6 +298,7 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
     assert _use(outcome)["mean"] == kept["mean"]
     assert [site.test.samples for site in outcome.metrics.cycles[-1].sites] == [40, 40, 40]
     assert outcome.metrics.cycles[-1].accuracy > 0.85
+    assert AT_ALL_SITES in outcome.log
     with pytest.raises(QuorumNotReached, match="images"):
         simulation(settings, handler=handler, quorum=1.0, **{"vector-length": 29})
 
