@@ -327,8 +327,8 @@ def test_what_a_site_has_told_stays_though_the_server_has_forgotten_it(
 
 
 def test_what_sites_test_decides_when_a_run_ends(simulation: Simulation, wards: Wards):
-    enough = {"stopping": "target", "stopping.accuracy": 0.001, "rounds": 1}
-    cycles = simulation(SETTINGS, handler=wards.handler, **enough).metrics.cycles
+    enough = {"stopping": "target", "stopping.accuracy": 0.001, "stopping.after": 1}
+    cycles = simulation(SETTINGS, handler=wards.handler, rounds=1, **enough).metrics.cycles
     # A share of sixty images is above that, whatever is right, unless none is.
     assert cycles[0].accuracy > 0
     assert len(cycles) == 1
