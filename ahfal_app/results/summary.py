@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ahfal_app.results.costs import cost_of, money
 from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.stopping import stopping_summary
 from ahfal_app.results.units import (
     bounds_text,
     bytes_text,
@@ -48,6 +50,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
     settings, cycles, kept = run.settings, run.metrics.cycles, kept_of(run)
     seconds = run.metrics.seconds
     code = run.environment.get("code", {})
+    cost = cost_of(run)
     return {
         "name": run.folder.name,
         "strategy": settings.strategy,
@@ -75,6 +78,8 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
         "held_out": cycles[-1].held_out if cycles else 0,
         "ledger": asdict(cycles[-1].ledger) if cycles else None,
+        "cost": cost.to_summary() if cost is not None else None,
+        "stopping": stopping_summary(run),
         "seconds": {"total": sum(seconds.values()), **seconds},
         "privacy": describe_privacy(run),
         "bytes_down": run.metrics.bytes_down,
@@ -184,6 +189,11 @@ def _closing(run: Run) -> list[str]:
             f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "
             f"of {ledger.allotted:,} allotted"
         )
+    if (cost := cost_of(run)) is not None:
+        parts = [f"{money(cost.labels, cost.currency)} for labels"]
+        if cost.rounds:
+            parts.append(f"{money(cost.rounds, cost.currency)} for rounds")
+        lines.append(f"paid: {', '.join(parts)}")
     if run.settings.uses_local_dp:
         spent, epsilon = metrics.epsilon_spent, run.settings.epsilon
         lines.append(f"privacy: ε {spent:g} of {epsilon:g} spent on each client's histograms")

@@ -210,7 +210,15 @@ class FederatedActiveLearning:
 
     def _join_again(self) -> None:
         """Let clients take part that were away, or came back under another node id."""
-        self._welcome(join_again(self._federation, self._order, self._membership))
+        found = join_again(self._federation, self._order, self._membership)
+        for client in found:
+            name, is_back = self._federation.name(client), client in self._labels.bought
+            samples = self._membership.members[client].num_samples
+            self._progress.note(
+                f"{name} {'is back' if is_back else 'joins'}, with {samples} samples, in cycle "
+                f"{self._order.cycle + 1}"
+            )
+        self._welcome(found)
         self._begin(is_start=False)
 
     def _welcome(self, clients: list[int]) -> None:

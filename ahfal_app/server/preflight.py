@@ -215,6 +215,14 @@ def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
     return [name for name, size in sizes.items() if size < settings.target_labels]
 
 
+def planned_labels(settings: Settings, sizes: Sequence[int]) -> int:
+    """Return how many labels clients of these sizes have at the end of a run."""
+    last = settings.num_cycles - 1
+    if settings.has_global_budget:
+        return settings.labels_due(last, sum(sizes))
+    return sum(settings.labels_due(last, size) for size in sizes)
+
+
 def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     """Check what depends on the clients, once they are known: the budget and the aggregation.
 

@@ -55,6 +55,7 @@ from ahfal_app.server.preflight import (
     check_data,
     check_settings,
     labelled_whole,
+    planned_labels,
     with_absolute_paths,
 )
 from ahfal_app.server.shared_budget import SharedBudget
@@ -389,8 +390,9 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
             f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
             "client-resources-num-gpus"
         )
+    planned = planned_labels(settings, list(sizes.values()))
     if settings.has_sites:
-        _record_start(start, recorder, settings)
+        _record_start(start, recorder, settings, planned)
         return
     partition = resources(settings).partition
     _check_same_data(loaded, partition, membership)
@@ -399,7 +401,8 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
-    _record_start(start, recorder, settings, describe_partition(counts, partition.fingerprint))
+    described = describe_partition(counts, partition.fingerprint)
+    _record_start(start, recorder, settings, planned, described)
 
 
 def _check_same_data(loaded: Resources, partition: Partition, membership: Membership) -> None:
@@ -421,10 +424,12 @@ def _record_start(
     start: Start,
     recorder: Recorder,
     settings: Settings,
+    planned: int,
     partition: Mapping[str, object] | None = None,
 ) -> None:
     fingerprint = str(partition["fingerprint"]) if partition else None
     environment = _environment(start.loaded, settings, fingerprint)
+    environment["labels"] = {"planned": planned}
     if start.extended_from:
         environment["extended_from"] = list(start.extended_from)
     recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)

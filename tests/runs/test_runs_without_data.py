@@ -16,7 +16,7 @@ from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from sklearn.datasets import load_breast_cancer
-from support.killing import killed_at
+from support.killing import Killed, killed_at
 from support.simulation import Outcome, Simulation
 from support.site_images import CLASSES, digits, write_images, write_labels
 from support.small_backbone import SETTINGS as BACKBONE
@@ -29,6 +29,7 @@ from ahfal_app.data.pixels import pixels
 from ahfal_app.errors import QuorumNotReached, SecureAggregationFailed
 from ahfal_app.inference import load_model
 from ahfal_app.inference.predicting import Predictor
+from ahfal_app.training import resources
 
 ROWS = (range(0, 60), range(60, 100), range(100, 120))
 
@@ -67,6 +68,7 @@ class Wards:
                     "state-dir": str(root / f"state-{number}"),
                     "truth": str(root / f"truth-{number}.csv"),
                     "validation": str(root / f"tests-{number}"),
+                    "data-dir": str(root / "decoded"),
                 }
             )
 
@@ -218,7 +220,9 @@ def test_sums_that_no_sites_have_end_a_run_whose_sums_are_secret(
         simulation(SETTINGS, handler=wards.handler, privacy="secure-aggregation", cycles=1)
 
 
-def test_a_backbone_says_how_images_are_normalised(simulation: Simulation, wards: Wards):
+def test_a_backbone_says_how_images_are_normalised(
+    simulation: Simulation, wards: Wards, tmp_path: Path
+):
     wanted = small_backbone().preprocessing
     own = {"image-size": 0, "image-channels": 3, "model": "linear", "cycles": 1}
     outcome = simulation({**SETTINGS, **BACKBONE}, handler=wards.handler, **own)
@@ -229,7 +233,7 @@ def test_a_backbone_says_how_images_are_normalised(simulation: Simulation, wards
     assert use["shape"] == [wanted.size, wanted.size, 3]
     assert (tuple(use["mean"]), tuple(use["deviation"])) == (wanted.mean_C, wanted.std_C)
     # Of an image for testing the features are kept like those of any other, in a place of its own.
-    stores = (Path(str(simulation.base["data-dir"])) / "features").glob("site-*/features.f16")
+    stores = (tmp_path / "decoded" / "features").glob("site-*/features.f16")
     counts = sorted(path.stat().st_size // (2 * small_backbone().features) for path in stores)
     assert counts == [20, 20, 20, 20, 40, 60]
     # The figures are those of the saved model, on the images as its file says they are brought in.
@@ -261,6 +265,8 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
                 "data": str(folder),
                 "state-dir": str(tmp_path / f"state-{number}"),
                 "truth": str(tmp_path / f"truth-{number}.csv"),
+                "data-dir": str(tmp_path / "decoded"),
+                "policy-fewest-tested": 2,
             }
         )
 
@@ -291,3 +297,26 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
     assert outcome.metrics.cycles[-1].accuracy > 0.8
     with pytest.raises(QuorumNotReached, match="images"):
         simulation(settings, handler=handler, quorum=1.0, **{"vector-length": 29})
+
+
+def test_what_a_site_has_told_stays_though_the_server_has_forgotten_it(
+    simulation: Simulation, wards: Wards, tmp_path: Path
+):
+    """It is killed before it has kept anything; until it is back, an image more has come."""
+    told: list[object] = []
+
+    def killing(message: Message, context: Context) -> Message:
+        reply = wards.handler(message, context)
+        if message.metadata.message_type == "query.moments":
+            told.append(context.node_config["partition-id"])
+            if len(told) == 2:
+                raise Killed
+        return reply
+
+    with pytest.raises(Killed):
+        simulation(SETTINGS, handler=killing, name="killed", cycles=1, rounds=1)
+    folder = Path(str(simulation.base["output-dir"])) / "killed"
+    assert not (folder / "standardisation.json").exists()
+    write_images(tmp_path / f"data-{told[0]}", [300])
+    resources._sites.clear()  # As in deployment, where each message has a process of its own.
+    assert _kept(simulation.resume(folder, wards.handler))["samples"] == 120
