@@ -15,10 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from ahfal_app.client.client import Client
-from ahfal_app.client.node_config import is_site, partition_of
+from ahfal_app.client.node_config import is_site, models_kept, partition_of
 from ahfal_app.client.outgoing import told
 from ahfal_app.client.serving import client_for
-from ahfal_app.code_version import PACKAGE_FOLDER
+from ahfal_app.code_version import PACKAGE_FOLDER, __version__
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import (
@@ -26,12 +26,29 @@ from ahfal_app.messages.answers import (
     QueryAnswer,
     histogram_to_metrics,
     moments_to_metrics,
+    predictions_to_metrics,
 )
 from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
-from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
-from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
+from ahfal_app.messages.evaluation import RECORD_KEY as EVALUATION_KEY
+from ahfal_app.messages.evaluation import evaluation_to_record
+from ahfal_app.messages.keys import (
+    ARRAYS_KEY,
+    BUDGET_KEY,
+    CONFIG_KEY,
+    KEPT_KEY,
+    METRICS_KEY,
+    MODEL_KEY,
+    STATISTICS_KEY,
+)
+from ahfal_app.messages.protocol import (
+    Order,
+    grant_from_record,
+    metadata_from_record,
+    statistics_from_record,
+)
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
+from ahfal_app.privacy.sessions import Topic
 from ahfal_app.storage.private import owner_only
 
 app = ClientApp()
@@ -90,6 +107,7 @@ def join(message: Message, context: Context) -> Message:
         code=code,
         # Where a site has installed what is its own affair.
         code_folder="" if is_known else str(PACKAGE_FOLDER),
+        version=__version__,
     )
     metrics = MetricRecord()
     num_clients = order.settings.num_clients or partitions
@@ -139,12 +157,33 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.evaluate()
+@_guarded
+def evaluate(message: Message, context: Context) -> Message:
+    """Test the global model on held-out labels, and tell sums."""
+    order = _order(message)
+    client = _client(order, context, needed_bytes=0)
+    sums = client.evaluate(_tensors(message, client), order.cycle)
+    content = RecordDict({EVALUATION_KEY: evaluation_to_record(sums)})
+    return Message(content, reply_to=message)
+
+
 @app.query("moments")
 @_guarded
 def moments(message: Message, context: Context) -> Message:
-    """Tell sums over all vectors, that they can be standardised alike everywhere."""
+    """Tell sums over all samples, that they can be standardised alike everywhere."""
     sums_E = _client(_order(message), context).moments()
     return _metrics_reply(message, moments_to_metrics(sums_E))
+
+
+@app.query("predictions")
+@_guarded
+def predictions(message: Message, context: Context) -> Message:
+    """Tell sums over predictions of the stop set."""
+    order = _order(message)
+    client = _client(order, context)
+    sums_E = client.predictions(_tensors(message, client), _trained(order))
+    return _metrics_reply(message, predictions_to_metrics(sums_E))
 
 
 @app.query("histogram")
@@ -160,8 +199,19 @@ def histogram(message: Message, context: Context) -> Message:
 @_guarded
 def advertise_keys(message: Message, context: Context) -> Message:
     """Begin a session of secure aggregation with fresh keys."""
-    order, (session, _) = _order(message), _secure_request(message, lambda _: None)
-    advertisement = _client(order, context).advertise_keys(order.cycle, session)
+    order, (session, topic, _) = _order(message), _secure_request(message, lambda _: None)
+    client = _client(order, context)
+    match topic:
+        case Topic.HISTOGRAM:
+            advertisement = client.advertise_histogram(order.cycle, session)
+        case Topic.MOMENTS:
+            advertisement = client.advertise_moments(session)
+        case Topic.EVALUATION:
+            tensors = _tensors(message, client)
+            advertisement = client.advertise_evaluation(tensors, order.cycle, order.round, session)
+        case Topic.STOP_SET:
+            tensors = _tensors(message, client)
+            advertisement = client.advertise_predictions(tensors, _trained(order), session)
     return _secure_reply(message, secure.advertisement_to(advertisement))
 
 
@@ -214,9 +264,32 @@ def collect(message: Message, context: Context) -> Message:
     return _query_reply(message, _client(order, context).collect(order.cycle))
 
 
+@app.query("model")
+@_guarded
+def model(message: Message, context: Context) -> Message:
+    """Keep the model that a run leaves, if the site wants it."""
+    order = _order(message)
+    if not (is_site(context.node_config) and order.settings.has_sites):
+        raise MessageRefused("a model is left at sites alone, with partition='sites'")
+    keeps, personal = models_kept(context.node_config)
+    if keeps:
+        client = _client(order, context, needed_bytes=(1 + personal) * _bytes_of(message))
+        with _checked():
+            metadata = metadata_from_record(message.content.config_records[MODEL_KEY])
+        client.keep_model(_tensors(message, client), metadata, personal)
+    return _metrics_reply(message, MetricRecord({KEPT_KEY: int(keeps)}))
+
+
 def _order(message: Message) -> Order:
     with _checked():
         return Order.from_record(message.content.config_records[CONFIG_KEY])
+
+
+def _trained(order: Order) -> int:
+    """Return a cycle that can have been trained."""
+    if order.cycle >= order.settings.num_cycles:
+        raise MessageRefused(f"cycle={order.cycle}: allowed is a cycle of the run")
+    return order.cycle
 
 
 def _client(order: Order, context: Context, needed_bytes: int | None = None) -> Client:
@@ -260,16 +333,19 @@ def _bytes_of(message: Message) -> int:
 def _participant(
     message: Message, context: Context, read: Callable[[ConfigRecord], Asked]
 ) -> Iterator[tuple[Participant, Asked]]:
-    order, (session, asked) = _order(message), _secure_request(message, read)
-    with _client(order, context).participant(order.cycle, session) as participant:
+    order, (session, topic, asked) = _order(message), _secure_request(message, read)
+    client = _client(order, context)
+    with client.participant(order.cycle, session, topic, order.round) as participant:
         yield participant, asked
 
 
-def _secure_request(message: Message, read: Callable[[ConfigRecord], Asked]) -> tuple[str, Asked]:
-    """Return the session that a request belongs to, and what it says besides."""
+def _secure_request(
+    message: Message, read: Callable[[ConfigRecord], Asked]
+) -> tuple[str, Topic, Asked]:
+    """Return the session that a request belongs to, its sum's topic, and what it says besides."""
     with _checked():
         record = secure.record_of(message.content)
-        return secure.session_name(record), read(record)
+        return secure.session_name(record), secure.topic_of(record), read(record)
 
 
 @contextmanager

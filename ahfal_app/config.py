@@ -36,11 +36,20 @@ DEFAULT_NUM_CLIENTS = 10
 #: A secure sum of fewer histograms would tell each client too much about the others.
 FEWEST_SUMMED = 3
 
+#: Numbers that a vector may have: its moments travel with each message to a site.
+LONGEST_VECTOR = 32_768
+
 #: Below this the noise would outgrow any data set.
 SMALLEST_EPSILON = 1e-6
 
 #: The partition of a run whose clients have data of their own.
 SITES = "sites"
+
+#: The data set of a server that has none.
+NO_DATASET = "none"
+
+#: Settings that say what a data set would say, for a server that has none: their fields.
+_IN_PLACE_OF_DATA = {"image-channels": "image_channels", "vector-length": "vector_length"}
 
 #: Settings that mean something in one mode of privacy alone.
 _PRIVACY_KEYS = {
@@ -51,6 +60,9 @@ _PRIVACY_KEYS = {
 
 #: Settings that are given together, or not at all.
 _NUMBERS = ("initial-labels", "query-labels", "target-labels")
+
+#: Settings that are the server's own affair: no site, tracker or report hears of them.
+OF_SERVER = frozenset({"on-event", "on-event-after-hours"})
 
 #: Keys of before, and what they are called now.
 RENAMED = {
@@ -99,6 +111,15 @@ class Settings(BaseModel):
         "Run",
         "Where progress is shown besides: `none`, `tensorboard`, `mlflow` or `wandb`.",
     )
+    on_event: str = _setting(
+        "",
+        "Run",
+        "Whom the server tells of events, such as a cycle that is done: an address (`http://…`, "
+        "`https://…`) or a command of its own; empty: nobody.",
+    )
+    on_event_after_hours: float = _setting(
+        24.0, "Run", "Hours that labels are waited for until that is an event.", ge=0, le=1e5
+    )
     more: str = Field(
         default="",
         description="Parameters of components that only other packages know, as `key=value` with "
@@ -113,7 +134,7 @@ class Settings(BaseModel):
         "digits",
         "Data",
         "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, a local folder, or a "
-        "parquet file with vectors.",
+        "parquet file with vectors; `none`: the server has no data, and sites test.",
         min_length=1,
     )
     data_dir: str = _setting("", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`.")
@@ -146,6 +167,16 @@ class Settings(BaseModel):
         "Height and width that images are scaled to, whole and centred on black; 0: as they are.",
         ge=0,
         le=4096,
+    )
+    image_channels: Literal[1, 3] = _setting(
+        3, "Data", "Channels of images with `dataset=none`: 1 is grey, 3 is RGB."
+    )
+    vector_length: int = _setting(
+        0,
+        "Data",
+        "Numbers of each vector with `dataset=none`; 0: the sites have images.",
+        ge=0,
+        le=LONGEST_VECTOR,
     )
     test_fraction: float = _setting(
         0.2, "Data", "Share held out for testing where a data set has no test split.", gt=0, lt=1
@@ -311,6 +342,39 @@ class Settings(BaseModel):
         "Test the global model every so many rounds; 0: at the end of a cycle.",
         ge=0,
     )
+    keep: Literal["last", "best"] = _setting(
+        "last",
+        "Federation",
+        "The model that a run leaves: that of its last cycle, or of all that were tested the one "
+        "whose `metric` was best; of equals the earliest.",
+    )
+    metric: str = _setting(
+        "accuracy",
+        "Federation",
+        "What models are compared by, `accuracy` or a metric by name: by `keep=best`, and in the "
+        "report of a sweep.",
+        min_length=1,
+    )
+    evaluate: Literal["server", "sites", "both"] = _setting(
+        "server",
+        "Federation",
+        "Where the global model is tested: on the server's test set, on labelled samples that the "
+        "clients hold out (of which the server learns sums alone), or both.",
+    )
+    validation_fraction: float = _setting(
+        0.2,
+        "Federation",
+        "Share of its labels of each class that a client holds out for testing, and never trains "
+        "on; with `evaluate=sites|both`.",
+        gt=0,
+        lt=1,
+    )
+    validation_from: Literal["all", "initial"] = _setting(
+        "all",
+        "Federation",
+        "Which labels a client holds out from: `all` that it has, or those of the first request "
+        "alone, which are drawn at random (`initial-strategy=random`) where later ones are chosen.",
+    )
     client_state: Literal["disk", "memory"] = _setting(
         "disk",
         "Federation",
@@ -397,8 +461,35 @@ class Settings(BaseModel):
     stopping: str = _setting(
         "none",
         "Active learning",
-        "Rule that ends a run before its target, where more labels are not worth it.",
+        "Rule that ends a run before its target, where more labels are not worth it; several with "
+        "commas between.",
+        pattern=r"^[^,]+(,[^,]+)*$",
     )
+    stopping_mode: Literal["all", "any"] = _setting(
+        "all",
+        "Active learning",
+        "With several rules: whether all have to hold after the same cycle, or any of them.",
+    )
+    stop_set: Literal["auto", "always"] = _setting(
+        "auto",
+        "Active learning",
+        "When clients tell how their predictions of the stop set change: `auto`: where a rule goes "
+        "by it; `always`: also to record it.",
+    )
+    stop_set_size: int = _setting(
+        2000,
+        "Active learning",
+        "Samples of the stop set, of all clients together; drawn once, labelled or not.",
+        ge=1,
+        le=10**7,
+    )
+    label_cost: float = _setting(
+        0.0, "Active learning", "What a label costs; 0: nobody counts it.", ge=0, le=1e9
+    )
+    round_cost: float = _setting(
+        0.0, "Active learning", "What a federated round costs; 0: nobody counts it.", ge=0, le=1e9
+    )
+    currency: str = _setting("EUR", "Active learning", "Of the costs.", pattern=r"^[^\s<>]{1,8}$")
     oracle: str = _setting("simulated", "Active learning", "Who answers with labels.")
     readers: int = _setting(
         1,
@@ -502,6 +593,26 @@ class Settings(BaseModel):
         return self.partition == SITES
 
     @property
+    def has_dataset(self) -> bool:
+        """Whether the server has data."""
+        return self.dataset != NO_DATASET
+
+    @property
+    def data_name(self) -> str:
+        """What people call the data."""
+        return self.dataset if self.has_dataset else "the sites' own data"
+
+    @property
+    def tests_on_server(self) -> bool:
+        """Whether the server tests the global model on a test set of its own."""
+        return self.evaluate != "sites"
+
+    @property
+    def tests_at_sites(self) -> bool:
+        """Whether clients hold out labelled samples and test the global model on them."""
+        return self.evaluate != "server"
+
+    @property
     def uses_backbone(self) -> bool:
         """Whether the model takes a backbone's features."""
         return self.backbone != "none"
@@ -525,6 +636,11 @@ class Settings(BaseModel):
     def uses_secure_aggregation(self) -> bool:
         """Whether the server sees sums over the clients' histograms alone."""
         return "secure-aggregation" in self.privacy
+
+    @property
+    def stop_set_share(self) -> int:
+        """How many samples each client has in the stop set, where it has so many."""
+        return max(1, self.stop_set_size // max(1, self.num_clients))
 
     @property
     def num_releases(self) -> int:
@@ -566,6 +682,10 @@ class Settings(BaseModel):
         """Return all settings by their kebab-case keys, as `parse_settings` reads them."""
         flat: dict[str, Scalar] = self.model_dump(by_alias=True)
         return flat | dict(sorted(self.parameters.items()))
+
+    def to_tell(self) -> dict[str, Scalar]:
+        """Return what others than the server may hear of the settings, as `to_flat` does."""
+        return {key: value for key, value in self.to_flat().items() if key not in OF_SERVER}
 
     def to_yaml(self) -> str:
         """Return all settings as YAML."""
@@ -778,7 +898,82 @@ def _contradictions(settings: Settings) -> list[str]:
             f"client-state={settings.client_state!r}: allowed is 'disk' with partition='sites', "
             "since labels that people are paid for must outlive the process"
         )
-    return problems + _amount_contradictions(settings)
+    problems += _data_contradictions(settings) + _amount_contradictions(settings)
+    return problems + _evaluation_contradictions(settings)
+
+
+def _data_contradictions(settings: Settings) -> list[str]:
+    """Refuse what a server without data cannot do, and what stands in place of data beside it."""
+    if settings.has_dataset:
+        fields = setting_fields()
+        return [
+            f"{key}={value!r}: allowed with dataset={NO_DATASET!r} alone; else the data say it"
+            for key, name in _IN_PLACE_OF_DATA.items()
+            if (value := getattr(settings, name)) != fields[key].default
+        ]
+    why = f"with dataset={NO_DATASET!r}"
+    problems = []
+    if not settings.has_sites:
+        problems.append(f"partition={settings.partition!r}: allowed is {SITES!r} {why}")
+    if settings.tests_on_server:
+        problems.append(
+            f"evaluate={settings.evaluate!r}: allowed is 'sites' {why}, since the server has "
+            "nothing to test with"
+        )
+    if not settings.class_list:
+        problems.append(
+            f"classes='': allowed are at least two names, with commas between, {why}, since the "
+            "server knows no others"
+        )
+    if settings.vector_length:
+        problems += _vector_contradictions(settings)
+    elif not settings.image_size and not settings.uses_backbone:
+        problems.append(
+            f"image-size=0: allowed is at least 1 {why} and without a backbone; or vector-length, "
+            "where the sites have vectors"
+        )
+    return problems
+
+
+def _vector_contradictions(settings: Settings) -> list[str]:
+    """Refuse what is about images, where sites are said to have vectors."""
+    why = f"with vector-length={settings.vector_length}"
+    wanted = (
+        ("image-size", settings.image_size, {0}, "0"),
+        ("image-channels", settings.image_channels, {3}, "3"),
+        ("augment", settings.augment, {"auto", "none"}, "auto | none"),
+        ("backbone", settings.backbone, {"none"}, "'none'"),
+    )
+    return [
+        f"{key}={value!r}: allowed is {allowed} {why}"
+        for key, value, fitting, allowed in wanted
+        if value not in fitting
+    ]
+
+
+def _evaluation_contradictions(settings: Settings) -> list[str]:
+    """Refuse tests at the sites that would undo a protection, and a share of nothing."""
+    problems = []
+    if settings.tests_at_sites and settings.uses_local_dp:
+        problems.append(
+            f"evaluate={settings.evaluate!r}: allowed is 'server' with "
+            f"privacy={settings.privacy!r}, since counts of the samples that a client holds out "
+            "carry no noise and would tell what the noise hides"
+        )
+    if settings.tests_at_sites and settings.uses_secure_aggregation and settings.evaluate_every:
+        problems.append(
+            f"evaluate-every={settings.evaluate_every}: allowed is 0 with "
+            f"evaluate={settings.evaluate!r} and privacy={settings.privacy!r}, since a sum that "
+            "was begun is of one model for good, and a round may be repeated"
+        )
+    for key in ("validation-fraction", "validation-from"):
+        value, default = settings.to_flat()[key], setting_fields()[key].default
+        if not settings.tests_at_sites and value != default:
+            problems.append(
+                f"{key}={value!r}: has no effect with evaluate='server'; allowed is nothing, or "
+                "evaluate=sites|both"
+            )
+    return problems
 
 
 def _amount_contradictions(settings: Settings) -> list[str]:

@@ -84,6 +84,10 @@ class OracleError(AhfalError):
     """Whoever labels cannot be reached, or answers what cannot be used."""
 
 
+class PageError(AhfalError):
+    """A page cannot be served on this machine."""
+
+
 class CheckpointError(AhfalError):
     """No usable checkpoint: missing, damaged or of another version."""
 
@@ -134,6 +138,10 @@ class SecureAggregationFailed(AhfalError):
 
 class QuorumNotReached(AhfalError):
     """Too few clients answered usefully for the run to go on."""
+
+
+class EvaluationFailed(AhfalError):
+    """No client could test the global model, and nobody else does."""
 
 
 class NonFiniteModel(AhfalError):

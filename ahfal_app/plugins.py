@@ -24,7 +24,7 @@ from typing import Any
 
 from ahfal_app.code_version import code_hash
 from ahfal_app.errors import DuplicateComponent, UnknownComponent
-from ahfal_app.parameters import Parameters, suggestion
+from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
 
 
 @cache
@@ -56,6 +56,8 @@ class Family:
         Where they are functions or objects: what that is called in a module.
     reserved : tuple[str, ...]
         Names with a meaning of their own, and prefixes of such names, which end with `/`.
+    alone : str
+        Where the setting may name several, with commas between: the one that stands alone.
     """
 
     kind: str
@@ -65,6 +67,49 @@ class Family:
     base: str = ""
     part: str = ""
     reserved: tuple[str, ...] = ()
+    alone: str = ""
+
+    def chosen(self, value: str) -> tuple[str, ...]:
+        """Return the names in the setting's value: one, but where it may be several."""
+        return tuple(name.strip() for name in value.split(",")) if self.alone else (value,)
+
+    def choice_problems(self, value: str) -> list[str]:
+        """Return a line for each name that cannot be chosen, or stands where it must not."""
+        names = self.chosen(value)
+        problems = [problem for name in names if (problem := self.problem(name)) is not None]
+        if len(names) > 1 and self.alone in names:
+            problems.append(f"{self.setting}={value!r}: allowed is {self.alone!r} alone, or others")
+        if len(set(names)) < len(names):
+            problems.append(f"{self.setting}={value!r}: allowed is each name once")
+        return problems
+
+    def parameter_problems(self, value: str, parameters: Mapping[str, Scalar]) -> list[str]:
+        """Return a line for each parameter that none of the chosen components can take."""
+        names = self.chosen(value)
+        models = {name: self.parameters(name) for name in names}
+        if len(names) == 1:
+            return parameter_problems(self.setting, value, models[value], parameters)
+        known = {each.alias for model in models.values() for each in model.model_fields.values()}
+        unknown = {key: each for key, each in parameters.items() if key not in known}
+        problems = {
+            problem: None
+            for name, model in models.items()
+            for problem in parameter_problems(
+                self.setting, name, model, self.parameters_of(name, parameters)
+            )
+        }
+        takes = ", ".join(sorted(filter(None, known))) or "none"
+        problems |= {
+            f"{self.setting}.{key}: {value!r} has no such parameter"
+            f"{suggestion(key, filter(None, known))}; it takes: {takes}": None
+            for key in unknown
+        }
+        return list(problems)
+
+    def parameters_of(self, name: str, parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return those parameters that a component has, of all that chosen ones are given."""
+        own = {field.alias for field in self.parameters(name).model_fields.values()}
+        return {key: value for key, value in parameters.items() if key in own}
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all components in order, without importing them.
@@ -307,6 +352,7 @@ STOPPING = Family(
     "ahfal_app.stopping",
     "ahfal_app.stopping_rules",
     base="ahfal_app.stopping.core.base:StoppingRule",
+    alone="none",
 )
 METRICS = Family("metric", "metrics", "ahfal_app.metrics", "ahfal_app.metrics", part="measure")
 
@@ -333,7 +379,11 @@ def provenances(
     settings: Mapping[str, object], families: Iterable[Family] = FAMILIES.values()
 ) -> tuple[Provenance, ...]:
     """Return where the other packages' components come from that flat settings choose."""
-    found = (family.provenance(str(settings.get(family.setting, ""))) for family in families)
+    found = (
+        family.provenance(name)
+        for family in families
+        for name in family.chosen(str(settings.get(family.setting, "")))
+    )
     return tuple(each for each in found if each is not None)
 
 

@@ -6,6 +6,7 @@ same answer and buys nothing twice.
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -18,24 +19,31 @@ from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
+from ahfal_app.client.keeping import PERSONAL, SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
+from ahfal_app.client.stop_set import StopSet
+from ahfal_app.client.testing import Testing
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
-from ahfal_app.data.moments import moment_sums
+from ahfal_app.data.moments import OfVectors, moments_for
 from ahfal_app.errors import MessageRefused
+from ahfal_app.evaluation import EvaluationSums
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
 from ahfal_app.messages.arrays import ArrayForm
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
-from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer
+from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
+from ahfal_app.results.reading import MODEL
 from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
 OWN = "own"
+
+_log = logging.getLogger(__name__)
 
 # What clients of this process are trained on in a run's cycle.
 _frozen: dict[tuple[str, int, int, tuple[str, int] | None], LabelledSets] = {}
@@ -68,6 +76,8 @@ class Client:
     check_grant : Callable[[int], None]
         Called with the labels that the server grants, where it says so; raises where the site
         does not allow them.
+    fewest_tested : int
+        Fewest held-out samples over which the server is told sums.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class Client:
         proximal_mu: float = 0.0,
         allowance: Allowance = granted,
         check_grant: Callable[[int], None] = lambda _: None,
+        fewest_tested: int = 1,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -90,8 +101,11 @@ class Client:
         self._resources = loaded
         self._rows_N = loaded.client_rows(client)
         self._check_grant = check_grant
+        self._fewest_tested = fewest_tested
+        self._testing = Testing(settings, client, loaded)
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._watching = Watching(settings, state, loaded)
+        self._stop_set = StopSet(settings, client, state, loaded)
         self._selection = Selection(settings, client, loaded, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
@@ -139,19 +153,18 @@ class Client:
             The cycle that a resumed run goes on with; labels bought for later ones are not
             counted yet.
         """
+        self._prepare_data()
         with self._disclosure():
             pass  # From now on the server is held to these terms of privacy.
-        # Whoever has a backbone computes its features now, and not while others wait for a round.
-        if self._resources.backbone is not None:
-            _ = self._resources.train_images
         with self._labels() as store:
-            self._annotation.describe(store)
+            self._describe(store)
             if self._settings.buys_on_joining:
                 self._reserve_first(store, None)
-            self._annotation.ask(store)
+            self._ask(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
                 labelled=len(store.labelled(through_cycle=cycle).samples_N),
+                held_out=len(store.held_out(through_cycle=cycle).samples_N),
                 last_cycle=store.last_cycle(),
                 ledger=store.ledger(),
             )
@@ -167,9 +180,9 @@ class Client:
         start = time.perf_counter()
         self._check(granted)
         with self._labels() as store:
-            self._annotation.describe(store)
+            self._describe(store)
             self._reserve_first(store, granted)
-            self._annotation.ask(store)
+            self._ask(store)
             return self._query_answer(store, 0, seconds=time.perf_counter() - start)
 
     def train(
@@ -203,8 +216,36 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.histogram(cycle, counts_C)
 
+    def evaluate(self, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums | None:
+        """Test the global model on what is held out of the labels that `cycle` may use.
+
+        Returns
+        -------
+        EvaluationSums | None
+            Sums; None where they are over so few samples that they are not told.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known.
+        """
+        sums = self._tested(tensors, cycle)
+        with self._disclosure() as disclosure:
+            disclosure.check_evaluation(alone=True)
+        return sums if sums.num_samples >= self._fewest_tested else None
+
+    def advertise_evaluation(
+        self, tensors: dict[str, Tensor], cycle: int, round_: int, session: str
+    ) -> Advertisement:
+        """Begin a session of secure aggregation of a test of the global model."""
+        sums = self._tested(tensors, cycle)
+        with self._disclosure() as disclosure:
+            disclosure.check_evaluation(alone=False)
+            participant = disclosure.participant(cycle, session, Topic.EVALUATION, round_)
+            return participant.advertise(sums.to_vector().view(np.uint64))
+
     def moments(self) -> NDArray[np.int64]:
-        """Return sums over this client's vectors, as `moment_sums` has them.
+        """Return sums over this client's samples, as `Moments` has them.
 
         Raises
         ------
@@ -215,25 +256,56 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.moments(sums_E)
 
-    def advertise_keys(self, cycle: int, session: str) -> Advertisement:
-        """Begin a session of secure aggregation of what was labelled for training `cycle`.
+    def predictions(self, tensors: dict[str, Tensor], cycle: int) -> NDArray[np.int64]:
+        """Predict this client's part of the stop set; return sums, as `prediction_sums` has them.
 
-        In place of a cycle after the last it is the sums over the vectors.
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The global model f^G.
+        cycle : int
+            The cycle that was just trained.
+
+        Raises
+        ------
+        PrivacyRefused
+            Only sums over clients may become known, or only what has noise.
         """
-        if cycle == self._settings.num_cycles:
-            sums_E = self._moment_sums()
-            with self._disclosure() as disclosure:
-                return disclosure.participant(cycle, session).advertise(sums_E.view(np.uint64))
+        with self._disclosure() as disclosure:
+            disclosure.check_predictions(alone=True)
+            return disclosure.predictions(cycle, self._stop_set.sums(tensors, cycle))
+
+    def advertise_predictions(
+        self, tensors: dict[str, Tensor], cycle: int, session: str
+    ) -> Advertisement:
+        """Begin a session of secure aggregation of predictions of the stop set."""
+        with self._disclosure() as disclosure:
+            disclosure.check_predictions(alone=False)
+            sums_E = self._stop_set.sums(tensors, cycle)
+            participant = disclosure.participant(cycle, session, Topic.STOP_SET)
+            return participant.advertise(sums_E.view(np.uint64))
+
+    def advertise_histogram(self, cycle: int, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of what was labelled for training `cycle`."""
         counts_C = self._class_counts(cycle)
         with self._disclosure() as disclosure:
             participant = disclosure.participant(cycle, session)
             return participant.advertise(disclosure.summand(cycle, counts_C))
 
+    def advertise_moments(self, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of sums over the samples."""
+        sums_E = self._moment_sums()
+        with self._disclosure() as disclosure:
+            participant = disclosure.participant(0, session, Topic.MOMENTS)
+            return participant.advertise(sums_E.view(np.uint64))
+
     @contextmanager
-    def participant(self, cycle: int, session: str) -> Iterator[Participant]:
+    def participant(
+        self, cycle: int, session: str, topic: Topic = Topic.HISTOGRAM, round_: int = 0
+    ) -> Iterator[Participant]:
         """Give this client's side of a session of secure aggregation."""
         with self._disclosure() as disclosure:
-            yield disclosure.participant(cycle, session)
+            yield disclosure.participant(cycle, session, topic, round_)
 
     def select(
         self,
@@ -259,7 +331,7 @@ class Client:
         self._check(granted)
         fine_tuned = False
         with self._labels() as store:
-            self._annotation.describe(store)
+            self._describe(store)
             if store.request(self._annotation.request_id(cycle + 1)) is None:
                 local = self._state.load_local_model(cycle)
                 if local is None:
@@ -271,14 +343,49 @@ class Client:
                     store, local, tensors, cycle, statistics, granted, watched
                 )
                 self._annotation.reserve(store, cycle + 1, selected)
-            self._annotation.ask(store)
+            self._ask(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
 
     def collect(self, cycle: int) -> QueryAnswer:
         """Take in the answers that have come since, for the purchase before `cycle`."""
         with self._labels() as store:
-            self._annotation.ask(store)
+            self._ask(store)
             return self._query_answer(store, cycle)
+
+    def keep_model(self, tensors: dict[str, Tensor], metadata: str, personal: bool) -> None:
+        """Leave the run's model at this site, and beside it the site's own if that is wanted.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The model that the run leaves.
+        metadata : str
+            What the server says of it.
+        personal : bool
+            Whether f^L of the last cycle that the site took part in is left, too.
+
+        Raises
+        ------
+        MessageRefused
+            What the server says of it is not what the site knows, or this is no site.
+        """
+        folder = self._state.models_folder
+        if folder is None:
+            raise MessageRefused("a model is left at sites alone")
+        models = SiteModels(folder, self._settings, self._resources)
+        local = self._state.newest_local_model() if personal else None
+        models.keep(tensors, metadata, with_personal=local is not None)
+        if local is not None:
+            cycle, own = local
+            with self._labels() as store:
+                labels = len(store.labelled(through_cycle=cycle).samples_N)
+                tests = {
+                    name: self._testing.sums(store, model, cycle)
+                    for name, model in ((MODEL, tensors), (PERSONAL, own))
+                }
+                models.keep_personal(own, cycle, labels, tests)
+        elif personal:
+            _log.warning("there is no model of this site's own: it was in no cycle's last round")
 
     # --- inside -------------------------------------------------------------------------
 
@@ -286,18 +393,47 @@ class Client:
     def _labels(self) -> Iterator[LabelStore]:
         grows = self._resources.site is not None
         with self._state.labels(self._rows_N, self._resources.num_classes, grows) as store:
+            self._testing.hold_out(store)
             yield store
+
+    def _prepare_data(self) -> None:
+        """See that all data can be used, before anything is written down of the run."""
+        # Whoever has a backbone computes its features now, and not while others wait for a round.
+        if self._resources.backbone is not None:
+            _ = self._resources.train_images
+        if self._settings.tests_at_sites:
+            self._resources.check_validation()
+        data = self._resources.dataset
+        if data.holds_vectors and not self._settings.has_dataset:
+            # Whoever has numbers that cannot be summed does not join, be it later than the others.
+            OfVectors(data.image_shape[2]).of(data.train, self._rows_N)
+
+    def _describe(self, store: LabelStore) -> None:
+        self._annotation.describe(store)
+        self._testing.hold_out(store)
+
+    def _ask(self, store: LabelStore) -> None:
+        self._annotation.ask(store)
+        self._testing.hold_out(store)
 
     @contextmanager
     def _disclosure(self) -> Iterator[Disclosure]:
         with self._state.privacy() as store:
             yield Disclosure(store, self._settings, self._run, self._client)
 
+    def _tested(self, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:
+        if not self._settings.tests_at_sites:
+            raise MessageRefused(
+                f"evaluate={self._settings.evaluate!r}: asked to test the model all the same"
+            )
+        with self._labels() as store:
+            return self._testing.sums(store, tensors, cycle)
+
     def _moment_sums(self) -> NDArray[np.int64]:
         dataset = self._resources.dataset
-        if not dataset.holds_vectors:
-            raise MessageRefused("asked for sums over vectors, and the data are images")
-        return moment_sums(dataset.train, self._rows_N, dataset.format)
+        if dataset.format.is_measured and not dataset.holds_vectors:
+            raise MessageRefused("asked for sums over images that are normalised already")
+        return moments_for(dataset.format).of(dataset.train, self._rows_N)
 
     def _check(self, granted: int | None) -> None:
         if granted is not None:
@@ -337,13 +473,17 @@ class Client:
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
     ) -> QueryAnswer:
         request = store.request(self._annotation.request_id(cycle))
+        longest = store.longest_waiting()
         return QueryAnswer(
             selected=len(request.samples) if request is not None else 0,
             labelled=len(store.labelled().samples_N),
+            held_out=len(store.held_out().samples_N),
             pending=store.ledger().reserved,
             ledger=store.ledger(),
             fine_tuned=fine_tuned,
             seconds=seconds,
+            longest=longest.images,
+            longest_seconds=longest.seconds,
         )
 
 

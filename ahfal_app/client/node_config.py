@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ahfal_app.config import SITES, Settings, expanded, parse_settings
 from ahfal_app.data.site.loading import SiteFolders
+from ahfal_app.data.site.validation import check_place
 from ahfal_app.errors import ConfigError
 
 #: Settings of the run that a site may set for itself.
@@ -22,13 +23,26 @@ _OWN = (
 )
 _READERS = ("readers", "readers-rule")
 
+# Whether models stay at the site, where it does not say.
+_KEPT = {"keep-model": True, "keep-personal": False}
+
 _ORACLE_PREFIX = "oracle-"
 _ORACLE_FOLDER = "oracle-dir"
 
 NodeConfig = Mapping[str, object]
 
 #: Keys that AHFAL reads, besides those that start with one of `KNOWN_PREFIXES`.
-KNOWN_KEYS = ("partition-id", "num-partitions", "data", "state-dir", "truth", *_OWN, *_READERS)
+KNOWN_KEYS = (
+    "partition-id",
+    "num-partitions",
+    "data",
+    "state-dir",
+    "truth",
+    "validation",
+    *_OWN,
+    *_READERS,
+    *_KEPT,
+)
 KNOWN_PREFIXES = (_ORACLE_PREFIX, "policy-")
 
 
@@ -108,6 +122,27 @@ def _readers(node_config: NodeConfig) -> dict[str, object]:
     return {(name := key.replace("-", "_")): getattr(settings, name) for key in flat}
 
 
+def models_kept(node_config: NodeConfig) -> tuple[bool, bool]:
+    """Return whether a site keeps a run's model, and whether its own beside it.
+
+    Raises
+    ------
+    ConfigError
+        They are no yes or no, or the one is to be kept without the other.
+    """
+    model, personal = (node_config.get(key, default) for key, default in _KEPT.items())
+    problems = [
+        f"{key}={value!r}: allowed in --node-config is true or false"
+        for key, value in zip(_KEPT, (model, personal), strict=True)
+        if not isinstance(value, bool)
+    ]
+    if not problems and personal and not model:
+        problems = ["keep-personal=True: allowed with keep-model=True, which it stands beside"]
+    if problems:
+        raise ConfigError(problems)
+    return bool(model), bool(personal)
+
+
 def oracle_options(node_config: NodeConfig) -> dict[str, str]:
     """Return what a site has set for its oracle: all keys that start with `oracle-`."""
     return {key: str(value) for key, value in node_config.items() if key.startswith(_ORACLE_PREFIX)}
@@ -127,16 +162,17 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
     settings : Settings
         The run's settings, with those of the site.
     node_config : NodeConfig
-        Read are `data`, `state-dir` and `truth`.
+        Read are `data`, `state-dir`, `truth` and `validation`.
 
     Raises
     ------
     ConfigError
         Run and site do not agree on whose data is used, or something is missing.
     """
-    data, state, truth = (node_config.get(key) for key in ("data", "state-dir", "truth"))
+    keys = ("data", "state-dir", "truth", "validation")
+    data, state, truth, validation = (node_config.get(key) for key in keys)
     if not settings.has_sites:
-        if data is None:
+        if data is None and validation is None:
             return None
         raise ConfigError(
             [
@@ -159,7 +195,15 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
         )
     if problems:
         raise ConfigError(problems)
-    return SiteFolders(path_of(data), path_of(state), path_of(truth) if truth else None)
+    folders = SiteFolders(
+        path_of(data),
+        path_of(state),
+        path_of(truth) if truth else None,
+        path_of(validation) if validation else None,
+    )
+    if folders.validation is not None:
+        check_place(folders.validation, folders.data)
+    return folders
 
 
 def path_of(value: object) -> Path:

@@ -29,6 +29,10 @@ PREFIX = "policy-"
 
 GIB = 2**30
 
+#: Of fewer held-out images a site tells the server nothing, unless it says otherwise: sums over
+#: one or two say what single ones were taken for.
+FEWEST_TESTED = 5
+
 _LOCAL_DP = "local-dp"
 
 
@@ -65,6 +69,7 @@ class Policy(BaseModel):
     ) = _rule("least protection of the class histograms")
     epsilon: float | None = _rule("largest privacy budget ε of a run", gt=0)
     total_epsilon: float | None = _rule("largest ε of all runs together", gt=0)
+    cycles: int | None = _rule("most cycles of a run", ge=1)
     labels_per_cycle: int | None = _rule("most labels that a cycle asks for", ge=1)
     labels_per_run: int | None = _rule("most labels that a run asks for", ge=1)
     total_labels: int | None = _rule("most labels that all runs together ask for", ge=1)
@@ -73,6 +78,11 @@ class Policy(BaseModel):
     oracles: _Names | None = _rule("oracles that may be asked, with commas between")
     models: _Names | None = _rule("networks that may be trained, with commas between")
     local_epochs: int | None = _rule("most epochs of local training in a round", ge=1)
+    fewest_tested: int | None = _rule(
+        f"fewest held-out images over which sums are told to the server; {FEWEST_TESTED} where it "
+        "is not set",
+        ge=2,
+    )
     disk_gib: float | None = _rule("most disk that state and decoded images may take, in GiB", gt=0)
 
     @classmethod
@@ -114,6 +124,7 @@ class Policy(BaseModel):
         refuse(
             [
                 *self._privacy_broken(settings, past),
+                *_most_broken("cycles", self.cycles, settings.num_cycles),
                 *self._image_size_broken(settings, data),
                 *_names_broken("strategies", self.strategies, settings.strategy),
                 *_names_broken("strategies", self.strategies, *_first_choice(settings)),

@@ -19,13 +19,14 @@ from ahfal_app.client.node_config import (
     NodeConfig,
     at_site,
     is_site,
+    models_kept,
     oracle_options,
     partition_of,
     site_folders,
     state_folder,
 )
 from ahfal_app.client.past_runs import PastRuns, past_runs
-from ahfal_app.client.policy import Policy
+from ahfal_app.client.policy import FEWEST_TESTED, Policy
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.data.cache import data_dir
@@ -82,6 +83,7 @@ def client_for(
     policy, past, room = Policy(), PastRuns(), None
     if is_site(node_config):
         policy = Policy.from_node_config(node_config)
+        models_kept(node_config)  # What it says of them is checked before a run, not at its end.
         past = _admitted(policy, settings, order, node_config)
         room = _room(policy, settings, node_config, needed_bytes)
         root = state_folder(node_config)
@@ -104,6 +106,7 @@ def client_for(
         order.proximal_mu,
         lambda ledger: policy.allowance(ledger, past),
         lambda granted: policy.check_grant(granted, past),
+        (policy.fewest_tested or FEWEST_TESTED) if is_site(node_config) else 1,
     )
 
 

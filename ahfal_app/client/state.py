@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,14 +28,21 @@ from ahfal_app.training.sgd import TrainingState
 _log = logging.getLogger(__name__)
 
 _ORACLE = "oracle"
+_MODELS = "model"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
+_LOCAL_MODEL = re.compile(r"local-model-(\d+)\.safetensors")
 _WATCHED = re.compile(r"watched-(\d+)-(\d+)\.safetensors")
+_PREDICTED = re.compile(r"predictions-(\d+)\.safetensors")
+_STOP_SET = "stop-set.safetensors"
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
 
 # A resumed server repeats the round that was under way, or, where its newest checkpoint is
 # damaged, the one before it, too; both start from the state before them.
 _KEPT_ROUNDS = 3
+
+# Predictions are compared with those of the cycle before, also where a cycle is closed again.
+_KEPT_CYCLES = 3
 
 
 class _Newest:
@@ -166,6 +173,11 @@ class ClientState:
         """Where this client's oracle may keep files of its own, or None."""
         return self._folder / _ORACLE if self._folder is not None else None
 
+    @property
+    def models_folder(self) -> Path | None:
+        """Where a site leaves the models of its newest run, or None where this is no site."""
+        return self._root / _MODELS if self._root is not None else None
+
     def holds(self, folder: Path) -> bool:
         """Return whether a folder is part of a site's own state."""
         return self._root is not None and folder.resolve().is_relative_to(self._root.resolve())
@@ -213,7 +225,7 @@ class ClientState:
 
     def save_training(self, cycle: int, round_: int, state: TrainingState) -> None:
         """Keep the state after a round of local training."""
-        arrays = {_MOMENTUM + name: _array(tensor) for name, tensor in state.momentum.items()}
+        arrays = {_MOMENTUM + name: array_of(tensor) for name, tensor in state.momentum.items()}
         arrays[_EPOCHS] = np.array(state.epochs)
         name = f"training-{cycle}-{round_}.safetensors"
         self._save(name, arrays)
@@ -240,7 +252,7 @@ class ClientState:
     def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
         name = f"local-model-{cycle}.safetensors"
-        self._save(name, {key: _array(tensor) for key, tensor in state_dict.items()})
+        self._save(name, {key: array_of(tensor) for key, tensor in state_dict.items()})
         for other in list(self._pieces):
             if other.startswith("local-model-") and other != name:
                 self._forget(other)
@@ -249,9 +261,17 @@ class ClientState:
         """Return the local model f^L of a cycle, or None where it is missing or damaged."""
         return self._load(f"local-model-{cycle}.safetensors")
 
+    def newest_local_model(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the newest local model f^L and its cycle; None where nothing sound is left."""
+        matches = (_LOCAL_MODEL.fullmatch(name) for name in self._pieces)
+        for cycle in sorted((int(match[1]) for match in matches if match), reverse=True):
+            if (tensors := self.load_local_model(cycle)) is not None:
+                return cycle, tensors
+        return None
+
     def save_watched(self, cycle: int, round_: int, watched: dict[str, Tensor]) -> None:
         """Keep what a query strategy has watched of the pool up to a round of a cycle."""
-        arrays = {name: _array(tensor) for name, tensor in watched.items()}
+        arrays = {name: array_of(tensor) for name, tensor in watched.items()}
         self._save(f"watched-{cycle}-{round_}.safetensors", arrays)
         for old in self._watched_rounds()[:-_KEPT_ROUNDS]:
             self._forget("watched-{}-{}.safetensors".format(*old))
@@ -264,6 +284,29 @@ class ClientState:
             if watched is not None:
                 return watched
         return None
+
+    def save_stop_set(self, ids_N: NDArray[np.int64]) -> None:
+        """Keep which samples were drawn for the stop set."""
+        self._save(_STOP_SET, {"ids": ids_N})
+
+    def load_stop_set(self) -> NDArray[np.int64] | None:
+        """Return which samples were drawn for the stop set; None where nothing sound is left."""
+        tensors = self._load(_STOP_SET)
+        return None if tensors is None else tensors["ids"].numpy()
+
+    def save_predictions(self, cycle: int, predictions: Mapping[str, NDArray[np.int64]]) -> None:
+        """Keep what was predicted of the stop set after a cycle, and after those just before."""
+        self._save(f"predictions-{cycle}.safetensors", dict(predictions))
+        cycles = sorted(int(m[1]) for name in self._pieces if (m := _PREDICTED.fullmatch(name)))
+        for old in [each for each in cycles if each <= cycle - _KEPT_CYCLES]:
+            self._forget(f"predictions-{old}.safetensors")
+
+    def load_predictions(self, cycle: int) -> dict[str, NDArray[np.int64]] | None:
+        """Return what was predicted after a cycle; None where nothing sound is left."""
+        tensors = self._load(f"predictions-{cycle}.safetensors")
+        if tensors is None:
+            return None
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def _watched_rounds(self) -> list[tuple[int, int]]:
         matches = (_WATCHED.fullmatch(name) for name in self._pieces)
@@ -297,7 +340,7 @@ class ClientState:
             return None
 
 
-def _array(tensor: Tensor) -> NDArray[np.generic]:
+def array_of(tensor: Tensor) -> NDArray[np.generic]:
     """Return a tensor's values, one row after the other, whatever its layout is."""
     values: NDArray[np.generic] = tensor.detach().cpu().numpy()
     return values if values.flags.c_contiguous else values.copy(order="C")

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.not_used import NotUsed
 
-#: Numbers that a vector may have: twice as many moments travel with each message to a site.
-LONGEST_VECTOR = 32_768
-
 
 @dataclass(frozen=True, eq=False)
 class Shown:
@@ -85,7 +82,8 @@ class DataFormat:
     image_shape : tuple[int, int, int]
         Height, width and channels of every image; of vectors (1, 1, D).
     mean_C, std_C : tuple[float, ...]
-        What pixels scaled to [0, 1], or vectors, are normalised with, for each channel.
+        What pixels scaled to [0, 1], or vectors, are normalised with, for each channel; both empty
+        before the sites were asked for it, where the server has no data to measure.
     augmentation : Augmentation
         What is done at random to the images in training.
     vectors : bool
@@ -98,6 +96,11 @@ class DataFormat:
     std_C: tuple[float, ...]
     augmentation: Augmentation
     vectors: bool = False
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known what data are normalised with."""
+        return bool(self.mean_C)
 
     def to_json(self) -> str:
         """Return the format as text."""
@@ -132,11 +135,12 @@ class ImageDataset:
         Names of the classes, by label.
     mean_C, std_C : tuple[float, ...]
         Mean and standard deviation, for each channel, that pixels scaled to [0, 1] are
-        normalised with.
+        normalised with; empty as those of `DataFormat` are.
     augmentation : Augmentation
         What is done at random to the images in training.
     fingerprint : str
-        SHA-256 in hexadecimal of pixels, labels and class names of both splits.
+        SHA-256 in hexadecimal of pixels, labels and class names of both splits; empty where there
+        are no data.
     not_used : tuple[NotUsed, ...]
         What was found besides and is not used.
     """

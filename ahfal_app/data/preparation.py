@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.data.pixel_counts import LEVELS, channel_counts
 from ahfal_app.errors import DatasetError
 from ahfal_app.parameters import suggestion
 from ahfal_app.seeds import numpy_generator
@@ -22,7 +23,7 @@ from ahfal_app.seeds import numpy_generator
 #: The test split is drawn with this seed and not the run's: all runs share it.
 _TEST_SPLIT_SEED = 0
 
-#: Images whose pixels are counted or hashed at a time.
+#: Samples that are measured or hashed at a time.
 _BLOCK = 1024
 
 
@@ -135,14 +136,9 @@ def channel_moments(
 
     The standard deviation of a constant channel is given as 1, to be divided by.
     """
-    channels = images_NHWC.shape[-1]
-    histogram_CV = np.zeros((channels, 256), np.int64)
-    for start in range(0, len(images_NHWC), _BLOCK):
-        block = images_NHWC[start : start + _BLOCK]
-        for channel in range(channels):
-            histogram_CV[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
-    weights_CV = histogram_CV / histogram_CV.sum(axis=1, keepdims=True)
-    values_V = np.arange(256) / 255
+    counts_CV = channel_counts(images_NHWC)
+    weights_CV = counts_CV / counts_CV.sum(axis=1, keepdims=True)
+    values_V = np.arange(LEVELS) / (LEVELS - 1)
     mean_C = weights_CV @ values_V
     variance_C = (weights_CV * (values_V - mean_C[:, None]) ** 2).sum(axis=1)
     std_C = np.where(variance_C > 0, np.sqrt(variance_C), 1.0)

@@ -39,6 +39,7 @@ from ahfal_app.data.files import PARQUET, files_below, only_file
 from ahfal_app.data.folders import Folder
 from ahfal_app.data.images import ImageDataset, Images, Shown
 from ahfal_app.data.known.core.base import Arrays, KnownDataset
+from ahfal_app.data.no_data import dataset_of_settings
 from ahfal_app.data.not_used import told
 from ahfal_app.data.preparation import limited, limited_fingerprint, with_classes
 from ahfal_app.errors import DatasetError
@@ -95,6 +96,8 @@ def load_dataset(settings: Settings) -> ImageDataset:
         vector_column=settings.vector_column,
         shown_column=settings.shown_column,
     )
+    if not settings.has_dataset:
+        return dataset_of_settings(settings)
     most = (settings.max_train_samples, settings.max_test_samples)
     parameters = tuple(sorted(settings.parameters_of("dataset").items()))
     loaded = _load(

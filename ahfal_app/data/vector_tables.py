@@ -13,9 +13,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from ahfal_app.config import LONGEST_VECTOR
 from ahfal_app.data.columns import encode_labels, label_column_of
 from ahfal_app.data.files import PARQUET
-from ahfal_app.data.images import LONGEST_VECTOR, Images, Shown
+from ahfal_app.data.images import Images, Shown
 from ahfal_app.data.layout import TRAIN, parquet_layout
 from ahfal_app.data.vectors import (
     shown_bytes,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ahfal_app.code_version import code_hash
-from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings, expanded
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, OF_SERVER, Settings, expanded
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.errors import ConfigError
 from ahfal_app.experiments.grid import (
@@ -44,10 +44,12 @@ from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import provenances, with_provenances
 
-#: Where a run lies and is shown, and how long it waits, does not change what comes out.
-NOT_IDENTITY = frozenset(
-    {"name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker"}
-)
+#: Where a run lies and is shown, how long it waits and what it is paid for does not change what
+#: comes out.
+NOT_IDENTITY = OF_SERVER | {
+    *("name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker"),
+    *("label-cost", "round-cost", "currency"),
+}
 
 
 @dataclass(frozen=True)

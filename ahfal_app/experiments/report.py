@@ -30,13 +30,15 @@ FIGURES = "figures"
 _MOST_PARTITIONS = 6
 
 
-def write_sweep_report(out: Path) -> Path:
+def write_sweep_report(out: Path, metric: str = "") -> Path:
     """Write the report of a sweep, also of one that is not complete.
 
     Parameters
     ----------
     out : Path
         The sweep's folder.
+    metric : str
+        What the runs are compared by; empty: as their settings say.
 
     Returns
     -------
@@ -46,10 +48,10 @@ def write_sweep_report(out: Path) -> Path:
     Raises
     ------
     SweepError, ReportError
-        The folder is not one of a sweep, or a run in it cannot be read.
+        The folder is not one of a sweep, or a run in it cannot be read or has no such metric.
     """
     out = out.absolute()
-    experiments = read_experiments(out)
+    experiments = read_experiments(out, metric)
     for folder in (TABLES, FIGURES):
         (out / folder).mkdir(exist_ok=True)
     pages = []
@@ -253,13 +255,18 @@ def _privacy_table(results: ExperimentResults) -> TextTable | None:
         return None
     rows = []
     for mode, runs in modes.items():
-        accuracies = [run.final_accuracy for run in runs]
+        values = [value for run in runs if (value := run.final_value) is not None]
         queries = [sum(c.bytes_up for c in run.run.metrics.cycles) for run in runs]
-        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(runs) > 1 else ""
-        rows.append((mode, f"{np.mean(accuracies):.2f}{spread}", f"{np.mean(queries):,.0f}"))
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        shown = f"{np.mean(values):.2f}{spread}" if values else tables.NOTHING
+        rows.append((mode, shown, f"{np.mean(queries):,.0f}"))
     return TextTable(
         title="Privacy of the histograms",
-        headings=("Protection", "Accuracy in %", "Bytes from clients besides models"),
+        headings=(
+            "Protection",
+            f"{results.metric.capitalize()} in %",
+            "Bytes from clients besides models",
+        ),
         rows=rows,
         numbers=frozenset({1, 2}),
     )
@@ -270,9 +277,10 @@ def _provenance_table(results: ExperimentResults) -> TextTable:
     seen: dict[str, set[str]] = {}
     for result in results.runs:
         environment, summary = result.run.environment, result.run.summary
+        fingerprint = environment["data"]["fingerprint"] or ""
         about = {
             "commit": summary["commit"] + (" (changed)" if summary["dirty"] else ""),
-            "data": f"{result.run.settings.dataset} {environment['data']['fingerprint'][:12]}",
+            "data": f"{result.run.settings.dataset} {fingerprint[:12]}",
             "resolved": json.dumps(environment.get("resolved", {}), sort_keys=True),
             "hardware": json.dumps(environment.get("hardware", {}), sort_keys=True),
         }

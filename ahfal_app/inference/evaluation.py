@@ -1,6 +1,6 @@
 """How good a model is on labelled images, with what such a number is worth.
 
-Shapes: N images, C classes, K bins.
+Shapes: N images, C classes.
 """
 
 from __future__ import annotations
@@ -13,114 +13,57 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
 from ahfal_app.config import Settings
 from ahfal_app.data.images import Images
 from ahfal_app.data.preparation import with_classes
 from ahfal_app.data.sources import load_dataset
 from ahfal_app.errors import ConfigError, DatasetError
+from ahfal_app.evaluation import Interval, ModelFigures, evaluation_sums, figures_of
 from ahfal_app.inference.predicting import Predictor
-from ahfal_app.metrics import measure_all
 from ahfal_app.results.tables import TextTable
-from ahfal_app.results.units import percent
+from ahfal_app.results.units import bounds_text, metric_text
 
 Split = Literal["test", "train", "all"]
 SPLITS: tuple[Split, ...] = ("test", "train", "all")
 
-#: Bins of equal width by confidence, for calibration.
-BINS = 15
-
-_LEVEL = 0.95
 _BATCH = 32
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share of `count` of `of`, with Wilson's interval of 95 %."""
-
-    count: int
-    of: int
-
-    @property
-    def share(self) -> float | None:
-        """The share; None of nothing."""
-        return self.count / self.of if self.of else None
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Lower and upper bound (Wilson, 1927); None of nothing."""
-        if not self.of:
-            return None
-        found = binomtest(self.count, self.of).proportion_ci(_LEVEL, method="wilson")
-        return float(found.low), float(found.high)
+_LEAST = 1e-45
 
 
 @dataclass(frozen=True, eq=False)
 class ModelEvaluation:
-    """What a model gave for labelled images.
-
-    Attributes
-    ----------
-    classes : tuple[str, ...]
-        Names of the classes.
-    confusion_CC : NDArray[np.int64]
-        Images by true class (row) and predicted class (column).
-    auroc_C : tuple[float | None, ...]
-        Area under the ROC curve of each class against the rest; None where all images or none
-        are of the class.
-    calibration_error : float
-        Expected calibration error: Σ_k n_k / N |accuracy_k - confidence_k| over 15 bins of equal
-        width by the highest probability (Guo et al., ICML 2017).
-    """
+    """What a model gave for labelled images: the names of its classes, and all figures."""
 
     classes: tuple[str, ...]
-    confusion_CC: NDArray[np.int64]
-    auroc_C: tuple[float | None, ...]
-    calibration_error: float
-
-    @property
-    def accuracy(self) -> Interval:
-        """Share of the images whose class was predicted."""
-        return Interval(int(self.confusion_CC.trace()), int(self.confusion_CC.sum()))
-
-    @property
-    def recall_C(self) -> tuple[Interval, ...]:
-        """Of each class's images, how many were predicted as such."""
-        return _intervals(self.confusion_CC, self.confusion_CC.sum(axis=1))
-
-    @property
-    def precision_C(self) -> tuple[Interval, ...]:
-        """Of the images that were predicted as a class, how many are of it."""
-        return _intervals(self.confusion_CC, self.confusion_CC.sum(axis=0))
-
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """All metrics of the confusion matrix, by name, and the mean AUROC of the classes."""
-        known = [area for area in self.auroc_C if area is not None]
-        mean = sum(known) / len(known) if known else None
-        return {**measure_all(self.confusion_CC), "auroc": mean}
+    figures: ModelFigures
 
     def to_json(self) -> dict[str, object]:
         """Return all of it as JSON has it."""
+        figures = self.figures
         return {
-            "images": self.accuracy.of,
-            "accuracy": _told(self.accuracy),
-            "metrics": self.metrics,
-            "expected-calibration-error": self.calibration_error,
+            "images": figures.sums.num_samples,
+            "accuracy": _told(figures.accuracy),
+            "metrics": figures.metrics,
+            "intervals": figures.intervals,
             "classes": [
                 {
                     "class": name,
                     "recall": _told(recall),
                     "precision": _told(precision),
                     "auroc": area,
+                    "auroc-interval": bounds,
                 }
-                for name, recall, precision, area in zip(
-                    self.classes, self.recall_C, self.precision_C, self.auroc_C, strict=True
+                for name, recall, precision, area, bounds in zip(
+                    self.classes,
+                    figures.recall_C,
+                    figures.precision_C,
+                    figures.auroc_C,
+                    figures.auroc_bounds_C,
+                    strict=True,
                 )
             ],
-            "confusion": self.confusion_CC.tolist(),
+            "confusion": figures.sums.confusion_CC.tolist(),
         }
 
 
@@ -140,20 +83,24 @@ def checked_split(split: str) -> Split:
 
 def evaluation_tables(found: ModelEvaluation) -> list[TextTable]:
     """Return an evaluation as tables: all images, and each class."""
-    whole = [("accuracy", *_shown(found.accuracy))]
-    whole += [
-        (name.replace("_", " "), percent(value) if value is not None else "undefined", "")
-        for name, value in found.metrics.items()
+    figures = found.figures
+    whole = [
+        (name.replace("-", " "), metric_text(name, value), bounds_text(figures.intervals.get(name)))
+        for name, value in figures.metrics.items()
     ]
-    whole.append(("expected calibration error", percent(found.calibration_error), ""))
-    title = f"{found.accuracy.of} images"
+    title = f"{figures.sums.num_samples} images"
     rows = [
-        (name, *_shown(recall), *_shown(precision), "" if area is None else f"{area:.3f}")
-        for name, recall, precision, area in zip(
-            found.classes, found.recall_C, found.precision_C, found.auroc_C, strict=True
+        (name, *_shown(recall), *_shown(precision), metric_text("auroc", area), bounds_text(bounds))
+        for name, recall, precision, area, bounds in zip(
+            found.classes,
+            figures.recall_C,
+            figures.precision_C,
+            figures.auroc_C,
+            figures.auroc_bounds_C,
+            strict=True,
         )
     ]
-    headings = ("class", "recall", "95 %", "precision", "95 %", "AUROC")
+    headings = ("class", "recall", "95 %", "precision", "95 %", "AUROC", "95 %")
     return [
         TextTable(title, ("metric", "value", "95 %"), whole),
         TextTable("by class", headings, rows),
@@ -161,10 +108,7 @@ def evaluation_tables(found: ModelEvaluation) -> list[TextTable]:
 
 
 def _shown(interval: Interval) -> tuple[str, str]:
-    share, bounds = interval.share, interval.bounds
-    if share is None or bounds is None:
-        return "undefined", ""
-    return percent(share), f"{percent(bounds[0])} to {percent(bounds[1])}"
+    return metric_text("share", interval.share), bounds_text(interval.bounds)
 
 
 def evaluate_on(
@@ -188,33 +132,10 @@ def measured(
     classes: tuple[str, ...], labels_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating]
 ) -> ModelEvaluation:
     """Return what predictions are worth, given the true classes."""
-    num_classes = len(classes)
-    predicted_N = probabilities_NC.argmax(axis=1)
-    cells_N = labels_N * num_classes + predicted_N
-    confusion_CC = np.bincount(cells_N, minlength=num_classes**2).reshape(num_classes, num_classes)
-    areas = tuple(_area(labels_N == c, probabilities_NC[:, c]) for c in range(num_classes))
-    confidence_N = probabilities_NC.max(axis=1)
-    error = calibration_error(confidence_N, predicted_N == labels_N)
-    return ModelEvaluation(classes, confusion_CC, areas, error)
-
-
-def calibration_error(
-    confidence_N: NDArray[np.floating], right_N: NDArray[np.bool_], bins: int = BINS
-) -> float:
-    """Return the expected calibration error of confidences in (0, 1] (Guo et al., ICML 2017).
-
-    Bin k holds confidences from (k - 1) / bins, exclusive, to k / bins, inclusive.
-    """
-    bins_N = np.clip(np.ceil(confidence_N * bins).astype(np.int64) - 1, 0, bins - 1)
-    right_K = np.bincount(bins_N, weights=right_N, minlength=bins)
-    confidence_K = np.bincount(bins_N, weights=confidence_N, minlength=bins)
-    return float(np.abs(right_K - confidence_K).sum() / len(confidence_N))
-
-
-def _area(is_class_N: NDArray[np.bool_], scores_N: NDArray[np.floating]) -> float | None:
-    if is_class_N.all() or not is_class_N.any():
-        return None
-    return float(roc_auc_score(is_class_N, scores_N))
+    # Below the smallest number of float32 there is no order of probabilities to go by.
+    log_p_NC = np.log(np.maximum(probabilities_NC.astype(np.float64), _LEAST))
+    sums = evaluation_sums(log_p_NC, labels_N, probabilities_NC.argmax(axis=1))
+    return ModelEvaluation(classes, figures_of(sums))
 
 
 def _images(predictor: Predictor, dataset: str, split: Split, data_dir: str) -> Images:
@@ -256,13 +177,6 @@ def _probabilities(
 ) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(images_NHWc), _BATCH):
         yield predictor.probabilities(np.ascontiguousarray(images_NHWc[start : start + _BATCH]))
-
-
-def _intervals(
-    confusion_CC: NDArray[np.int64], totals_C: NDArray[np.int64]
-) -> tuple[Interval, ...]:
-    pairs = zip(confusion_CC.diagonal().tolist(), totals_C.tolist(), strict=True)
-    return tuple(Interval(right, total) for right, total in pairs)
 
 
 def _told(interval: Interval) -> dict[str, object]:

@@ -28,9 +28,7 @@ from ahfal_app.code_version import __version__
 from ahfal_app.data.encoded import UnusableImage, use_image, without_warnings
 from ahfal_app.data.pixels import pixels
 from ahfal_app.inference.predicting import Predictor
-from ahfal_app.label_page.serve import loopback_socket
-
-_HOST = "127.0.0.1"
+from ahfal_app.web.serving import HOST, loopback_socket
 
 #: Bytes of one request's body.
 LARGEST_BODY = 32 << 20
@@ -57,7 +55,7 @@ class _Token:
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
         self._app = app
         self._header = f"Bearer {token}".encode()
-        self._hosts = {f"{_HOST}:{port}", f"localhost:{port}"}
+        self._hosts = {f"{HOST}:{port}", f"localhost:{port}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -151,7 +149,7 @@ def serve(predictor: Predictor, port: int, tell: Callable[[str, str], None]) -> 
 
     Raises
     ------
-    OracleError
+    PageError
         The port is taken.
     """
     with closing(loopback_socket(port)) as listener:
@@ -159,7 +157,7 @@ def serve(predictor: Predictor, port: int, tell: Callable[[str, str], None]) -> 
         token = secrets.token_urlsafe(32)
         app = make_service(predictor, token, listening)
         settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        tell(f"http://{_HOST}:{listening}", token)
+        tell(f"http://{HOST}:{listening}", token)
         uvicorn.Server(settings).run(sockets=[listener])
 
 

@@ -31,12 +31,12 @@ from ahfal_app.label_page.desk import (
     Sheet,
     Withdrawn,
 )
-from ahfal_app.label_page.guard import Guard
 from ahfal_app.label_page.page import page_in
 from ahfal_app.label_page.script import SCRIPT
 from ahfal_app.label_page.shortcuts import shortcuts
 from ahfal_app.label_page.style import STYLE
 from ahfal_app.label_page.texts import AUTO, TEXTS, language_for
+from ahfal_app.web.guard import Guard
 
 _JSON = "application/json"
 
@@ -360,7 +360,7 @@ def make_app(
             Route("/undo", page.undo, methods=["POST"]),
             Route("/release", page.release, methods=["POST"]),
         ],
-        middleware=[Middleware(Guard, token=token, port=port)],
+        middleware=[Middleware(Guard, token=token, port=port, command="ahfal label")],
         exception_handlers={OracleError: page.refusal, _Refused: page.refusal},
         lifespan=lifespan,
     )

@@ -4,13 +4,11 @@ The page is as high as the screen and does not scroll: whatever is pressed, the 
 sight. Where there are too many classes, their list scrolls.
 """
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #16202b; --paper: #ffffff; --soft: #eef1f4;
-  --stage: #e3e8ed; --line: #66727f; --faint: #c9d1d9; --accent: #0b57a4; --on-accent: #ffffff;
-  --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #eef1f4; --paper: #14181d; --soft: #232a32; --stage: #0c0f12; --line: #97a3b0;
-    --faint: #3a444f; --accent: #8cc2ff; --on-accent: #14181d; --wrong: #ff8a80; } }
+from ahfal_app.web.colours import COLOURS
+
+STYLE = (
+    COLOURS
+    + """
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
 html, body { height: 100%; }
@@ -119,3 +117,4 @@ footer { min-height: 1.5em; overflow-wrap: anywhere; }
   figcaption { font-size: .85rem; padding: .2rem .5rem; }
 }
 """
+)

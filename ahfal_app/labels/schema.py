@@ -7,7 +7,7 @@ import sqlite3
 from ahfal_app.errors import StoreError
 from ahfal_app.storage.database import transaction
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TABLES_SINCE_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -108,6 +108,14 @@ _WITHDRAWN = """
 CREATE TABLE withdrawn (sample INTEGER PRIMARY KEY) STRICT;
 """
 
+# What was drawn of each labelled sample: whether it is held out for testing, for good.
+_DRAWN = """
+CREATE TABLE drawn (
+    sample INTEGER PRIMARY KEY REFERENCES samples,
+    held_out INTEGER NOT NULL CHECK (held_out IN (0, 1))
+) STRICT;
+"""
+
 _NEW = (
     _TABLES_SINCE_1,
     _TABLES_SINCE_2,
@@ -116,10 +124,11 @@ _NEW = (
     _RECEIPTS,
     _CORRECTIONS,
     _WITHDRAWN,
+    _DRAWN,
     """
 INSERT INTO ledger VALUES (1, 0, 0, 0, 0);
 INSERT INTO meta VALUES ('frozen', '-1');
-INSERT INTO meta VALUES ('schema', '3');
+INSERT INTO meta VALUES ('schema', '4');
 """,
 )
 
@@ -201,7 +210,7 @@ DROP TABLE receipts_2;
 """,
 )
 
-_STEPS = {"1": ("2", _FROM_1_TO_2), "2": ("3", _FROM_2_TO_3)}
+_STEPS = {"1": ("2", _FROM_1_TO_2), "2": ("3", _FROM_2_TO_3), "3": ("4", (_DRAWN,))}
 
 
 def prepare_schema(connection: sqlite3.Connection) -> None:

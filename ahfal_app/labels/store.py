@@ -19,8 +19,9 @@ import dataclasses
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from ahfal_app.labels.records import (
     request_id,
 )
 from ahfal_app.labels.schema import prepare_schema
+from ahfal_app.labels.validation import draw_held_out
 from ahfal_app.labels.views import LabelViews, Said
 from ahfal_app.storage.database import connect, reason, transaction
 
@@ -213,6 +215,58 @@ class LabelStore(LabelViews):
                     "UPDATE meta SET value = max(CAST(value AS INTEGER), ?1) WHERE key = 'frozen'",
                     (cycle,),
                 )
+
+    def hold_out(
+        self,
+        fraction: Fraction,
+        generator_after: Callable[[int], np.random.Generator],
+        of_first_request: bool = False,
+    ) -> None:
+        """Draw which of the labels that came since the last draw are held out for testing.
+
+        Nothing that was drawn is ever drawn anew, whatever becomes of the label.
+
+        Parameters
+        ----------
+        fraction : Fraction
+            As of `draw_held_out`.
+        generator_after : Callable[[int], np.random.Generator]
+            Returns what decides, given how many samples were drawn before.
+        of_first_request : bool
+            Hold out from the labels of the first request alone; all others are trained on.
+        """
+        if not self._undrawn():
+            return
+        with transaction(self._connection):
+            # Once more, since another process may have drawn meanwhile.
+            new_N3 = np.array(self._undrawn(), np.int64).reshape(-1, 3)
+            if of_first_request:
+                later = new_N3[new_N3[:, 2] == 0, 0].tolist()
+                self._connection.executemany(
+                    "INSERT INTO drawn VALUES (?, 0)", [(sample,) for sample in later]
+                )
+                new_N3 = new_N3[new_N3[:, 2] == 1]
+            before_N2 = np.array(
+                self._connection.execute(
+                    "SELECT d.held_out, coalesce(c.label, s.label) FROM drawn AS d "
+                    "JOIN samples AS s USING (sample) LEFT JOIN requests AS q USING (request_id) "
+                    "LEFT JOIN standing_corrections AS c USING (sample) "
+                    "WHERE NOT ?1 OR q.cycle = 0",
+                    (of_first_request,),
+                ).fetchall(),
+                np.int64,
+            ).reshape(-1, 2)
+            before_C, held_out_C = (
+                np.bincount(labels_N, minlength=self._num_classes)
+                for labels_N in (before_N2[:, 1], before_N2[before_N2[:, 0] == 1, 1])
+            )
+            held_out_N = draw_held_out(
+                new_N3[:, 1], before_C, held_out_C, fraction, generator_after(len(before_N2))
+            )
+            self._connection.executemany(
+                "INSERT INTO drawn VALUES (?, ?)",
+                zip(new_N3[:, 0].tolist(), held_out_N.astype(int).tolist(), strict=True),
+            )
 
     def give(self, labels: Mapping[int, int], annotator: str) -> None:
         """Take in labels that are there already, by sample: nothing is spent on them.
@@ -466,6 +520,15 @@ class LabelStore(LabelViews):
             raise StoreError(
                 "label store: it belongs to another set of samples (data set or partition changed)"
             )
+
+    def _undrawn(self) -> list[tuple[int, int, int]]:
+        """Return what is undrawn: sample, label that stands, whether it was asked for first."""
+        return self._connection.execute(
+            "SELECT s.sample, coalesce(c.label, s.label), coalesce(q.cycle = 0, 0) "
+            "FROM samples AS s LEFT JOIN requests AS q USING (request_id) "
+            "LEFT JOIN standing_corrections AS c USING (sample) WHERE s.label IS NOT NULL "
+            "AND NOT EXISTS (SELECT 1 FROM drawn AS d WHERE d.sample = s.sample) ORDER BY s.sample"
+        ).fetchall()
 
     def _foreign(self, samples: Iterable[int]) -> list[int]:
         """Return which of these are not samples of the client, as far as these are known."""

@@ -24,6 +24,13 @@ class Said(NamedTuple):
     moment: str
 
 
+class Waiting(NamedTuple):
+    """How many images wait longest for their label, and for how many seconds."""
+
+    images: int
+    seconds: float
+
+
 class LabelViews:
     """The reading half of `LabelStore`.
 
@@ -83,18 +90,43 @@ class LabelViews:
         """Return how many samples of a request are unanswered."""
         return self._count("reserved", request_id)
 
-    def labelled(self, through_cycle: int | None = None) -> Labelled:
-        """Return the labelled set, or what of it a cycle is trained on.
+    def longest_waiting(self) -> Waiting:
+        """Return what is unanswered of the oldest open request; 0 images where nothing is.
 
-        A resumed run repeats rounds, and may ask for the statistics of a cycle after whose
-        purchase a client was interrupted; labels that came since must not count yet.
+        Seconds are by this machine's clock; where that was set back they are 0.
         """
+        row = self._connection.execute(
+            "SELECT count(*), 86400.0 * (julianday('now') - julianday(q.created)) "
+            "FROM samples AS s JOIN requests AS q USING (request_id) WHERE s.state = 'reserved' "
+            "GROUP BY q.request_id ORDER BY q.created, q.cycle LIMIT 1"
+        ).fetchone()
+        return Waiting(int(row[0]), max(0.0, float(row[1]))) if row is not None else Waiting(0, 0.0)
+
+    def labelled(self, through_cycle: int | None = None) -> Labelled:
+        """Return the labelled set L_i, or what of it a cycle is trained on.
+
+        What is held out for testing is no part of it. A resumed run repeats rounds, and may ask
+        for the statistics of a cycle after whose purchase a client was interrupted; labels that
+        came since must not count yet.
+        """
+        return self._labels(through_cycle, held_out=False)
+
+    def held_out(self, through_cycle: int | None = None) -> Labelled:
+        """Return the labels that are held out for testing, or those with which a cycle is tested.
+
+        Those of samples that are away are not among them.
+        """
+        return self._labels(through_cycle, held_out=True)
+
+    def _labels(self, through_cycle: int | None, held_out: bool) -> Labelled:
         rows = self._connection.execute(
             "SELECT s.sample, coalesce((SELECT c.label FROM corrections AS c "
             "WHERE c.sample = s.sample AND (?1 IS NULL OR c.from_cycle <= ?1) "
             "ORDER BY c.number DESC LIMIT 1), s.label) FROM samples AS s "
-            "WHERE s.label IS NOT NULL AND (?1 IS NULL OR s.from_cycle <= ?1) ORDER BY s.sample",
-            (through_cycle,),
+            "WHERE s.label IS NOT NULL AND (?1 IS NULL OR s.from_cycle <= ?1) "
+            "AND coalesce((SELECT d.held_out FROM drawn AS d WHERE d.sample = s.sample), 0) = ?2 "
+            "ORDER BY s.sample",
+            (through_cycle, int(held_out)),
         ).fetchall()
         table_N2 = np.array(rows, dtype=np.int64).reshape(-1, 2)
         if self._samples_N is not None:

@@ -48,6 +48,8 @@ class Introduction:
         What it trains on.
     backbone : str
         SHA-256 of its backbone; empty where there is none.
+    version : str
+        Version of its package; empty where it says none.
     """
 
     client: int
@@ -58,6 +60,7 @@ class Introduction:
     partition: str = ""
     device: str = ""
     backbone: str = ""
+    version: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Return it as it travels; Flower cannot count empty text, so that is left out."""
@@ -72,6 +75,7 @@ class Introduction:
             "partition": self.partition,
             "device": self.device,
             "backbone": self.backbone,
+            "version": self.version,
         }
         return ConfigRecord({**about, **{key: text for key, text in texts.items() if text}})
 
@@ -96,6 +100,7 @@ class Introduction:
             partition=_optional(record, "partition", "[0-9a-z]+", 64),
             device=_optional(record, "device", "[a-z]+", 16),
             backbone=_optional(record, "backbone", "[0-9a-f]+", 64),
+            version=_optional(record, "version", "[0-9A-Za-z.!+-]+", 64),
         )
 
 
@@ -106,17 +111,20 @@ class JoinAnswer:
     Attributes
     ----------
     num_samples, labelled : int
-        All samples, and those that are labelled.
+        All samples, and those that are labelled to be trained on.
     last_cycle : int
         The newest cycle that labels were bought for; -1: none.
     ledger : Ledger
         Its ledger.
+    held_out : int
+        Labelled samples that are held out for testing.
     """
 
     num_samples: int
     labelled: int
     last_cycle: int
     ledger: Ledger
+    held_out: int = 0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -126,6 +134,7 @@ class JoinAnswer:
                 "labelled": self.labelled,
                 # Counted from 1, since a client that has bought nothing has no cycle.
                 "purchases": self.last_cycle + 1,
+                "held-out": self.held_out,
                 **asdict(self.ledger),
             }
         )
@@ -144,6 +153,7 @@ class JoinAnswer:
             labelled=count(metrics, "labelled"),
             last_cycle=count(metrics, "purchases") - 1,
             ledger=_ledger(metrics),
+            held_out=count(metrics, "held-out"),
         )
 
 
@@ -189,7 +199,29 @@ class TrainAnswer:
 
 @dataclass(frozen=True)
 class QueryAnswer:
-    """How a client's purchase stands; which samples it chose stays with the client."""
+    """How a client's purchase stands; which samples it chose stays with the client.
+
+    Attributes
+    ----------
+    selected : int
+        Samples that were asked for.
+    labelled : int
+        All that are labelled to be trained on.
+    pending : int
+        Those that are asked for and not answered.
+    ledger : Ledger
+        Its ledger.
+    fine_tuned : bool
+        Whether its local model had to be made of the global one.
+    seconds : float
+        What choosing took.
+    held_out : int
+        Labelled samples that are held out for testing.
+    longest : int
+        Those of the pending ones that wait longest: what is unanswered of the oldest request.
+    longest_seconds : float
+        For how long they have waited, by the site's own clock.
+    """
 
     selected: int
     labelled: int
@@ -197,6 +229,9 @@ class QueryAnswer:
     ledger: Ledger
     fine_tuned: bool = False
     seconds: float = 0.0
+    held_out: int = 0
+    longest: int = 0
+    longest_seconds: float = 0.0
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -207,6 +242,9 @@ class QueryAnswer:
                 "pending": self.pending,
                 "fine-tuned": int(self.fine_tuned),
                 "seconds": self.seconds,
+                "held-out": self.held_out,
+                "longest": self.longest,
+                "longest-seconds": self.longest_seconds,
                 **asdict(self.ledger),
             }
         )
@@ -227,6 +265,9 @@ class QueryAnswer:
             ledger=_ledger(metrics),
             fine_tuned=bool(count(metrics, "fine-tuned")),
             seconds=number(metrics, "seconds"),
+            held_out=count(metrics, "held-out"),
+            longest=count(metrics, "longest"),
+            longest_seconds=number(metrics, "longest-seconds"),
         )
 
 
@@ -265,12 +306,12 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
 
 
 def moments_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
-    """Return sums over a client's vectors, as `moment_sums` has them, as metrics."""
+    """Return sums over a client's samples, as `Moments` has them, as metrics."""
     return MetricRecord({"sums": sums_E.tolist()})
 
 
 def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
-    """Return sums over a client's vectors that came in, int64 (size,).
+    """Return sums over a client's samples that came in, int64 (size,).
 
     Raises
     ------
@@ -283,6 +324,25 @@ def moments_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
     if any(type(value) is not int or abs(value) >= 2**62 for value in sums):
         raise ValueError(f"sums={shown(sums)}: allowed are integers below 2^62")
     return np.array(sums, dtype=np.int64)
+
+
+def predictions_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
+    """Return sums over a client's predictions, as `prediction_sums` has them, as metrics."""
+    return MetricRecord({"sums": sums_E.tolist()})
+
+
+def predictions_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int64]:
+    """Return sums over a client's predictions that came in, int64 (size,).
+
+    Raises
+    ------
+    ValueError
+        They are not so many counts.
+    """
+    sums_E = moments_from_metrics(metrics, size)
+    if (sums_E < 0).any():
+        raise ValueError(f"sums={shown(metrics['sums'])}: allowed are counts")
+    return sums_E
 
 
 def _ledger(metrics: MetricRecord) -> Ledger:

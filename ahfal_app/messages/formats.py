@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ahfal_app.config import Settings
+from ahfal_app.config import LONGEST_VECTOR, Settings
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.images import LONGEST_VECTOR, DataFormat
+from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.fields import shown
 
 #: Pixels; the setting `image-size` has the same bound.
@@ -77,6 +77,12 @@ def data_format_from(text: str, settings: Settings) -> DataFormat:
     )
 
 
+def _has_moments(found: _Format, settings: Settings, channels: int) -> bool:
+    """Return whether there is one mean and deviation for each channel, or rightly none yet."""
+    counts = {len(found.mean_C), len(found.std_C)}
+    return counts == {channels} or (counts == {0} and not settings.has_dataset)
+
+
 def _check(found: _Format, settings: Settings) -> None:
     height, width, channels = found.image_shape
     fits = height == width == 1 if found.vectors else channels in (1, 3)
@@ -87,7 +93,7 @@ def _check(found: _Format, settings: Settings) -> None:
         raise ValueError("data: vectors cannot be augmented as images are")
     if found.augmentation.padding > max(height, width):
         raise ValueError(f"data: padding={found.augmentation.padding} on {height}x{width} pixels")
-    if not len(found.mean_C) == len(found.std_C) == channels:
+    if not _has_moments(found, settings, channels):
         raise ValueError(
             f"data: {len(found.mean_C)} means and {len(found.std_C)} deviations; allowed is one "
             f"for each of {channels} channels"
@@ -96,6 +102,8 @@ def _check(found: _Format, settings: Settings) -> None:
         raise ValueError(
             f"data: images of {height}x{width}; allowed is image-size={settings.image_size}"
         )
+    if not settings.has_dataset:
+        _check_without_data(found, settings)
     # They are written into files that people open, and shown on a page.
     unreadable = [name for name in found.class_names if not name.isprintable()]
     if unreadable:
@@ -105,4 +113,14 @@ def _check(found: _Format, settings: Settings) -> None:
     if settings.class_list and tuple(found.class_names) != settings.class_list:
         raise ValueError(
             f"data: classes {shown(found.class_names)}; allowed are those of the setting `classes`"
+        )
+
+
+def _check_without_data(found: _Format, settings: Settings) -> None:
+    """Refuse another shape than the settings of a server without data say."""
+    wanted = settings.vector_length or settings.image_channels
+    if found.vectors != bool(settings.vector_length) or found.image_shape[2] != wanted:
+        kind = "vector-length" if settings.vector_length else "image-channels"
+        raise ValueError(
+            f"data: image_shape={shown(found.image_shape)}; allowed is {kind}={wanted}"
         )

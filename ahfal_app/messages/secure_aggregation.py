@@ -19,6 +19,7 @@ from ahfal_app.privacy.sessions import (
     SEALED_SHARES_BYTES,
     Advertisement,
     PublicKeys,
+    Topic,
     Unmasking,
 )
 
@@ -31,6 +32,7 @@ UNMASK = "query.unmask"
 RECORD_KEY = "secure-aggregation"
 
 _SESSION = "session"
+_TOPIC = "topic"
 _LONGEST_NAME = 64
 
 
@@ -50,6 +52,20 @@ def record_of(content: RecordDict) -> ConfigRecord:
 def session_name(record: ConfigRecord) -> str:
     """Return the name of the session that a request belongs to."""
     return text(record, _SESSION, "[0-9A-Za-z-]+", _LONGEST_NAME)
+
+
+def about(record: ConfigRecord, topic: Topic) -> ConfigRecord:
+    """Return a request that says what its session's sum is of."""
+    record[_TOPIC] = topic.value
+    return record
+
+
+def topic_of(record: ConfigRecord) -> Topic:
+    """Return what the sum is of that a request belongs to."""
+    value = record.get(_TOPIC, Topic.HISTOGRAM.value)
+    if value not in list(Topic):
+        raise ValueError(f"{_TOPIC}={shown(value)}: allowed is {' | '.join(Topic)}")
+    return Topic(value)
 
 
 # --- what the server sends -------------------------------------------------------------------

@@ -15,10 +15,10 @@ from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.quantisation import quantise
-from ahfal_app.privacy.sessions import HistogramAnswer
+from ahfal_app.privacy.sessions import HistogramAnswer, Topic
 from ahfal_app.privacy.store import PrivacyStore
 
-#: Where sums over vectors are kept, which belong to no cycle, however many there are.
+#: Where sums over samples are kept, which belong to no cycle, however many there are.
 _MOMENTS = -1
 
 
@@ -43,8 +43,8 @@ class Disclosure:
     """
 
     def __init__(self, store: PrivacyStore, settings: Settings, run: str, client: int) -> None:
-        # Without any protection there is no number of releases to hold to.
-        releases = {} if settings.privacy == "none" else {"releases": settings.num_releases}
+        # Where no ε is divided by their number, a run may go on with more cycles.
+        releases = {"releases": settings.num_releases} if settings.uses_local_dp else {}
         store.hold_to(
             {
                 "privacy": settings.privacy,
@@ -97,7 +97,7 @@ class Disclosure:
         return quantise(class_proportions(released_C))
 
     def moments(self, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return sums over the client's vectors: those of the first call, whatever comes later.
+        """Return sums over the client's samples: those of the first call, whatever comes later.
 
         Sums by one mean and deviation after another would tell how single vectors lie.
 
@@ -113,7 +113,56 @@ class Disclosure:
         self._store.keep_input(_MOMENTS, sums_E.view(np.uint64))
         return self._store.input(_MOMENTS).view(np.int64)
 
-    def participant(self, cycle: int, session: str) -> Participant:
+    def check_predictions(self, alone: bool) -> None:
+        """Refuse that sums over this client's predictions of the stop set become known.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether it is this client's alone that would.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        if alone and self._settings.privacy != "none":
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's predictions are not told"
+            )
+
+    def predictions(self, cycle: int, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return sums over a cycle's predictions: those of the first call, whatever comes later.
+
+        Sums of one model after another would tell how single samples are predicted.
+        """
+        place = Topic.STOP_SET.place(cycle, 0, self._settings.rounds)
+        self._store.keep_input(place, sums_E.view(np.uint64))
+        return self._store.input(place).view(np.int64)
+
+    def check_evaluation(self, alone: bool) -> None:
+        """Refuse that sums over this client's held-out samples become known.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether it is this client's alone that would.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        settings = self._settings
+        if settings.uses_local_dp or (alone and settings.uses_secure_aggregation):
+            raise PrivacyRefused(
+                f"privacy={settings.privacy!r}: sums over "
+                f"{'a single client' if alone else 'clients'} are not told of held-out samples"
+            )
+
+    def participant(
+        self, cycle: int, session: str, topic: Topic = Topic.HISTOGRAM, round_: int = 0
+    ) -> Participant:
         """Return this client's side of a session of secure aggregation.
 
         Raises
@@ -126,7 +175,12 @@ class Disclosure:
             raise PrivacyRefused(f"privacy={settings.privacy!r}: there is no secure aggregation")
         return Participant(
             self._store,
-            Session(self._run, cycle, session),
+            Session(
+                self._run,
+                topic.place(cycle, round_, settings.rounds),
+                session,
+                "" if topic is Topic.HISTOGRAM else f"{topic} of cycle {cycle}",
+            ),
             self._client,
             settings.num_clients,
             share_of(settings.secure_aggregation_threshold, settings.num_clients),

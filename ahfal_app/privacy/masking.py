@@ -43,14 +43,22 @@ class Session:
     run : str
         The run's identity.
     cycle : int
-        The cycle.
+        The cycle; of what is no sum of histograms, another number (`Topic.place`).
     name : str
         The attempt's own name, drawn by the server.
+    about : str
+        What to call the sum in messages to people; empty: by its cycle. No key depends on it.
     """
 
     run: str
     cycle: int
     name: str
+    about: str = ""
+
+    @property
+    def told(self) -> str:
+        """What the sum is called in messages to people."""
+        return self.about or f"cycle {self.cycle}"
 
     def label(self, purpose: str, *details: object) -> bytes:
         """Return what a key of this session is derived with, or a message is bound to."""

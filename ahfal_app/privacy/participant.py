@@ -183,7 +183,7 @@ class Participant:
             secrets = self._load()
             if secrets is None or not is_ready(secrets):
                 raise PrivacyRefused(
-                    f"cycle {self._session.cycle}: this is not the next step of the session"
+                    f"{self._session.told}: this is not the next step of the session"
                 )
             yield secrets
             self._save(secrets)
@@ -198,7 +198,7 @@ class Participant:
 
     def _require(self, condition: bool, what: str) -> None:
         if not condition:
-            raise PrivacyRefused(f"cycle {self._session.cycle}: {what}")
+            raise PrivacyRefused(f"{self._session.told}: {what}")
 
     def _check_roster(self, secrets: Secrets, roster: dict[int, tuple[bytes, bytes]]) -> None:
         own = _public_keys(secrets)

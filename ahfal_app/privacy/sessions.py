@@ -6,6 +6,7 @@ Shape suffix: C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,32 @@ from ahfal_app.privacy.masking import KEY_BYTES, SEALING_BYTES, SEED_BYTES
 
 #: One client's shares for another, encrypted: of a key, of a seed, and whether it has labels.
 SEALED_SHARES_BYTES = KEY_BYTES + SEED_BYTES + 1 + SEALING_BYTES
+
+
+class Topic(StrEnum):
+    """What a secure sum is of."""
+
+    HISTOGRAM = "histogram"
+    MOMENTS = "moments"
+    EVALUATION = "evaluation"
+    STOP_SET = "stop-set"
+
+    def place(self, cycle: int, round_: int, rounds: int) -> int:
+        """Return the number under which a client keeps what concerns one sum of a run.
+
+        Histograms have their cycle's, from 0 on; all others have negative ones.
+
+        Parameters
+        ----------
+        cycle, round_ : int
+            The cycle and its round, which may be 0, that the sum belongs to.
+        rounds : int
+            Rounds of a cycle.
+        """
+        if self is Topic.HISTOGRAM:
+            return cycle
+        topics = list(Topic)
+        return -topics.index(self) - len(topics) * (cycle * (rounds + 1) + round_)
 
 
 @dataclass(frozen=True, eq=False)

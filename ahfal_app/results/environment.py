@@ -33,7 +33,7 @@ _PACKAGES = (
 def describe_environment(
     *,
     class_names: Sequence[str],
-    data_fingerprint: str,
+    data_fingerprint: str | None,
     partition_fingerprint: str | None,
     settings: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def describe_environment(
     ----------
     class_names : Sequence[str]
         Names of the classes in the order of their numbers.
-    data_fingerprint : str
-        SHA-256 of the data set (`ImageDataset.fingerprint`).
+    data_fingerprint : str or None
+        SHA-256 of the data set (`ImageDataset.fingerprint`); None where the server has none.
     partition_fingerprint : str or None
         `Partition.fingerprint`; None where the server does not know the partition.
     settings : Mapping[str, object], optional

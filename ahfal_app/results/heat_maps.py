@@ -36,8 +36,8 @@ def partition_map(counts_KC: NDArray[np.int64], class_names: Sequence[str]) -> C
         "Samples of each client and class",
         f"{len(counts_KC)} clients with {sizes_K.min()} to {sizes_K.max()} samples of "
         f"{counts_KC.shape[1]} classes.",
-        (_WIDTH, _map_height(len(counts_KC), max(map(len, class_names)))),
-        lambda figure: _heat_map(
+        (_WIDTH, map_height(len(counts_KC), max(map(len, class_names)))),
+        lambda figure: heat_map(
             figure,
             counts_KC,
             clients,
@@ -89,8 +89,8 @@ def _class_map(
         name,
         title,
         f"{unit} of {len(class_names)} classes in {len(values_TC)} cycles{extent}.",
-        (_WIDTH, _map_height(len(class_names), 2)),
-        lambda figure: _heat_map(
+        (_WIDTH, map_height(len(class_names), 2)),
+        lambda figure: heat_map(
             figure,
             values_TC.T,
             class_names,
@@ -100,18 +100,20 @@ def _class_map(
     )
 
 
-def _map_height(rows: int, longest_column_name: int) -> float:
+def map_height(rows: int, longest_column_name: int) -> float:
+    """Return a heat map's height in inches."""
     cells = min(max(0.27 * rows, 1.6), 4.4)
     return cells + 0.7 + (0.06 * min(longest_column_name, 16) if longest_column_name > 2 else 0)
 
 
-def _heat_map(
+def heat_map(
     figure: Figure,
     values: NDArray[np.generic],
     rows: Sequence[str],
     columns: Sequence[str],
     words: tuple[str, str, str],
 ) -> None:
+    """Draw numbers as colours; `words` are for the rows, the columns and the numbers."""
     axes = figure.add_subplot()
     colours = colormaps["cividis"].with_extremes(bad="#d0d0d0")
     shown = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))

@@ -24,6 +24,10 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 MODEL = "model.safetensors"
+CHECKPOINT = "checkpoint"
+
+#: The file in each checkpoint's folder that says how far the run was.
+CHECKPOINT_STATE = "state.json"
 
 
 @dataclass(frozen=True)

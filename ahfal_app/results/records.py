@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from ahfal_app.ledger import Ledger
+from ahfal_app.stop_set import Observation
 
 
 def _finite_or_none(value: object) -> object:
@@ -68,11 +69,54 @@ class Failure(_Record):
         return called(self.client, self.site)
 
 
+Bounds = tuple[float, float]
+
+
+class TestRecord(_Record):
+    """A test of the global model.
+
+    `metrics` has all by name, None where one is not defined, and `intervals` those of them that
+    have one, of 95 %. `recall` and `precision` (C) are shares of counts, with Wilson's intervals;
+    `auroc` (C) is each class's against the rest. `confusion` has true classes as rows; it and
+    `calibration` (samples, those right, and the mean of the highest probabilities, by bins of
+    equal width) are empty where a site is told of beside others.
+    """
+
+    __test__ = False  # No class of tests, whatever its name begins with.
+
+    where: Literal["server", "sites"]
+    samples: Count
+    metrics: dict[str, float | None]
+    intervals: dict[str, Bounds] = Field(default_factory=dict)
+    recall: tuple[Share | None, ...] = ()
+    recall_intervals: tuple[Bounds | None, ...] = ()
+    precision: tuple[Share | None, ...] = ()
+    precision_intervals: tuple[Bounds | None, ...] = ()
+    auroc: tuple[Share | None, ...] = ()
+    auroc_intervals: tuple[Bounds | None, ...] = ()
+    confusion: tuple[tuple[Count, ...], ...] = ()
+    calibration: tuple[tuple[Count, Count, Share | None], ...] = ()
+
+
+class SiteTest(_Record):
+    """What a site's test came to; `site` is the name that it was registered under, if any."""
+
+    client: Count
+    site: str = ""
+    test: TestRecord
+
+    @property
+    def who(self) -> str:
+        """What the site is called in messages to people."""
+        return called(self.client, self.site)
+
+
 class RoundRecord(_Record):
     """One federated round.
 
     `clients` is the number that answered; `train_loss` is None where it was not finite;
-    `test_accuracy` is None in rounds without a test of the global model.
+    `test_accuracy` is None in rounds without a test of the global model, and `metrics` and `tests`
+    are empty there; else they are as of a cycle, without matrices.
     """
 
     kind: Literal["round"] = "round"
@@ -83,6 +127,8 @@ class RoundRecord(_Record):
     num_examples: Count
     train_loss: Loss
     test_accuracy: Share | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    tests: tuple[TestRecord, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)
     bytes_down: Count = 0
     bytes_up: Count = 0
@@ -92,13 +138,16 @@ class CycleRecord(_Record):
     """One cycle: the test of its model, the class statistics and the selection.
 
     `labels` and `labels_per_client` (K) are those the cycle's model was trained on.
-    `class_accuracy` (C) is None for a class without test samples; `metrics` has the others by
-    name, None where one is not defined. `mean` and `deviation`
+    `accuracy`, `loss`, `class_accuracy` (C; None for a class without test samples) and `metrics`
+    (the others by name, None where one is not defined) are of the first of `tests`: the server's,
+    or where it has none the sites' together. `sites` has each site's, `untested` why others told
+    none, `held_out` how many labels are kept for that and not trained on. `mean` and `deviation`
     (C, proportions in [0, 1]) and `low` (C) are None in the last cycle, which selects
     nothing; `tau` is in percentage points. `epsilon_spent` is what the histograms have cost
     of a client's privacy budget so far, the most of any client; None without noise. `budget`
     labels were asked for, `bought` came and `pending` are still awaited. `stopped_by` says why
-    the run ended here, before its target; empty otherwise. `seconds`,
+    the run ended here, before its target; empty otherwise. `stop_set` has how predictions of
+    the clients' stop set differ from the cycle before; None where nobody asked. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -111,6 +160,10 @@ class CycleRecord(_Record):
     class_accuracy: tuple[Share | None, ...]
     loss: Loss
     metrics: dict[str, float | None] = Field(default_factory=dict)
+    held_out: Count = 0
+    tests: tuple[TestRecord, ...] = ()
+    sites: tuple[SiteTest, ...] = ()
+    untested: tuple[Failure, ...] = ()
     mean: tuple[Share, ...] | None = None
     deviation: tuple[Share, ...] | None = None
     low: tuple[bool, ...] | None = None
@@ -120,6 +173,7 @@ class CycleRecord(_Record):
     bought: Count = 0
     pending: Count = 0
     stopped_by: str = ""
+    stop_set: Observation | None = None
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

@@ -15,16 +15,25 @@ from numpy.typing import NDArray
 from ahfal_app.class_statistics import Dispersion, dispersion_percent
 from ahfal_app.config import SITES, Settings
 from ahfal_app.errors import ReportError
-from ahfal_app.results import figures, heat_maps, tables
+from ahfal_app.results import (
+    evaluation_charts,
+    evaluation_tables,
+    figures,
+    heat_maps,
+    tables,
+)
+from ahfal_app.results.costs import amount, cost_of, money
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
-from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.records import CycleRecord, TestRecord
 from ahfal_app.results.selections import read_class_counts
+from ahfal_app.results.stopping import SERIES, saved_labels, stopping_table
 from ahfal_app.results.summary import status_text
 from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable, grid_table
 from ahfal_app.results.template import PAGE, STYLE
-from ahfal_app.results.units import bytes_text, percent, seconds_text
+from ahfal_app.results.units import bounds_text, bytes_text, percent, seconds_text
 from ahfal_app.storage.files import write_text
 
 
@@ -77,7 +86,7 @@ def render_report(run: Run) -> str:
     settings = run.settings
     return _page().render(
         title=run.folder.name,
-        subtitle=f"{settings.strategy} on {settings.dataset}, seed {settings.seed}",
+        subtitle=f"{settings.strategy} on {settings.data_name}, seed {settings.seed}",
         style=STYLE,
         banner=_banner(run),
         facts=_facts(run),
@@ -104,20 +113,52 @@ def _facts(run: Run) -> list[Fact]:
         last = metrics.cycles[-1]
         name = "Final test accuracy" if run.is_complete else "Test accuracy so far"
         facts += [
-            Fact(name, percent(last.accuracy), f"trained on {last.labels:,} labels"),
+            Fact(name, percent(last.accuracy), _trained_note(last)),
+            *_kept_fact(run),
             Fact("Labels spent", f"{last.ledger.spent:,}", _ledger_note(last)),
             Fact("Clients", f"{len(last.labels_per_client)}", _partition_note(run)),
+            *_cost_fact(run),
         ]
     seconds = sum(metrics.seconds.values())
     sent = f"{bytes_text(metrics.bytes_down)} to, {bytes_text(metrics.bytes_up)} from clients"
     return [
         *facts,
         Fact("Query strategy", settings.strategy, _strategy_note(settings)),
-        Fact("Data set", settings.dataset, _data_note(run)),
+        Fact("Data set", settings.data_name, _data_note(run)),
         Fact("Cycles", f"{len(metrics.cycles)} of {settings.num_cycles}", _rounds_note(run)),
         Fact("Time", seconds_text(seconds), "sum over all phases"),
         Fact("Sent", bytes_text(metrics.bytes_down + metrics.bytes_up), sent),
     ]
+
+
+def _cost_fact(run: Run) -> list[Fact]:
+    cost = cost_of(run)
+    if cost is None:
+        return []
+    parts = [f"{money(cost.labels, cost.currency)} for labels"]
+    if cost.rounds:
+        parts.append(f"{money(cost.rounds, cost.currency)} for rounds")
+    if saved := saved_labels(run):
+        price = money(amount(saved, run.settings.label_cost), cost.currency)
+        parts.append(f"{price} saved by stopping")
+    return [Fact("Cost", money(cost.total, cost.currency), ", ".join(parts))]
+
+
+def _kept_fact(run: Run) -> list[Fact]:
+    kept = kept_of(run)
+    if kept is None or not kept.is_chosen:
+        return []
+    return [Fact("Accuracy of the best model", percent(kept.accuracy), f"{kept.where}; {kept.why}")]
+
+
+def _trained_note(cycle: CycleRecord) -> str:
+    """Tell what the accuracy is worth, and what the model was trained on."""
+    bounds = cycle.tests[0].intervals.get("accuracy") if cycle.tests else None
+    words = [f"95 %: {bounds_text(bounds)}"] if bounds else []
+    words.append(f"trained on {cycle.labels:,} labels")
+    if cycle.held_out:
+        words.append(f"{cycle.held_out:,} held out")
+    return "; ".join(words)
 
 
 def _ledger_note(cycle: CycleRecord) -> str:
@@ -130,6 +171,8 @@ def _data_note(run: Run) -> str:
     words = [f"model {run.settings.model}"]
     if augmentation := run.environment.get("resolved", {}).get("augmentation"):
         words.append(_augmentation_note(augmentation))
+    if not run.settings.has_dataset:
+        words.append("the server has none: classes and format are those of the settings")
     if not_used := run.environment.get("data", {}).get("not_used"):
         words.append(f"{sum(line['count'] for line in not_used):,} found and not used")
     return "; ".join(words)
@@ -151,7 +194,12 @@ def _partition_note(run: Run) -> str:
 def _rounds_note(run: Run) -> str:
     rounds = f"{len(run.metrics.rounds)} rounds, {run.settings.rounds} in a cycle"
     stopped_by = run.metrics.cycles[-1].stopped_by if run.metrics.cycles else ""
-    return f"{rounds}; stopping={run.settings.stopping}: {stopped_by}" if stopped_by else rounds
+    if not stopped_by:
+        return rounds
+    return (
+        f"{rounds}; stopping={run.settings.stopping}: {stopped_by}; {saved_labels(run):,} labels "
+        "fewer than planned"
+    )
 
 
 def _panels(run: Run) -> list[Panel]:
@@ -161,8 +209,10 @@ def _panels(run: Run) -> list[Panel]:
         _deviation_panel(run) if cycles else None,
         _accuracy_panel(run) if cycles else None,
         _partition_panel(run),
+        *_test_panels(run),
         _selection_panel(run) if run.class_names else None,
         _rounds_panel(run) if run.metrics.rounds else None,
+        _predictions_panel(cycles),
     ]
     return [panel for panel in candidates if panel is not None]
 
@@ -171,11 +221,58 @@ def _learning_panel(cycles: Sequence[CycleRecord]) -> Panel:
     rows = {
         f"{cycle.cycle + 1}": (f"{cycle.labels:,}", percent(cycle.accuracy)) for cycle in cycles
     }
+    where = "the server's test set"
+    if cycles[-1].tests:
+        where = evaluation_charts.WHERE[cycles[-1].tests[0].where]
+    warning = evaluation_tables.size_warning(cycles)
     return Panel(
         figures.learning_curve(cycles),
-        "Of the global model on the server's test set, at the end of each cycle.",
+        f"Of the global model on {where}, at the end of each cycle. {warning}".rstrip(),
         grid_table("Test accuracy against labels", "Cycle", ("Labels", "Test accuracy"), rows),
     )
+
+
+def _test_panels(run: Run) -> list[Panel]:
+    """Return the charts of the last test, of each place where it was made."""
+    if not run.metrics.cycles or not run.class_names:
+        return []
+    last, panels = run.metrics.cycles[-1], list[Panel]()
+    for test in last.tests:
+        where = evaluation_charts.WHERE[test.where]
+        if (confusion := evaluation_charts.confusion_chart(test, run.class_names)) is not None:
+            panels.append(
+                Panel(
+                    confusion,
+                    f"Of the last global model on {where}; each row in percent of the samples of "
+                    "its class. Grey: no samples.",
+                    _confusion_table(test, run.class_names),
+                )
+            )
+        if (calibration := evaluation_charts.calibration_chart(test)) is not None:
+            panels.append(
+                Panel(
+                    calibration,
+                    f"How often the last global model is right on {where}, by how sure it is. "
+                    "Larger dots: more samples; on the dashed line it is as sure as it should be.",
+                )
+            )
+    if last.sites:
+        whole = next(test for test in last.tests if test.where == "sites")
+        panels.append(
+            Panel(
+                evaluation_charts.sites_chart(last.sites, whole),
+                "Of the last global model on what each site holds out.",
+            )
+        )
+    return panels
+
+
+def _confusion_table(test: TestRecord, class_names: Sequence[str]) -> TextTable:
+    rows = {
+        f"{place}: {name}": [f"{count:,}" for count in test.confusion[place]]
+        for place, name in enumerate(class_names)
+    }
+    return grid_table("Samples by true and predicted class", "True class", class_names, rows)
 
 
 def _strategy_note(settings: Settings) -> str:
@@ -288,14 +385,47 @@ def _rounds_panel(run: Run) -> Panel:
     )
 
 
+def _predictions_panel(cycles: Sequence[CycleRecord]) -> Panel | None:
+    chart = figures.predictions_chart(cycles)
+    if chart is None:
+        return None
+    observed = [cycle for cycle in cycles if cycle.stop_set is not None]
+    rows = {
+        f"{cycle.cycle + 1}": [
+            f"{cycle.stop_set.compared:,} of {cycle.stop_set.drawn:,}",
+            *(
+                "n/a" if (value := getattr(cycle.stop_set, name)) is None else f"{value:.4f}"
+                for name in SERIES
+            ),
+        ]
+        for cycle in observed
+        if cycle.stop_set is not None
+    }
+    headings = ("Compared", "Kappa", "Changed", "ΔF, macro", "ΔF, worst class", "Uncertainty")
+    return Panel(
+        chart,
+        "Of the global model on the clients' stop set, against the cycle before. Models that start "
+        "afresh in each cycle differ by that alone.",
+        grid_table("Predictions of the stop set", "Cycle", headings, rows),
+    )
+
+
 def _cycle_names(cycles: Sequence[CycleRecord]) -> list[str]:
     return [f"Cycle {cycle.cycle + 1}" for cycle in cycles]
 
 
 def _tables(run: Run) -> list[TextTable]:
     metrics = run.metrics
+    last = metrics.cycles[-1] if metrics.cycles else None
+    by_class = (
+        [evaluation_tables.class_table(t, run.class_names) for t in last.tests] if last else []
+    )
     candidates = (
         tables.cycle_table(metrics) if metrics.cycles else None,
+        evaluation_tables.metrics_table(last) if last else None,
+        evaluation_tables.sites_table(last) if last else None,
+        *by_class,
+        stopping_table(run),
         privacy_table(run),
         tables.failure_table(metrics),
         tables.not_used_table(run.environment),

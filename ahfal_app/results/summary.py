@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ahfal_app.results.costs import cost_of, money
+from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
-from ahfal_app.results.units import bytes_text, percent, seconds_text
+from ahfal_app.results.stopping import stopping_summary
+from ahfal_app.results.units import (
+    bounds_text,
+    bytes_text,
+    metric_text,
+    percent,
+    seconds_text,
+)
 
 #: Files worth pointing at, with what they are, in this order.
 _FILES = (
     ("report.html", "report"),
     ("summary.json", "summary"),
     ("metrics.jsonl", "all metrics"),
-    ("model.safetensors", "final global model"),
+    ("model.safetensors", "global model"),
     ("model-card.md", "model card"),
     ("config.yaml", "settings"),
 )
@@ -36,9 +47,10 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
     stopped : str
         Why the run ended early; empty if it did not.
     """
-    settings, cycles = run.settings, run.metrics.cycles
+    settings, cycles, kept = run.settings, run.metrics.cycles, kept_of(run)
     seconds = run.metrics.seconds
     code = run.environment.get("code", {})
+    cost = cost_of(run)
     return {
         "name": run.folder.name,
         "strategy": settings.strategy,
@@ -55,9 +67,19 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "num_cycles": settings.num_cycles,
         "stopped_by": cycles[-1].stopped_by if cycles else "",
         "final_accuracy": cycles[-1].accuracy if cycles else None,
+        "kept": kept.to_json() if kept else None,
         "accuracy_per_cycle": [cycle.accuracy for cycle in cycles],
+        "metrics_per_cycle": {
+            name: [cycle.metrics.get(name) for cycle in cycles]
+            for name in sorted({name for cycle in cycles for name in cycle.metrics})
+        },
         "labels_per_cycle": [cycle.labels for cycle in cycles],
+        "tests": [test.model_dump(mode="json") for test in cycles[-1].tests] if cycles else [],
+        "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
+        "held_out": cycles[-1].held_out if cycles else 0,
         "ledger": asdict(cycles[-1].ledger) if cycles else None,
+        "cost": cost.to_summary() if cost is not None else None,
+        "stopping": stopping_summary(run),
         "seconds": {"total": sum(seconds.values()), **seconds},
         "privacy": describe_privacy(run),
         "bytes_down": run.metrics.bytes_down,
@@ -125,7 +147,7 @@ def print_summary(folder: Path, console: Console) -> None:
 
 def _title(run: Run) -> str:
     settings = run.settings
-    return f"{run.folder.name}: {settings.strategy} on {settings.dataset}, seed {settings.seed}"
+    return f"{run.folder.name}: {settings.strategy} on {settings.data_name}, seed {settings.seed}"
 
 
 def _row(run: Run, cycle: CycleRecord) -> tuple[str, ...]:
@@ -137,15 +159,41 @@ def _row(run: Run, cycle: CycleRecord) -> tuple[str, ...]:
     )
 
 
+def _test_lines(cycles: Sequence[CycleRecord]) -> list[str]:
+    """Return what the last test says besides the accuracy, and what it cannot tell."""
+    last, lines = cycles[-1], list[str]()
+    for test in last.tests:
+        words = [f"{test.samples:,} samples"]
+        for name in ("accuracy", "balanced-accuracy", "macro-f1", "auroc"):
+            if test.metrics.get(name) is not None:
+                bounds = bounds_text(test.intervals.get(name))
+                value = metric_text(name, test.metrics[name])
+                words.append(f"{name.replace('-', ' ')} {value} ({bounds})")
+        lines.append(
+            f"test {'on the server' if test.where == 'server' else 'at the sites'}: "
+            + ", ".join(words)
+        )
+    lines += filter(None, (worst_and_spread(last.sites), size_warning(cycles)))
+    return lines
+
+
 def _closing(run: Run) -> list[str]:
     metrics = run.metrics
     lines = []
+    if (kept := kept_of(run)) and kept.is_chosen:
+        lines.append(f"model of {kept.where}: {kept.why}")
     if metrics.cycles:
+        lines += _test_lines(metrics.cycles)
         ledger = metrics.cycles[-1].ledger
         lines.append(
             f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "
             f"of {ledger.allotted:,} allotted"
         )
+    if (cost := cost_of(run)) is not None:
+        parts = [f"{money(cost.labels, cost.currency)} for labels"]
+        if cost.rounds:
+            parts.append(f"{money(cost.rounds, cost.currency)} for rounds")
+        lines.append(f"paid: {', '.join(parts)}")
     if run.settings.uses_local_dp:
         spent, epsilon = metrics.epsilon_spent, run.settings.epsilon
         lines.append(f"privacy: ε {spent:g} of {epsilon:g} spent on each client's histograms")

@@ -156,7 +156,7 @@ def failure_table(metrics: Metrics) -> TextTable | None:
 
 def settings_table(run: Run) -> TextTable:
     """List every setting with its default, where it differs, and its meaning."""
-    values = run.settings.to_flat()
+    values = run.settings.to_tell()
     fields = setting_fields()
     rows = []
     for key, value in values.items():

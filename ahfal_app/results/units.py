@@ -29,3 +29,18 @@ def bytes_text(count: int) -> str:
     rounded = float(f"{count:.3g}")
     power = min(int(math.log10(rounded) + 1e-9) // 3, 4) if rounded else 0
     return f"{rounded / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def bounds_text(bounds: tuple[float, float] | None, digits: int = 1) -> str:
+    """Return an interval of shares in percent; empty for None."""
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} %"
+
+
+def metric_text(name: str, value: float | None) -> str:
+    """Return a metric as people read it: a loss as a number, all others in percent."""
+    if value is None:
+        return "undefined"
+    return f"{value:.4f}" if name == "loss" else percent(value)

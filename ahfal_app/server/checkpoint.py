@@ -20,11 +20,11 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ahfal_app.errors import CheckpointError
+from ahfal_app.results.reading import CHECKPOINT_STATE
 from ahfal_app.storage.files import new_folder, remove_parts
 
 SCHEMA_VERSION = 2
 _KEPT = 2
-_STATE = "state.json"
 _MODEL = "model.safetensors"
 _AGGREGATION = "aggregation.safetensors"
 
@@ -70,8 +70,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     numbers = _numbers(folder)
     number = numbers[-1] + 1 if numbers else 1
     contents = {
-        _MODEL: save_arrays(_ordered(checkpoint.arrays)),
-        _AGGREGATION: save_arrays(_ordered(checkpoint.aggregation)),
+        _MODEL: save_arrays(ordered(checkpoint.arrays)),
+        _AGGREGATION: save_arrays(ordered(checkpoint.aggregation)),
     }
     state = {
         "schema": SCHEMA_VERSION,
@@ -82,7 +82,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         },
     }
     state["sha256"] = _state_hash(state)
-    contents[_STATE] = json.dumps(state, indent=1).encode()
+    contents[CHECKPOINT_STATE] = json.dumps(state, indent=1).encode()
     target = folder / f"{number:08d}"
     remove_parts(target)
     with new_folder(target) as part:
@@ -111,11 +111,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def _read(folder: Path) -> Checkpoint:
     try:
-        state = json.loads((folder / _STATE).read_bytes())
+        state = json.loads((folder / CHECKPOINT_STATE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if not isinstance(state, dict) or state.pop("sha256", None) != _state_hash(state):
-        raise CheckpointError(f"{folder}: {_STATE} is damaged")
+        raise CheckpointError(f"{folder}: {CHECKPOINT_STATE} is damaged")
     if state["schema"] != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder}: schema {state['schema']}; this version reads {SCHEMA_VERSION}"
@@ -149,7 +149,8 @@ def _state_hash(state: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _ordered(arrays: Arrays) -> Arrays:
+def ordered(arrays: Arrays) -> Arrays:
+    """Return arrays whose values lie one row after the other, as safetensors wants them."""
     return {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }

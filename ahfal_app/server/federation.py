@@ -153,6 +153,15 @@ class Federation:
         seen = self._seen.get(self._nodes.get(client, -1))
         return utc_text(seen) if seen else "never"
 
+    def sightings(self) -> dict[int, dt.datetime]:
+        """Return when each client's node last answered, or was last connected."""
+        seen = dict(self._seen)
+        return {client: seen[node] for client, node in self._nodes.items() if node in seen}
+
+    def connected(self) -> dict[str, dt.datetime]:
+        """Return when each node was last seen, by what it is called in messages to people."""
+        return {self.node_name(node): seen for node, seen in dict(self._seen).items()}
+
     def describe(self, failures: Mapping[int, str]) -> str:
         """Return clients' failures in words, each reason once."""
         return _by_reason({client: self.name(client) for client in failures}, failures)
@@ -223,8 +232,8 @@ class Federation:
         )
         while waiting and time.monotonic() - start < self._timeout:
             received = list(self.grid.pull_messages(list(waiting)))
-            _sort_in(received, waiting, replies)
-            self._seen |= dict.fromkeys(replies.messages, dt.datetime.now(dt.UTC))
+            answered = _sort_in(received, waiting, replies)
+            self._seen |= dict.fromkeys(answered, dt.datetime.now(dt.UTC))
             if not received:
                 waited = time.monotonic() - start
                 time.sleep(min(_PAUSE_SHARE * waited + 0.001, _LONGEST_PAUSE_S))
@@ -271,7 +280,9 @@ def ask(
     return federation.exchange(messages)
 
 
-def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Replies) -> None:
+def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Replies) -> list[int]:
+    """Sort answers in; return the nodes that gave one, and no error."""
+    answered = []
     for reply in received:
         node = waiting.pop(reply.metadata.reply_to_message_id, None)
         if node is None:
@@ -281,6 +292,8 @@ def _sort_in(received: Iterable[Message], waiting: dict[str, int], replies: Repl
             replies.failures[node] = f"error {error.code}: {_telling_line(error.reason)}"
         else:
             replies.messages[node] = reply
+            answered.append(node)
+    return answered
 
 
 def utc_text(time: dt.datetime) -> str:

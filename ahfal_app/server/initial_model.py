@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ahfal_app.data.images import DataFormat
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import MODEL
-from ahfal_app.training.model_use import METADATA, ModelUse
+from ahfal_app.training.model_use import METADATA, ModelUse, model_metadata
 
 _Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -42,14 +43,9 @@ class ModelFacts:
     backbone: str
     takes_vectors: bool = False
 
-    def to_metadata(self, use: object = None) -> dict[str, str]:
-        """Return it as a file of safetensors has it, with how the model is used.
-
-        Under one key: safetensors writes several in an order that varies, and equal runs are to
-        leave equal files.
-        """
-        said = {"backbone": self.backbone, "classes": self.classes}
-        return {METADATA: json.dumps(said if use is None else {**said, _USE: use})}
+    def to_metadata(self, use: Mapping[str, object] | None = None) -> dict[str, str]:
+        """Return it as a file of safetensors has it, with how the model is used."""
+        return model_metadata(self.classes, self.backbone, use)
 
 
 def with_initial(
@@ -110,36 +106,36 @@ def with_initial(
 
 
 def initial_standardisation(
-    path: str, numbers: int, standardise: str
+    path: str, data: DataFormat, standardise: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and deviation of the vectors that an initial model takes; None: it says none.
+    """Return mean and deviation of what an initial model takes; None: it does not say.
 
     Parameters
     ----------
     path : str
         The setting `initial-model`.
-    numbers : int
-        Numbers D of the run's vectors.
+    data : DataFormat
+        The format of the run's data.
     standardise : str
         The setting of this name.
 
     Raises
     ------
     ConfigError
-        There is no such file, or it takes other vectors than the run has.
+        There is no such file, or it takes other vectors, or images, than the run has.
     """
-    where = f"initial-model={path!r}"
+    where, numbers = f"initial-model={path!r}", data.image_shape[2]
     said = _read(Path(path), where)[1]
-    if not _takes_vectors(said):
+    if not said.get(_USE) or _takes_vectors(said) != data.vectors:
         return None
     use = ModelUse.parsed(said[_USE], where)
     if len(use.mean) != numbers:
-        raise ConfigError(
-            [
-                f"{where}: it takes vectors of {len(use.mean)} numbers, and the data have "
-                f"{numbers}; allowed is a model of vectors as long as these"
-            ]
-        )
+        what = f"vectors of {len(use.mean)} numbers, and the data have {numbers}"
+        if not data.vectors:
+            what = f"images of {len(use.mean)} channels, and image-channels={numbers}"
+        raise ConfigError([f"{where}: it takes {what}; allowed is a model of what the sites have"])
+    if not data.vectors:
+        return use.mean, use.deviation
     if standardise == "none" and (any(use.mean) or set(use.deviation) != {1.0}):
         raise ConfigError(
             [f"standardise='none': allowed is 'federation', as {where} takes standardised vectors"]

@@ -21,7 +21,9 @@ class KnownLabels:
     Attributes
     ----------
     labelled : dict[int, int]
-        How many each has.
+        How many each has to be trained on.
+    held_out : dict[int, int]
+        How many each holds out for testing.
     bought : dict[int, int]
         The newest cycle that each is known to have bought labels for.
     most : LabelBounds
@@ -30,6 +32,7 @@ class KnownLabels:
 
     def __init__(self, bought: Mapping[int, int]) -> None:
         self.labelled: dict[int, int] = {}
+        self.held_out: dict[int, int] = {}
         self.bought = dict(bought)
         self.most = LabelBounds()
         self._ledgers: dict[int, Ledger] = {}
@@ -43,12 +46,12 @@ class KnownLabels:
         """Take over what clients tell as they join."""
         for member in members:
             self.bought[member.client] = member.last_cycle
-            self._told(member.client, member.labelled, member.ledger)
+            self._told(member.client, member.labelled, member.held_out, member.ledger)
 
     def told(self, answers: Mapping[int, QueryAnswer]) -> None:
         """Take over how a purchase stands."""
         for client, answer in answers.items():
-            self._told(client, answer.labelled, answer.ledger)
+            self._told(client, answer.labelled, answer.held_out, answer.ledger)
 
     def purchased(
         self,
@@ -78,11 +81,18 @@ class KnownLabels:
     def standing(self) -> dict[int, QueryAnswer]:
         """Return how the purchase stands that was made as the clients joined."""
         return {
-            client: QueryAnswer(0, self.labelled[client], ledger.reserved, ledger)
+            client: QueryAnswer(
+                0,
+                self.labelled[client],
+                ledger.reserved,
+                ledger,
+                held_out=self.held_out[client],
+            )
             for client, ledger in self._ledgers.items()
         }
 
-    def _told(self, client: int, labelled: int, ledger: Ledger) -> None:
+    def _told(self, client: int, labelled: int, held_out: int, ledger: Ledger) -> None:
         self.labelled[client] = labelled
+        self.held_out[client] = held_out
         self._ledgers[client] = ledger
-        self.most.told(client, labelled, ledger)
+        self.most.told(client, labelled + held_out, ledger)

@@ -7,9 +7,8 @@ Flower's strategies (`aggregation/`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -18,20 +17,25 @@ from numpy.typing import NDArray
 
 from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.protocol import Order
-from ahfal_app.metrics import measure_all
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.records import CycleRecord, Failure, RoundRecord
+from ahfal_app.results.records import CycleRecord, Failure, RoundRecord, SiteTest
+from ahfal_app.results.status import Phase
 from ahfal_app.server.aggregation import (
     Aggregation,
 )
 from ahfal_app.server.beginning import begin
+from ahfal_app.server.delivery import deliver
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.known_labels import KnownLabels
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
-from ahfal_app.server.standardising import standardised
+from ahfal_app.server.standardising import is_asked_of_sites, standardised
+from ahfal_app.server.stop_set import Observed, observe_stop_set
+from ahfal_app.server.testing import Tested, evaluate_everywhere, without_matrices
+from ahfal_app.server.watch import Watch
+from ahfal_app.stop_set import Observation
 from ahfal_app.training.prediction import Evaluation
 
 #: Called with the global model; returns how it does on the server's test set.
@@ -56,7 +60,14 @@ class Hooks:
     joined : Callable[[Membership], None]
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
-        Called with what all sites' vectors are standardised by.
+        Called with what all sites' samples are standardised by.
+    stops : Callable[[int, Evaluation, Observation | None], str]
+        Called with a cycle's labels, its test and what it predicts of the stop set; returns why the
+        run ends there, or nothing.
+    tested : Callable[[RoundRecord | CycleRecord, ArrayRecord], None]
+        Called with each record before it is kept, and with the global model that it is about.
+    watch : Watch
+        Told what is being done.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -65,7 +76,9 @@ class Hooks:
     checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
-    stops: Callable[[int, Evaluation], str] = lambda _labels, _evaluation: ""
+    stops: Callable[[int, Evaluation, Observation | None], str] = lambda *_: ""
+    tested: Callable[[RoundRecord | CycleRecord, ArrayRecord], None] = lambda _record, _arrays: None
+    watch: Watch = field(default_factory=Watch)
 
 
 class FederatedActiveLearning:
@@ -163,11 +176,18 @@ class FederatedActiveLearning:
         self._progress.run_done()
         return model
 
+    def deliver(self, arrays: ArrayRecord, metadata: str) -> None:
+        """Send all sites the model that the run leaves, once it has run."""
+        cycle = min(self._order.cycle, self._order.settings.num_cycles - 1)
+        self._hooks.watch.phase(Phase.SENDING, cycle, self._order.settings.rounds)
+        order, absent = replace(self._order, round=0), self._membership.failures
+        deliver(self._federation, order, arrays, metadata, absent, self._progress)
+
     def _announce(self) -> None:
         """Tell what is about to be run."""
         settings, (cycle, round_) = self._order.settings, self._first
         self._progress.note(
-            f"{settings.strategy} on {settings.dataset}: {settings.num_clients} clients, "
+            f"{settings.strategy} on {settings.data_name}: {settings.num_clients} clients, "
             f"{settings.num_cycles} cycles of {settings.rounds} rounds, run folder "
             f"{self._order.run_folder}"
         )
@@ -176,6 +196,7 @@ class FederatedActiveLearning:
         )
 
     def _join(self) -> None:
+        self._hooks.watch.phase(Phase.JOINING, *self._first)
         self._membership = join(self._federation, self._order)
         check_resumable(self._membership, self._labels.bought)
         self._order = replace(self._order, settings=self._membership.settings)
@@ -189,7 +210,15 @@ class FederatedActiveLearning:
 
     def _join_again(self) -> None:
         """Let clients take part that were away, or came back under another node id."""
-        self._welcome(join_again(self._federation, self._order, self._membership))
+        found = join_again(self._federation, self._order, self._membership)
+        for client in found:
+            name, is_back = self._federation.name(client), client in self._labels.bought
+            samples = self._membership.members[client].num_samples
+            self._progress.note(
+                f"{name} {'is back' if is_back else 'joins'}, with {samples} samples, in cycle "
+                f"{self._order.cycle + 1}"
+            )
+        self._welcome(found)
         self._begin(is_start=False)
 
     def _welcome(self, clients: list[int]) -> None:
@@ -199,12 +228,9 @@ class FederatedActiveLearning:
             self._labels.joined(self._membership.members[client] for client in clients)
 
     def _standardise(self) -> None:
-        """Learn what all sites' vectors are standardised by, and tell it from now on."""
-        order, data = self._order, self._order.data
-        settings = order.settings
-        if not settings.has_sites or data is None or not data.vectors:
-            return
-        if settings.standardise == "none":
+        """Learn what all sites' samples are standardised by, and tell it from now on."""
+        order = self._order
+        if not is_asked_of_sites(order):
             return
         require = partial(require_quorum, self._federation, order)
         data = standardised(self._federation, order, require, self._progress.note)
@@ -238,16 +264,22 @@ class FederatedActiveLearning:
     def _wait_for_initial_labels(self) -> None:
         """Wait for the labels that were bought when the clients joined."""
         standing, _ = wait_for_labels(
-            self._federation, self._order, 0, self._labels.standing(), self._progress.note
+            self._federation,
+            self._order,
+            0,
+            self._labels.standing(),
+            self._progress.note,
+            self._hooks.watch,
         )
         self._labels.told(standing)
 
     def _round(self, round_: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, record it and write a checkpoint."""
+        self._hooks.watch.phase(Phase.TRAINING, self._order.cycle, round_)
         sent = self._federation.traffic
         trained = self._rounds.run(replace(self._order, round=round_), arrays)
         seconds = dict(trained.seconds)
-        accuracy = self._accuracy_between(round_, trained.arrays, seconds)
+        tested = self._tested_between(round_, trained.arrays, seconds)
         down, up = self._traffic_since(sent)
         record = RoundRecord(
             cycle=self._order.cycle,
@@ -256,43 +288,68 @@ class FederatedActiveLearning:
             failed=self._failed(self._membership.failures | trained.replies.failures),
             num_examples=trained.answer.num_examples,
             train_loss=trained.answer.loss,
-            test_accuracy=accuracy,
+            test_accuracy=tested.evaluation.accuracy if tested else None,
+            metrics=tested.evaluation.figures.metrics if tested else {},
+            tests=tuple(map(without_matrices, tested.records)) if tested else (),
             seconds=seconds,
             bytes_down=down,
             bytes_up=up,
         )
+        self._hooks.tested(record, trained.arrays)
         self._hooks.record(record)
         self._hooks.checkpoint(self._order.cycle, round_, trained.arrays, self._labels.bought)
         self._progress.round_done(record)
         return trained.arrays
 
-    def _accuracy_between(
+    def _tested_between(
         self, round_: int, arrays: ArrayRecord, seconds: dict[str, float]
-    ) -> float | None:
+    ) -> Tested | None:
         settings = self._order.settings
         every = settings.evaluate_every
         if not every or round_ % every or round_ == settings.rounds:
             return None
-        start = time.monotonic()
-        accuracy = self._hooks.evaluate(arrays).accuracy
-        seconds["evaluate"] = time.monotonic() - start
-        return accuracy
+        tested = self._test(arrays, round_)
+        seconds |= tested.seconds
+        return tested
+
+    def _test(self, arrays: ArrayRecord, round_: int) -> Tested:
+        """Test the global model, on the server, at the sites, or both."""
+        order = replace(self._order, round=round_)
+        return evaluate_everywhere(
+            self._federation,
+            order,
+            arrays,
+            self._num_classes,
+            self._hooks.evaluate,
+            partial(require_quorum, self._federation, order),
+        )
+
+    @property
+    def _held_out(self) -> int:
+        """Labels of all clients that are held out for testing."""
+        return sum(self._labels.held_out.values())
 
     def _close_cycle(self, arrays: ArrayRecord) -> ArrayRecord:
         """Test the model, buy labels, record the cycle; return what the next one starts from."""
         settings, cycle = self._order.settings, self._order.cycle
+        self._hooks.watch.phase(Phase.TESTING, cycle, settings.rounds)
         sent = self._federation.traffic
-        start = time.monotonic()
-        evaluation = self._hooks.evaluate(arrays)
-        seconds = {"evaluate": time.monotonic() - start}
-        trained_on = dict(self._labels.labelled)
+        tested = self._test(arrays, settings.rounds)
+        evaluation, seconds = tested.evaluation, dict(tested.seconds)
+        trained_on, held_out = dict(self._labels.labelled), self._held_out
+        observed = self._observe(arrays)
         is_last = cycle + 1 == settings.num_cycles
         if not is_last:
-            self._stopped_by = self._hooks.stops(sum(trained_on.values()), evaluation)
+            self._stopped_by = self._hooks.stops(
+                sum(trained_on.values()), evaluation, observed.values
+            )
             is_last = bool(self._stopped_by)
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
-        record = self._cycle_record(evaluation, trained_on, purchase, seconds, (down, up))
+        record = self._cycle_record(
+            tested, observed, trained_on, held_out, purchase, seconds, (down, up)
+        )
+        self._hooks.tested(record, arrays)
         self._hooks.record(record)
         self._progress.cycle_done(record)
         following = arrays
@@ -302,9 +359,18 @@ class FederatedActiveLearning:
         self._hooks.checkpoint(cycle + 1, 0, following, self._labels.bought)
         return following
 
+    def _observe(self, arrays: ArrayRecord) -> Observed:
+        """Have clients predict the stop set, where the settings say so."""
+        samples = {c: member.num_samples for c, member in self._membership.members.items()}
+        order = replace(self._order, round=0)
+        return observe_stop_set(
+            self._federation, order, arrays, self._num_classes, samples, self._progress.note
+        )
+
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
         due = self._due(order.cycle + 1)
+        self._hooks.watch.phase(Phase.CHOOSING, order.cycle, order.settings.rounds)
         purchase = buy(
             self._federation,
             order,
@@ -315,6 +381,7 @@ class FederatedActiveLearning:
             self._labels.most,
             partial(require_quorum, self._federation, order),
             self._progress.note,
+            self._hooks.watch,
         )
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
         for client, answer in purchase.answers.items():
@@ -327,14 +394,18 @@ class FederatedActiveLearning:
 
     def _cycle_record(
         self,
-        evaluation: Evaluation,
+        tested: Tested,
+        observed: Observed,
         trained_on: Mapping[int, int],
+        held_out: int,
         purchase: Purchase | None,
         seconds: dict[str, float],
         traffic: tuple[int, int],
     ) -> CycleRecord:
         settings = self._order.settings
         statistics = purchase.statistics if purchase else None
+        evaluation, name = tested.evaluation, self._federation.site
+        labelled = sum(self._labels.labelled.values()) + self._held_out
         return CycleRecord(
             cycle=self._order.cycle,
             labels=sum(trained_on.values()),
@@ -342,19 +413,30 @@ class FederatedActiveLearning:
             accuracy=evaluation.accuracy,
             class_accuracy=evaluation.class_accuracy_C,
             loss=evaluation.loss,
-            metrics=measure_all(evaluation.confusion_CC),
+            metrics=evaluation.figures.metrics,
+            held_out=held_out,
+            tests=tested.records,
+            sites=tuple(
+                SiteTest(client=client, site=name(client), test=test)
+                for client, test in tested.sites.items()
+            ),
+            untested=self._failed(tested.untested),
             mean=tuple(statistics.mean_C.tolist()) if statistics else None,
             deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
             low=tuple(statistics.low_C.tolist()) if statistics else None,
             tau=settings.tau,
             epsilon_spent=purchase.epsilon_spent if purchase else None,
             budget=total(purchase.answers, "selected") if purchase else 0,
-            bought=max(0, sum(self._labels.labelled.values()) - sum(trained_on.values())),
+            bought=max(0, labelled - held_out - sum(trained_on.values())),
             pending=purchase.pending if purchase else 0,
             stopped_by=self._stopped_by,
+            stop_set=observed.values,
             ledger=self._labels.ledger,
-            failed=self._failed(self._membership.failures | purchase.failures if purchase else {}),
-            seconds=seconds | (purchase.seconds if purchase else {}),
+            failed=self._failed(
+                (self._membership.failures | purchase.failures if purchase else {})
+                | observed.failures
+            ),
+            seconds=seconds | observed.seconds | (purchase.seconds if purchase else {}),
             bytes_down=traffic[0],
             bytes_up=traffic[1],
         )

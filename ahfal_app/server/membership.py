@@ -37,11 +37,13 @@ class Member:
     node: int
     num_samples: int
     labelled: int
+    held_out: int
     last_cycle: int
     ledger: Ledger
     data: str
     partition: str
     device: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,8 @@ def _other_code(about: Introduction, code: str) -> str:
 
 def _member(federation: Federation, node: int, answer: _Answer, membership: Membership) -> Member:
     labels = JoinAnswer.from_metrics(metrics_of(answer.content))
-    check_counts(labels.num_samples, labels.labelled, labels.ledger, membership.settings)
+    labelled = labels.labelled + labels.held_out
+    check_counts(labels.num_samples, labelled, labels.ledger, membership.settings)
     about = answer.about
     if about.backbone != membership.backbone:
         raise ValueError(
@@ -318,9 +321,11 @@ def _member(federation: Federation, node: int, answer: _Answer, membership: Memb
         node=node,
         num_samples=labels.num_samples,
         labelled=labels.labelled,
+        held_out=labels.held_out,
         last_cycle=labels.last_cycle,
         ledger=labels.ledger,
         data=about.data,
         partition=about.partition,
         device=about.device,
+        version=about.version,
     )

@@ -35,12 +35,13 @@ def check_purchase(answer: QueryAnswer, settings: Settings) -> None:
     Raises
     ------
     ValueError
-        A count is above what any client may have, or more is pending than was asked for.
+        A count is above what any client may have, more is pending than was asked for, or more
+        waits longest than waits at all.
     """
     most = settings.max_client_samples
     counts = {
         "selected": answer.selected,
-        "labelled": answer.labelled,
+        "labelled": answer.labelled + answer.held_out,
         "allotted": answer.ledger.allotted,
     }
     for key, value in counts.items():
@@ -50,6 +51,8 @@ def check_purchase(answer: QueryAnswer, settings: Settings) -> None:
         raise ValueError(
             f"pending={answer.pending}: allowed is at most reserved={answer.ledger.reserved}"
         )
+    if answer.longest > answer.pending:
+        raise ValueError(f"longest={answer.longest}: allowed is at most pending={answer.pending}")
 
 
 class LabelBounds:

@@ -12,6 +12,7 @@ from ahfal_app.backbones import PRETRAINED, UNTRAINED, backbone_problem
 from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
+from ahfal_app.evaluation import figure_names
 from ahfal_app.models import model_problem, network_parameters
 from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
@@ -24,6 +25,9 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
+from ahfal_app.server.events import checked_target
+from ahfal_app.server.stop_set import observes_stop_set
+from ahfal_app.stop_set import FEWEST_SAMPLES
 from ahfal_app.trackers import NO_TRACKER, library_problem
 from ahfal_app.training.objectives import make_local_update
 from ahfal_app.training.resources import (
@@ -52,6 +56,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     problems.extend(problem for found in refused.values() for problem in found)
     problems.extend(_partition_problem(settings))
     problems.extend(_initial_problem(settings))
+    problems.extend(_metric_problem(settings))
     for needed, check in _TOGETHER:
         if not refused.keys() & needed:
             problems.extend(check(settings))
@@ -74,8 +79,10 @@ def with_absolute_paths(settings: Settings) -> Settings:
     weights = settings.backbone_weights
     if settings.uses_backbone and weights not in (PRETRAINED, UNTRAINED):
         update["backbone_weights"] = str(expanded("backbone-weights", weights).absolute())
+    if settings.on_event:
+        update["on_event"] = checked_target(settings.on_event)
     dataset = expanded("dataset", settings.dataset)
-    if dataset.is_dir():
+    if settings.has_dataset and dataset.is_dir():
         update["dataset"] = str(dataset.absolute())
     return settings.model_copy(update=update)
 
@@ -87,10 +94,13 @@ def without_defaults(settings: Settings) -> Settings:
     """
     said: dict[str, Scalar] = {}
     for key, family in FAMILIES.items():
-        name = str(getattr(settings, key.replace("-", "_")))
-        model = _parameters(family, settings, name).model_validate(settings.parameters_of(key))
-        own = model.model_dump(by_alias=True, exclude_defaults=True)
-        said |= {f"{key}.{parameter}": value for parameter, value in own.items()}
+        chosen = family.chosen(str(getattr(settings, key.replace("-", "_"))))
+        given = settings.parameters_of(key)
+        for name in chosen:
+            kept = family.parameters_of(name, given) if len(chosen) > 1 else given
+            model = _parameters(family, settings, name).model_validate(kept)
+            own = model.model_dump(by_alias=True, exclude_defaults=True)
+            said |= {f"{key}.{parameter}": value for parameter, value in own.items()}
     return settings.model_copy(update={"parameters": said})
 
 
@@ -135,7 +145,8 @@ def check_data(settings: Settings) -> Resources:
         raise ConfigError(problems)
     # Features are computed before anything starts, so that clients find them.
     if settings.uses_features:
-        _ = loaded.test_images
+        if settings.has_dataset:
+            _ = loaded.test_images
         if not settings.has_sites:
             _ = loaded.train_images
     if settings.num_clients and not settings.has_sites:
@@ -204,6 +215,14 @@ def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
     return [name for name, size in sizes.items() if size < settings.target_labels]
 
 
+def planned_labels(settings: Settings, sizes: Sequence[int]) -> int:
+    """Return how many labels clients of these sizes have at the end of a run."""
+    last = settings.num_cycles - 1
+    if settings.has_global_budget:
+        return settings.labels_due(last, sum(sizes))
+    return sum(settings.labels_due(last, size) for size in sizes)
+
+
 def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     """Check what depends on the clients, once they are known: the budget and the aggregation.
 
@@ -219,7 +238,7 @@ def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     ConfigError
         A cycle buys nothing, or there are too few clients for the aggregation.
     """
-    if problems := _aggregation_problem(settings):
+    if problems := [*_aggregation_problem(settings), *_stopping_problem(settings)]:
         raise ConfigError(problems)
     check_budget(settings, sizes)
 
@@ -227,6 +246,9 @@ def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
 def _component_problems(settings: Settings, key: str) -> list[str]:
     """Return why a component is not there, or a line for each parameter that it cannot take."""
     family, name = FAMILIES[key], str(getattr(settings, key.replace("-", "_")))
+    if family.alone:
+        problems = family.choice_problems(name)
+        return problems or family.parameter_problems(name, settings.parameters_of(key))
     if problem := _unknown(family, name):
         return [problem]
     try:
@@ -298,6 +320,31 @@ def _tracker_problem(settings: Settings) -> list[str]:
     return [] if problem is None else [problem]
 
 
+def _stopping_problem(settings: Settings) -> list[str]:
+    """Refuse what would tell predictions of single samples, or tell them where noise is wanted."""
+    if not observes_stop_set(settings):
+        return []
+    asks = (
+        f"stop-set={settings.stop_set!r}"
+        if settings.stop_set == "always"
+        else f"stopping={settings.stopping!r}"
+    )
+    problems = []
+    if settings.uses_local_dp and not settings.uses_secure_aggregation:
+        problems.append(
+            f"{asks}: allowed with privacy={settings.privacy!r} is none that needs predictions of "
+            "the clients' stop set, which have no noise; with "
+            "privacy='local-dp+secure-aggregation' their sums alone are told"
+        )
+    least = FEWEST_SAMPLES * settings.num_clients
+    if settings.stop_set_size < least:
+        problems.append(
+            f"stop-set-size={settings.stop_set_size}: allowed is at least {least}, "
+            f"{FEWEST_SAMPLES} for each of {settings.num_clients} clients"
+        )
+    return problems
+
+
 def _alignment_problem(settings: Settings) -> list[str]:
     """Refuse alignment of a strategy that does not score samples, or to what nobody knows."""
     problems = []
@@ -336,6 +383,15 @@ def _initial_problem(settings: Settings) -> list[str]:
     ]
 
 
+def _metric_problem(settings: Settings) -> list[str]:
+    """Refuse a metric that no test gives."""
+    names = figure_names()
+    if settings.metric in names:
+        return []
+    near = suggestion(settings.metric, names)
+    return [f"metric={settings.metric!r}: allowed is {' | '.join(names)}{near}"]
+
+
 def first_strategies() -> list[str]:
     """Return the query strategies that can choose the first labels."""
     return [name for name in strategy_names() if _can_be_first(name)]
@@ -370,4 +426,5 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),
+    ({"stopping"}, _stopping_problem),
 )

@@ -34,6 +34,7 @@ from ahfal_app.server.federation import (
 )
 from ahfal_app.server.histograms import collect_histograms
 from ahfal_app.server.plausibility import LabelBounds, check_purchase
+from ahfal_app.server.watch import Watch
 
 # People take minutes to days: ask again soon at first, then less and less often.
 _FIRST_PAUSE_S = 1.0
@@ -88,6 +89,7 @@ def buy(
     most_labels: LabelBounds,
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
+    watch: Watch,
 ) -> Purchase:
     """Run a cycle's purchase on all clients.
 
@@ -112,6 +114,8 @@ def buy(
         where too few answered.
     note : Callable
         Called with what people should know while they wait.
+    watch : Watch
+        Told how the purchase stands.
     """
     histograms = collect_histograms(federation, order, num_classes, most_labels, require)
     target_C = _target(order, histograms.statistics, global_counts_C)
@@ -129,7 +133,7 @@ def buy(
         histograms.epsilon_spent,
     )
     start = time.monotonic()
-    standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note)
+    standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note, watch)
     purchase.answers |= standing
     purchase.failures |= failures
     purchase.seconds["collect"] = time.monotonic() - start
@@ -142,6 +146,7 @@ def wait_for_labels(
     cycle: int,
     answers: Mapping[int, QueryAnswer],
     note: Callable[[str], None],
+    watch: Watch,
 ) -> tuple[dict[int, QueryAnswer], dict[int, str]]:
     """Ask the clients with pending labels, until all are in or the deadline has come.
 
@@ -159,6 +164,8 @@ def wait_for_labels(
         How the purchase stands, by client.
     note : Callable
         Called with what people should know while they wait.
+    watch : Watch
+        Told how the purchase stands.
 
     Returns
     -------
@@ -169,6 +176,7 @@ def wait_for_labels(
     """
     waiting_room = _WaitingRoom(federation, note)
     standing = dict(answers)
+    watch.standing(cycle, standing, {})
     misses: Counter[int] = Counter()
     gone: dict[int, str] = {}
     deadline = time.monotonic() + order.settings.label_deadline
@@ -184,6 +192,7 @@ def wait_for_labels(
         replies = ask(federation, about, COLLECT, dict.fromkeys(waiting, NOTHING))
         answered = read_answers(replies, order.settings)
         standing |= answered
+        watch.standing(cycle, answered, replies.failures)
         misses = Counter({c: misses[c] + 1 for c in replies.failures})
         gone |= {c: replies.failures[c] for c in misses if misses[c] >= _PATIENCE}
     if gone:

@@ -28,13 +28,15 @@ from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import FAMILIES, shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
+from ahfal_app.results.kept import kept_model
 from ahfal_app.results.model_card import write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import ENVIRONMENT, MODEL, read_metrics
+from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
 from ahfal_app.server.aggregation import Aggregation
+from ahfal_app.server.candidates import Candidates
 from ahfal_app.server.checkpoint import (
     Arrays,
     Checkpoint,
@@ -42,6 +44,7 @@ from ahfal_app.server.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ahfal_app.server.events import Events, make_events
 from ahfal_app.server.extension import RAISED, extended, on_resume, reopened
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
@@ -52,23 +55,39 @@ from ahfal_app.server.preflight import (
     check_data,
     check_settings,
     labelled_whole,
+    planned_labels,
     with_absolute_paths,
 )
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
-from ahfal_app.stopping import CycleResult, make_rule
+from ahfal_app.server.watch import StatusKeeper
+from ahfal_app.stop_set import Observation
+from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
-from ahfal_app.training.model_use import ModelUse, describe_use
+from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
-_CHECKPOINTS = "checkpoint"
+_CANDIDATES = "candidates"
 _BUDGET = "budget.json"
 
 _log = logging.getLogger(__name__)
 
 #: Settings that a resumed run takes over if they are given anew: they do not change its result.
-_ANEW_ON_RESUME = ("data_dir", "start_timeout", "round_timeout", "tracker", "stopping")
+_ANEW_ON_RESUME = (
+    "data_dir",
+    "start_timeout",
+    "round_timeout",
+    "tracker",
+    "stopping",
+    "stopping_mode",
+    "stop_set",
+    "label_cost",
+    "round_cost",
+    "currency",
+    "on_event",
+    "on_event_after_hours",
+)
 
 #: Settings that may be given on resume; without effect, where they say where the run lies.
 _FREE_ON_RESUME = frozenset(
@@ -114,17 +133,20 @@ def prepare(values: Mapping[str, object]) -> Start:
     Recorder(folder).start(settings, _environment(loaded, settings, None))
     if is_given and settings.has_sites:
         keep_standardisation(folder, loaded.dataset.format)
-    write_checkpoint(folder / _CHECKPOINTS, checkpoint)
+    write_checkpoint(folder / CHECKPOINT, checkpoint)
     return Start(settings, loaded, folder, checkpoint)
 
 
 def _loaded(settings: Settings) -> tuple[Resources, bool]:
-    """Load the data, and tell whether an initial model says how vectors are standardised."""
+    """Load the data, and tell whether an initial model says how they are standardised.
+
+    Images are normalised as it says where there is no test set, whose own moments they have else.
+    """
     loaded = check_data(settings)
-    if not settings.initial_model or not loaded.dataset.holds_vectors:
-        return loaded, False
     own = loaded.dataset.format
-    found = initial_standardisation(settings.initial_model, len(own.mean_C), settings.standardise)
+    if not settings.initial_model or (own.is_measured and not own.vectors):
+        return loaded, False
+    found = initial_standardisation(settings.initial_model, own, settings.standardise)
     if found is None:
         return loaded, False
     return resources(settings, replace(own, mean_C=found[0], std_C=found[1])), True
@@ -152,8 +174,9 @@ def execute(start: Start, grid: Grid, progress: Progress) -> Path:
 
 
 def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
-    if start.settings.has_sites and start.loaded.dataset.holds_vectors:
-        # Its test set will be standardised as this run's sites are, and as no other run's.
+    data = start.loaded.dataset.format
+    if start.settings.has_sites and (data.vectors or not data.is_measured):
+        # It will be standardised as this run's sites are, and as no other run's.
         start = replace(start, loaded=copy.copy(start.loaded))
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
@@ -162,6 +185,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     history = recorder.truncate_after(position.cycle, position.round)
     for reason in start.checkpoint.skipped:
         progress.warn(f"a newer checkpoint cannot be used: {reason}")
+    candidates = Candidates(start.folder / _CANDIDATES, start.settings, history)
     aggregation = Aggregation(
         start.settings, start.loaded.trainable_names, start.checkpoint.aggregation
     )
@@ -175,6 +199,10 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start.settings.parameters_of("tracker"),
     )
     timeout = start.settings.round_timeout
+    # A message must outlive the slowest exchange, a site's labels any single message.
+    federation = Federation(grid, timeout, time_to_live=timeout + 60.0)
+    events = make_events(start.settings, position.run, start.folder, progress.warn)
+    keeper = StatusKeeper(start.folder, position.run, federation, progress.warn, events.looked)
     learning = FederatedActiveLearning(
         Order(
             start.settings,
@@ -185,10 +213,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             proximal_mu=aggregation.proximal_mu,
             backbone=_facts(start.loaded).backbone,
         ),
-        _hooks(start, recorder, progress, aggregation, tracking),
+        _hooks(start, recorder, progress, aggregation, tracking, candidates, keeper, events),
         progress,
-        # A message must outlive the slowest exchange, a site's labels any single message.
-        Federation(grid, timeout, time_to_live=timeout + 60.0),
+        federation,
         aggregation,
         start.loaded.num_classes,
         position.cycle,
@@ -205,20 +232,23 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             f"{start.extended_from[-1]}"
         )
     arrays = held_record(start.checkpoint.arrays)
-    with tracking:
+    with events, keeper, tracking:
         try:
             with progress:
-                final = learning.run(arrays)
+                last = _to_numpy(learning.run(arrays))
+                final = candidates.chosen(last)
         except AhfalError as error:
             stopped = f"{type(error).__name__}: {error}"
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
         metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
-        save_file(_to_numpy(final), start.folder / MODEL, metadata)
+        save_file(final, start.folder / MODEL, metadata)
         write_model_card(start.folder)
         recorder.finish()
         tracking.finish(write_report(start.folder))
+        if start.settings.has_sites:
+            learning.deliver(held_record(final), metadata[METADATA])
     return start.folder
 
 
@@ -226,7 +256,7 @@ def _resumed(given: Settings) -> Start:
     folder = Path(given.resume)
     stored = _stored(given.resume)
     _refuse_changes(given, stored)
-    checkpoint = read_checkpoint(folder / _CHECKPOINTS)
+    checkpoint = read_checkpoint(folder / CHECKPOINT)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
     said["parameters"] = _parameters_on_resume(given, stored, said)
     flat = given.to_flat()
@@ -296,22 +326,30 @@ def _hooks(
     progress: Progress,
     aggregation: Aggregation,
     tracking: Tracking,
+    candidates: Candidates,
+    keeper: StatusKeeper,
+    events: Events,
 ) -> Hooks:
     run = start.checkpoint.position.run
 
     def record(record: RoundRecord | CycleRecord) -> None:
         recorder.record(record)
         tracking.recorded(record)
+        keeper.recorded(record)
+        if isinstance(record, CycleRecord):
+            events.cycle_done(record)
 
     def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
         position = Position(run, cycle, round_)
         state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
-        write_checkpoint(start.folder / _CHECKPOINTS, state)
+        write_checkpoint(start.folder / CHECKPOINT, state)
+        candidates.committed()
         tracking.committed()
 
     def joined(membership: Membership) -> None:
         _joined(start, recorder, progress, membership)
-        tracking.log_settings(membership.settings.to_flat())
+        tracking.log_settings(membership.settings.to_tell())
+        keeper.joined(membership)
 
     return Hooks(
         new_arrays=lambda cycle: _fresh_arrays(start.loaded, start.settings, cycle),
@@ -321,6 +359,8 @@ def _hooks(
         joined=joined,
         standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
         stops=functools.partial(_stops, start),
+        tested=lambda record, arrays: candidates.tested(record, lambda: _to_numpy(arrays)),
+        watch=keeper,
     )
 
 
@@ -350,8 +390,9 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
             f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
             "client-resources-num-gpus"
         )
+    planned = planned_labels(settings, list(sizes.values()))
     if settings.has_sites:
-        _record_start(start, recorder, settings)
+        _record_start(start, recorder, settings, planned)
         return
     partition = resources(settings).partition
     _check_same_data(loaded, partition, membership)
@@ -360,7 +401,8 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
-    _record_start(start, recorder, settings, describe_partition(counts, partition.fingerprint))
+    described = describe_partition(counts, partition.fingerprint)
+    _record_start(start, recorder, settings, planned, described)
 
 
 def _check_same_data(loaded: Resources, partition: Partition, membership: Membership) -> None:
@@ -382,10 +424,12 @@ def _record_start(
     start: Start,
     recorder: Recorder,
     settings: Settings,
+    planned: int,
     partition: Mapping[str, object] | None = None,
 ) -> None:
     fingerprint = str(partition["fingerprint"]) if partition else None
     environment = _environment(start.loaded, settings, fingerprint)
+    environment["labels"] = {"planned": planned}
     if start.extended_from:
         environment["extended_from"] = list(start.extended_from)
     recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
@@ -397,7 +441,7 @@ def _environment(
     recipe = loaded.recipe(settings)
     environment = describe_environment(
         class_names=loaded.dataset.class_names,
-        data_fingerprint=loaded.dataset.fingerprint,
+        data_fingerprint=loaded.dataset.fingerprint or None,
         partition_fingerprint=partition_fingerprint,
         settings=settings.to_flat(),
     )
@@ -455,18 +499,24 @@ def _facts(loaded: Resources) -> ModelFacts:
     )
 
 
-def _stops(start: Start, labels: int, evaluation: Evaluation) -> str:
+def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observation | None) -> str:
     """Return why the run ends after a cycle that was just tested; empty where it goes on."""
-    settings, tests = start.settings, int(evaluation.confusion_CC.sum())
+    settings, tests = start.settings, evaluation.sums.num_samples
     before = read_metrics(start.folder).cycles
-    history = [CycleResult(each.labels, round(each.accuracy * tests), tests) for each in before]
-    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests))
-    return make_rule(settings.stopping, settings.parameters_of("stopping")).stops(history)
+    # At the sites each cycle may be tested with more samples than the one before.
+    sizes = [each.tests[0].samples if each.tests else tests for each in before]
+    history = [
+        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set)
+        for each, size in zip(before, sizes, strict=True)
+    ]
+    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests, observed))
+    rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
+    return why_stopped(rules, settings.stopping_mode, history)
 
 
 def _use(start: Start) -> ModelUse:
-    last = read_metrics(start.folder).cycles[-1]
-    return describe_use(start.loaded, start.settings, last.labels, last.accuracy)
+    kept = kept_model(read_metrics(start.folder), start.settings)
+    return describe_use(start.loaded, start.settings, kept)
 
 
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:

@@ -26,9 +26,9 @@ from ahfal_app.messages import secure_aggregation as messages
 from ahfal_app.messages.protocol import Order
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.quantisation import Sums, dequantise
-from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Unmasking
+from ahfal_app.privacy.sessions import Advertisement, PublicKeys, Topic, Unmasking
 from ahfal_app.privacy.unmasking import unmasked_sum
-from ahfal_app.server.federation import Federation, Replies, ask
+from ahfal_app.server.federation import NOTHING, Federation, Records, Replies, ask
 from ahfal_app.storage.files import sync_folder, write_json
 
 _FOLDER = "secure-aggregation"
@@ -75,6 +75,8 @@ def secure_sum(
     size: int,
     require: Callable[[Replies, int, str], None],
     check: Callable[[NDArray[np.uint64], int], object] = dequantise,
+    topic: Topic = Topic.HISTOGRAM,
+    beside: Records = NOTHING,
 ) -> SecureSum:
     """Return the sum of what a cycle's clients tell of their histograms, or vectors.
 
@@ -90,6 +92,10 @@ def secure_sum(
         As of `purchase.buy`; called before anything is unmasked.
     check : Callable
         Called with the sum and the number of clients in it; raises where it cannot be the sum.
+    topic : Topic
+        What is summed.
+    beside : Records
+        What the first request says besides, such as a model to be tested.
 
     Raises
     ------
@@ -98,12 +104,18 @@ def secure_sum(
     CheckpointError
         A sum that was kept cannot be read.
     """
-    path = Path(order.run_folder) / _FOLDER / f"cycle-{order.cycle}.json"
+    path = Path(order.run_folder) / _FOLDER / _file_name(topic, order)
     if path.exists():
         return _read(path)
-    total = _Exchanges(federation, order, size, require, check).run()
+    total = _Exchanges(federation, order, size, require, check, topic, beside).run()
     _write(path, total)
     return total
+
+
+def _file_name(topic: Topic, order: Order) -> str:
+    if topic is Topic.HISTOGRAM:
+        return f"cycle-{order.cycle}.json"
+    return f"{topic}-{order.cycle}-{order.round}.json"
 
 
 class _Exchanges:
@@ -116,6 +128,8 @@ class _Exchanges:
         size: int,
         require: Callable[[Replies, int, str], None],
         check: Callable[[NDArray[np.uint64], int], object],
+        topic: Topic,
+        beside: Records,
     ) -> None:
         settings = order.settings
         self._federation = federation
@@ -123,7 +137,10 @@ class _Exchanges:
         self._size = size
         self._check_sum = check
         self._require = require
-        self._session = Session(order.run, order.cycle, secrets.token_hex(16))
+        self._topic = topic
+        self._beside = beside
+        place = topic.place(order.cycle, order.round, settings.rounds)
+        self._session = Session(order.run, place, secrets.token_hex(16))
         self._threshold = share_of(settings.secure_aggregation_threshold, settings.num_clients)
         self._failures: dict[int, str] = {}
         self._seconds = 0.0
@@ -138,7 +155,10 @@ class _Exchanges:
         with_labels = self._check_survivors(advertised, masked)
         answers = self._unmask(masked, set(shared) - set(masked))
         sum_D = unmasked_sum(self._session, roster, shared, masked, answers, self._threshold)
-        self._check_sum(sum_D, with_labels)  # Raises where it cannot be the sum.
+        try:
+            self._check_sum(sum_D, with_labels)
+        except ValueError as error:
+            self._fail(f"what was unmasked is no sum over {with_labels} clients: {error}")
         spent = max(advertised[client].epsilon_spent for client in masked)
         return SecureSum(sum_D, with_labels, tuple(answers), self._failures, spent, self._seconds)
 
@@ -206,7 +226,7 @@ class _Exchanges:
         if with_labels < FEWEST_SUMMED:
             self._fail(f"{with_labels} clients with labels are left, {FEWEST_SUMMED} are needed")
         stayed = replace(self._last, failures=self._failures)
-        self._require(stayed, len(self._federation.clients), "histogram")
+        self._require(stayed, len(self._federation.clients), self._topic.value)
         return with_labels
 
     def _unmask(self, masked: Collection[int], dropped: Collection[int]) -> dict[int, Unmasking]:
@@ -226,7 +246,11 @@ class _Exchanges:
         needed: int = 0,
     ) -> dict[int, Answer]:
         """Send each client its request and return the usable answers, by client."""
-        records = {client: {messages.RECORD_KEY: request} for client, request in requests.items()}
+        beside = self._beside if message_type == messages.ADVERTISE_KEYS else NOTHING
+        records = {
+            client: {messages.RECORD_KEY: messages.about(request, self._topic), **beside}
+            for client, request in requests.items()
+        }
         replies = ask(self._federation, self._order, message_type, records)
         answers: dict[int, Answer] = {}
         for client in list(replies.messages):

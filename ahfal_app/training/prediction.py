@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 from ahfal_app.data.device import DeviceImages
+from ahfal_app.evaluation import EvaluationSums, ModelFigures, evaluation_sums, figures_of
 from ahfal_app.models import Classifier
 
 #: Most images in a batch of prediction, and most pixels: what 1000 of 32x32 have. On a CPU 64 of
@@ -53,14 +55,24 @@ class Evaluation:
 
     Attributes
     ----------
-    confusion_CC : NDArray[np.int64]
-        Test samples by true class (row) and predicted class (column).
+    sums : EvaluationSums
+        Sums over the test samples, of which there is at least one.
     loss : float
         Mean cross-entropy.
     """
 
-    confusion_CC: NDArray[np.int64]
+    sums: EvaluationSums
     loss: float
+
+    @property
+    def confusion_CC(self) -> NDArray[np.int64]:
+        """Test samples by true class (row) and predicted class (column)."""
+        return self.sums.confusion_CC
+
+    @cached_property
+    def figures(self) -> ModelFigures:
+        """All that follows from the sums."""
+        return figures_of(self.sums)
 
     @property
     def accuracy(self) -> float:
@@ -133,11 +145,12 @@ def evaluate(
     rows_N = torch.arange(len(images))
     logits_NC = predict(model, images, rows_N, at_once=at_once).logits_NC
     labels_N = images.labels_N
-    cells_N = labels_N * num_classes + logits_NC.argmax(dim=1)
-    counts = torch.bincount(cells_N, minlength=num_classes**2)
+    predicted_N = logits_NC.argmax(dim=1)
     losses_N = cross_entropy(logits_NC, labels_N, reduction="none")
+    on_cpu = (logits_NC.float(), labels_N, predicted_N)
+    logits, labels, predicted = (tensor.cpu().numpy() for tensor in on_cpu)
     return Evaluation(
-        confusion_CC=counts.reshape(num_classes, num_classes).cpu().numpy(),
+        sums=evaluation_sums(logits, labels, predicted),
         loss=float(losses_N.double().mean()),
     )
 

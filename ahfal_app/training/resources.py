@@ -10,26 +10,29 @@ import copy
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ahfal_app.backbones import Backbone, load_backbone
+from ahfal_app.backbones import Backbone, Preprocessing, load_backbone
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.cache import data_dir
 from ahfal_app.data.device import DeviceFeatures, DeviceImages
 from ahfal_app.data.features import Features, FeatureStore
 from ahfal_app.data.images import DataFormat, Images
+from ahfal_app.data.no_data import dataset_of_settings
 from ahfal_app.data.partition import Partition, make_partition
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
+from ahfal_app.data.site.validation import Validation, load_validation
 from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.data.vectors import VectorColumns
-from ahfal_app.errors import ConfigError, ImageSizesDiffer
+from ahfal_app.errors import ConfigError, ImageSizesDiffer, MessageRefused
 from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.models.core.registry import network_facts, networks_for_vectors
@@ -38,6 +41,8 @@ from ahfal_app.training.compilation import extraction_compiles_from, resolve_com
 from ahfal_app.training.memory import keep_freed_memory
 from ahfal_app.training.sgd import Recipe, resolve_precision
 from ahfal_app.training.update import is_trained_elsewhere
+
+_Split = Literal["train", "test", "validation"]
 
 
 class Resources:
@@ -51,6 +56,8 @@ class Resources:
         A client's own data, where it does not hold a part of a data set that all share.
     room : int | None
         Bytes that features may take at a site; None: as many as they need.
+    load_tests : Callable[[], Validation] | None
+        Loads what a site tests with, if it has a folder for that.
 
     Raises
     ------
@@ -59,10 +66,15 @@ class Resources:
     """
 
     def __init__(
-        self, settings: Settings, site: SiteData | None = None, room: int | None = None
+        self,
+        settings: Settings,
+        site: SiteData | None = None,
+        room: int | None = None,
+        load_tests: Callable[[], Validation] | None = None,
     ) -> None:
         keep_freed_memory()
         self._room = room
+        self._load_tests = load_tests
         self._settings = settings
         self._local = threading.local()
         self._lock = threading.RLock()
@@ -125,40 +137,77 @@ class Resources:
         """The test images on the device, or their features."""
         return self._on_device("test")
 
-    def _on_device(self, split: Literal["train", "test"]) -> DeviceImages:
+    @property
+    def has_validation(self) -> bool:
+        """Whether a site has a folder of images to test with."""
+        return self._load_tests is not None
+
+    @property
+    def validation_images(self) -> DeviceImages | None:
+        """What a site tests with, on the device, or features; None where it has no folder for it.
+
+        Raises
+        ------
+        DatasetError, LabelFileError, PolicyRefused
+            As of `load_validation`.
+        """
+        return self._on_device("validation") if self._load_tests is not None else None
+
+    def check_validation(self) -> None:
+        """Decode what a site tests with, and compute its features, so that its faults are told."""
+        if self._load_tests is not None and self.dataset.format.is_measured:
+            _ = self.validation_images
+        elif self._load_tests is not None:
+            self._load_tests()
+
+    def _on_device(self, split: _Split) -> DeviceImages:
         # Clients of a process ask at the same time, and features are computed by one of them.
         with self._lock:
             if split not in self._splits:
                 self._splits[split] = self._make(split)
             return self._splits[split]
 
-    def _make(self, split: Literal["train", "test"]) -> DeviceImages:
+    def _make(self, split: _Split) -> DeviceImages:
         dataset = self.dataset
-        images = dataset.train if split == "train" else dataset.test
+        if not dataset.format.is_measured:
+            raise MessageRefused("data: not told what they are normalised with")
+        tests = self._load_tests() if split == "validation" and self._load_tests else None
+        own = dataset.train if split == "train" else dataset.test
+        images = tests.images if tests is not None else own
         if self.backbone is None:
             return DeviceImages(images, dataset.mean_C, dataset.std_C, self.device)
         if not self._settings.uses_features:
             wanted = self.backbone.preprocessing
             return DeviceImages(images, wanted.mean_C, wanted.std_C, self.device)
-        features = self._features(images, split, self.backbone)
+        if tests is not None:
+            # Kept apart: of those in `data` the features go with the images.
+            store = self._store(self.backbone, tests.cache_name)
+            pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
+            features = store.of(pixels_NHWC, tests.fingerprint, None, self._room)
+            store.forget_others(features)
+        else:
+            features = self._features(images, split, self.backbone)
         self.extracted[split] = (features.computed, features.seconds)
         return DeviceFeatures(features, images.labels_N, self.device)
 
     def _features(self, images: Images, split: str, backbone: Backbone) -> Features:
-        site, settings = self.site, self._settings
-        owner = site.cache_name if site else ""
+        site = self.site
         wanted_N = site.ids_N if site and split == "train" else None
         content = f"{self.dataset.fingerprint} {split}".encode()
         content += wanted_N.tobytes() if wanted_N is not None else b""
         fingerprint = hashlib.sha256(content).hexdigest()
-        compiles_from = extraction_compiles_from(settings.compile)
-        store = FeatureStore(data_dir(settings), backbone, self.device, owner, compiles_from)
+        store = self._store(backbone, site.cache_name if site else "")
         # No backbone goes with vectors.
         pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
         features = store.of(pixels_NHWC, fingerprint, wanted_N, self._room)
         if site and split == "train":
             store.forget_others(features)
         return features
+
+    def _store(self, backbone: Backbone, owner: str) -> FeatureStore:
+        settings = self._settings
+        compiles_from = extraction_compiles_from(settings.compile)
+        return FeatureStore(data_dir(settings), backbone, self.device, owner, compiles_from)
 
     def standardise(self, mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> None:
         """Normalise data by another mean and deviation from now on."""
@@ -306,6 +355,8 @@ def _network_for(settings: Settings, dataset: ImageDataset) -> str:
 
 def _dataset(settings: Settings) -> ImageDataset:
     """Load the data set; images of several sizes are scaled to what a backbone wants."""
+    if not settings.has_dataset and settings.uses_backbone:
+        return _dataset_for(backbone_of(settings).preprocessing, settings)
     try:
         return load_dataset(settings)
     except ImageSizesDiffer:
@@ -313,6 +364,15 @@ def _dataset(settings: Settings) -> ImageDataset:
             raise
         size = backbone_of(settings).preprocessing.size
         return load_dataset(settings.model_copy(update={"image_size": size}))
+
+
+def _dataset_for(wanted: Preprocessing, settings: Settings) -> ImageDataset:
+    """Return a data set without a sample, as a backbone wants its images."""
+    mean_C, std_C = wanted.mean_C, wanted.std_C
+    if settings.image_channels == 1:
+        # Of no use where the backbone makes three channels of one, but a format has one each.
+        return dataset_of_settings(settings, wanted.size, ((sum(mean_C) / 3,), (sum(std_C) / 3,)))
+    return dataset_of_settings(settings, wanted.size, (mean_C, std_C))
 
 
 def computing_threads(settings: Settings) -> int:
@@ -358,7 +418,8 @@ def resources(settings: Settings, data_format: DataFormat | None = None) -> Reso
     settings : Settings
         The run's settings.
     data_format : DataFormat | None
-        What vectors are standardised by, where it is not their own mean and deviation.
+        What vectors are standardised by, where it is not their own mean and deviation, or images
+        where there are none to measure.
     """
     key = _key(settings)
     with _lock:
@@ -366,7 +427,8 @@ def resources(settings: Settings, data_format: DataFormat | None = None) -> Reso
             _memo.clear()  # One run at a time: another data set replaces the last one.
             _memo[key] = Resources(settings)
         loaded = _memo[key]
-        if data_format is None or not loaded.dataset.holds_vectors:
+        own = loaded.dataset.format
+        if data_format is None or (own.is_measured and not own.vectors):
             return loaded
         wanted = (data_format.mean_C, data_format.std_C)
         if wanted == (loaded.dataset.mean_C, loaded.dataset.std_C):
@@ -408,9 +470,14 @@ def site_resources(
     with _lock:
         if folders not in _sites or _sites[folders][0] != key:
             columns = VectorColumns(settings.vector_column, settings.shown_column)
-            cache = data_dir(settings)
-            site = load_site(folders, data_format, cache, settings.image_column, room, columns)
-            _sites[folders] = (key, Resources(settings, site, room))
+            cache, column = data_dir(settings), settings.image_column
+            site = load_site(folders, data_format, cache, column, room, columns)
+            tests = partial(
+                load_validation, folders, data_format, cache, column, site, room, columns
+            )
+            has_tests = folders.validation is not None
+            made = Resources(settings, site, room, tests if has_tests else None)
+            _sites[folders] = (key, made)
         return _sites[folders][1]
 
 
@@ -425,6 +492,8 @@ _MADE_OF = (
     "standardise",
     "classes",
     "image_size",
+    "image_channels",
+    "vector_length",
     "test_fraction",
     "max_train_samples",
     "max_test_samples",

@@ -445,7 +445,7 @@ def test_what_could_not_be_read_for_a_while_is_used_again(
         builds.append(arguments)
         return decode_site(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("ahfal_app.data.site.loading.decode_site", build)
+    monkeypatch.setattr("ahfal_app.data.site.entries.decode_site", build)
     with monkeypatch.context() as away:
         away.setattr(Path, "read_bytes", read)
         for _ in range(2):

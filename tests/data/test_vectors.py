@@ -8,14 +8,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pyarrow import parquet
 
 from ahfal_app.config import parse_settings
 from ahfal_app.data.augmentation import Augmentation
-from ahfal_app.data.images import DataFormat, Images
-from ahfal_app.data.moments import UNITS, check_sums, moment_sums, standardisation
+from ahfal_app.data.images import DataFormat
 from ahfal_app.data.shown import drawn, picture
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import load_dataset
@@ -174,44 +172,6 @@ def test_a_row_that_changed_after_it_was_looked_at_is_shown_to_nobody(tmp_path: 
     assert site.content(1) == b"b"
     with pytest.raises(DatasetError, match=r"cases\.parquet#2: changed since"):
         site.content(2)
-
-
-# --- standardisation -----------------------------------------------------------------------------
-
-
-@given(
-    values=arrays(np.float32, (12, 2), elements=st.floats(-50, 50, width=32)),
-    ends=st.lists(st.integers(1, 11), max_size=3, unique=True),
-)
-def test_moments_of_all_sites_are_those_of_their_vectors_together(
-    values: np.ndarray, ends: list[int]
-):
-    reference = DataFormat(
-        ("a", "b"), (1, 1, 2), (3.0, -1.0), (7.0, 2.0), _FORMAT.augmentation, True
-    )
-    images = Images(values[:, None, None, :], np.zeros(12, np.int64))
-    total = np.zeros(5, np.int64)
-    sites = np.split(np.arange(12), sorted(ends))
-    for rows in sites:
-        sums = moment_sums(images, rows, reference)
-        check_sums(sums, 12)
-        total += sums
-    mean, deviation = standardisation(total, reference)
-    assert mean == pytest.approx(values.mean(axis=0, dtype=float), abs=1e-3)
-    spread = values.std(axis=0, dtype=float)
-    # Each site's sums are rounded, in units of the server's deviation.
-    rounding = 0.5 * len(sites) / (UNITS * 12) * np.array(reference.std_C)
-    off_centre = np.abs(np.array(mean) - np.array(reference.mean_C))
-    resolved = rounding * (np.array(reference.std_C) + 2 * off_centre)
-    expected = np.where(spread < 0.05, deviation, spread)
-    error = np.abs(np.array(deviation) ** 2 - expected**2)
-    assert (error <= resolved + 2e-3 * expected**2).all()
-
-
-@pytest.mark.parametrize("sums", [[0, 0, 0], [11, 0, 0], [1, 2**27, 0], [1, 0, -1], [1, 0, 2**40]])
-def test_sums_that_no_vectors_have_are_refused(sums: list[int]):
-    with pytest.raises(ValueError, match="moments"):
-        check_sums(np.array(sums), 10)
 
 
 # --- what people see -----------------------------------------------------------------------------

@@ -78,6 +78,25 @@ def test_it_is_the_run_over_these_sites_to_the_last_bit(
     assert outcome.result == simulation(run, handler=handler).result
 
 
+def test_it_needs_no_test_set_of_a_server(simulation: Simulation, sites: list[str], tmp_path: Path):
+    root = tmp_path / "for-testing"
+    write_labels(root / "labels.csv", write_images(root, range(400, 420), DIGITS))
+    own = [f'{sites[0]} validation="{root}"', f"{sites[1]} policy-fewest-tested=2"]
+    classes = ",".join(DIGITS)
+    without: dict[str, object] = {"dataset": "none", "evaluate": "sites", "classes": classes}
+    without |= {"image-size": 8, "image-channels": 1, "cycles": 1}
+    outcome = rehearsed(simulation, own, **without)
+    kept = json.loads((outcome.folder / "standardisation.json").read_text())
+    assert kept["samples"] == 320
+    brought, held_out = outcome.metrics.cycles[-1].sites
+    assert brought.test.samples == 20
+    assert held_out.test.samples == outcome.metrics.cycles[-1].held_out > 0
+    with pytest.raises(ConfigError, match="hospital-0: node-config: validation="):
+        rehearsed(simulation, [f'{sites[0]} validation="{tmp_path}"', sites[1]], **without)
+    with pytest.raises(ConfigError, match="classes='': allowed are at least two names"):
+        rehearsed(simulation, own, **{**without, "classes": ""})
+
+
 def test_a_sites_own_folders_are_not_touched(
     simulation: Simulation, sites: list[str], tmp_path: Path
 ):

@@ -17,10 +17,10 @@ from PIL import Image
 from support.saved_models import KINDS, digits
 from support.simulation import SharedRuns
 
-from ahfal_app.errors import OracleError
+from ahfal_app.errors import PageError
 from ahfal_app.inference import load_model, service
 from ahfal_app.inference.predicting import Predictor
-from ahfal_app.label_page.serve import loopback_socket
+from ahfal_app.web.serving import loopback_socket
 
 TOKEN = {"Authorization": "Bearer secret"}
 BASE = "http://127.0.0.1:8000"
@@ -179,5 +179,5 @@ def test_a_port_that_is_taken_is_told(predictor: Predictor) -> None:
     with loopback_socket(0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OracleError, match=f"port={port}: allowed is a free port"):
+        with pytest.raises(PageError, match=f"port={port}: allowed is a free port"):
             service.serve(predictor, port, lambda address, token: None)

@@ -27,6 +27,7 @@ KINDS = (
     "query.join",
     "query.begin",
     "train",
+    "query.predictions",
     "query.histogram",
     "query.select",
     "query.collect",
@@ -222,7 +223,7 @@ def test_records_that_are_missing_or_of_another_kind(target: Target, kind: str, 
         content[record] = ConfigRecord() if record != "config" else MetricRecord()
 
     needed = {"config"}
-    needed |= {"arrays"} if kind in ("train", "query.select") else set()
+    needed |= {"arrays"} if kind in ("train", "query.select", "query.predictions") else set()
     needed |= {"statistics"} if kind == "query.select" else set()
     if record in needed:
         target.refused(kind, "message", None, without)
@@ -326,7 +327,7 @@ def _arrays(name: str, array: Array) -> Any:
     return spoil
 
 
-@pytest.mark.parametrize("kind", ["train", "query.select"])
+@pytest.mark.parametrize("kind", ["train", "query.select", "query.predictions"])
 @pytest.mark.parametrize(
     ("name", "array"),
     [
@@ -398,6 +399,7 @@ NOISY = {"privacy": "local-dp", "privacy.epsilon": 1.0}
         ({"privacy": "local-dp+secure-aggregation"}, NOISY, ["privacy"]),
         ({"privacy": "local-dp", "epsilon": 0.5}, NOISY, ["epsilon"]),
         ({"privacy": "local-dp", "total-epsilon": 0.9}, NOISY, ["total-epsilon"]),
+        ({"cycles": 2}, {}, ["cycles"]),
         ({"labels-per-run": 23}, {}, ["labels-per-run"]),
         ({"labels-per-run": 59}, {"target-fraction": 1.0}, ["labels-per-run"]),
         ({"labels-per-cycle": 11}, {}, ["labels-per-cycle"]),
@@ -426,7 +428,7 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
 ):
     target = Target(tmp_path, **{f"policy-{key}": value for key, value in policy.items()})
     done: list[str] = []
-    for name in (*KINDS, "query.advertise_keys"):
+    for name in (*KINDS, "query.advertise_histogram"):
         method = name.removeprefix("query.")
         monkeypatch.setattr(Client, method, lambda *_, name=name, **__: done.append(name))
     data = _format(image_shape=[32, 32, 1]) if settings.get("image-size") == 32 else None
@@ -455,6 +457,7 @@ def test_what_a_policy_just_allows(tmp_path: Path):
             "policy-privacy": "local-dp",
             "policy-epsilon": 1.0,
             "policy-total-epsilon": 1,
+            "policy-cycles": 3,
             "policy-labels-per-run": 24,
             "policy-labels-per-cycle": 12,
             "policy-total-labels": 24,
@@ -469,7 +472,8 @@ def test_what_a_policy_just_allows(tmp_path: Path):
     for cycle in (0, 1):
         for kind in KINDS:
             reply = target.send(kind, NOISY, order={"cycle": cycle})
-            assert not reply.has_error(), reply.error.reason
+            # Predictions have no noise, so that a run with noise cannot have them.
+            assert reply.has_error() == (kind == "query.predictions"), kind
     (ledger,) = target.ledgers().values()
     assert ledger.spent == 24
     assert not target.leaks()

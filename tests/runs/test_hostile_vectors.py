@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from flwr.app import MetricRecord
+from pyarrow import parquet
 from support.attacks import IMAGES, Target, VectorTarget
 
-from ahfal_app.data.images import LONGEST_VECTOR
+from ahfal_app.config import LONGEST_VECTOR
 from ahfal_app.data.moments import UNITS
 from ahfal_app.messages.answers import moments_from_metrics
 
@@ -93,6 +95,70 @@ def test_a_site_with_images_has_no_sums(tmp_path: Path):
 )
 def test_formats_that_no_vectors_have(target: VectorTarget, changes: dict[str, object]):
     target.refused("query.moments", "message", order={"data": _format(**changes)})
+
+
+WITHOUT: dict[str, object] = {
+    "dataset": "none",
+    "evaluate": "sites",
+    "classes": ",".join("0123456789"),
+    "vector-length": 64,
+}
+
+
+def test_without_a_reference_sums_are_told_once_too(target: VectorTarget):
+    nothing = _format(mean_C=[], std_C=[])
+    told = [
+        target.send("query.moments", WITHOUT, order={"data": data}).content["metrics"]["sums"]
+        for data in (nothing, _format(), nothing)
+    ]
+    assert told[0] == told[1] == told[2]
+    assert len(told[0]) == 1 + 7 * 64
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_site_with_numbers_that_cannot_be_summed_does_not_join(
+    target: VectorTarget, measured: bool, caplog: pytest.LogCaptureFixture
+):
+    (file,) = (target.site / "images").glob("*.parquet")
+    table = parquet.read_table(file)
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    vectors[7, 3] = -2e12
+    parquet.write_table(table.set_column(0, "vector", pa.array(list(vectors))), file)
+    data = _format() if measured else _format(mean_C=[], std_C=[])
+    target.refused("query.join", "images", WITHOUT, order={"data": data})
+    assert "a vector has the number ±2e+12; allowed with dataset='none' is up to" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["train", "query.select", "evaluate"])
+def test_nothing_is_computed_before_it_is_said_how_data_are_standardised(
+    target: VectorTarget, kind: str
+):
+    nothing = {"data": _format(mean_C=[], std_C=[])}
+    assert not target.send("query.join", WITHOUT, order=nothing).has_error()
+    target.refused(kind, "message", WITHOUT, order=nothing)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, {"mean_C": [], "std_C": []}),
+        (WITHOUT, {"mean_C": []}),
+        (WITHOUT, {"std_C": []}),
+        (WITHOUT | {"vector-length": 63}, {}),
+        (WITHOUT | {"vector-length": 0, "image-size": 1}, {}),
+    ],
+)
+def test_formats_that_do_not_fit_a_server_without_data(
+    target: VectorTarget, settings: dict[str, object], changes: dict[str, object]
+):
+    target.refused("query.join", "message", settings, order={"data": _format(**changes)})
+
+
+def test_images_of_other_channels_than_a_server_without_data_says(tmp_path: Path):
+    target = Target(tmp_path)
+    without = {**WITHOUT, "vector-length": 0, "image-size": 8, "image-channels": 1}
+    assert not target.send("query.join", without).has_error()
+    target.refused("query.join", "message", {**without, "image-channels": 3})
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])

@@ -59,7 +59,7 @@ def test_a_killed_run_stops_where_one_that_ran_through_does(simulation: Simulati
 
 def test_rules_are_checked_before_anything_is_done() -> None:
     for settings, said in (
-        ({"stopping": "gian"}, "stopping='gian': allowed is gain | none | target; did you mean"),
+        ({"stopping": "gian"}, "stopping='gian': allowed is change | delta-f | gain | kappa"),
         ({"stopping": "gain", "stopping.accuracy": 0.5}, "stopping.accuracy: 'gain' has no such"),
         ({"stopping": "target", "stopping.accuracy": 90}, "stopping.accuracy=90: allowed is"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from ahfal_app.data.augmentation import NO_AUGMENTATION
+from ahfal_app.data.images import DataFormat
 from ahfal_app.errors import ConfigError
 from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
 from ahfal_app.training.model_use import ModelUse
@@ -29,6 +32,11 @@ def model(start: float, classes: int = 2) -> Model:
 def saved(path: Path, of: Model, metadata: dict[str, str] | None) -> str:
     save_file(of, path, metadata)
     return str(path)
+
+
+def of_vectors(numbers: int) -> DataFormat:
+    moments = ((0.0,) * numbers, (1.0,) * numbers)
+    return DataFormat(("cat", "dog"), (1, 1, numbers), *moments, NO_AUGMENTATION, vectors=True)
 
 
 def started(path: str, fresh: Model, facts: ModelFacts = FACTS) -> tuple[Model, list[str]]:
@@ -149,18 +157,30 @@ def test_vectors_are_standardised_as_the_model_was_trained(
     tmp_path: Path, kept: Any, wanted: str, found: Any
 ) -> None:
     path = saved(tmp_path / "m", model(1.0), VECTORS.to_metadata(use(*kept)))
-    assert initial_standardisation(path, 2, wanted) == found
+    assert initial_standardisation(path, of_vectors(2), wanted) == found
     silent = saved(tmp_path / "silent", model(1.0), VECTORS.to_metadata())
-    assert initial_standardisation(silent, 2, wanted) is None
+    assert initial_standardisation(silent, of_vectors(2), wanted) is None
 
 
 def test_another_standardisation_than_the_models_is_refused(tmp_path: Path) -> None:
     metadata = VECTORS.to_metadata(use((1.0, 2.0), (3.0, 4.0)))
     path = saved(tmp_path / "m", model(1.0), metadata)
     with pytest.raises(ConfigError, match="takes standardised vectors"):
-        initial_standardisation(path, 2, "none")
+        initial_standardisation(path, of_vectors(2), "none")
     with pytest.raises(ConfigError, match="vectors of 2 numbers, and the data have 3"):
-        initial_standardisation(path, 3, "federation")
+        initial_standardisation(path, of_vectors(3), "federation")
+
+
+def test_images_that_nobody_has_measured_are_normalised_as_the_model_was_trained(
+    tmp_path: Path,
+) -> None:
+    own = {**use((0.25,), (0.5,)), "vectors": False, "shape": (8, 8, 1)}
+    path = saved(tmp_path / "m", model(1.0), FACTS.to_metadata(own))
+    grey = DataFormat(("cat", "dog"), (8, 8, 1), (), (), NO_AUGMENTATION)
+    assert initial_standardisation(path, grey, "federation") == ((0.25,), (0.5,))
+    assert initial_standardisation(path, of_vectors(1), "federation") is None
+    with pytest.raises(ConfigError, match="images of 1 channels, and image-channels=3"):
+        initial_standardisation(path, replace(grey, image_shape=(8, 8, 3)), "federation")
 
 
 @pytest.mark.parametrize("said", ["[]", "{", '{"classes": 3}', '{"backbone": 3}'])

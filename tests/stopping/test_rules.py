@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from ahfal_app.errors import ConfigError, UnknownComponent
 from ahfal_app.plugins import STOPPING
-from ahfal_app.stopping import CycleResult, make_rule
+from ahfal_app.stopping import (
+    CycleResult,
+    Observation,
+    StoppingRule,
+    make_rule,
+    make_rules,
+    why_stopped,
+)
 
 #: Accuracies of 10,000 tests with 100, 200, … labels; the curve's case by hand.
 NOISY = [7020, 7556, 7855, 8020, 8086]
@@ -52,6 +59,93 @@ def test_a_curve_takes_four_cycles() -> None:
     assert make_rule("gain", {"after": 4}).stops(flat)
 
 
+def watched(*values: Observation | None) -> list[CycleResult]:
+    """Return a history in which nothing but predictions of the stop set tell anything."""
+    return [CycleResult(100 * n, 50, 100, each) for n, each in enumerate((None, *values), 1)]
+
+
+def seen(drawn: int = 100, compared: int = 100, **values: float) -> Observation:
+    return Observation(drawn, compared, compared, **values)
+
+
+def stops_at(rule: StoppingRule, history: list[CycleResult]) -> int:
+    """Return the first cycle, from 1, after which a rule stops; 0: none."""
+    ends = [end for end in range(1, len(history) + 1) if rule.stops(history[:end])]
+    return ends[0] if ends else 0
+
+
+def test_kappa_by_hand() -> None:
+    """Means of three comparisons are 0.988333 and 0.992333: it stops after the fifth cycle."""
+    past = watched(*(seen(kappa=each) for each in (0.98, 0.995, 0.99, 0.992)))
+    assert stops_at(make_rule("kappa", {}), past) == 5
+    assert stops_at(make_rule("kappa", {"kappa": 0.9883}), past) == 4
+    assert stops_at(make_rule("kappa", {"window": 1, "kappa": 0.995}), past) == 3
+    told = make_rule("kappa", {}).stops(past)
+    assert told == (
+        "the predictions agree with kappa 0.9923 in the mean of 3 cycles, and 0.99 is enough"
+    )
+
+
+def test_change_of_the_f_measure_by_hand() -> None:
+    """All of three have to be below 0.05; 0.05 itself does not count."""
+    past = watched(*(seen(delta_f_macro=each) for each in (0.06, 0.04, 0.03, 0.049)))
+    assert stops_at(make_rule("delta-f", {}), past) == 5
+    past = watched(*(seen(delta_f_macro=each) for each in (0.06, 0.04, 0.03, 0.05)))
+    assert stops_at(make_rule("delta-f", {}), past) == 0
+
+
+def test_the_class_that_changes_most_counts_where_it_is_to() -> None:
+    past = watched(*(seen(delta_f_macro=0.01, delta_f_worst=0.2) for _ in range(4)))
+    assert stops_at(make_rule("delta-f", {}), past) == 4
+    assert stops_at(make_rule("delta-f", {"average": "worst"}), past) == 0
+
+
+def test_uncertainty_and_change_by_hand() -> None:
+    """The entropy of (0.99, 0.01) is 0.080793 of ln 2."""
+    past = watched(*(seen(uncertainty=0.080793, changed=0.08) for _ in range(3)))
+    assert stops_at(make_rule("uncertainty", {}), past) == 0
+    assert stops_at(make_rule("uncertainty", {"uncertainty": 0.09}), past) == 3
+    assert stops_at(make_rule("change", {}), past) == 0
+    assert stops_at(make_rule("change", {"changed": 0.0799}), past) == 0
+    assert stops_at(make_rule("change", {"changed": 0.08}), past) == 3
+
+
+@pytest.mark.parametrize("name", ["kappa", "change", "delta-f", "uncertainty"])
+def test_nothing_is_decided_below_half_of_the_stop_set(name: str) -> None:
+    calm = {"kappa": 1.0, "changed": 0.0, "delta_f_macro": 0.0, "uncertainty": 0.0}
+    for compared, stops in ((100, 4), (50, 4), (49, 0)):
+        past = watched(*(seen(compared=compared, **calm) for _ in range(3)))
+        assert stops_at(make_rule(name, {"after": 4}), past) == stops
+    # Nor by a cycle of which nothing is known, nor by one from before anybody asked.
+    past = watched(seen(**calm), None)
+    assert stops_at(make_rule(name, {"after": 3}), past) == 0
+    assert stops_at(make_rule(name, {"after": 2}), watched(None)) == 0
+
+
+def test_a_window_has_to_be_known_as_a_whole() -> None:
+    past = watched(*(seen(kappa=1.0, compared=each) for each in (100, 40, 100, 100, 100)))
+    assert stops_at(make_rule("kappa", {}), past) == 6
+
+
+def test_several_rules_hold_in_the_same_cycle_or_one_of_them() -> None:
+    past = watched(
+        seen(changed=0.0, uncertainty=0.5),
+        seen(changed=0.0, uncertainty=0.5),
+        seen(changed=0.1, uncertainty=0.01),
+        seen(changed=0.0, uncertainty=0.01),
+    )
+    rules = make_rules("change, uncertainty", {"after": 2, "uncertainty": 0.1})
+    assert [rule.name for rule in rules] == ["change", "uncertainty"]
+    ends = [
+        (bool(why_stopped(rules, "any", past[:end])), bool(why_stopped(rules, "all", past[:end])))
+        for end in range(1, 6)
+    ]
+    assert ends == [(False, False), (True, False), (True, False), (True, False), (True, True)]
+    both = why_stopped(rules, "all", past)
+    assert "predictions changed" in both
+    assert "mean entropy" in both
+
+
 def test_nothing_stops_before_its_time_or_without_patience() -> None:
     good = history(9900, 9900, 9900, 9900)
     for after in (1, 3, 4, 5):
@@ -77,6 +171,20 @@ def test_any_history_gets_an_answer(right: list[int], name: str) -> None:
 def test_what_is_no_rule_is_refused() -> None:
     with pytest.raises(UnknownComponent, match="did you mean 'target'"):
         make_rule("targets", {})
+    for names, said in (
+        ("none,kappa", "allowed is 'none' alone, or others"),
+        ("kappa,kappa", "allowed is each name once"),
+        ("kappa,gian", "stopping='gian': allowed is change |"),
+        ("kappa,", "stopping='': allowed is"),
+    ):
+        assert said in " ".join(STOPPING.choice_problems(names))
+    for names, key, said in (
+        ("kappa,gain", "accuracy", "'kappa,gain' has no such parameter; .*it takes: after, kappa"),
+        ("kappa,gain", "leest", "did you mean 'least'"),
+        ("kappa,gain", "kappa", r"stopping.kappa=2: allowed is number, > 0, ≤ 1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_rules(names, {key: 2})
     for parameters in ({"accuracy": 1.5}, {"patience": 0}, {"level": 1}):
         with pytest.raises(ConfigError, match="stopping"):
             make_rule("target", parameters)

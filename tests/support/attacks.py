@@ -125,7 +125,7 @@ class Target:
         content = RecordDict({"config": about})
         for key, value in (order or {}).items():
             about[key] = value  # type: ignore[assignment]
-        if kind in ("train", "query.select"):
+        if kind in ("train", "query.select", "query.predictions"):
             content["arrays"] = self.arrays()
         if kind == "query.select":
             content["statistics"] = MetricRecord(

@@ -15,7 +15,7 @@ from support.simulation import Outcome, Simulation
 from ahfal_app.errors import ConfigError
 from ahfal_app.ledger import Ledger
 from ahfal_app.parameters import Scalar
-from ahfal_app.results.records import CycleRecord, RoundRecord
+from ahfal_app.results.records import CycleRecord, RoundRecord, SiteTest, TestRecord
 from ahfal_app.server import run as run_module
 from ahfal_app.server.checkpoint import Checkpoint
 from ahfal_app.server.preflight import check_settings
@@ -421,6 +421,13 @@ def test_records_as_points() -> None:
         tau=12,
         ledger=Ledger(allotted=3, spent=2, reserved=1, free=0),
         seconds={"evaluate": 1.5},
+        held_out=4,
+        tests=(TestRecord(where="sites", samples=4, metrics={"auroc": 0.75, "loss": None}),),
+        sites=(
+            SiteTest(
+                client=1, test=TestRecord(where="sites", samples=4, metrics={"accuracy": 0.25})
+            ),
+        ),
     )
     point = point_of(cycle, 5, run)
     assert (point.index, point.step) == (5, 8)
@@ -444,6 +451,9 @@ def test_records_as_points() -> None:
         "cycle/seconds/evaluate": 1.5,
         "cycle/bytes_down": 0,
         "cycle/bytes_up": 0,
+        "cycle/held_out": 4,
+        "cycle/sites/auroc": 0.75,
+        "cycle/site-1/accuracy": 0.25,
     }
     assert point.metrics == expected
     assert point_of(round_record(2, 3), 0, run).step == 11

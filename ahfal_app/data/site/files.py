@@ -63,7 +63,7 @@ class SiteImage:
 
 
 def list_images(
-    folder: Path, columns: Columns, others: Collection[Path]
+    folder: Path, columns: Columns, others: Collection[Path], key: str = "data"
 ) -> tuple[list[SiteImage], dict[str, str]]:
     """Return a site's images by name, and why other files are none.
 
@@ -76,13 +76,15 @@ def list_images(
         columns with vectors. Then parquet files alone count.
     others : Collection[Path]
         Files that are known to be none; hidden files and folders are passed over, too.
+    key : str
+        What names the folder in --node-config, for messages.
 
     Raises
     ------
     DatasetError
         The folder cannot be read.
     """
-    found, others_told = files_below(folder, "data", others)
+    found, others_told = files_below(folder, key, others)
     images: list[SiteImage] = []
     problems = {readable(name): reason for name, reason in others_told.items()}
     for file in found:

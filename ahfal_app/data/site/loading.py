@@ -5,64 +5,35 @@ Shapes: N rows, one for each id; H height, W width, C channels.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import logging
-import math
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ahfal_app.data.cache import (
-    Description,
-    Entry,
-    cache_key,
-    discard,
-    discard_others,
-    open_or_build,
-    source_hash,
-)
+from ahfal_app.data.cache import Entry
 from ahfal_app.data.images import DataFormat, ImageDataset, Images
-from ahfal_app.data.not_used import kind_of, summary, told
-from ahfal_app.data.site.decoding import can_be_decoded, decode_site
+from ahfal_app.data.not_used import summary, told
+from ahfal_app.data.site.entries import cache_name_of, decoded, forget
 from ahfal_app.data.site.files import Columns, SiteImage, content, list_images
-from ahfal_app.data.site.index import Known, SiteIndex
+from ahfal_app.data.site.index import SiteIndex
 from ahfal_app.data.site.label_file import labelled_ids, read_site_labels
-from ahfal_app.data.site.settling import look_at, recent, unsettled
+from ahfal_app.data.site.set_aside import SET_ASIDE, report
+from ahfal_app.data.site.settling import COPIED, still_copied
 from ahfal_app.data.site.survey import Survey, asked_or_labelled, survey
 from ahfal_app.data.vectors import VectorColumns, VectorRow
-from ahfal_app.errors import DatasetError, LabelFileError, PolicyRefused
+from ahfal_app.errors import DatasetError, LabelFileError
 from ahfal_app.labels.names import ClassNames, SampleNames
-from ahfal_app.labels.spreadsheet import (
-    MOST_SUGGESTED,
-    SKIP,
-    read_csv,
-    write_csv,
-)
-from ahfal_app.parameters import SUGGESTION
-
-#: What the names of sites' decoded images in the cache start with.
-DECODED = "site"
+from ahfal_app.labels.spreadsheet import MOST_SUGGESTED, SKIP
 
 #: Labels that are there already.
 LABELS = "labels.csv"
 
-#: What is not used, and why: a file in the site's state folder.
-SET_ASIDE = "set-aside.csv"
-
 _INDEX = "images.sqlite"
-_COPIED = "still being copied; looked at again with the next message"
 _NO_LABEL = f"called like a class, which labels nothing: labels are given in {LABELS}"
-
-#: Version of the rules by which images are decoded.
-_RULES = 1
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,11 +48,14 @@ class SiteFolders:
         What AHFAL keeps there.
     truth : Path | None
         Labels of all images, which only the simulated oracle reads: for rehearsals.
+    validation : Path | None
+        Labelled images for testing alone.
     """
 
     data: Path
     state: Path
     truth: Path | None = None
+    validation: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -179,21 +153,21 @@ def load_site(
     columns: Columns = (vectors or VectorColumns()) if data_format.vectors else image_column
     present, set_aside = list_images(folders.data, columns, others)
     if not present:
-        discard_others(cache, _entries_of(folders), kept="none")
+        forget(cache, folders.data)
         besides = f": {told(summary(set_aside))}" if set_aside else ""
         what = "parquet file with vectors" if data_format.vectors else "image"
         raise DatasetError(f"data={str(folders.data)!r}: there is no {what} in it{besides}")
     index = SiteIndex(folders.state / _INDEX)
-    copied = _still_copied({*(image.path for image in present), *map(str, others)}, index)
-    set_aside |= {image.name: _COPIED for image in present if image.path in copied}
+    copied = still_copied({*(image.path for image in present), *map(str, others)}, index)
+    set_aside |= {image.name: COPIED for image in present if image.path in copied}
     listed = [image for image in present if image.path not in copied]
     if not listed:
         raise _nothing_usable(folders, set_aside, len(present))
 
     known = index.know([image.name for image in listed])
-    entry = _decoded(folders, listed, known, data_format, cache, columns, room)
-    labels = _GivenLabels(folders, ClassNames(data_format.class_names), copied)
     ids = {image.name: known[image.name].id for image in listed}
+    entry = decoded(folders.data, listed, ids, data_format, cache, columns, room)
+    labels = _GivenLabels(folders, ClassNames(data_format.class_names), copied)
     found = survey(listed, known, entry, lambda: labels.bound(ids))
     index.note(found.new_digests)
     set_aside |= found.problems
@@ -203,7 +177,8 @@ def load_site(
     if not found.usable:
         raise _nothing_usable(folders, set_aside, len(present))
     labels_N = labels.truth(found, len(entry.arrays["images"]))
-    _report(folders, set_aside, len(found.usable), partial(labels.suggestions, found))
+    path = folders.state / SET_ASIDE
+    report(path, set_aside, len(found.usable), partial(labels.suggestions, found))
     return SiteData(
         dataset=_dataset(entry, labels_N, data_format),
         ids_N=np.array(sorted(found.usable), np.int64),
@@ -212,16 +187,8 @@ def load_site(
         images=found.usable,
         digests_N32=np.asarray(entry.arrays["digests"], np.uint8),
         columns=columns,
-        cache_name=_entries_of(folders).removesuffix("-"),
+        cache_name=cache_name_of(folders.data),
     )
-
-
-def _still_copied(paths: Collection[str], index: SiteIndex) -> set[str]:
-    """Return the files that are not as they were at the last look, or a moment ago."""
-    looks = look_at(paths)
-    changing = unsettled(looks, index.looks())
-    index.remember({path: look for path, look in recent(looks).items() if path not in changing})
-    return changing
 
 
 class _GivenLabels:
@@ -248,7 +215,7 @@ class _GivenLabels:
         if not self._path.exists():
             return {}, {}
         if str(self._path) in self._copied:
-            return {}, {LABELS: _COPIED}
+            return {}, {LABELS: COPIED}
         lines, passed_over, self._unknown = read_site_labels(
             self._path, self._classes, found.samples, set_aside
         )
@@ -276,7 +243,7 @@ class _GivenLabels:
         if path is None:
             return labels_N
         if str(path) in self._copied:
-            raise LabelFileError(f"{path}: {_COPIED}")
+            raise LabelFileError(f"{path}: {COPIED}")
         for line in read_site_labels(path, self._classes, found.samples, found.problems)[0]:
             labels_N[line.sample] = -1 if line.label is None else line.label
         return labels_N
@@ -299,57 +266,6 @@ def _called_like_classes(
     return {f"{folder}/": _NO_LABEL for folder in folders}
 
 
-def _decoded(
-    folders: SiteFolders,
-    listed: Sequence[SiteImage],
-    known: Mapping[str, Known],
-    data_format: DataFormat,
-    cache: Path,
-    columns: Columns,
-    room: int | None,
-) -> Entry:
-    ids = {image.name: known[image.name].id for image in listed}
-    files = [(ids[i.name], i.name, i.size, i.modified_ns, i.changed_ns) for i in listed]
-    # Of one site and of one state of its folder there may be several, for runs that differ.
-    state = f"{_entries_of(folders)}{source_hash(files)}"
-    key = cache_key(
-        state,
-        rules=_RULES,
-        folder=str(folders.data.resolve()),
-        files=files,
-        shape=data_format.image_shape,
-        image_column=columns if isinstance(columns, str) else asdict(columns),
-    )
-    shape = data_format.image_shape
-
-    def build(folder: Path) -> Description:
-        # One for each id, of images that are gone as well.
-        item = np.dtype(np.float32 if data_format.vectors else np.uint8).itemsize
-        needed = (max(ids.values()) + 1) * math.prod(shape) * item
-        if room is not None and needed > room:
-            raise PolicyRefused(
-                ["policy-disk-gib"], [f"{needed} bytes of decoded images; there is room for {room}"]
-            )
-        return decode_site(listed, ids, columns, shape, folder)
-
-    entry = open_or_build(cache, key, build)
-    problem_ids, passing = entry.arrays["problem-ids"], entry.arrays["passing"]
-    away = set(problem_ids[passing.astype(np.bool_)].tolist())
-    # One of each file: the rows of a parquet file come and go with it.
-    tried = {image.path: image for image in reversed(listed) if ids[image.name] in away}
-    if any(can_be_decoded(image, columns, shape) for image in tried.values()):
-        discard(cache, key)
-        entry = open_or_build(cache, key, build)
-    # Nothing is kept of images that are gone.
-    discard_others(cache, _entries_of(folders), kept=state)
-    return entry
-
-
-def _entries_of(folders: SiteFolders) -> str:
-    """Return what the names of a site's entries in the cache start with."""
-    return f"{DECODED}-{source_hash(str(folders.data.resolve()))}-"
-
-
 def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat) -> ImageDataset:
     images_NHWC: NDArray[np.uint8] | NDArray[np.float32] = np.asarray(entry.arrays["images"])
     return ImageDataset(
@@ -367,38 +283,8 @@ def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat)
 def _nothing_usable(
     folders: SiteFolders, set_aside: Mapping[str, str], present: int
 ) -> DatasetError:
-    _report(folders, set_aside, 0)
+    report(folders.state / SET_ASIDE, set_aside, 0)
     return DatasetError(
         f"data={str(folders.data)!r}: none of {present} images can be used; "
         f"{folders.state / SET_ASIDE} says why"
     )
-
-
-def _told_before(path: Path) -> list[tuple[str, str]] | None:
-    """Return what was set aside before; None where that file is missing, or a person saved it."""
-    try:
-        return [(file, reason.split(SUGGESTION)[0]) for file, reason in read_csv(path)[1:]]
-    except (OSError, ValueError, csv.Error):
-        return None
-
-
-def _report(
-    folders: SiteFolders,
-    set_aside: Mapping[str, str],
-    usable: int,
-    suggestions: Callable[[], Mapping[str, str]] = dict,
-) -> None:
-    """Write what is set aside, and tell how much; once for each change.
-
-    Suggestions, by what is set aside, take a while: they are asked for where there is a change.
-    """
-    path = folders.state / SET_ASIDE
-    rows = sorted(set_aside.items())
-    if _told_before(path) == rows:
-        return
-    near = suggestions()
-    write_csv(path, ("file", "reason"), [(key, why + near.get(key, "")) for key, why in rows])
-    if rows:
-        reasons = Counter(kind_of(reason) for _, reason in rows)
-        shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
-        _log.warning("%d images can be used, %d set aside (%s): %s", usable, len(rows), shown, path)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+
+from ahfal_app.data.site.index import SiteIndex
+
+#: Why a file is not used yet.
+COPIED = "still being copied; looked at again with the next message"
 
 #: Seconds between the two looks.
 SETTLE_S = 2.0
@@ -55,3 +60,11 @@ def unsettled(looks: Looks, before: Looks) -> set[str]:
     time.sleep(SETTLE_S)
     second = look_at(doubtful)
     return {path for path, look in doubtful.items() if second.get(path) != look}
+
+
+def still_copied(paths: Collection[str], index: SiteIndex) -> set[str]:
+    """Return the files that are not as they were at the last look, or a moment ago."""
+    looks = look_at(paths)
+    changing = unsettled(looks, index.looks())
+    index.remember({path: look for path, look in recent(looks).items() if path not in changing})
+    return changing

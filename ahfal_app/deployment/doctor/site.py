@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,10 +20,12 @@ from ahfal_app.data.files import files_below
 from ahfal_app.data.folders import Folder
 from ahfal_app.data.images import DataFormat
 from ahfal_app.data.shown import picture
-from ahfal_app.data.site.loading import LABELS, SET_ASIDE, SiteData, SiteFolders, load_site
+from ahfal_app.data.site import set_aside
+from ahfal_app.data.site.loading import LABELS, SiteData, SiteFolders, load_site
 from ahfal_app.data.vector_tables import length_of_vectors
 from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
+from ahfal_app.deployment.doctor.validation import check_validation, classes_of_validation
 from ahfal_app.errors import AhfalError, ConfigError, LabelFileError, OracleError
 from ahfal_app.labels.spreadsheet import SKIP, label_texts, read_csv
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
@@ -50,7 +53,7 @@ def check_site(node_config: Mapping[str, object], classes: str) -> Iterator[Find
     known = settings.class_list or tuple(_classes_named(folders))
     with tempfile.TemporaryDirectory(prefix="ahfal-doctor-") as scratch:
         # A state of its own: that of the site begins with its first run.
-        elsewhere = SiteFolders(folders.data, Path(scratch), folders.truth)
+        elsewhere = replace(folders, state=Path(scratch))
         try:
             with _unlogged():
                 site = _loaded(elsewhere, known, settings)
@@ -60,9 +63,11 @@ def check_site(node_config: Mapping[str, object], classes: str) -> Iterator[Find
         except (AhfalError, OSError) as error:
             yield failure("data", str(error))
             return
-        yield from _check_images(site, folders, read_csv(Path(scratch) / SET_ASIDE)[1:])
+        yield from _check_images(site, folders, read_csv(Path(scratch) / set_aside.SET_ASIDE)[1:])
         yield from _check_labels(site, known, given=bool(classes))
         yield _check_oracle(settings, site, known, node_config, Path(scratch))
+        with _unlogged():
+            yield from check_validation(elsewhere, site, settings, given=bool(classes))
 
 
 def _loaded(folders: SiteFolders, classes: tuple[str, ...], settings: Settings) -> SiteData:
@@ -78,7 +83,7 @@ def _loaded(folders: SiteFolders, classes: tuple[str, ...], settings: Settings) 
 @contextmanager
 def _unlogged() -> Iterator[None]:
     """Keep the log of loading back: it names files that are not there any more when it is read."""
-    log = logging.getLogger(load_site.__module__)
+    log = logging.getLogger(set_aside.__name__)
     before = log.disabled
     log.disabled = True
     try:
@@ -97,6 +102,7 @@ def _settings(node_config: Mapping[str, object], classes: str) -> tuple[Settings
 def _classes_named(folders: SiteFolders) -> list[str]:
     files = [folders.data / LABELS, *([folders.truth] if folders.truth else [])]
     texts = {text for path in files if path.is_file() for text in label_texts(path.read_bytes())}
+    texts |= set(classes_of_validation(folders))
     return sorted(text for text in texts if text.casefold() != SKIP)
 
 

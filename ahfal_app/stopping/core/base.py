@@ -10,6 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from ahfal_app.parameters import Parameters as NoParameters
+from ahfal_app.stop_set import Observation
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,14 @@ class CycleResult:
         Labels of all clients together that it was trained on.
     right, tests : int
         Test samples whose class was predicted, of so many.
+    observed : Observation | None
+        What it predicts of the clients' stop set; None where nobody asked.
     """
 
     labels: int
     right: int
     tests: int
+    observed: Observation | None = None
 
     @property
     def accuracy(self) -> float:
@@ -50,6 +54,8 @@ class StoppingRule(ABC):
     """Name in settings: the module's name with hyphens."""
     paper: ClassVar[str] = ""
     """Citation of what defines the rule; empty where it needs none."""
+    observes: ClassVar[bool] = False
+    """Whether it needs predictions of the clients' stop set."""
 
     class Parameters(NoParameters):
         """How sure a rule is to be."""

@@ -15,8 +15,10 @@ from ahfal_app.results.records import CycleRecord, Record
 #: Where the report lies among the artifacts of a tracker that has any.
 REPORT_ARTIFACT = "report"
 
-#: Fields of a record that say where it belongs, or that are a list over clients.
-_NO_METRICS = frozenset({"kind", "cycle", "round", "labels_per_client"})
+#: Fields of a record that say where it belongs, are lists over clients, or are told otherwise.
+_NO_METRICS = frozenset(
+    {"kind", "cycle", "round", "labels_per_client", "tests", "sites", "untested"}
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,17 @@ def point_of(record: Record, index: int, run: TrackedRun) -> Point:
     metrics: dict[str, float] = {}
     for name, value in fields.items():
         metrics.update(_numbers(f"{record.kind}/{name}", value, run.class_names))
+    if isinstance(record, CycleRecord):
+        metrics.update(_of_tests(record))
     return Point(index, record.cycle * run.rounds + within, metrics, time.time())
+
+
+def _of_tests(record: CycleRecord) -> Iterator[tuple[str, float]]:
+    """Return every metric of each test by name: of the server's, the sites' together, and each."""
+    for test in record.tests:
+        yield from _numbers(f"cycle/{test.where}", test.metrics, ())
+    for site in record.sites:
+        yield from _numbers(f"cycle/site-{site.client}", site.test.metrics, ())
 
 
 def _numbers(name: str, value: Any, class_names: Sequence[str]) -> Iterator[tuple[str, float]]:

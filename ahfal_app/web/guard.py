@@ -1,6 +1,6 @@
-"""Who may see the page: people on this machine who were given its address, and no web page.
+"""Who may see a page: people on this machine who were given its address, and no web page.
 
-Medical images are behind it, and any page that is open in the same browser can send requests
+Medical images may be behind it, and any page that is open in the same browser can send requests
 to addresses of the same machine. So the name in the address must be this machine's (else
 another site's name could be made to point here), requests must not come from other sites, and
 a cookie must say that the address with the token was opened.
@@ -42,11 +42,14 @@ class Guard:
         What the address carries the first time, and the cookie from then on.
     port : int
         The port that the page is served on.
+    command : str
+        What has printed the address, for those who come without its token.
     """
 
-    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, token: str, port: int, command: str) -> None:
         self._app = app
         self._token = token
+        self._command = command
         # Cookies are told apart by host alone, and there may be a page for each of several sites.
         self._cookie = f"ahfal-{port}"
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
@@ -80,7 +83,7 @@ class Guard:
             answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return answer
-        text = "Open the address that `ahfal label` has printed, with its token."
+        text = f"Open the address that `{self._command}` has printed, with its token."
         return PlainTextResponse(text, HTTPStatus.FORBIDDEN)
 
     def _same(self, token: str | None) -> bool:

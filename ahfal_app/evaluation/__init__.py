@@ -1,0 +1,15 @@
+"""How good a model is: sums that add up over test sets, and what follows from them."""
+
+from __future__ import annotations
+
+from ahfal_app.evaluation.figures import Interval, ModelFigures, figure_names, figures_of
+from ahfal_app.evaluation.sums import EvaluationSums, evaluation_sums
+
+__all__ = [
+    "EvaluationSums",
+    "Interval",
+    "ModelFigures",
+    "evaluation_sums",
+    "figure_names",
+    "figures_of",
+]
