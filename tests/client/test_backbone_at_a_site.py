@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from support.attacks import Target
 from support.small_backbone import SETTINGS, small_backbone, write_weights
+
+from ahfal_app.data.augmentation import Augmentation
 
 RUN = {**SETTINGS, "model": "linear"}
 SAME = {"backbone": small_backbone().digest}
@@ -22,6 +25,19 @@ def test_features_are_computed_at_the_site_when_it_joins(tmp_path: Path) -> None
     # Nothing of the features is in the answer: it has a few numbers and hashes.
     assert not reply.content.array_records
     assert len(str(reply.content)) < 4000
+
+
+def test_views_are_computed_at_the_site_and_count_for_its_room(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    # The format that the server tells says that nothing is augmented, but for this one.
+    target.data_format = dataclasses.replace(target.data_format, augmentation=Augmentation(2, True))
+    told = {**RUN, "feature-views": 2, "augment": "crop-flip"}
+    reply = target.send("query.join", told, order=SAME)
+    assert not reply.has_error(), reply.error
+    (file,) = (tmp_path / "site/decoded/features").glob("site-*/features.f16")
+    # Of 60 images; a view that is not moved is the image itself.
+    rows = file.stat().st_size // (2 * small_backbone().features)
+    assert 2 * 60 < rows <= 3 * 60
 
 
 def test_another_backbone_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
