@@ -21,6 +21,7 @@ from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments.grid import SEED
 from ahfal_app.experiments.paper import PaperNumber
 from ahfal_app.experiments.scales import Scale
+from ahfal_app.experiments.summaries import Summaries
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import Run, read_run
 
@@ -34,10 +35,14 @@ Point = tuple[tuple[str, Scalar], ...]
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """A run that is done, with its place in the grid."""
+    """A run that is done, with its place in the grid.
+
+    Of one that is `summarised` the line in `summaries.jsonl` is all that is here.
+    """
 
     labels: dict[str, Scalar]
     run: Run
+    summarised: bool = False
 
     @property
     def seed(self) -> int:
@@ -193,7 +198,8 @@ def read_experiments(out: Path) -> list[ExperimentResults]:
     files = sorted((out / EXPERIMENTS).glob("*.json"))
     if not files:
         raise SweepError(f"{out.absolute()}: not the folder of a sweep: no {EXPERIMENTS}/*.json")
-    return [_read_experiment(out, file) for file in files]
+    summaries = Summaries(out)
+    return [_read_experiment(out, file, summaries) for file in files]
 
 
 def is_done(folder: Path) -> bool:
@@ -201,7 +207,7 @@ def is_done(folder: Path) -> bool:
     return read_done(folder) is not None
 
 
-def _read_experiment(out: Path, file: Path) -> ExperimentResults:
+def _read_experiment(out: Path, file: Path, summaries: Summaries) -> ExperimentResults:
     try:
         plan = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -211,6 +217,10 @@ def _read_experiment(out: Path, file: Path) -> ExperimentResults:
         run = read_done(out / RUNS / entry["folder"])
         if run is not None:
             runs.append(RunResult(entry["labels"], run))
+            continue
+        run = summaries.run(entry.get("summary", entry["folder"]))
+        if run is not None:
+            runs.append(RunResult(entry["labels"], run, summarised=True))
             continue
         missing.append(entry["folder"])
         failure = out / FAILURES / f"{entry['folder']}.txt"
