@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ahfal_app.errors import AhfalError
+from ahfal_app.errors import AhfalError, ReportError
 from ahfal_app.experiments.scales import Scale
 
 if TYPE_CHECKING:
@@ -143,21 +143,36 @@ def sweep(
         raise typer.Exit(1)
 
 
+_Metric = Annotated[
+    str,
+    typer.Option(
+        metavar="METRIC",
+        help="What runs are compared by, accuracy or another metric; else as their settings say.",
+    ),
+]
+
+
 @app.command()
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a sweep.")
     ],
+    metric: _Metric = "",
 ) -> None:
     """Write the report.html of a run or of a sweep anew; a sweep's tables as files, too."""
+    from ahfal_app.errors import ConfigError
     from ahfal_app.experiments.report import write_sweep_report
     from ahfal_app.experiments.results import EXPERIMENTS
     from ahfal_app.results.report import write_report
     from ahfal_app.results.summary import print_summary
 
     if (folder / EXPERIMENTS).is_dir():
-        Console().print(f"report: {write_sweep_report(folder)}", soft_wrap=True, markup=False)
+        Console().print(
+            f"report: {write_sweep_report(folder, metric)}", soft_wrap=True, markup=False
+        )
         return
+    if metric:
+        raise ConfigError([f"--metric={metric!r}: allowed with the folder of a sweep"])
     write_report(folder)
     print_summary(folder, Console())
 
@@ -219,26 +234,53 @@ def forecast(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several: its seeds.")
     ],
-    accuracy: Annotated[float, typer.Option(help="The test accuracy that is wanted, as a share.")],
-    label_cost: Annotated[float, typer.Option(min=0, help="What a label costs.")] = 0.0,
-    currency: Annotated[str, typer.Option(help="Of the cost.")] = "EUR",
+    accuracy: Annotated[
+        float | None, typer.Option(help="The test accuracy that is wanted, as a share.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="In its place: labels that can still be bought.")
+    ] = None,
+    label_cost: Annotated[
+        float | None, typer.Option(min=0, help="What a label costs; else as in the run's settings.")
+    ] = None,
+    round_cost: Annotated[
+        float | None, typer.Option(min=0, help="What a round costs; else as in the run's settings.")
+    ] = None,
+    currency: Annotated[
+        str | None, typer.Option(help="Of the costs; else as in the run's settings.")
+    ] = None,
 ) -> None:
-    """Tell how many labels an accuracy takes, by the learning curve of a run so far."""
-    from ahfal_app.results.forecast import forecast_runs, forecast_table
+    """Tell what an accuracy takes, or a budget gives, by the learning curve of a run so far."""
+    from ahfal_app.results import forecast as forecasts
 
-    found, console = forecast_runs(folders, accuracy), Console()
-    if found.reached is not None:
-        console.print(f"the run has it already, with {found.reached} labels")
-        return
-    if found.labels is None:
-        console.print(found.reason, soft_wrap=True, markup=False)
-        return
-    table = forecast_table(found, label_cost, currency)
+    if (accuracy is None) == (budget is None):
+        raise ReportError("--accuracy, --budget: allowed is one of them")
+    points = forecasts.points_of(folders).priced(label_cost, round_cost, currency)
+    console = Console()
+    if budget is not None:
+        gives = forecasts.forecast_runs_budget(points, budget)
+        if gives.accuracy is None:
+            console.print(gives.reason, soft_wrap=True, markup=False)
+            return
+        table = forecasts.budget_table(gives, points)
+    else:
+        found = forecasts.forecast_runs(points, accuracy or 0.0)
+        if found.reached is not None:
+            console.print(f"the run has it already, with {found.reached} labels")
+            return
+        if found.labels is None:
+            console.print(found.reason, soft_wrap=True, markup=False)
+            return
+        table = forecasts.forecast_table(found, points)
     grid = Table(*table.headings, title=table.title)
     for row in table.rows:
         grid.add_row(*map(escape, row))
     console.print(grid)
-    console.print("Of the curve's bend alone: other seeds and other curves are not in it.")
+    console.print(
+        "Of the curve's bend alone: how a run scatters, other seeds and other curves are not in it."
+        if budget is None
+        else "Of this curve: other seeds and other curves are not in it."
+    )
 
 
 _Model = Annotated[
@@ -382,6 +424,7 @@ def _predictor(model: Path, backbone_weights: str, device: str) -> Predictor:
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    metric: _Metric = "",
 ) -> None:
     """Compare runs: a table here, and a page with figures and tests."""
     from ahfal_app.experiments.compare import compare_runs, refuse_repetitions
@@ -391,7 +434,7 @@ def compare(
 
     check_output(out, ".html")
     refuse_repetitions(folders)
-    results = compare_runs(folders)
+    results = compare_runs(folders, metric)
     table = accuracy_table(results)
     console = Console()
     grid = Table(*table.headings, title=table.title)

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from ahfal_app.client.client import Client
-from ahfal_app.client.node_config import is_site, partition_of
+from ahfal_app.client.node_config import is_site, models_kept, partition_of
 from ahfal_app.client.outgoing import told
 from ahfal_app.client.serving import client_for
 from ahfal_app.code_version import PACKAGE_FOLDER, __version__
@@ -31,8 +31,21 @@ from ahfal_app.messages.answers import (
 from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
 from ahfal_app.messages.evaluation import RECORD_KEY as EVALUATION_KEY
 from ahfal_app.messages.evaluation import evaluation_to_record
-from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, CONFIG_KEY, METRICS_KEY, STATISTICS_KEY
-from ahfal_app.messages.protocol import Order, grant_from_record, statistics_from_record
+from ahfal_app.messages.keys import (
+    ARRAYS_KEY,
+    BUDGET_KEY,
+    CONFIG_KEY,
+    KEPT_KEY,
+    METRICS_KEY,
+    MODEL_KEY,
+    STATISTICS_KEY,
+)
+from ahfal_app.messages.protocol import (
+    Order,
+    grant_from_record,
+    metadata_from_record,
+    statistics_from_record,
+)
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Topic
@@ -249,6 +262,22 @@ def collect(message: Message, context: Context) -> Message:
     """Take in labels that have come since."""
     order = _order(message)
     return _query_reply(message, _client(order, context).collect(order.cycle))
+
+
+@app.query("model")
+@_guarded
+def model(message: Message, context: Context) -> Message:
+    """Keep the model that a run leaves, if the site wants it."""
+    order = _order(message)
+    if not (is_site(context.node_config) and order.settings.has_sites):
+        raise MessageRefused("a model is left at sites alone, with partition='sites'")
+    keeps, personal = models_kept(context.node_config)
+    if keeps:
+        client = _client(order, context, needed_bytes=(1 + personal) * _bytes_of(message))
+        with _checked():
+            metadata = metadata_from_record(message.content.config_records[MODEL_KEY])
+        client.keep_model(_tensors(message, client), metadata, personal)
+    return _metrics_reply(message, MetricRecord({KEPT_KEY: int(keeps)}))
 
 
 def _order(message: Message) -> Order:

@@ -350,6 +350,19 @@ class Settings(BaseModel):
         "Test the global model every so many rounds; 0: at the end of a cycle.",
         ge=0,
     )
+    keep: Literal["last", "best"] = _setting(
+        "last",
+        "Federation",
+        "The model that a run leaves: that of its last cycle, or of all that were tested the one "
+        "whose `metric` was best; of equals the earliest.",
+    )
+    metric: str = _setting(
+        "accuracy",
+        "Federation",
+        "What models are compared by, `accuracy` or a metric by name: by `keep=best`, and in the "
+        "report of a sweep.",
+        min_length=1,
+    )
     evaluate: Literal["server", "sites", "both"] = _setting(
         "server",
         "Federation",

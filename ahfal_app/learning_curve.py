@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
+from scipy.stats import t as t_distribution
 
 #: Exponents that are tried: 0.05, 0.06, … 2.00.
 EXPONENTS = np.arange(5, 201) / 100
@@ -68,15 +69,27 @@ class FittedCurve:
     admissible : tuple[Curve, ...]
         For each exponent whose squared error is at most SSE (1 + F(0.95; 1, M - 3) / (M - 3)), its
         curve: the profile of the exponent.
+    scatter : float
+        What a point may differ from the best curve by chance: t(0.975; M - 3) sqrt(SSE / (M - 3)).
     """
 
     best: Curve
     admissible: tuple[Curve, ...]
+    scatter: float
 
     def range_of(self, quantity: Callable[[Curve], float]) -> Range:
         """Return what follows from the best curve, and from the admissible ones."""
         values = [quantity(curve) for curve in self.admissible]
         return Range(min(values), quantity(self.best), max(values))
+
+    def point_range(self, labels: float) -> Range:
+        """Return the accuracy with so many labels, and where a single run's may lie.
+
+        The range of the curve, wider by what the points scatter around it.
+        """
+        found = self.range_of(lambda curve: curve(labels))
+        low, high = max(0.0, found.low - self.scatter), min(1.0, found.high + self.scatter)
+        return Range(low, found.point, high)
 
 
 def fit_curve(labels_M: Sequence[float], accuracies_M: Sequence[float]) -> FittedCurve:
@@ -114,7 +127,9 @@ def fit_curve(labels_M: Sequence[float], accuracies_M: Sequence[float]) -> Fitte
     admissible = [curve for curve, error in zip(curves, errors_G, strict=True) if error <= limit]
     # What differs by rounding alone is equal.
     is_best_G = errors_G <= errors_G.min() + _LEAST_ERROR * len(labels)
-    return FittedCurve(curves[int(is_best_G.argmax())], tuple(admissible))
+    scatter = float(t_distribution.ppf((1 + _CONFIDENCE) / 2, freedom))
+    scatter *= math.sqrt(float(errors_G.min()) / freedom)
+    return FittedCurve(curves[int(is_best_G.argmax())], tuple(admissible), scatter)
 
 
 def _coefficients(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ahfal_app.parameters import parameter_entries
-from ahfal_app.plugins import AGGREGATIONS, LOCAL_UPDATES, STRATEGIES, Family
+from ahfal_app.plugins import AGGREGATIONS, LOCAL_UPDATES, STOPPING, STRATEGIES, Family
 from ahfal_app.settings_table import settings_markdown, settings_toml
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +38,17 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies": lambda: components(STRATEGIES),
     "aggregations": lambda: components(AGGREGATIONS),
     "local updates": lambda: components(LOCAL_UPDATES),
+    "stopping rules": lambda: components(STOPPING),
 }
 
 #: Files with generated parts.
-FILES = ("pyproject.toml", "docs/settings.md", "docs/strategies.md", "docs/aggregation.md")
+FILES = (
+    "pyproject.toml",
+    "docs/settings.md",
+    "docs/strategies.md",
+    "docs/aggregation.md",
+    "docs/stopping.md",
+)
 
 _PART = re.compile(
     r"(?P<begin>(?:#|<!--) generated: (?P<name>[a-z ]+?)(?: -->)?\n\n?)"

@@ -80,3 +80,13 @@ def test_a_data_set_is_dealt_out_to_sites(tmp_path: Path, monkeypatch: pytest.Mo
     }
     assert {path.as_posix() for path in files} == set(sites["a"].truth)
     assert len(Dataset.from_parquet(str(work / "test-set" / "test.parquet"))) == 10
+
+
+def test_forecasts_are_those_of_the_recorded_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The page and the table of every forecast, from the summaries that are there."""
+    forecasts = load("forecasts", monkeypatch)
+    forecasts.write(forecasts.cases(ROOT / "results"), tmp_path)
+    for name in ("README.md", "forecasts.csv"):
+        assert (tmp_path / name).read_text() == (ROOT / "results" / "forecasts" / name).read_text()

@@ -38,6 +38,9 @@ def test_an_interval_by_hand() -> None:
     assert (there.low, there.point, there.high) == pytest.approx(
         (0.807460, 0.818980, 0.821673), abs=1e-6
     )
+    # Two points more than numbers: wider by 4.302653 sqrt(1.79446e-5 / 2) on either side.
+    run = fitted.point_range(600)
+    assert (run.low, run.point, run.high) == pytest.approx((0.794572, 0.818980, 0.834561), abs=1e-6)
     found = fitted.range_of(gain)
     assert (found.low, found.point, found.high) == pytest.approx(
         (0.003807, 0.008252, 0.009482), abs=1e-6

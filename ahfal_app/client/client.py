@@ -6,6 +6,7 @@ same answer and buys nothing twice.
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
+from ahfal_app.client.keeping import PERSONAL, SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
@@ -35,10 +37,13 @@ from ahfal_app.messages.arrays import ArrayForm
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
+from ahfal_app.results.reading import MODEL
 from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
 OWN = "own"
+
+_log = logging.getLogger(__name__)
 
 # What clients of this process are trained on in a run's cycle.
 _frozen: dict[tuple[str, int, int, tuple[str, int] | None], LabelledSets] = {}
@@ -353,6 +358,41 @@ class Client:
         with self._labels() as store:
             self._ask(store)
             return self._query_answer(store, cycle)
+
+    def keep_model(self, tensors: dict[str, Tensor], metadata: str, personal: bool) -> None:
+        """Leave the run's model at this site, and beside it the site's own if that is wanted.
+
+        Parameters
+        ----------
+        tensors : dict[str, Tensor]
+            The model that the run leaves.
+        metadata : str
+            What the server says of it.
+        personal : bool
+            Whether f^L of the last cycle that the site took part in is left, too.
+
+        Raises
+        ------
+        MessageRefused
+            What the server says of it is not what the site knows, or this is no site.
+        """
+        folder = self._state.models_folder
+        if folder is None:
+            raise MessageRefused("a model is left at sites alone")
+        models = SiteModels(folder, self._settings, self._resources)
+        local = self._state.newest_local_model() if personal else None
+        models.keep(tensors, metadata, with_personal=local is not None)
+        if local is not None:
+            cycle, own = local
+            with self._labels() as store:
+                labels = len(store.labelled(through_cycle=cycle).samples_N)
+                tests = {
+                    name: self._testing.sums(store, model, cycle)
+                    for name, model in ((MODEL, tensors), (PERSONAL, own))
+                }
+                models.keep_personal(own, cycle, labels, tests)
+        elif personal:
+            _log.warning("there is no model of this site's own: it was in no cycle's last round")
 
     # --- inside -------------------------------------------------------------------------
 

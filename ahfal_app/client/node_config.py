@@ -23,6 +23,9 @@ _OWN = (
 )
 _READERS = ("readers", "readers-rule")
 
+# Whether models stay at the site, where it does not say.
+_KEPT = {"keep-model": True, "keep-personal": False}
+
 _ORACLE_PREFIX = "oracle-"
 _ORACLE_FOLDER = "oracle-dir"
 
@@ -38,6 +41,7 @@ KNOWN_KEYS = (
     "validation",
     *_OWN,
     *_READERS,
+    *_KEPT,
 )
 KNOWN_PREFIXES = (_ORACLE_PREFIX, "policy-")
 
@@ -116,6 +120,27 @@ def _readers(node_config: NodeConfig) -> dict[str, object]:
         return {}
     settings = parse_settings(flat)
     return {(name := key.replace("-", "_")): getattr(settings, name) for key in flat}
+
+
+def models_kept(node_config: NodeConfig) -> tuple[bool, bool]:
+    """Return whether a site keeps a run's model, and whether its own beside it.
+
+    Raises
+    ------
+    ConfigError
+        They are no yes or no, or the one is to be kept without the other.
+    """
+    model, personal = (node_config.get(key, default) for key, default in _KEPT.items())
+    problems = [
+        f"{key}={value!r}: allowed in --node-config is true or false"
+        for key, value in zip(_KEPT, (model, personal), strict=True)
+        if not isinstance(value, bool)
+    ]
+    if not problems and personal and not model:
+        problems = ["keep-personal=True: allowed with keep-model=True, which it stands beside"]
+    if problems:
+        raise ConfigError(problems)
+    return bool(model), bool(personal)
 
 
 def oracle_options(node_config: NodeConfig) -> dict[str, str]:

@@ -69,6 +69,7 @@ class Policy(BaseModel):
     ) = _rule("least protection of the class histograms")
     epsilon: float | None = _rule("largest privacy budget ε of a run", gt=0)
     total_epsilon: float | None = _rule("largest ε of all runs together", gt=0)
+    cycles: int | None = _rule("most cycles of a run", ge=1)
     labels_per_cycle: int | None = _rule("most labels that a cycle asks for", ge=1)
     labels_per_run: int | None = _rule("most labels that a run asks for", ge=1)
     total_labels: int | None = _rule("most labels that all runs together ask for", ge=1)
@@ -123,6 +124,7 @@ class Policy(BaseModel):
         refuse(
             [
                 *self._privacy_broken(settings, past),
+                *_most_broken("cycles", self.cycles, settings.num_cycles),
                 *self._image_size_broken(settings, data),
                 *_names_broken("strategies", self.strategies, settings.strategy),
                 *_names_broken("strategies", self.strategies, *_first_choice(settings)),

@@ -19,6 +19,7 @@ from ahfal_app.client.node_config import (
     NodeConfig,
     at_site,
     is_site,
+    models_kept,
     oracle_options,
     partition_of,
     site_folders,
@@ -82,6 +83,7 @@ def client_for(
     policy, past, room = Policy(), PastRuns(), None
     if is_site(node_config):
         policy = Policy.from_node_config(node_config)
+        models_kept(node_config)  # What it says of them is checked before a run, not at its end.
         past = _admitted(policy, settings, order, node_config)
         room = _room(policy, settings, node_config, needed_bytes)
         root = state_folder(node_config)

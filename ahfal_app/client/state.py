@@ -28,7 +28,9 @@ from ahfal_app.training.sgd import TrainingState
 _log = logging.getLogger(__name__)
 
 _ORACLE = "oracle"
+_MODELS = "model"
 _TRAINING = re.compile(r"training-(\d+)-(\d+)\.safetensors")
+_LOCAL_MODEL = re.compile(r"local-model-(\d+)\.safetensors")
 _WATCHED = re.compile(r"watched-(\d+)-(\d+)\.safetensors")
 _PREDICTED = re.compile(r"predictions-(\d+)\.safetensors")
 _STOP_SET = "stop-set.safetensors"
@@ -171,6 +173,11 @@ class ClientState:
         """Where this client's oracle may keep files of its own, or None."""
         return self._folder / _ORACLE if self._folder is not None else None
 
+    @property
+    def models_folder(self) -> Path | None:
+        """Where a site leaves the models of its newest run, or None where this is no site."""
+        return self._root / _MODELS if self._root is not None else None
+
     def holds(self, folder: Path) -> bool:
         """Return whether a folder is part of a site's own state."""
         return self._root is not None and folder.resolve().is_relative_to(self._root.resolve())
@@ -218,7 +225,7 @@ class ClientState:
 
     def save_training(self, cycle: int, round_: int, state: TrainingState) -> None:
         """Keep the state after a round of local training."""
-        arrays = {_MOMENTUM + name: _array(tensor) for name, tensor in state.momentum.items()}
+        arrays = {_MOMENTUM + name: array_of(tensor) for name, tensor in state.momentum.items()}
         arrays[_EPOCHS] = np.array(state.epochs)
         name = f"training-{cycle}-{round_}.safetensors"
         self._save(name, arrays)
@@ -245,7 +252,7 @@ class ClientState:
     def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
         name = f"local-model-{cycle}.safetensors"
-        self._save(name, {key: _array(tensor) for key, tensor in state_dict.items()})
+        self._save(name, {key: array_of(tensor) for key, tensor in state_dict.items()})
         for other in list(self._pieces):
             if other.startswith("local-model-") and other != name:
                 self._forget(other)
@@ -254,9 +261,17 @@ class ClientState:
         """Return the local model f^L of a cycle, or None where it is missing or damaged."""
         return self._load(f"local-model-{cycle}.safetensors")
 
+    def newest_local_model(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the newest local model f^L and its cycle; None where nothing sound is left."""
+        matches = (_LOCAL_MODEL.fullmatch(name) for name in self._pieces)
+        for cycle in sorted((int(match[1]) for match in matches if match), reverse=True):
+            if (tensors := self.load_local_model(cycle)) is not None:
+                return cycle, tensors
+        return None
+
     def save_watched(self, cycle: int, round_: int, watched: dict[str, Tensor]) -> None:
         """Keep what a query strategy has watched of the pool up to a round of a cycle."""
-        arrays = {name: _array(tensor) for name, tensor in watched.items()}
+        arrays = {name: array_of(tensor) for name, tensor in watched.items()}
         self._save(f"watched-{cycle}-{round_}.safetensors", arrays)
         for old in self._watched_rounds()[:-_KEPT_ROUNDS]:
             self._forget("watched-{}-{}.safetensors".format(*old))
@@ -325,7 +340,7 @@ class ClientState:
             return None
 
 
-def _array(tensor: Tensor) -> NDArray[np.generic]:
+def array_of(tensor: Tensor) -> NDArray[np.generic]:
     """Return a tensor's values, one row after the other, whatever its layout is."""
     values: NDArray[np.generic] = tensor.detach().cpu().numpy()
     return values if values.flags.c_contiguous else values.copy(order="C")

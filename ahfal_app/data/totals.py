@@ -1,4 +1,6 @@
-"""Totals over samples as integers in parts: exact in 64 bits, whatever the scale of the numbers.
+"""Totals over samples as integers in parts, of 64 bits each: for numbers of any usual scale.
+
+Numbers are up to 1.1e12; what deviates by less than about 1e-14 counts as constant.
 
 A total of the numbers, or of their squares, is an integer of up to 206 bits. It travels in parts
 of 48 bits, least significant first; the last part has the sign and the rest. Parts are added up

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ahfal_app.evaluation.figures import Interval, ModelFigures, figures_of
+from ahfal_app.evaluation.figures import Interval, ModelFigures, figure_names, figures_of
 from ahfal_app.evaluation.sums import EvaluationSums, evaluation_sums
 
-__all__ = ["EvaluationSums", "Interval", "ModelFigures", "evaluation_sums", "figures_of"]
+__all__ = [
+    "EvaluationSums",
+    "Interval",
+    "ModelFigures",
+    "evaluation_sums",
+    "figure_names",
+    "figures_of",
+]

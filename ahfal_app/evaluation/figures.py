@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from ahfal_app.evaluation.sums import UNITS, EvaluationSums
-from ahfal_app.metrics import measure_all
+from ahfal_app.metrics import measure_all, metric_names
 
 #: Of each interval.
 LEVEL = 0.95
@@ -96,6 +96,11 @@ class ModelFigures:
     def precision_C(self) -> tuple[Interval, ...]:
         """Of the samples that were predicted as a class, how many are of it."""
         return _intervals(self.sums.confusion_CC, self.sums.confusion_CC.sum(axis=0))
+
+
+def figure_names() -> tuple[str, ...]:
+    """Return the names of all metrics that a test has, in their order."""
+    return ("accuracy", *metric_names(), "auroc", "calibration-error", "loss")
 
 
 def figures_of(sums: EvaluationSums) -> ModelFigures:

@@ -42,9 +42,7 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
             if not runs:
                 continue
             labels_T = runs[0].labels_T
-            curves = [
-                summarise(values) for values in zip(*(r.accuracy_T for r in runs), strict=True)
-            ]
+            curves = [summarise(values) for values in zip(*(r.values_T for r in runs), strict=True)]
             mean_T = [curve.mean for curve in curves]
             std_T = [curve.std or 0.0 for curve in curves]
             # Apart from each other, or the bars of nine methods would hide one another.
@@ -61,11 +59,12 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
             )
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set(xlabel="Labels, all clients together", ylabel="Test accuracy in %")
+        axes.set(xlabel="Labels, all clients together", ylabel=f"Test {results.metric} in %")
         _legend_below(figure, results.methods)
 
     title = f"Learning curves{point_text(point, ': ')}"
-    return draw_chart(name, title, "Accuracy against labels by method.", (_SIZE[0], 4.6), draw)
+    what = f"{results.metric.capitalize()} against labels by method."
+    return draw_chart(name, title, what, (_SIZE[0], 4.6), draw)
 
 
 def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
@@ -76,7 +75,12 @@ def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
         axes = figure.add_subplot()
         for place, method in enumerate(results.methods):
             found = [
-                [r.final_accuracy for r in results.runs if _is_at(r, results, method, axis, label)]
+                [
+                    value
+                    for r in results.runs
+                    if _is_at(r, results, method, axis, label)
+                    and (value := r.final_value) is not None
+                ]
                 for label in results.axes[axis]
             ]
             kept = [(v, summarise(list_)) for v, list_ in zip(values, found, strict=True) if list_]
@@ -90,15 +94,16 @@ def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
                 label=_method_label(method),
                 **_style(place),
             )
-        axes.set(xlabel=axis, ylabel="Final test accuracy in %")
+        axes.set(xlabel=axis, ylabel=f"Final test {results.metric} in %")
         if len(values) > 1 and min(values) > 0 and max(values) / min(values) >= 5:
             axes.set_xscale("log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
         _legend_below(figure, results.methods)
 
-    title = f"Final accuracy over {axis}"
-    return draw_chart(name, title, f"Accuracy against {axis} by method.", (_SIZE[0], 4.6), draw)
+    title = f"Final {results.metric} over {axis}"
+    what = f"{results.metric.capitalize()} against {axis} by method."
+    return draw_chart(name, title, what, (_SIZE[0], 4.6), draw)
 
 
 def class_gaps(rows: Sequence[tuple[str, float, float]], point: Point, name: str) -> Chart:

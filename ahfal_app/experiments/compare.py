@@ -10,7 +10,12 @@ from ahfal_app.code_version import code_hash
 from ahfal_app.errors import ReportError
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.grid import SEED
-from ahfal_app.experiments.results import ExperimentResults, RunResult, read_done
+from ahfal_app.experiments.results import (
+    ExperimentResults,
+    RunResult,
+    compared_by,
+    read_done,
+)
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.parameters import Scalar
 
@@ -21,18 +26,22 @@ _METHOD_FIRST = ("strategy", "local-update", "aggregation", "privacy", "align", 
 RUN = "run"
 
 
-def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
+def compare_runs(folders: Sequence[Path], metric: str = "") -> ExperimentResults:
     """Return runs as an experiment whose axes are the settings in which they differ.
 
     Parameters
     ----------
     folders : Sequence[Path]
         At least two runs' folders.
+    metric : str
+        What they are compared by; empty: their setting `metric`, where it is the same in all, and
+        else the accuracy.
 
     Raises
     ------
     ReportError
-        A folder holds no run that has come to its end, or there are fewer than two.
+        A folder holds no run that has come to its end, there are fewer than two, or one has no
+        such metric.
     """
     if len(folders) < 2:
         raise ReportError(f"{len(folders)} run to compare; at least 2 are needed")
@@ -56,7 +65,7 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
     if len({tuple(place.values()) for place in places}) < len(runs):
         names = _distinct_names([run.folder for run in runs])
         places = [{RUN: name, **place} for name, place in zip(names, places, strict=True)]
-    return ExperimentResults(
+    results = ExperimentResults(
         title="Comparison of runs",
         file=f"{len(runs)} runs",
         scale=Scale.PAPER,
@@ -68,6 +77,7 @@ def compare_runs(folders: Sequence[Path]) -> ExperimentResults:
         failures={},
         other_code=any(run.summary.get("code_hash") != code_hash() for run in runs),
     )
+    return compared_by(metric, results)
 
 
 def refuse_repetitions(folders: Sequence[Path]) -> None:

@@ -44,9 +44,11 @@ from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import provenances, with_provenances
 
-#: Where a run lies and is shown, and how long it waits, does not change what comes out.
+#: Where a run lies and is shown, how long it waits and what it is paid for does not change what
+#: comes out.
 NOT_IDENTITY = OF_SERVER | {
-    *("name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker")
+    *("name", "output-dir", "resume", "data-dir", "start-timeout", "round-timeout", "tracker"),
+    *("label-cost", "round-cost", "currency"),
 }
 
 

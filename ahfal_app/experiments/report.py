@@ -31,13 +31,15 @@ FIGURES = "figures"
 _MOST_PARTITIONS = 6
 
 
-def write_sweep_report(out: Path) -> Path:
+def write_sweep_report(out: Path, metric: str = "") -> Path:
     """Write the report of a sweep, also of one that is not complete.
 
     Parameters
     ----------
     out : Path
         The sweep's folder.
+    metric : str
+        What the runs are compared by; empty: as their settings say.
 
     Returns
     -------
@@ -47,10 +49,10 @@ def write_sweep_report(out: Path) -> Path:
     Raises
     ------
     SweepError, ReportError
-        The folder is not one of a sweep, or a run in it cannot be read.
+        The folder is not one of a sweep, or a run in it cannot be read or has no such metric.
     """
     out = out.absolute()
-    experiments = read_experiments(out)
+    experiments = read_experiments(out, metric)
     for folder in (TABLES, FIGURES):
         (out / folder).mkdir(exist_ok=True)
     pages = []
@@ -256,13 +258,18 @@ def _privacy_table(results: ExperimentResults) -> TextTable | None:
         return None
     rows = []
     for mode, runs in modes.items():
-        accuracies = [run.final_accuracy for run in runs]
+        values = [value for run in runs if (value := run.final_value) is not None]
         queries = [sum(c.bytes_up for c in run.run.metrics.cycles) for run in runs]
-        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(runs) > 1 else ""
-        rows.append((mode, f"{np.mean(accuracies):.2f}{spread}", f"{np.mean(queries):,.0f}"))
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        shown = f"{np.mean(values):.2f}{spread}" if values else tables.NOTHING
+        rows.append((mode, shown, f"{np.mean(queries):,.0f}"))
     return TextTable(
         title="Privacy of the histograms",
-        headings=("Protection", "Accuracy in %", "Bytes from clients besides models"),
+        headings=(
+            "Protection",
+            f"{results.metric.capitalize()} in %",
+            "Bytes from clients besides models",
+        ),
         rows=rows,
         numbers=frozenset({1, 2}),
     )

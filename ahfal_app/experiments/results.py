@@ -6,8 +6,9 @@ Shapes: T cycles, C classes, K clients.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from ahfal_app.experiments.grid import SEED
 from ahfal_app.experiments.paper import PaperNumber
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.experiments.summaries import Summaries
-from ahfal_app.parameters import Scalar
+from ahfal_app.parameters import Scalar, suggestion
+from ahfal_app.results.kept import ACCURACY, LOWER_IS_BETTER, value_of
 from ahfal_app.results.reading import Run, read_run
 
 EXPERIMENTS = "experiments"
@@ -35,13 +37,14 @@ Point = tuple[tuple[str, Scalar], ...]
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """A run that is done, with its place in the grid.
+    """A run that is done, with its place in the grid, and the metric that runs are compared by.
 
     Of one that is `summarised` the line in `summaries.jsonl` is all that is here.
     """
 
     labels: dict[str, Scalar]
     run: Run
+    metric: str = ACCURACY
     summarised: bool = False
 
     @property
@@ -66,14 +69,16 @@ class RunResult:
         return [cycle.labels for cycle in self.run.metrics.cycles]
 
     @property
-    def accuracy_T(self) -> list[float]:
-        """Test accuracy of each cycle, in percent."""
-        return [100 * cycle.accuracy for cycle in self.run.metrics.cycles]
+    def values_T(self) -> list[float]:
+        """The metric in the test of each cycle, in percent; NaN where it is not defined."""
+        found = (value_of(cycle, self.metric) for cycle in self.run.metrics.cycles)
+        return [math.nan if value is None else 100 * value for value in found]
 
     @property
-    def final_accuracy(self) -> float:
-        """Test accuracy of the last cycle, in percent."""
-        return self.accuracy_T[-1]
+    def final_value(self) -> float | None:
+        """The metric in the test of the last cycle, in percent; None where it is not defined."""
+        value = self.values_T[-1]
+        return None if math.isnan(value) else value
 
     @property
     def class_accuracy_C(self) -> NDArray[np.float64]:
@@ -121,6 +126,8 @@ class ExperimentResults:
         Whether they were run by another version of the code than this.
     warnings : tuple[str, ...]
         What a reader should know: labels that stand for the same run.
+    metric : str
+        What the runs are compared by.
     """
 
     title: str
@@ -134,6 +141,7 @@ class ExperimentResults:
     failures: dict[str, str]
     other_code: bool
     warnings: tuple[str, ...] = ()
+    metric: str = ACCURACY
 
     @property
     def method_axis(self) -> str:
@@ -187,19 +195,59 @@ class ExperimentResults:
         return None
 
 
-def read_experiments(out: Path) -> list[ExperimentResults]:
+def read_experiments(out: Path, metric: str = "") -> list[ExperimentResults]:
     """Read all experiments of a sweep's folder.
+
+    Parameters
+    ----------
+    out : Path
+        The sweep's folder.
+    metric : str
+        What the runs are compared by, of which more is better; empty: the setting `metric`, where
+        it is the same in all runs of an experiment, and else the accuracy.
 
     Raises
     ------
     SweepError
         The folder is not one of a sweep.
+    ReportError
+        Runs have no such metric.
     """
     files = sorted((out / EXPERIMENTS).glob("*.json"))
     if not files:
         raise SweepError(f"{out.absolute()}: not the folder of a sweep: no {EXPERIMENTS}/*.json")
     summaries = Summaries(out)
-    return [_read_experiment(out, file, summaries) for file in files]
+    return [compared_by(metric, _read_experiment(out, file, summaries)) for file in files]
+
+
+def compared_by(metric: str, results: ExperimentResults) -> ExperimentResults:
+    """Return an experiment's results with the metric that its runs are compared by.
+
+    Parameters
+    ----------
+    metric : str
+        As of `read_experiments`.
+    results : ExperimentResults
+        What is done of the experiment.
+
+    Raises
+    ------
+    ReportError
+        A run has no such metric.
+    """
+    said = {result.run.settings.metric for result in results.runs}
+    of_all = said.pop() if len(said) == 1 else ACCURACY
+    wanted = metric or (ACCURACY if of_all in LOWER_IS_BETTER else of_all)
+    for result in results.runs:
+        others = result.run.metrics.cycles[-1].metrics.keys() - {ACCURACY} - LOWER_IS_BETTER
+        known = (ACCURACY, *sorted(others))
+        if wanted not in known:
+            raise ReportError(
+                f"{result.run.folder}: metric={wanted!r}: allowed is {' | '.join(known)}"
+                f"{suggestion(wanted, known)}"
+            )
+    runs = tuple(replace(result, metric=wanted) for result in results.runs)
+    return replace(results, runs=runs, metric=wanted)
 
 
 def is_done(folder: Path) -> bool:

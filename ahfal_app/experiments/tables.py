@@ -19,6 +19,7 @@ from ahfal_app.experiments.comparison import (
 )
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
 from ahfal_app.parameters import Scalar
+from ahfal_app.results.kept import ACCURACY
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.units import bytes_text, seconds_text
 
@@ -30,12 +31,15 @@ NOTHING = "–"
 
 
 def accuracy_table(results: ExperimentResults) -> TextTable:
-    """Return the final accuracies, mean and deviation over seeds, beside the paper's."""
+    """Return the final accuracies, mean and deviation over seeds, beside the paper's.
+
+    With another metric than the accuracy, that stands in its place, and the paper's do not.
+    """
     points = results.settings_points
-    has_paper = bool(results.paper)
+    has_paper = bool(results.paper) and results.metric == ACCURACY
     headings = [results.method_axis]
     for point in points:
-        headings.append(f"{point_text(point) or 'accuracy'} (ours)")
+        headings.append(f"{point_text(point) or results.metric} (ours)")
         if has_paper:
             headings.append("paper")
     best = {point: _best(results, point) for point in points}
@@ -49,7 +53,7 @@ def accuracy_table(results: ExperimentResults) -> TextTable:
                 row.append(_paper_text(results, point, method))
         rows.append(row)
     return TextTable(
-        title="Final test accuracy in %",
+        title=f"Final test {results.metric} in %",
         headings=headings,
         rows=rows,
         numbers=frozenset(range(1, len(headings))),
@@ -83,7 +87,7 @@ def difference_table(results: ExperimentResults) -> TextTable | None:
     if not rows:
         return None
     return TextTable(
-        title=f"Differences to {reference}, in points of accuracy",
+        title=f"Differences to {reference}, in points of {results.metric}",
         headings=("Where", results.method_axis, "Difference", "Interval", "p", "Seeds"),
         rows=rows,
         numbers=frozenset({2, 3, 4, 5}),
@@ -101,11 +105,13 @@ def curve_table(results: ExperimentResults) -> TextTable:
             runs = results.at(point, method)
             if not runs:
                 continue
-            areas = [area_under_curve(run.labels_T, run.accuracy_T) for run in runs]
-            needed = [
-                None if target is None else labels_to_reach(target, run.labels_T, run.accuracy_T)
-                for run in runs
-            ]
+            curves = [(run.labels_T, run.values_T) for run in runs]
+            whole = {
+                place: area_under_curve(*curve)
+                for place, curve in enumerate(curves)
+                if np.isfinite(curve[1]).all()
+            }
+            needed = [None if target is None else labels_to_reach(target, *c) for c in curves]
             reached = [value for value in needed if value is not None]
             needed_text = f"{np.mean(reached):,.0f}" if len(reached) == len(runs) else NOTHING
             if 0 < len(reached) < len(runs):
@@ -114,19 +120,25 @@ def curve_table(results: ExperimentResults) -> TextTable:
                 (
                     point_text(point) or "all",
                     str(method),
-                    _mean_text(dict(enumerate(areas))),
+                    _mean_text(whole),
                     NOTHING if target is None else f"{target:.2f}",
                     needed_text,
                 )
             )
     return TextTable(
         title="Learning curves",
-        headings=("Where", results.method_axis, "Area in %", "Accuracy", "Labels needed for it"),
+        headings=(
+            "Where",
+            results.method_axis,
+            "Area in %",
+            results.metric.capitalize(),
+            "Labels needed for it",
+        ),
         rows=rows,
         numbers=frozenset({2, 3, 4}),
-        note="Area: mean accuracy over the labels, by the trapezoidal rule. Labels needed: to "
-        "reach the final mean accuracy of random sampling, or where that was not run of the "
-        "least accurate method; between cycles the curve is a straight line.",
+        note=f"Area: mean {results.metric} over the labels, by the trapezoidal rule. Labels "
+        f"needed: to reach the final mean {results.metric} of random sampling, or where that was "
+        "not run the lowest of a method; between cycles the curve is a straight line.",
     )
 
 
@@ -195,13 +207,17 @@ def cost_table(results: ExperimentResults) -> TextTable:
 def run_rows(results: ExperimentResults) -> tuple[list[str], list[list[object]]]:
     """Return a line for each cycle of each run, for a spreadsheet: headings and rows."""
     axes = list(results.axes)
-    headings = [*axes, "cycle", "labels", "accuracy", "loss", "seconds", "commit", "folder"]
+    cycles = [cycle for result in results.runs for cycle in result.run.metrics.cycles]
+    others = sorted({name for cycle in cycles for name in cycle.metrics} - {ACCURACY, "loss"})
+    headings = [*axes, "cycle", "labels", "accuracy", *others, "loss", "seconds", "commit"]
+    headings.append("folder")
     rows: list[list[object]] = []
     for result in results.runs:
         place = [result.labels.get(axis, "") for axis in axes]
         summary = result.run.summary
         for cycle in result.run.metrics.cycles:
-            values = [cycle.cycle + 1, cycle.labels, cycle.accuracy, cycle.loss]
+            measured = [cycle.accuracy, *map(cycle.metrics.get, others), cycle.loss]
+            values = [cycle.cycle + 1, cycle.labels, *measured]
             about = [summary["seconds"]["total"], summary["commit"], result.run.folder.name]
             rows.append([*place, *values, *about])
     return headings, rows
@@ -248,7 +264,7 @@ def _escaped(text: str) -> str:
 
 
 def _finals(results: ExperimentResults, point: Point, method: Scalar) -> dict[int, float]:
-    return results.by_seed(point, method, lambda result: result.final_accuracy)
+    return results.by_seed(point, method, lambda result: result.final_value)
 
 
 def _best(results: ExperimentResults, point: Point) -> Scalar | None:

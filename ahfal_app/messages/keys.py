@@ -8,6 +8,12 @@ CONFIG_KEY = "config"
 #: The record with a model's arrays.
 ARRAYS_KEY = "arrays"
 
+#: The record with what the file of a model says of it.
+MODEL_KEY = "model"
+
+#: In the answer to a model: whether the site has kept it.
+KEPT_KEY = "kept"
+
 #: The record with numbers that a client answers.
 METRICS_KEY = "metrics"
 

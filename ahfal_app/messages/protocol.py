@@ -26,6 +26,7 @@ TRAIN = "train"
 HISTOGRAM = "query.histogram"
 SELECT = "query.select"
 COLLECT = "query.collect"
+MODEL = "query.model"
 
 #: A run's identity, as `secrets.token_hex(8)` makes it. Folders are called after it.
 RUN_PATTERN = "[0-9a-f]{16}"
@@ -34,6 +35,8 @@ _CODE_PATTERN = "[0-9a-f]{64}"
 _LONGEST_SETTINGS = 1 << 16
 _LONGEST_PATH = 4096
 _LONGEST_FORMAT = 1 << 20
+# Classes and normalisation, as in a format, and some lines besides.
+_LONGEST_METADATA = _LONGEST_FORMAT + (1 << 16)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,22 @@ def _data_format(record: ConfigRecord, settings: Settings) -> DataFormat | None:
     if "data" not in record:
         return None
     return data_format_from(text(record, "data", ".+", _LONGEST_FORMAT), settings)
+
+
+def metadata_to_record(metadata: str) -> ConfigRecord:
+    """Return what a model's file says of it, as it travels."""
+    return ConfigRecord({"metadata": metadata})
+
+
+def metadata_from_record(record: ConfigRecord) -> str:
+    """Return the metadata of a model that came in; what they say is to be checked.
+
+    Raises
+    ------
+    ValueError
+        They are missing, no text or too long.
+    """
+    return text(record, "metadata", ".+", _LONGEST_METADATA)
 
 
 def grant_to_record(labels: int) -> MetricRecord:

@@ -43,8 +43,8 @@ class Disclosure:
     """
 
     def __init__(self, store: PrivacyStore, settings: Settings, run: str, client: int) -> None:
-        # Without any protection there is no number of releases to hold to.
-        releases = {} if settings.privacy == "none" else {"releases": settings.num_releases}
+        # Where no ε is divided by their number, a run may go on with more cycles.
+        releases = {"releases": settings.num_releases} if settings.uses_local_dp else {}
         store.hold_to(
             {
                 "privacy": settings.privacy,

@@ -23,6 +23,13 @@ from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: What is drawn of the stop set, and what it is called.
+_PREDICTIONS = (
+    ("kappa", "kappa"),
+    ("changed", "share changed"),
+    ("delta_f_macro", "ΔF, macro"),
+    ("uncertainty", "uncertainty"),
+)
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<")
 _LINES = ("-", "--", ":")
 _BLUE, _VERMILLION = _COLOURS[0], _COLOURS[1]
@@ -103,6 +110,48 @@ def rounds_chart(metrics: Metrics) -> Chart:
         "Training over the rounds",
         f"{len(rounds)} rounds; {len(starts)} times a new cycle starts.",
         (_WIDTH, 3.2 if len(panels) == 1 else 4.4),
+        draw,
+    )
+
+
+def predictions_chart(cycles: Sequence[CycleRecord]) -> Chart | None:
+    """Draw how predictions of the stop set agree with those of the cycle before.
+
+    Returns
+    -------
+    Chart or None
+        None where none were compared.
+    """
+    compared = [(c.cycle + 1, c.stop_set) for c in cycles if c.stop_set and c.stop_set.compared]
+    if not compared:
+        return None
+    numbers_T = [number for number, _ in compared]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, (name, label) in enumerate(_PREDICTIONS):
+            values_T = [getattr(values, name) for _, values in compared]
+            axes.plot(
+                numbers_T,
+                values_T,
+                color=_COLOURS[place],
+                marker=_MARKERS[place],
+                linestyle=_LINES[place % len(_LINES)],
+                label=label,
+            )
+        axes.set(xlabel="Cycle", ylabel="From 0 to 1")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        if len(numbers_T) == 1:
+            axes.set_xticks(numbers_T)
+        figure.legend(loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.2)
+
+    last = compared[-1][1]
+    return draw_chart(
+        "predictions",
+        "Predictions of the stop set, from cycle to cycle",
+        f"At the end kappa is {last.kappa:.2f}, and {100 * (last.changed or 0.0):.1f} % of the "
+        "predictions changed.",
+        (_WIDTH, 3.4),
         draw,
     )
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import yaml
 
+from ahfal_app.results.kept import Kept, kept_model
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import MODEL, Run, read_run
-from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.units import bounds_text, metric_text, percent, seconds_text
 from ahfal_app.storage.files import write_text
 
 CARD = "model-card.md"
 
-_UNKNOWN = "[More Information Needed]"
+#: The template's words for what a run cannot know.
+UNKNOWN = "[More Information Needed]"
 
 #: A test set of so few images cannot tell models apart that differ by some percent.
 _FEW_TESTS = 1000
@@ -42,16 +43,16 @@ def write_model_card(folder: Path) -> Path:
 def model_card(run: Run) -> str:
     """Return the model card of a run that has a last cycle, as Markdown with a YAML head."""
     sections = [
-        f"# Model Card for {_plain(run.folder.name)}",
+        f"# Model Card for {plain(run.folder.name)}",
         _summary(run),
         "## Model Details",
         _details(run),
         "## Uses",
-        _uses(run),
+        uses_text(_kind(run)),
         "## Bias, Risks, and Limitations",
         _limitations(run),
         "## How to Get Started with the Model",
-        _start(run),
+        start_text(_kind(run)),
         "## Training Details",
         _training(run),
         "## Evaluation",
@@ -61,17 +62,17 @@ def model_card(run: Run) -> str:
         "## Technical Specifications",
         _technical(run),
         "## Model Card Contact",
-        _UNKNOWN,
+        UNKNOWN,
     ]
     return f"---\n{_head(run)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _head(run: Run) -> str:
-    last = run.metrics.cycles[-1]
+    kept = _kept(run)
     result = {
         "task": {"type": _task(run)},
         "dataset": {"name": run.settings.data_name, "type": run.settings.dataset},
-        "metrics": [{"type": "accuracy", "value": round(last.accuracy, 6)}],
+        "metrics": [{"type": "accuracy", "value": _rounded(kept.accuracy)}],
     }
     head = {
         "library_name": "ahfal-app",
@@ -83,10 +84,10 @@ def _head(run: Run) -> str:
 
 
 def _summary(run: Run) -> str:
-    last = run.metrics.cycles[-1]
+    kept = _kept(run)
     return (
         f"A classifier of {_kind(run)} for {len(run.class_names)} classes, trained over "
-        f"{len(last.labels_per_client)} sites by federated active learning with {last.labels} "
+        f"{len(kept.labels_per_client_K)} sites by federated active learning with {kept.labels} "
         f"labels. The {_kind(run)} stayed at the sites."
     )
 
@@ -94,19 +95,20 @@ def _summary(run: Run) -> str:
 def _details(run: Run) -> str:
     settings = run.settings
     backbone = f", on features of `{settings.backbone}`" if settings.uses_backbone else ""
-    return _list(
-        ("Developed by", _UNKNOWN),
+    return facts_list(
+        ("Developed by", UNKNOWN),
         ("Model type", f"`{settings.model}`{backbone}"),
-        ("License", _UNKNOWN),
+        ("License", UNKNOWN),
         ("Finetuned from", f"`{settings.backbone}`" if settings.uses_backbone else "nothing"),
-        ("Classes", ", ".join(map(_plain, run.class_names))),
+        ("Classes", ", ".join(map(plain, run.class_names))),
     )
 
 
-def _uses(run: Run) -> str:
+def uses_text(kind: str) -> str:
+    """Return what a model of images or of vectors is for, and what not."""
     return (
         "### Direct Use\n\n"
-        f"To tell of which of its classes {_kind(run)} are, like those that it was trained on.\n\n"
+        f"To tell of which of its classes {kind} are, like those that it was trained on.\n\n"
         "### Out-of-Scope Use\n\n"
         "It gives a class whatever it is given, also for what is of none of them. It was not "
         "tested for any decision about people or their health; whoever uses it for one has to."
@@ -114,23 +116,29 @@ def _uses(run: Run) -> str:
 
 
 def _limitations(run: Run) -> str:
-    last, lines = run.metrics.cycles[-1], []
+    kept, lines = _kept(run), []
     tests = _tests(run)
     if tests and tests < _FEW_TESTS:
         bounds = _truth_text(run)
         lines.append(
-            f"- The test set has {tests} {_kind(run)}: a share of {percent(last.accuracy)} "
+            f"- The test set has {tests} {_kind(run)}: a share of {percent(kept.accuracy)} "
             f"measured on them {bounds}."
         )
     untested = [
         name
-        for name, share in zip(run.class_names, last.class_accuracy, strict=True)
+        for name, share in zip(run.class_names, kept.class_accuracy_C, strict=True)
         if share is None
     ]
+    if kept.is_chosen:
+        lines.append(
+            f"- It is the model of {kept.where}, chosen by its {kept.metric} in "
+            f"this test from {kept.compared} that were tested: its figures are optimistic, and "
+            "those of a test that chose nothing may be lower."
+        )
     if untested:
-        names = ", ".join(map(_plain, untested))
+        names = ", ".join(map(plain, untested))
         lines.append(f"- Classes without a test {_sample(run)}: {names}.")
-    worst = _worst(run, last)
+    worst = _worst(run, kept)
     if worst:
         lines.append(f"- {worst}")
     privacy = describe_privacy(run)
@@ -145,8 +153,9 @@ def _limitations(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _start(run: Run) -> str:
-    what = _kind(run).upper()
+def start_text(kind: str) -> str:
+    """Return the commands that use a model of images or of vectors."""
+    what = kind.upper()
     return (
         "```sh\n"
         f"ahfal predict {MODEL} {what} --out predictions.csv\n"
@@ -157,11 +166,15 @@ def _start(run: Run) -> str:
 
 
 def _training(run: Run) -> str:
-    settings, last = run.settings, run.metrics.cycles[-1]
+    settings, kept = run.settings, _kept(run)
     data = run.environment.get("data", {})
-    facts = _list(
+    facts = facts_list(
         ("Query strategy", f"`{settings.strategy}`"),
         ("Cycles and rounds", f"{len(run.metrics.cycles)} cycles of {settings.rounds} rounds"),
+        (
+            "Model of",
+            f"{kept.where}{f', the best by {plain(kept.metric)}' if kept.metric else ''}",
+        ),
         ("Local training", f"{settings.local_epochs} epochs, batches of {settings.batch_size}"),
         (
             "Optimiser",
@@ -172,35 +185,35 @@ def _training(run: Run) -> str:
         ("Seed", str(settings.seed)),
     )
     origin = (
-        f"`{_plain(settings.dataset)}`, SHA-256 of the server's copy "
+        f"`{plain(settings.dataset)}`, SHA-256 of the server's copy "
         f"`{data.get('fingerprint', 'unknown')}`"
         if settings.has_dataset
         else f"The sites' own {_kind(run)}; the server has none"
     )
     return (
         "### Training Data\n\n"
-        f"{origin}; {last.labels} labels over {len(last.labels_per_client)} sites.\n\n"
+        f"{origin}; {kept.labels} labels over {len(kept.labels_per_client_K)} sites.\n\n"
         f"### Training Procedure\n\n{facts}"
     )
 
 
 def _evaluation(run: Run) -> str:
-    last = run.metrics.cycles[-1]
-    intervals = last.tests[0].intervals if last.tests else {}
+    kept = _kept(run)
+    intervals = kept.tests[0].intervals if kept.tests else {}
     rows = ["| metric | value | 95 % |", "| --- | --- | --- |"]
     rows += [
         f"| {name.replace('-', ' ')} | {metric_text(name, value)} | "
         f"{bounds_text(intervals.get(name)) or 'n/a'} |"
-        for name, value in {"accuracy": last.accuracy, **last.metrics}.items()
+        for name, value in {"accuracy": kept.accuracy, **kept.metrics}.items()
     ]
     untested = f"no test {_sample(run)}"
     by_class = ["| class | recall |", "| --- | --- |"]
     by_class += [
-        f"| {_plain(name)} | {percent(share) if share is not None else untested} |"
-        for name, share in zip(run.class_names, last.class_accuracy, strict=True)
+        f"| {plain(name)} | {percent(share) if share is not None else untested} |"
+        for name, share in zip(run.class_names, kept.class_accuracy_C, strict=True)
     ]
     tests = _tests(run)
-    at_sites = bool(last.tests) and last.tests[0].where == "sites"
+    at_sites = bool(kept.tests) and kept.tests[0].where == "sites"
     where = (
         f"that the sites hold out of their labels (chosen, not drawn from all of their "
         f"{_kind(run)}), or bring for testing alone"
@@ -218,16 +231,16 @@ def _impact(run: Run) -> str:
     hardware = run.environment.get("hardware", {})
     seconds = sum(run.metrics.seconds.values())
     gpus = ", ".join(map(str, hardware.get("gpus", []))) or "no GPU"
-    return _list(
+    return facts_list(
         ("Hardware of the server", f"{hardware.get('processor', 'unknown')}, {gpus}"),
         ("Time", seconds_text(seconds)),
-        ("Carbon emitted", _UNKNOWN),
+        ("Carbon emitted", UNKNOWN),
     )
 
 
 def _technical(run: Run) -> str:
     code, versions = run.environment.get("code", {}), run.environment.get("versions", {})
-    return _list(
+    return facts_list(
         ("Software", f"ahfal {code.get('version', 'unknown')}, code `{code.get('hash', '')[:16]}`"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     )
@@ -235,24 +248,32 @@ def _technical(run: Run) -> str:
 
 def _truth_text(run: Run) -> str:
     """Return in words what the accuracy may be in truth."""
-    last = run.metrics.cycles[-1]
-    bounds = last.tests[0].intervals.get("accuracy") if last.tests else None
+    kept = _kept(run)
+    bounds = kept.tests[0].intervals.get("accuracy") if kept.tests else None
     if bounds is None:
         return "may be some percent higher or lower in truth"
     return f"may be {bounds_text(bounds)} in truth (95 %)"
 
 
-def _worst(run: Run, last: CycleRecord) -> str:
+def _worst(run: Run, kept: Kept) -> str:
     shares = [
         (share, name)
-        for name, share in zip(run.class_names, last.class_accuracy, strict=True)
+        for name, share in zip(run.class_names, kept.class_accuracy_C, strict=True)
         if share is not None
     ]
     if not shares:
         return ""
     share, name = min(shares)
     recognised = f"{percent(share)} of its test {_kind(run)} are recognised"
-    return f"Its worst class is {_plain(name)}: {recognised}."
+    return f"Its worst class is {plain(name)}: {recognised}."
+
+
+def _kept(run: Run) -> Kept:
+    return kept_model(run.metrics, run.settings)
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 6)
 
 
 def _kind(run: Run) -> str:
@@ -270,18 +291,19 @@ def _task(run: Run) -> str:
 
 
 def _tests(run: Run) -> int | None:
-    last = run.metrics.cycles[-1]
-    if last.tests:
-        return last.tests[0].samples
+    kept = _kept(run)
+    if kept.tests:
+        return kept.tests[0].samples
     found: Any = run.environment.get("data", {}).get("test")
     return found if isinstance(found, int) else None
 
 
-def _list(*facts: tuple[str, str]) -> str:
+def facts_list(*facts: tuple[str, str]) -> str:
+    """Return facts, each with its name, as a list in Markdown."""
     return "\n".join(f"- **{name}:** {value}" for name, value in facts)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return text that Markdown shows as it is, in one line."""
     one_line = " ".join(text.split())
     return "".join(

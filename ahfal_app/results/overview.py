@@ -30,8 +30,8 @@ from ahfal_app.results.records import called
 from ahfal_app.results.status import Phase, RunStatus, SiteStatus, State, read_status
 from ahfal_app.results.time_left import seconds_left
 
-#: How far below a folder the folders of runs are looked for: those of a sweep are two below.
-_DEPTH = 2
+#: How far below a folder runs are looked for: those of a sweep are two below its folder.
+_DEPTH = 3
 
 
 class Condition(enum.StrEnum):

@@ -115,7 +115,8 @@ class RoundRecord(_Record):
     """One federated round.
 
     `clients` is the number that answered; `train_loss` is None where it was not finite;
-    `test_accuracy` is None in rounds without a test of the global model.
+    `test_accuracy` is None in rounds without a test of the global model, and `metrics` and `tests`
+    are empty there; else they are as of a cycle, without matrices.
     """
 
     kind: Literal["round"] = "round"
@@ -126,6 +127,8 @@ class RoundRecord(_Record):
     num_examples: Count
     train_loss: Loss
     test_accuracy: Share | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    tests: tuple[TestRecord, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)
     bytes_down: Count = 0
     bytes_up: Count = 0

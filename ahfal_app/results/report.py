@@ -22,10 +22,13 @@ from ahfal_app.results import (
     heat_maps,
     tables,
 )
+from ahfal_app.results.costs import amount, cost_of, money
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
 from ahfal_app.results.records import CycleRecord, TestRecord
 from ahfal_app.results.selections import read_class_counts
+from ahfal_app.results.stopping import SERIES, saved_labels, stopping_table
 from ahfal_app.results.summary import status_text
 from ahfal_app.results.svg import Chart
 from ahfal_app.results.tables import TextTable, grid_table
@@ -111,8 +114,10 @@ def _facts(run: Run) -> list[Fact]:
         name = "Final test accuracy" if run.is_complete else "Test accuracy so far"
         facts += [
             Fact(name, percent(last.accuracy), _trained_note(last)),
+            *_kept_fact(run),
             Fact("Labels spent", f"{last.ledger.spent:,}", _ledger_note(last)),
             Fact("Clients", f"{len(last.labels_per_client)}", _partition_note(run)),
+            *_cost_fact(run),
         ]
     seconds = sum(metrics.seconds.values())
     sent = f"{bytes_text(metrics.bytes_down)} to, {bytes_text(metrics.bytes_up)} from clients"
@@ -124,6 +129,26 @@ def _facts(run: Run) -> list[Fact]:
         Fact("Time", seconds_text(seconds), "sum over all phases"),
         Fact("Sent", bytes_text(metrics.bytes_down + metrics.bytes_up), sent),
     ]
+
+
+def _cost_fact(run: Run) -> list[Fact]:
+    cost = cost_of(run)
+    if cost is None:
+        return []
+    parts = [f"{money(cost.labels, cost.currency)} for labels"]
+    if cost.rounds:
+        parts.append(f"{money(cost.rounds, cost.currency)} for rounds")
+    if saved := saved_labels(run):
+        price = money(amount(saved, run.settings.label_cost), cost.currency)
+        parts.append(f"{price} saved by stopping")
+    return [Fact("Cost", money(cost.total, cost.currency), ", ".join(parts))]
+
+
+def _kept_fact(run: Run) -> list[Fact]:
+    kept = kept_of(run)
+    if kept is None or not kept.is_chosen:
+        return []
+    return [Fact("Accuracy of the best model", percent(kept.accuracy), f"{kept.where}; {kept.why}")]
 
 
 def _trained_note(cycle: CycleRecord) -> str:
@@ -169,7 +194,12 @@ def _partition_note(run: Run) -> str:
 def _rounds_note(run: Run) -> str:
     rounds = f"{len(run.metrics.rounds)} rounds, {run.settings.rounds} in a cycle"
     stopped_by = run.metrics.cycles[-1].stopped_by if run.metrics.cycles else ""
-    return f"{rounds}; stopping={run.settings.stopping}: {stopped_by}" if stopped_by else rounds
+    if not stopped_by:
+        return rounds
+    return (
+        f"{rounds}; stopping={run.settings.stopping}: {stopped_by}; {saved_labels(run):,} labels "
+        "fewer than planned"
+    )
 
 
 def _panels(run: Run) -> list[Panel]:
@@ -182,6 +212,7 @@ def _panels(run: Run) -> list[Panel]:
         *_test_panels(run),
         _selection_panel(run) if run.class_names else None,
         _rounds_panel(run) if run.metrics.rounds else None,
+        _predictions_panel(cycles),
     ]
     return [panel for panel in candidates if panel is not None]
 
@@ -354,6 +385,31 @@ def _rounds_panel(run: Run) -> Panel:
     )
 
 
+def _predictions_panel(cycles: Sequence[CycleRecord]) -> Panel | None:
+    chart = figures.predictions_chart(cycles)
+    if chart is None:
+        return None
+    observed = [cycle for cycle in cycles if cycle.stop_set is not None]
+    rows = {
+        f"{cycle.cycle + 1}": [
+            f"{cycle.stop_set.compared:,} of {cycle.stop_set.drawn:,}",
+            *(
+                "n/a" if (value := getattr(cycle.stop_set, name)) is None else f"{value:.4f}"
+                for name in SERIES
+            ),
+        ]
+        for cycle in observed
+        if cycle.stop_set is not None
+    }
+    headings = ("Compared", "Kappa", "Changed", "ΔF, macro", "ΔF, worst class", "Uncertainty")
+    return Panel(
+        chart,
+        "Of the global model on the clients' stop set, against the cycle before. Models that start "
+        "afresh in each cycle differ by that alone.",
+        grid_table("Predictions of the stop set", "Cycle", headings, rows),
+    )
+
+
 def _cycle_names(cycles: Sequence[CycleRecord]) -> list[str]:
     return [f"Cycle {cycle.cycle + 1}" for cycle in cycles]
 
@@ -369,6 +425,7 @@ def _tables(run: Run) -> list[TextTable]:
         evaluation_tables.metrics_table(last) if last else None,
         evaluation_tables.sites_table(last) if last else None,
         *by_class,
+        stopping_table(run),
         privacy_table(run),
         tables.failure_table(metrics),
         tables.not_used_table(run.environment),

@@ -46,6 +46,7 @@ class Phase(enum.StrEnum):
     TESTING = "testing the model"
     CHOOSING = "choosing images"
     LABELLING = "waiting for labels"
+    SENDING = "sending the model to the sites"
     ENDED = "ended"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from ahfal_app.learning_curve import Curve, fit_curve
 from ahfal_app.plugins import STOPPING
 from ahfal_app.results.costs import amount, money
 from ahfal_app.results.reading import Run
@@ -86,8 +88,31 @@ def stopping_summary(run: Run) -> dict[str, Any]:
         "series": {
             name: values for name, values in series.items() if values != [None] * len(values)
         },
+        "promised_gains": promised_gains(run),
         "would_have_stopped": [asdict(each) for each in would_have_stopped(run)],
     }
+
+
+def promised_gains(run: Run) -> list[dict[str, Any]]:
+    """Return what the curve of each cycle promised of its purchase, and what that brought.
+
+    As `stopping=gain` goes by it, but with the labels that were bought: test accuracies, as shares.
+    """
+    cycles, gains = run.metrics.cycles, []
+    for count in range(1, len(cycles)):
+        until, now, following = cycles[:count], cycles[count - 1], cycles[count]
+        try:
+            fitted = fit_curve([c.labels for c in until], [c.accuracy for c in until])
+        except ValueError:
+            continue  # Too few points for a curve.
+        found = fitted.range_of(partial(_gain, now.labels, following.labels))
+        observed = following.accuracy - now.accuracy
+        gains.append({"cycle": now.cycle, **asdict(found), "observed": observed})
+    return gains
+
+
+def _gain(now: int, following: int, curve: Curve) -> float:
+    return curve(following) - curve(now)
 
 
 def stopping_table(run: Run) -> TextTable | None:
@@ -155,6 +180,7 @@ def _first_stop(run: Run, rule: StoppingRule, history: list[CycleResult]) -> Wou
     for count in range(1, min(len(history), run.settings.num_cycles - 1) + 1):
         if rule.stops(history[:count]):
             cycle, planned = run.metrics.cycles[count - 1], planned_labels(run)
-            saved = max(0, planned - cycle.labels) if planned is not None else None
+            had = cycle.labels + cycle.held_out
+            saved = max(0, planned - had) if planned is not None else None
             return WouldStop(rule.name, cycle.cycle, cycle.labels, cycle.accuracy, saved)
     return WouldStop(rule.name)

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ahfal_app.results.costs import cost_of, money
 from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
+from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
+from ahfal_app.results.stopping import stopping_summary
 from ahfal_app.results.units import (
     bounds_text,
     bytes_text,
@@ -28,7 +31,7 @@ _FILES = (
     ("report.html", "report"),
     ("summary.json", "summary"),
     ("metrics.jsonl", "all metrics"),
-    ("model.safetensors", "final global model"),
+    ("model.safetensors", "global model"),
     ("model-card.md", "model card"),
     ("config.yaml", "settings"),
 )
@@ -44,9 +47,10 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
     stopped : str
         Why the run ended early; empty if it did not.
     """
-    settings, cycles = run.settings, run.metrics.cycles
+    settings, cycles, kept = run.settings, run.metrics.cycles, kept_of(run)
     seconds = run.metrics.seconds
     code = run.environment.get("code", {})
+    cost = cost_of(run)
     return {
         "name": run.folder.name,
         "strategy": settings.strategy,
@@ -63,12 +67,19 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "num_cycles": settings.num_cycles,
         "stopped_by": cycles[-1].stopped_by if cycles else "",
         "final_accuracy": cycles[-1].accuracy if cycles else None,
+        "kept": kept.to_json() if kept else None,
         "accuracy_per_cycle": [cycle.accuracy for cycle in cycles],
+        "metrics_per_cycle": {
+            name: [cycle.metrics.get(name) for cycle in cycles]
+            for name in sorted({name for cycle in cycles for name in cycle.metrics})
+        },
         "labels_per_cycle": [cycle.labels for cycle in cycles],
         "tests": [test.model_dump(mode="json") for test in cycles[-1].tests] if cycles else [],
         "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
         "held_out": cycles[-1].held_out if cycles else 0,
         "ledger": asdict(cycles[-1].ledger) if cycles else None,
+        "cost": cost.to_summary() if cost is not None else None,
+        "stopping": stopping_summary(run),
         "seconds": {"total": sum(seconds.values()), **seconds},
         "privacy": describe_privacy(run),
         "bytes_down": run.metrics.bytes_down,
@@ -169,6 +180,8 @@ def _test_lines(cycles: Sequence[CycleRecord]) -> list[str]:
 def _closing(run: Run) -> list[str]:
     metrics = run.metrics
     lines = []
+    if (kept := kept_of(run)) and kept.is_chosen:
+        lines.append(f"model of {kept.where}: {kept.why}")
     if metrics.cycles:
         lines += _test_lines(metrics.cycles)
         ledger = metrics.cycles[-1].ledger
@@ -176,6 +189,11 @@ def _closing(run: Run) -> list[str]:
             f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "
             f"of {ledger.allotted:,} allotted"
         )
+    if (cost := cost_of(run)) is not None:
+        parts = [f"{money(cost.labels, cost.currency)} for labels"]
+        if cost.rounds:
+            parts.append(f"{money(cost.rounds, cost.currency)} for rounds")
+        lines.append(f"paid: {', '.join(parts)}")
     if run.settings.uses_local_dp:
         spent, epsilon = metrics.epsilon_spent, run.settings.epsilon
         lines.append(f"privacy: ε {spent:g} of {epsilon:g} spent on each client's histograms")

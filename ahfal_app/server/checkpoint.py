@@ -70,8 +70,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     numbers = _numbers(folder)
     number = numbers[-1] + 1 if numbers else 1
     contents = {
-        _MODEL: save_arrays(_ordered(checkpoint.arrays)),
-        _AGGREGATION: save_arrays(_ordered(checkpoint.aggregation)),
+        _MODEL: save_arrays(ordered(checkpoint.arrays)),
+        _AGGREGATION: save_arrays(ordered(checkpoint.aggregation)),
     }
     state = {
         "schema": SCHEMA_VERSION,
@@ -149,7 +149,8 @@ def _state_hash(state: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _ordered(arrays: Arrays) -> Arrays:
+def ordered(arrays: Arrays) -> Arrays:
+    """Return arrays whose values lie one row after the other, as safetensors wants them."""
     return {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }

@@ -196,13 +196,12 @@ class Events:
         """Return what was told before; None where nobody knows, so that nothing is told twice."""
         path = self._source.folder / EVENTS
         try:
-            told = json.loads(path.read_bytes())["told"]
+            return set(map(str, json.loads(path.read_bytes())["told"]))
         except FileNotFoundError:
             return set()
         except (OSError, ValueError, TypeError, KeyError) as error:
             self._warn(f"{path}: cannot be read ({error}); no more events are told")
             return None
-        return set(map(str, told))
 
     def _work(self) -> None:
         while (content := self._queue.get()) is not None:
@@ -239,10 +238,12 @@ def checked_target(target: str) -> str:
         words = shlex.split(target)
     except ValueError as error:
         raise ConfigError([f"{_KEY}={target!r}: {error}; {_ALLOWED}"]) from error
-    found = shutil.which(expanded(_KEY, words[0])) if words else None
+    name = words[0] if words else ""
+    # Without a folder it is one of the search path's.
+    found = shutil.which(expanded(_KEY, name).absolute() if os.sep in name else name)
     if found is None:
         raise ConfigError([f"{_KEY}={target!r}: {_ALLOWED}"])
-    return shlex.join([os.path.abspath(found), *words[1:]])  # Links stay: they may be versions.
+    return shlex.join([str(Path(found).absolute()), *words[1:]])
 
 
 def _checked_address(target: str) -> str:

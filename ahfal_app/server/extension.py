@@ -75,7 +75,7 @@ def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
     Raises
     ------
     ConfigError
-        They are no more than the run has, or its sites were promised no more releases.
+        They are no more than the run has, or its ε is divided by the number of its cycles.
     """
     before = stored.to_flat()
     anew = {key: value for key, value in said.items() if value != before.get(key)}
@@ -91,11 +91,13 @@ def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
                 "gives it more"
             ]
         )
-    if stored.privacy != "none":
+    if stored.uses_local_dp:
         raise ConfigError(
             [
                 f"{told}: allowed with privacy={stored.privacy!r} are the run's "
-                f"{stored.num_cycles} cycles, since its sites were promised no more releases"
+                f"{stored.num_cycles} cycles: its sites were promised privacy.epsilon="
+                f"{stored.epsilon} for all {stored.num_releases} histograms together, and more of "
+                "them would cost more"
             ]
         )
     return found

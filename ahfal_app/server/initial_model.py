@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ahfal_app.data.images import DataFormat
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import MODEL
-from ahfal_app.training.model_use import METADATA, ModelUse
+from ahfal_app.training.model_use import METADATA, ModelUse, model_metadata
 
 _Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -43,14 +43,9 @@ class ModelFacts:
     backbone: str
     takes_vectors: bool = False
 
-    def to_metadata(self, use: object = None) -> dict[str, str]:
-        """Return it as a file of safetensors has it, with how the model is used.
-
-        Under one key: safetensors writes several in an order that varies, and equal runs are to
-        leave equal files.
-        """
-        said = {"backbone": self.backbone, "classes": self.classes}
-        return {METADATA: json.dumps(said if use is None else {**said, _USE: use})}
+    def to_metadata(self, use: Mapping[str, object] | None = None) -> dict[str, str]:
+        """Return it as a file of safetensors has it, with how the model is used."""
+        return model_metadata(self.classes, self.backbone, use)
 
 
 def with_initial(

@@ -24,6 +24,7 @@ from ahfal_app.server.aggregation import (
     Aggregation,
 )
 from ahfal_app.server.beginning import begin
+from ahfal_app.server.delivery import deliver
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.known_labels import KnownLabels
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
@@ -32,7 +33,7 @@ from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import is_asked_of_sites, standardised
 from ahfal_app.server.stop_set import Observed, observe_stop_set
-from ahfal_app.server.testing import Tested, evaluate_everywhere
+from ahfal_app.server.testing import Tested, evaluate_everywhere, without_matrices
 from ahfal_app.server.watch import Watch
 from ahfal_app.stop_set import Observation
 from ahfal_app.training.prediction import Evaluation
@@ -63,6 +64,8 @@ class Hooks:
     stops : Callable[[int, Evaluation, Observation | None], str]
         Called with a cycle's labels, its test and what it predicts of the stop set; returns why the
         run ends there, or nothing.
+    tested : Callable[[RoundRecord | CycleRecord, ArrayRecord], None]
+        Called with each record before it is kept, and with the global model that it is about.
     watch : Watch
         Told what is being done.
     """
@@ -74,6 +77,7 @@ class Hooks:
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
     stops: Callable[[int, Evaluation, Observation | None], str] = lambda *_: ""
+    tested: Callable[[RoundRecord | CycleRecord, ArrayRecord], None] = lambda _record, _arrays: None
     watch: Watch = field(default_factory=Watch)
 
 
@@ -172,6 +176,13 @@ class FederatedActiveLearning:
         self._progress.run_done()
         return model
 
+    def deliver(self, arrays: ArrayRecord, metadata: str) -> None:
+        """Send all sites the model that the run leaves, once it has run."""
+        cycle = min(self._order.cycle, self._order.settings.num_cycles - 1)
+        self._hooks.watch.phase(Phase.SENDING, cycle, self._order.settings.rounds)
+        order, absent = replace(self._order, round=0), self._membership.failures
+        deliver(self._federation, order, arrays, metadata, absent, self._progress)
+
     def _announce(self) -> None:
         """Tell what is about to be run."""
         settings, (cycle, round_) = self._order.settings, self._first
@@ -199,7 +210,15 @@ class FederatedActiveLearning:
 
     def _join_again(self) -> None:
         """Let clients take part that were away, or came back under another node id."""
-        self._welcome(join_again(self._federation, self._order, self._membership))
+        found = join_again(self._federation, self._order, self._membership)
+        for client in found:
+            name, is_back = self._federation.name(client), client in self._labels.bought
+            samples = self._membership.members[client].num_samples
+            self._progress.note(
+                f"{name} {'is back' if is_back else 'joins'}, with {samples} samples, in cycle "
+                f"{self._order.cycle + 1}"
+            )
+        self._welcome(found)
         self._begin(is_start=False)
 
     def _welcome(self, clients: list[int]) -> None:
@@ -260,7 +279,7 @@ class FederatedActiveLearning:
         sent = self._federation.traffic
         trained = self._rounds.run(replace(self._order, round=round_), arrays)
         seconds = dict(trained.seconds)
-        accuracy = self._accuracy_between(round_, trained.arrays, seconds)
+        tested = self._tested_between(round_, trained.arrays, seconds)
         down, up = self._traffic_since(sent)
         record = RoundRecord(
             cycle=self._order.cycle,
@@ -269,26 +288,29 @@ class FederatedActiveLearning:
             failed=self._failed(self._membership.failures | trained.replies.failures),
             num_examples=trained.answer.num_examples,
             train_loss=trained.answer.loss,
-            test_accuracy=accuracy,
+            test_accuracy=tested.evaluation.accuracy if tested else None,
+            metrics=tested.evaluation.figures.metrics if tested else {},
+            tests=tuple(map(without_matrices, tested.records)) if tested else (),
             seconds=seconds,
             bytes_down=down,
             bytes_up=up,
         )
+        self._hooks.tested(record, trained.arrays)
         self._hooks.record(record)
         self._hooks.checkpoint(self._order.cycle, round_, trained.arrays, self._labels.bought)
         self._progress.round_done(record)
         return trained.arrays
 
-    def _accuracy_between(
+    def _tested_between(
         self, round_: int, arrays: ArrayRecord, seconds: dict[str, float]
-    ) -> float | None:
+    ) -> Tested | None:
         settings = self._order.settings
         every = settings.evaluate_every
         if not every or round_ % every or round_ == settings.rounds:
             return None
         tested = self._test(arrays, round_)
         seconds |= tested.seconds
-        return tested.evaluation.accuracy
+        return tested
 
     def _test(self, arrays: ArrayRecord, round_: int) -> Tested:
         """Test the global model, on the server, at the sites, or both."""
@@ -327,6 +349,7 @@ class FederatedActiveLearning:
         record = self._cycle_record(
             tested, observed, trained_on, held_out, purchase, seconds, (down, up)
         )
+        self._hooks.tested(record, arrays)
         self._hooks.record(record)
         self._progress.cycle_done(record)
         following = arrays

@@ -12,6 +12,7 @@ from ahfal_app.backbones import PRETRAINED, UNTRAINED, backbone_problem
 from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
+from ahfal_app.evaluation import figure_names
 from ahfal_app.models import model_problem, network_parameters
 from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
@@ -55,6 +56,7 @@ def check_settings(values: Mapping[str, object]) -> Settings:
     problems.extend(problem for found in refused.values() for problem in found)
     problems.extend(_partition_problem(settings))
     problems.extend(_initial_problem(settings))
+    problems.extend(_metric_problem(settings))
     for needed, check in _TOGETHER:
         if not refused.keys() & needed:
             problems.extend(check(settings))
@@ -211,6 +213,14 @@ def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
     if not settings.counts_labels or settings.has_global_budget:
         return []
     return [name for name, size in sizes.items() if size < settings.target_labels]
+
+
+def planned_labels(settings: Settings, sizes: Sequence[int]) -> int:
+    """Return how many labels clients of these sizes have at the end of a run."""
+    last = settings.num_cycles - 1
+    if settings.has_global_budget:
+        return settings.labels_due(last, sum(sizes))
+    return sum(settings.labels_due(last, size) for size in sizes)
 
 
 def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
@@ -371,6 +381,15 @@ def _initial_problem(settings: Settings) -> list[str]:
         f"initial-strategy={value!r}: allowed are those that need no labels: {' | '.join(names)}"
         f"{suggestion(value, names)}"
     ]
+
+
+def _metric_problem(settings: Settings) -> list[str]:
+    """Refuse a metric that no test gives."""
+    names = figure_names()
+    if settings.metric in names:
+        return []
+    near = suggestion(settings.metric, names)
+    return [f"metric={settings.metric!r}: allowed is {' | '.join(names)}{near}"]
 
 
 def first_strategies() -> list[str]:

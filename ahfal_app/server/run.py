@@ -28,6 +28,7 @@ from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import FAMILIES, shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
+from ahfal_app.results.kept import kept_model
 from ahfal_app.results.model_card import write_model_card
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics
@@ -35,6 +36,7 @@ from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
 from ahfal_app.server.aggregation import Aggregation
+from ahfal_app.server.candidates import Candidates
 from ahfal_app.server.checkpoint import (
     Arrays,
     Checkpoint,
@@ -53,6 +55,7 @@ from ahfal_app.server.preflight import (
     check_data,
     check_settings,
     labelled_whole,
+    planned_labels,
     with_absolute_paths,
 )
 from ahfal_app.server.shared_budget import SharedBudget
@@ -61,10 +64,11 @@ from ahfal_app.server.watch import StatusKeeper
 from ahfal_app.stop_set import Observation
 from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
-from ahfal_app.training.model_use import ModelUse, describe_use
+from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
+_CANDIDATES = "candidates"
 _BUDGET = "budget.json"
 
 _log = logging.getLogger(__name__)
@@ -181,6 +185,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     history = recorder.truncate_after(position.cycle, position.round)
     for reason in start.checkpoint.skipped:
         progress.warn(f"a newer checkpoint cannot be used: {reason}")
+    candidates = Candidates(start.folder / _CANDIDATES, start.settings, history)
     aggregation = Aggregation(
         start.settings, start.loaded.trainable_names, start.checkpoint.aggregation
     )
@@ -208,7 +213,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             proximal_mu=aggregation.proximal_mu,
             backbone=_facts(start.loaded).backbone,
         ),
-        _hooks(start, recorder, progress, aggregation, tracking, keeper, events),
+        _hooks(start, recorder, progress, aggregation, tracking, candidates, keeper, events),
         progress,
         federation,
         aggregation,
@@ -230,17 +235,20 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     with events, keeper, tracking:
         try:
             with progress:
-                final = learning.run(arrays)
+                last = _to_numpy(learning.run(arrays))
+                final = candidates.chosen(last)
         except AhfalError as error:
             stopped = f"{type(error).__name__}: {error}"
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
         metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
-        save_file(_to_numpy(final), start.folder / MODEL, metadata)
+        save_file(final, start.folder / MODEL, metadata)
         write_model_card(start.folder)
         recorder.finish()
         tracking.finish(write_report(start.folder))
+        if start.settings.has_sites:
+            learning.deliver(held_record(final), metadata[METADATA])
     return start.folder
 
 
@@ -318,6 +326,7 @@ def _hooks(
     progress: Progress,
     aggregation: Aggregation,
     tracking: Tracking,
+    candidates: Candidates,
     keeper: StatusKeeper,
     events: Events,
 ) -> Hooks:
@@ -334,6 +343,7 @@ def _hooks(
         position = Position(run, cycle, round_)
         state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
         write_checkpoint(start.folder / CHECKPOINT, state)
+        candidates.committed()
         tracking.committed()
 
     def joined(membership: Membership) -> None:
@@ -349,6 +359,7 @@ def _hooks(
         joined=joined,
         standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
         stops=functools.partial(_stops, start),
+        tested=lambda record, arrays: candidates.tested(record, lambda: _to_numpy(arrays)),
         watch=keeper,
     )
 
@@ -379,8 +390,9 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
             f"{loaded.device.type}; Flower's simulation gives clients a GPU only by "
             "client-resources-num-gpus"
         )
+    planned = planned_labels(settings, list(sizes.values()))
     if settings.has_sites:
-        _record_start(start, recorder, settings)
+        _record_start(start, recorder, settings, planned)
         return
     partition = resources(settings).partition
     _check_same_data(loaded, partition, membership)
@@ -389,7 +401,8 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
-    _record_start(start, recorder, settings, describe_partition(counts, partition.fingerprint))
+    described = describe_partition(counts, partition.fingerprint)
+    _record_start(start, recorder, settings, planned, described)
 
 
 def _check_same_data(loaded: Resources, partition: Partition, membership: Membership) -> None:
@@ -411,10 +424,12 @@ def _record_start(
     start: Start,
     recorder: Recorder,
     settings: Settings,
+    planned: int,
     partition: Mapping[str, object] | None = None,
 ) -> None:
     fingerprint = str(partition["fingerprint"]) if partition else None
     environment = _environment(start.loaded, settings, fingerprint)
+    environment["labels"] = {"planned": planned}
     if start.extended_from:
         environment["extended_from"] = list(start.extended_from)
     recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
@@ -501,8 +516,8 @@ def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observat
 
 
 def _use(start: Start) -> ModelUse:
-    last = read_metrics(start.folder).cycles[-1]
-    return describe_use(start.loaded, start.settings, last.labels, last.accuracy)
+    kept = kept_model(read_metrics(start.folder), start.settings)
+    return describe_use(start.loaded, start.settings, kept)
 
 
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:

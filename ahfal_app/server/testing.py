@@ -125,6 +125,11 @@ def record_of_test(
     )
 
 
+def without_matrices(test: TestRecord) -> TestRecord:
+    """Return a test as it is told of a round, of which there are many."""
+    return test.model_copy(update={"confusion": (), "calibration": ()})
+
+
 def _shares(intervals: tuple[Interval, ...]) -> tuple[float | None, ...]:
     return tuple(each.share for each in intervals)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,10 +12,13 @@ from ahfal_app.code_version import __version__
 from ahfal_app.config import Settings
 from ahfal_app.errors import ConfigError
 from ahfal_app.parameters import Scalar
+from ahfal_app.results.kept import Kept
 from ahfal_app.training.resources import Resources
 
 #: The one key of a model file's metadata, under which JSON says all of it.
 METADATA = "ahfal"
+
+_LONGEST_NAME = 200
 
 _Side = Annotated[int, Field(ge=1, le=100_000)]
 _Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,6 +66,13 @@ class ModelUse(_Strict):
         The setting of this name.
     code : str
         Version of the software that wrote it.
+    cycle, round : int | None
+        When it was aggregated, from 0 and from 1; None where its file does not say.
+    chosen_by : str
+        The metric that it was the best by of the models of its run that were tested; empty: it is
+        the last one.
+    personal : bool
+        Whether it is a site's own, trained on that site's labels after the run's last aggregation.
     """
 
     network: str
@@ -75,6 +87,10 @@ class ModelUse(_Strict):
     accuracy: Annotated[float, Field(ge=0, le=1)] | None
     privacy: str
     code: str
+    cycle: Annotated[int, Field(ge=0)] | None = None
+    round: Annotated[int, Field(ge=1)] | None = None
+    chosen_by: Annotated[str, Field(max_length=_LONGEST_NAME)] = ""
+    personal: bool = False
 
     @classmethod
     def parsed(cls, content: object, where: str) -> ModelUse:
@@ -86,8 +102,8 @@ class ModelUse(_Strict):
             It is not what a run writes; `where` is named.
         """
         try:
-            # JSON has lists where there are tuples.
-            found = cls.model_validate(content, strict=False)
+            # As JSON, which has lists where there are tuples, and is strict about all else.
+            found = cls.model_validate_json(json.dumps(content))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
@@ -100,10 +116,41 @@ class ModelUse(_Strict):
         return found
 
 
-def describe_use(
-    loaded: Resources, settings: Settings, labels: int, accuracy: float | None
-) -> ModelUse:
-    """Return how the model of a run is used, with what the run's last test said."""
+def model_metadata(
+    classes: Sequence[str], backbone: str, use: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Return what a file of safetensors says of its model.
+
+    Under one key: safetensors writes several in an order that varies, and equal runs are to
+    leave equal files.
+
+    Parameters
+    ----------
+    classes : Sequence[str]
+        Names of the classes, in order.
+    backbone : str
+        SHA-256 of the backbone whose features it takes; empty where there is none.
+    use : Mapping, optional
+        How it is used, as `ModelUse` is written.
+    """
+    said: dict[str, object] = {"backbone": backbone, "classes": classes}
+    return {METADATA: json.dumps(said if use is None else {**said, "use": use})}
+
+
+def describe_use(loaded: Resources, settings: Settings, kept: Kept) -> ModelUse:
+    """Return how the model of a run is used, with what its test said."""
+    learnt = {
+        "labels": kept.labels,
+        "accuracy": kept.accuracy,
+        "cycle": kept.cycle,
+        "round": kept.round,
+        "chosen_by": kept.metric,
+    }
+    return describe_network(loaded, settings).model_copy(update=learnt)
+
+
+def describe_network(loaded: Resources, settings: Settings) -> ModelUse:
+    """Return how a model of these settings is used, of which nothing is known but its network."""
     dataset, backbone = loaded.dataset, None
     if settings.uses_backbone:
         backbone = BackboneUse(
@@ -121,8 +168,8 @@ def describe_use(
         shape=dataset.image_shape,
         mean=tuple(map(float, dataset.mean_C)),
         deviation=tuple(map(float, dataset.std_C)),
-        labels=labels,
-        accuracy=accuracy,
+        labels=0,
+        accuracy=None,
         privacy=settings.privacy,
         code=__version__,
     )

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -97,6 +97,7 @@ def test_a_constant_picture_has_no_deviation_over_however_many_sites():
 # --- vectors of any scale ------------------------------------------------------------------------
 
 
+@settings(max_examples=25)
 @given(
     values=arrays(np.float32, (12, 2), elements=st.floats(-1, 1, width=32)),
     scale=st.integers(-30, 39),
@@ -114,9 +115,9 @@ def test_vectors_of_any_scale_have_the_moments_of_all_together(
         centre = sum(column) / 12
         variance = float(sum((x - centre) ** 2 for x in column) / 12)
         largest = float(max(map(abs, column)))
-        assert found_mean == pytest.approx(float(centre), rel=1e-5, abs=1e-9 * largest)
+        assert found_mean == pytest.approx(float(centre), rel=1e-5, abs=1e-9 * largest + 2**-60)
         # What is far smaller than the numbers themselves is their rounding, and counts as none.
-        if variance > 1e-9 * largest**2:
+        if variance > max(1e-9 * largest**2, 2.0**-80):
             assert found == pytest.approx(variance**0.5, rel=1e-4)
         elif variance == 0:
             assert found == 1.0

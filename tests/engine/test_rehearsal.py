@@ -83,7 +83,7 @@ def test_it_is_the_run_over_these_sites_to_the_last_bit(
 def test_it_needs_no_test_set_of_a_server(simulation: Simulation, sites: list[str], tmp_path: Path):
     root = tmp_path / "for-testing"
     write_labels(root / "labels.csv", write_images(root, range(400, 420), DIGITS))
-    own = [f'{sites[0]} validation="{root}"', sites[1]]
+    own = [f'{sites[0]} validation="{root}"', f"{sites[1]} policy-fewest-tested=2"]
     without = {"dataset": "none", "evaluate": "sites", "classes": ",".join(DIGITS), "cycles": 1}
     outcome = rehearsed(simulation, own, **without, **{"image-size": 8, "image-channels": 1})
     kept = json.loads((outcome.folder / "standardisation.json").read_text())

@@ -25,7 +25,7 @@ from ahfal_app.experiments import tables
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
-from ahfal_app.experiments.results import ExperimentResults, RunResult
+from ahfal_app.experiments.results import ExperimentResults, RunResult, compared_by
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.results.reading import Run, read_run
 
@@ -39,7 +39,13 @@ def changed(run: Run, method: str, alpha: float, seed: int) -> Run:
     bonus = {"random": 0.0, "entropy": 0.1, "ahfal": 0.3 if alpha == 0.1 else 0.05}[method]
     noise = {0: 0.0, 1: 0.01, 2: -0.02}[seed] * (1 if method == "ahfal" else 1.5)
     cycles = tuple(
-        cycle.model_copy(update={"accuracy": 0.2 + bonus + noise + 0.1 * place})
+        cycle.model_copy(
+            update={
+                "accuracy": (accuracy := 0.2 + bonus + noise + 0.1 * place),
+                # Best where the accuracy is worst.
+                "metrics": {"macro-f1": 1 - accuracy, "undefined": None},
+            }
+        )
         for place, cycle in enumerate(run.metrics.cycles)
     )
     settings = run.settings.model_copy(update={"strategy": method, "alpha": alpha, "seed": seed})
@@ -108,6 +114,43 @@ def test_accuracies_with_deviation_and_the_paper_s_beside(results: ExperimentRes
     assert [row[3].endswith("*") for row in table.rows] == [False, True, False]
 
 
+def test_runs_are_compared_by_another_metric(results: ExperimentResults) -> None:
+    by_f1 = compared_by("macro-f1", results)
+    table = tables.accuracy_table(by_f1)
+    assert table.title == "Final test macro-f1 in %"
+    assert table.headings == ["strategy", "alpha = 0.1 (ours)", "alpha = 1.0 (ours)"]
+    for row in table.rows:
+        values = [100 - value for value in finals(results, row[0], 0.1)]
+        assert row[1].startswith(f"{statistics.fmean(values):.2f} ± ")
+    assert [row[1].endswith("*") for row in table.rows] == [True, False, False]
+    lines = tables.run_rows(by_f1)
+    assert lines[0][5:8] == ["accuracy", "macro-f1", "undefined"]
+    assert lines[1][0][6] == 1 - lines[1][0][5]
+    assert "Final test macro-f1 in %" in render_sweep_report(by_f1)
+    nothing = tables.accuracy_table(compared_by("undefined", results))
+    assert {row[1] for row in nothing.rows} == {"–"}
+    with pytest.raises(ReportError, match=r"metric='f1': allowed is accuracy \| macro-f1"):
+        compared_by("f1", results)
+
+
+def test_the_metric_of_all_runs_is_what_they_are_compared_by(results: ExperimentResults) -> None:
+    def by(*metrics: str) -> str:
+        runs = [
+            dataclasses.replace(
+                result,
+                run=dataclasses.replace(
+                    result.run, settings=result.run.settings.model_copy(update={"metric": metric})
+                ),
+            )
+            for result, metric in zip(results.runs, metrics, strict=False)
+        ]
+        return compared_by("", dataclasses.replace(results, runs=tuple(runs))).metric
+
+    assert by("macro-f1", "macro-f1") == "macro-f1"
+    assert by("macro-f1", "accuracy") == "accuracy"
+    assert by() == "accuracy"
+
+
 def test_differences_are_paired_by_seed(results: ExperimentResults) -> None:
     table = tables.difference_table(results)
     assert table is not None
@@ -130,7 +173,7 @@ def test_learning_curves(results: ExperimentResults) -> None:
     table = tables.curve_table(results)
     by_place = {(row[0], row[1]): row for row in table.rows}
     run = results.at((("alpha", 0.1),), "ahfal")[0]
-    labels, accuracy = run.labels_T, run.accuracy_T
+    labels, accuracy = run.labels_T, run.values_T
     area = sum(
         (labels[i + 1] - labels[i]) * (accuracy[i] + accuracy[i + 1]) / 2
         for i in range(len(labels) - 1)

@@ -71,6 +71,31 @@ def test_ledger_follows_a_request_to_its_labels(reopen):
     store.verify()
 
 
+def test_what_waits_longest_is_what_is_unanswered_of_the_oldest_request(reopen):
+    store = reopen()
+    store.allot(9)
+    assert store.longest_waiting() == (0, 0.0)
+    first = store.reserve(_request(4, 0, 8))
+    second = store.reserve(_request(2, 6, cycle=1))
+    when = "UPDATE requests SET created = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?) WHERE cycle = ?"
+    store._connection.execute(when, ("-50 hours", 0))
+    store._connection.execute(when, ("-3 hours", 1))
+    images, seconds = store.longest_waiting()
+    assert images == 3
+    assert 50 * 3600 - 1 <= seconds < 51 * 3600
+    store.commit(_answers(first)[:2])
+    assert store.longest_waiting().images == 1
+    store.commit(_answers(first)[2:])
+    images, seconds = store.longest_waiting()
+    assert images == 2
+    assert 3 * 3600 - 1 <= seconds < 4 * 3600
+    # A clock that was set back makes nobody wait less than not at all.
+    store._connection.execute(when, ("+1 hours", 1))
+    assert store.longest_waiting() == (2, 0.0)
+    store.commit(_answers(second))
+    assert store.longest_waiting() == (0, 0.0)
+
+
 def test_repeated_request_returns_the_first_and_buys_nothing(reopen):
     store = reopen()
     store.allot(10)

@@ -176,6 +176,7 @@ LIES: list[tuple[Spoil, str]] = [
     (about("device", "\x1b[2J"), "device='\\x1b[2J'"),
     (about("device", "cpu" * 10), "device="),
     (about("code-folder", "a" * 5000), "code-folder="),
+    (about("version", "<img src=x>"), "version='<img src=x>'"),
     (_record("config", ConfigRecord()), "unusable answer to join"),
     (_record("metrics", MetricRecord()), "unusable answer to join"),
 ]
@@ -291,6 +292,10 @@ PURCHASES: list[tuple[str, Spoil, str]] = [
     ("query.select", metric("labelled", 10**15), "labelled=1000000000000000"),
     ("query.select", metric("pending", 10**6), "pending=1000000: allowed is at most reserved"),
     ("query.select", metric("seconds", 1e300), "seconds=1e+300"),
+    ("query.select", metric("longest", 1), "longest=1: allowed is at most pending=0"),
+    ("query.select", metric("longest", -1), "longest=-1"),
+    ("query.select", metric("longest-seconds", -1.0), "longest-seconds=-1.0"),
+    ("query.select", metric("longest-seconds", 1e300), "longest-seconds=1e+300"),
     ("query.select", metric("fine-tuned", -1), "fine-tuned=-1"),
 ]
 

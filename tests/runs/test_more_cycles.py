@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Context, Message
 from support.killing import Killed, KillSwitch, killed_at
 from support.simulation import Outcome, SharedRuns, Simulation
 
+from ahfal_app.client_app import app as client_app
 from ahfal_app.config_sources import read_arguments
 from ahfal_app.errors import ConfigError
+from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.server.run import prepare
 
 SHORT = {"target-fraction": 0.1}
+WATCHED: dict[str, Any] = {"stop-set": "always", "stop-set-size": 300}
 NUMBERS = {"initial-labels": 10, "query-labels": 5, "target-labels": 15}
 
 
@@ -111,16 +118,82 @@ def test_what_gives_it_no_more_is_refused(said: dict[str, object], why: str, sho
     assert why in str(error.value)
 
 
-def test_more_cycles_need_a_run_whose_sites_were_promised_nothing(simulation: Simulation) -> None:
+def test_a_number_of_more_cycles_needs_a_run() -> None:
     with pytest.raises(ConfigError, match=r"cycles='\+2': allowed with resume="):
         prepare({"cycles": "+2"})
-    for privacy in ("local-dp", "secure-aggregation"):
-        private = {**SHORT, "privacy": privacy, "rounds": 1}
-        if privacy == "local-dp":
-            private["privacy.epsilon"] = 1.0
-        folder = simulation(private, name=privacy).folder
-        with pytest.raises(ConfigError, match="are the run's 2 cycles, since its sites were"):
-            prepare({"resume": str(folder), "cycles": "+1"})
+
+
+def test_what_epsilon_was_promised_for_is_not_extended(simulation: Simulation) -> None:
+    private = {**SHORT, "privacy": "local-dp", "privacy.epsilon": 1.0, "rounds": 1}
+    folder = simulation(private, name="noisy").folder
+    with pytest.raises(ConfigError) as error:
+        prepare({"resume": str(folder), "cycles": "+1"})
+    assert "promised privacy.epsilon=1.0 for all 1 histograms together" in str(error.value)
+
+
+def test_sums_alone_may_be_told_of_more_cycles(simulation: Simulation) -> None:
+    """Also of the stop set, whose sums are of each cycle, the last one included."""
+    private = {"privacy": "secure-aggregation", "rounds": 1, **WATCHED}
+    straight = simulation(private, name="straight")
+    folder = simulation({**private, **SHORT}, name="short").folder
+    counted = KillSwitch()
+    outcome = more(simulation, folder, counted, cycles="+1")
+    assert outcome.result == straight.result
+    assert _observed(outcome) == _observed(straight)
+    for share in (0.3, 0.7):
+        folder = simulation({**private, **SHORT}, name=f"killed-{share}").folder
+        with pytest.raises(Killed):
+            more(simulation, folder, KillSwitch(round(share * counted.events)), cycles="+1")
+        outcome = more(simulation, folder)
+        assert outcome.result == straight.result
+        assert _observed(outcome) == _observed(straight)
+
+
+def _observed(outcome: Outcome) -> list[object]:
+    return [cycle.stop_set for cycle in outcome.metrics.cycles]
+
+
+def _coming_and_going(message: Message, context: Context) -> Message:
+    """Client 2 is there from the third cycle on, and client 0 until the fourth."""
+    cycle = int(str(message.content.config_records["config"]["cycle"]))
+    client = context.node_config["partition-id"]
+    if (client == 2 and cycle < 2) or (client == 0 and cycle > 3):
+        raise RuntimeError("power cut")
+    return client_app(message, context)
+
+
+@pytest.mark.parametrize("budget", ["client", "global"])
+def test_sites_come_and_go_in_a_run_that_goes_on(budget: str, simulation: Simulation) -> None:
+    settings = {"rounds": 1, "budget": budget, **WATCHED}
+    longer = {"target-fraction": 0.25}
+    straight = simulation({**settings, **longer}, handler=_coming_and_going, name="straight")
+    folder = simulation({**settings, **SHORT}, handler=_coming_and_going, name="short").folder
+    outcome = simulation.resume(folder, _coming_and_going, cycles="+3")
+    assert outcome.result == straight.result
+    assert _observed(outcome) == _observed(straight)
+    cycles = outcome.metrics.cycles
+    assert len(cycles) == 5
+    for run in (outcome, straight):
+        assert re.search(r"client 2 joins, with \d+ samples, in cycle 3", run.log)
+        assert "client 0: error" in run.log
+    # Who was away, and why, is in each record; who is there has labels, and keeps them.
+    away = [sorted({f.client for f in cycle.failed}) for cycle in cycles]
+    assert away == [[2], [2], [], [], [0]]
+    has_labels = [cycle.labels_per_client[2] > 0 for cycle in cycles]
+    # A budget that all share was split before it came, so that it gets its part with the next one.
+    assert has_labels == [False, False, budget == "client", True, True]
+    assert cycles[-1].labels_per_client[0] >= cycles[-2].labels_per_client[0] > 0
+    stores = [
+        LabelStore.open_existing(folder / "clients" / str(client) / STORE_FILE)
+        for client in range(3)
+    ]
+    for store in stores:
+        with closing(store):
+            ledger = store.ledger()
+            assert ledger.spent == len({entry.sample for entry in store.entries()})
+            assert ledger.reserved == 0
+    # Once more, without a word, buys nothing.
+    assert simulation.resume(folder, _coming_and_going).result == straight.result
 
 
 def test_the_command_line_keeps_the_sign() -> None:

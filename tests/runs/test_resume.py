@@ -24,6 +24,7 @@ from ahfal_app.config import Settings
 from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.reading import read_metrics
+from ahfal_app.results.status import State, read_status
 from ahfal_app.server.run import prepare
 
 #: Statistics of batch norm, whole numbers among them, have to survive, too.
@@ -195,10 +196,16 @@ def test_sigkilled_process_is_resumed(
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    left = read_status(tmp_path / "real")
+    assert left is not None
+    assert left.state is State.RUNNING
     with pytest.raises(SystemExit) as ended:
         main(["run", f"resume={tmp_path / 'real'}"])
     assert not ended.value.code
     assert Outcome(tmp_path / "real", "").result == straight.result
+    status = read_status(tmp_path / "real")
+    assert status is not None
+    assert (status.state, status.resumed, status.started) == (State.FINISHED, 1, left.started)
 
 
 def test_client_that_missed_a_purchase_does_not_stand_in_the_way(

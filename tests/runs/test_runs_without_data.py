@@ -16,7 +16,7 @@ from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from sklearn.datasets import load_breast_cancer
-from support.killing import killed_at
+from support.killing import Killed, killed_at
 from support.simulation import Outcome, Simulation
 from support.site_images import CLASSES, digits, write_images, write_labels
 from support.small_backbone import SETTINGS as BACKBONE
@@ -29,6 +29,7 @@ from ahfal_app.data.pixels import pixels
 from ahfal_app.errors import QuorumNotReached, SecureAggregationFailed
 from ahfal_app.inference import load_model
 from ahfal_app.inference.predicting import Predictor
+from ahfal_app.training import resources
 
 ROWS = (range(0, 60), range(60, 100), range(100, 120))
 
@@ -43,6 +44,8 @@ SETTINGS: dict[str, object] = {
     "query-fraction": 0.1,
     "target-fraction": 0.5,
 }
+
+AT_ALL_SITES = "the run's model is at 3 of 3 sites"
 
 
 class Wards:
@@ -65,6 +68,7 @@ class Wards:
                     "state-dir": str(root / f"state-{number}"),
                     "truth": str(root / f"truth-{number}.csv"),
                     "validation": str(root / f"tests-{number}"),
+                    "data-dir": str(root / "decoded"),
                 }
             )
 
@@ -100,6 +104,8 @@ def test_pixels_are_normalised_by_all_sites_images_and_all_is_tested_at_sites(
     assert kept["deviation"] == [pytest.approx(pixels_NHW.std(), rel=1e-5)]
     assert (_use(outcome)["mean"], _use(outcome)["deviation"]) == (kept["mean"], kept["deviation"])
     assert _use(outcome)["shape"] == [8, 8, 1]
+    # What the server says of the model's input is what each site knows of it.
+    assert AT_ALL_SITES in outcome.log
     last = outcome.metrics.cycles[-1]
     # All labels are trained on: the sites bring what they test with.
     assert last.labels_per_client == (30, 20, 10)
@@ -161,6 +167,7 @@ def test_a_model_that_is_there_says_how_its_images_are_normalised(
     assert "query.moments" not in wards.asked
     assert _kept(again) == {key: _kept(first)[key] for key in ("mean", "deviation")}
     assert _use(again)["mean"] == _use(first)["mean"]
+    assert AT_ALL_SITES in again.log
 
 
 def test_sites_without_images_to_test_with_hold_some_of_their_labels_out(
@@ -213,17 +220,20 @@ def test_sums_that_no_sites_have_end_a_run_whose_sums_are_secret(
         simulation(SETTINGS, handler=wards.handler, privacy="secure-aggregation", cycles=1)
 
 
-def test_a_backbone_says_how_images_are_normalised(simulation: Simulation, wards: Wards):
+def test_a_backbone_says_how_images_are_normalised(
+    simulation: Simulation, wards: Wards, tmp_path: Path
+):
     wanted = small_backbone().preprocessing
     own = {"image-size": 0, "image-channels": 3, "model": "linear", "cycles": 1}
     outcome = simulation({**SETTINGS, **BACKBONE}, handler=wards.handler, **own)
     assert "query.moments" not in wards.asked
     assert not (outcome.folder / "standardisation.json").exists()
+    assert AT_ALL_SITES in outcome.log
     use = _use(outcome)
     assert use["shape"] == [wanted.size, wanted.size, 3]
     assert (tuple(use["mean"]), tuple(use["deviation"])) == (wanted.mean_C, wanted.std_C)
     # Of an image for testing the features are kept like those of any other, in a place of its own.
-    stores = (Path(str(simulation.base["data-dir"])) / "features").glob("site-*/features.f16")
+    stores = (tmp_path / "decoded" / "features").glob("site-*/features.f16")
     counts = sorted(path.stat().st_size // (2 * small_backbone().features) for path in stores)
     assert counts == [20, 20, 20, 20, 40, 60]
     # The figures are those of the saved model, on the images as its file says they are brought in.
@@ -255,6 +265,8 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
                 "data": str(folder),
                 "state-dir": str(tmp_path / f"state-{number}"),
                 "truth": str(tmp_path / f"truth-{number}.csv"),
+                "data-dir": str(tmp_path / "decoded"),
+                "policy-fewest-tested": 2,
             }
         )
 
@@ -281,6 +293,30 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
     np.testing.assert_allclose(kept["mean"], values[:300].mean(axis=0), rtol=2e-6)
     np.testing.assert_allclose(kept["deviation"], values[:300].std(axis=0), rtol=2e-6)
     assert _use(outcome)["mean"] == kept["mean"]
+    assert AT_ALL_SITES in outcome.log
     assert outcome.metrics.cycles[-1].accuracy > 0.8
     with pytest.raises(QuorumNotReached, match="images"):
         simulation(settings, handler=handler, quorum=1.0, **{"vector-length": 29})
+
+
+def test_what_a_site_has_told_stays_though_the_server_has_forgotten_it(
+    simulation: Simulation, wards: Wards, tmp_path: Path
+):
+    """It is killed before it has kept anything; until it is back, an image more has come."""
+    told: list[object] = []
+
+    def killing(message: Message, context: Context) -> Message:
+        reply = wards.handler(message, context)
+        if message.metadata.message_type == "query.moments":
+            told.append(context.node_config["partition-id"])
+            if len(told) == 2:
+                raise Killed
+        return reply
+
+    with pytest.raises(Killed):
+        simulation(SETTINGS, handler=killing, name="killed", cycles=1, rounds=1)
+    folder = Path(str(simulation.base["output-dir"])) / "killed"
+    assert not (folder / "standardisation.json").exists()
+    write_images(tmp_path / f"data-{told[0]}", [300])
+    resources._sites.clear()  # As in deployment, where each message has a process of its own.
+    assert _kept(simulation.resume(folder, wards.handler))["samples"] == 120

@@ -140,6 +140,7 @@ def test_sites_are_standardised_together_secretly_or_not(tmp_path: Path, simulat
     assert models[0].keys() == models[1].keys()
     for name, values in models[0].items():
         np.testing.assert_array_equal(values, models[1][name])
+    assert all("the run's model is at 4 of 4 sites" in run.log for run in (told, summed))
     assert told.metrics.cycles[-1].labels == 4 * 14
     assert told.metrics.cycles[-1].accuracy > 0.85
 
@@ -182,6 +183,7 @@ def test_a_run_that_goes_on_with_a_model_keeps_its_standardisation(
     sites = {"partition": "sites", "num-clients": 4}
     at_sites = simulation(going_on | sites, handler=watched, cycles=1)
     assert "query.moments" not in asked
+    assert "the run's model is at 4 of 4 sites" in at_sites.log
     simulated = simulation(going_on, cycles=1)
     for run in (at_sites, simulated):
         assert _said_of(run.folder)["mean"] == said["mean"]

@@ -13,8 +13,8 @@ from ahfal_app.client_app import app as client_app
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.run_folder import Recorder
+from ahfal_app.server import candidates, secure_sum, shared_budget
 from ahfal_app.server import run as run_module
-from ahfal_app.server import secure_sum, shared_budget
 
 
 class Killed(BaseException):
@@ -51,6 +51,7 @@ class KillSwitch:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
+        patch.setattr(candidates, "write_bytes", self.around(candidates.write_bytes))
         patch.setattr(Recorder, "record", self.around(Recorder.record))
         patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
         patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import pytest
-from rich.console import Console
 from starlette.applications import Starlette
 from support.labelling import CLASSES, encoded
+from support.served_pages import page_of
 
-from ahfal_app import cli
 from ahfal_app.labels.store import LabelRequest, LabelStore
 from ahfal_app.oracle import Oracle, Site, make_oracle
-from ahfal_app.web import serving
 
 PORT = 4711
 HOST = f"127.0.0.1:{PORT}"
@@ -99,33 +92,5 @@ def served(state_dir: Path, *options: str) -> Iterator[str]:
 @contextmanager
 def served_here(state_dir: Path, *options: str) -> Iterator[str]:
     """Run the command in a thread of this process, and give the address that it prints."""
-    servers: list[serving._Server] = []
-    listening = threading.Event()
-
-    class Stoppable(serving._Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            servers.append(self)
-            await super().startup(sockets)
-            listening.set()
-
-    printed = io.StringIO()
-
-    def run() -> None:
-        with suppress(SystemExit):
-            cli.main(["label", str(state_dir), *options])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "_Server", Stoppable)
-        patch.setattr(cli, "Console", partial(Console, file=printed))
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            assert listening.wait(timeout=60), printed.getvalue()
-            found = re.search(r"http://\S+", printed.getvalue())
-            assert found is not None
-            yield found[0]
-        finally:
-            for server in servers:
-                server.should_exit = True
-            thread.join(timeout=60)
-    assert not thread.is_alive()
+    with page_of("label", str(state_dir), *options) as address:
+        yield address

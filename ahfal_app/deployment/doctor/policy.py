@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ahfal_app.client.node_config import KNOWN_KEYS, KNOWN_PREFIXES, is_site, state_folder
+from ahfal_app.client.node_config import (
+    KNOWN_KEYS,
+    KNOWN_PREFIXES,
+    is_site,
+    models_kept,
+    state_folder,
+)
 from ahfal_app.client.past_runs import past_runs
 from ahfal_app.client.policy import PREFIX, Policy
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
@@ -26,6 +32,10 @@ def check_policy(node_config: Mapping[str, object]) -> Iterator[Finding]:
                 "node-config",
                 f"{key}: AHFAL knows no such key{suggestion(key, KNOWN_KEYS)}; it has no effect",
             )
+    try:
+        models_kept(node_config)
+    except ConfigError as error:
+        yield from (failure("node-config", problem) for problem in error.problems)
     try:
         policy = Policy.from_node_config(node_config)
     except ConfigError as error:
