@@ -92,7 +92,8 @@ class SweepResult:
     folder : Path
         Its folder; the same call with it goes on where this one ended.
     runs : tuple[RunResult, ...]
-        What is done, in the order of the grid.
+        What is done, in the order of the grid, where its folder is here. Of what is done by its
+        line in `summaries.jsonl` alone, the report tells.
     failed : Mapping[str, str]
         Why the others failed, by the names of their folders.
     report : Path

@@ -742,13 +742,20 @@ def doctor(
     backbone_size: Annotated[
         int, typer.Option(help="Its size, where the run says one; 0: its own.")
     ] = 0,
+    feature_views: Annotated[
+        int, typer.Option(help="Augmented views of an image, where the run says a number.")
+    ] = 0,
 ) -> None:
     """Check a site before it joins: versions, device, data, labels, folders, key, link, clock."""
     from ahfal_app.deployment.doctor import Site, Verdict, examine
 
     run: dict[str, object] = {}
     if backbone:
-        run = {"backbone": backbone, "backbone-size": backbone_size}
+        run = {
+            "backbone": backbone,
+            "backbone-size": backbone_size,
+            "feature-views": feature_views,
+        }
     site = Site(node_config, superlink, root_certificates, private_key, insecure, classes, run)
     failed = False
     for finding in examine(site):

@@ -244,6 +244,14 @@ class Settings(BaseModel):
         "prefix with the head, such as `layer4,head`.",
         pattern=r"^[^,]+(,[^,]+)*$",
     )
+    feature_views: int = _setting(
+        0,
+        "Training",
+        "With a frozen backbone: augmented views of each training image whose features are "
+        "computed, too; training draws one of them, or the image's own, each time.",
+        ge=0,
+        le=8,
+    )
     initial_model: str = _setting(
         "",
         "Training",
@@ -899,6 +907,7 @@ def _contradictions(settings: Settings) -> list[str]:
             "since labels that people are paid for must outlive the process"
         )
     problems += _data_contradictions(settings) + _amount_contradictions(settings)
+    problems += _view_contradictions(settings)
     return problems + _evaluation_contradictions(settings)
 
 
@@ -949,6 +958,20 @@ def _vector_contradictions(settings: Settings) -> list[str]:
         for key, value, fitting, allowed in wanted
         if value not in fitting
     ]
+
+
+def _view_contradictions(settings: Settings) -> list[str]:
+    """Refuse views of images where no features are computed, or nothing is augmented."""
+    why = ""
+    if not settings.uses_backbone:
+        why = "without a backbone, since training then augments each image anew"
+    elif not settings.uses_features:
+        why = f"with tune={settings.tune!r}, since training then augments each image anew"
+    elif settings.augment == "none":
+        why = "with augment='none'"
+    if not settings.feature_views or not why:
+        return []
+    return [f"feature-views={settings.feature_views}: allowed is 0 {why}"]
 
 
 def _evaluation_contradictions(settings: Settings) -> list[str]:

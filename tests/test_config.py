@@ -82,6 +82,16 @@ def problems(values: dict[str, object]) -> str:
             {"dataset": "none", "vector-length": 5, "backbone": "timm/resnet18"},
             "backbone='timm/resnet18': allowed is 'none' with vector-length=5",
         ),
+        ({"feature-views": 9}, "feature-views=9: allowed is integer, ≥ 0, ≤ 8"),
+        ({"feature-views": 1}, "feature-views=1: allowed is 0 without a backbone"),
+        (
+            {"feature-views": 1, "backbone": "timm/resnet18", "tune": "all"},
+            "feature-views=1: allowed is 0 with tune='all'",
+        ),
+        (
+            {"feature-views": 1, "backbone": "timm/resnet18", "augment": "none"},
+            "feature-views=1: allowed is 0 with augment='none'",
+        ),
         ({"image-channels": 1}, "image-channels=1: allowed with dataset='none' alone"),
         ({"image-channels": 2}, "image-channels=2: allowed is `1` | `3`"),
         ({"vector-length": 5}, "vector-length=5: allowed with dataset='none' alone"),

@@ -118,7 +118,7 @@ class Annotation:
             if gone:
                 oracle.withdraw(gone)  # After what people have said of them is kept.
                 store.withdrawn(gone)
-                _log.warning("%d images that were asked for are gone from this site", len(gone))
+                _log.warning("%d samples that were asked for are gone from this site", len(gone))
         if new := set(store.conflicts()) - conflicts:
             _log.warning("%d answers contradict labels that stand; the first ones do", len(new))
 

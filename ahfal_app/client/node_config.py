@@ -183,7 +183,7 @@ def site_folders(settings: Settings, node_config: NodeConfig) -> SiteFolders | N
     problems = [
         f"{key}: missing in --node-config; with partition={SITES!r} each site must name {what}"
         for key, value, what in (
-            ("data", data, "the folder with its images"),
+            ("data", data, "the folder with its images or vectors"),
             ("state-dir", state, "a folder for its labels"),
         )
         if not value

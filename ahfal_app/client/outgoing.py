@@ -21,7 +21,7 @@ TEXTS = {
     "message": "the message says what no server of this version says; nothing of it was done",
     "policy": "the run asks for more than the site's policy allows",
     "settings": "the run's settings and the site's --node-config cannot be used together",
-    "images": "the site's images cannot be used",
+    "images": "the site's images or vectors cannot be used",
     "label-file": "a file of labels at the site cannot be used",
     "label-store": "the site's label store cannot be used",
     "oracle": "the site's oracle cannot be used",

@@ -79,11 +79,11 @@ class Policy(BaseModel):
     models: _Names | None = _rule("networks that may be trained, with commas between")
     local_epochs: int | None = _rule("most epochs of local training in a round", ge=1)
     fewest_tested: int | None = _rule(
-        f"fewest held-out images over which sums are told to the server; {FEWEST_TESTED} where it "
+        f"fewest held-out samples over which sums are told to the server; {FEWEST_TESTED} where it "
         "is not set",
         ge=2,
     )
-    disk_gib: float | None = _rule("most disk that state and decoded images may take, in GiB", gt=0)
+    disk_gib: float | None = _rule("most disk that state and decoded data may take, in GiB", gt=0)
 
     @classmethod
     def from_node_config(cls, node_config: Mapping[str, object]) -> Policy:

@@ -15,10 +15,14 @@ class Augmentation:
         Pixels of padding on each side before a random crop to the old size; 0: no crop.
     flip : bool
         Whether an image is mirrored left to right with probability one half.
+    views : int
+        Features of so many augmented views of each image are there; a training sample's are its
+        own or a view's, with equal probability. 0: always its own.
     """
 
     padding: int
     flip: bool
+    views: int = 0
 
 
 NO_AUGMENTATION = Augmentation(padding=0, flip=False)

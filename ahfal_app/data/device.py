@@ -30,10 +30,13 @@ class AugmentationDraws:
         Top and left corner of each crop in the padded image, int64. Shape (2, B).
     flip_B : Tensor | None
         Which images are mirrored, bool. Shape (B,).
+    views_B : Tensor | None
+        Which view's features are taken, int64; 0 is the image itself. Shape (B,).
     """
 
     offsets_2B: Tensor | None
     flip_B: Tensor | None
+    views_B: Tensor | None = None
 
 
 class DeviceImages:
@@ -96,24 +99,20 @@ class DeviceImages:
     ) -> Tensor:
         """Return images cropped and mirrored as was drawn, uint8 (B, H, W, C)."""
         images_BHWC = self.images_NHWC[uploaded(rows_B, self.device)]
-        if draws.offsets_2B is not None:
-            offsets_2B = uploaded(draws.offsets_2B, self.device)
-            images_BHWC = _cropped(images_BHWC, augmentation.padding, offsets_2B)
-        if draws.flip_B is not None:
-            flip_B111 = uploaded(draws.flip_B, self.device)[:, None, None, None]
-            images_BHWC = torch.where(flip_B111, images_BHWC.flip(2), images_BHWC)
-        return images_BHWC
+        return transformed(images_BHWC, augmentation.padding, draws)
 
 
 class DeviceFeatures(DeviceImages):
-    """Features of one split on a device, float16; nothing is augmented.
+    """Features of one split on a device, float16, of its images and of views of them.
 
-    To whoever trains they are images of one pixel with D channels.
+    To whoever trains they are images of one pixel with D channels. Augmentation is the choice of a
+    view; whoever does not train sees the images themselves.
 
     Parameters
     ----------
     features : Features
-        On the CPU the memory-mapped store is used as it is.
+        Of the N images, then of each image's first view, then of each second one, and so on; see
+        `ahfal_app/data/views.py`. On the CPU the memory-mapped store is used as it is.
     labels_N : NDArray[np.int64]
         Classes of the split's images.
     device : torch.device
@@ -127,8 +126,8 @@ class DeviceFeatures(DeviceImages):
         self._rows_N: Tensor | None = torch.from_numpy(np.array(features.rows_N))
         values_MD: NDArray[np.generic] = features.values_MD
         if device.type != "cpu":
-            # Only what is this split's, one row for each image; a row that is none is never asked
-            # for.
+            # Only what is this split's, one row for each image or view; a row that is none is
+            # never asked for.
             values_MD, self._rows_N = values_MD[np.maximum(features.rows_N, 0)], None
         elif _is_range(features.rows_N):
             first = int(features.rows_N[0]) if len(features.rows_N) else 0
@@ -151,7 +150,10 @@ class DeviceFeatures(DeviceImages):
     def transformed(
         self, rows_B: Tensor, augmentation: Augmentation, draws: AugmentationDraws
     ) -> Tensor:
-        """Return features as float16 (B, 1, 1, D), whatever was drawn."""
+        """Return features as float16 (B, 1, 1, D), of the views that were drawn."""
+        if draws.views_B is not None:
+            # Both are on the CPU, or both on the device.
+            rows_B = rows_B + len(self) * draws.views_B
         return self._taken(rows_B)
 
     def _taken(self, rows_B: Tensor) -> Tensor:
@@ -164,22 +166,38 @@ def draw_augmentation(
     size: int, augmentation: Augmentation, generator: torch.Generator
 ) -> AugmentationDraws:
     """Draw what a batch of `size` images needs, from a generator on the CPU."""
-    offsets_2B = flip_B = None
+    offsets_2B = flip_B = views_B = None
     if augmentation.padding:
         highest = 2 * augmentation.padding + 1
         offsets_2B = torch.randint(0, highest, (2, size), generator=generator)
     if augmentation.flip:
         flip_B = torch.rand(size, generator=generator) < 0.5
-    return AugmentationDraws(offsets_2B, flip_B)
+    if augmentation.views:
+        views_B = torch.randint(0, augmentation.views + 1, (size,), generator=generator)
+    return AugmentationDraws(offsets_2B, flip_B, views_B)
 
 
 def joined_draws(draws: Sequence[AugmentationDraws]) -> AugmentationDraws:
     """Return the draws of several batches as those of one."""
     offsets = [each.offsets_2B for each in draws if each.offsets_2B is not None]
     flips = [each.flip_B for each in draws if each.flip_B is not None]
+    views = [each.views_B for each in draws if each.views_B is not None]
     return AugmentationDraws(
-        torch.cat(offsets, dim=1) if offsets else None, torch.cat(flips) if flips else None
+        torch.cat(offsets, dim=1) if offsets else None,
+        torch.cat(flips) if flips else None,
+        torch.cat(views) if views else None,
     )
+
+
+def transformed(images_BHWC: Tensor, padding: int, draws: AugmentationDraws) -> Tensor:
+    """Return images cropped and mirrored as was drawn, uint8 (B, H, W, C), where they are."""
+    device = images_BHWC.device
+    if draws.offsets_2B is not None:
+        images_BHWC = _cropped(images_BHWC, padding, uploaded(draws.offsets_2B, device))
+    if draws.flip_B is not None:
+        flip_B111 = uploaded(draws.flip_B, device)[:, None, None, None]
+        images_BHWC = torch.where(flip_B111, images_BHWC.flip(2), images_BHWC)
+    return images_BHWC
 
 
 def normalised(images_BHWC: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,17 @@ from ahfal_app.storage.files import write_bytes
 
 #: Told how many of how many images are done, and how many a second.
 Tell = Callable[[int, int, float], None]
+
+
+class ImageRows(Protocol):
+    """Images by row: an array, or what makes them as they are asked for."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return uint8 (H, W, c) for a row, (B, H, W, c) for an array of rows."""
+
 
 #: Folder of all stores, below `data-dir`.
 FEATURES = "features"
@@ -111,7 +123,7 @@ class FeatureStore:
 
     def of(
         self,
-        images_NHWC: NDArray[np.uint8],
+        images_NHWC: ImageRows,
         fingerprint: str,
         wanted_N: NDArray[np.int64] | None = None,
         room: int | None = None,
@@ -121,8 +133,8 @@ class FeatureStore:
 
         Parameters
         ----------
-        images_NHWC : NDArray[np.uint8]
-            The split's images.
+        images_NHWC : ImageRows
+            The split's images, uint8.
         fingerprint : str
             Equal for equal images and wanted rows; what is found is noted under it.
         wanted_N : NDArray[np.int64] | None
@@ -167,7 +179,7 @@ class FeatureStore:
 
     def _completed(
         self,
-        images_NHWC: NDArray[np.uint8],
+        images_NHWC: ImageRows,
         fingerprint: str,
         wanted_N: NDArray[np.int64] | None,
         room: int | None,
@@ -175,7 +187,7 @@ class FeatureStore:
     ) -> Features:
         self._cut_off_halves()
         wanted = range(len(images_NHWC)) if wanted_N is None else wanted_N.tolist()
-        digests = {row: _digest(images_NHWC[row]) for row in wanted}
+        digests = {row: digest_of(images_NHWC[row]) for row in wanted}
         known = self._known()
         missing = {digest: row for row, digest in digests.items() if digest not in known}
         self._check_room(len(missing), room)
@@ -193,7 +205,7 @@ class FeatureStore:
         return Features(self._values(), rows_N, len(rows), seconds)
 
     def _computed(
-        self, images_NHWC: NDArray[np.uint8], rows_N: NDArray[np.int64], tell: Tell
+        self, images_NHWC: ImageRows, rows_N: NDArray[np.int64], tell: Tell
     ) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """Yield features of some rows as they are done, with the number done before."""
         if not len(rows_N):
@@ -313,7 +325,8 @@ def extracting(
         torch.set_num_threads(threads)
 
 
-def _digest(image_HWC: NDArray[np.uint8]) -> bytes:
+def digest_of(image_HWC: NDArray[np.uint8]) -> bytes:
+    """Return the SHA-256 of an image's shape and pixels, by which its features are found."""
     shape = ",".join(map(str, image_HWC.shape)).encode()
     return hashlib.sha256(shape + b"\0" + np.ascontiguousarray(image_HWC).tobytes()).digest()
 

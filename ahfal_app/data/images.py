@@ -104,7 +104,10 @@ class DataFormat:
 
     def to_json(self) -> str:
         """Return the format as text."""
-        return json.dumps(asdict(self))
+        found = asdict(self)
+        # Of features there are views, and these are told by a setting.
+        del found["augmentation"]["views"]
+        return json.dumps(found)
 
     @classmethod
     def from_json(cls, text: str) -> DataFormat:

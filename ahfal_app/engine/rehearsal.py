@@ -14,6 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ahfal_app.backbones import PRETRAINED, UNTRAINED
+from ahfal_app.client.node_config import at_site
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import SITES, Settings
 from ahfal_app.deployment.doctor.examination import examine_node, read_node_config
@@ -24,13 +26,16 @@ from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
 from ahfal_app.server.run import execute, prepare
-from ahfal_app.training.resources import fitting_at_once
+from ahfal_app.training.resources import backbone_of, fitting_at_once
 
 #: The oracle that answers with the file that a site names as `truth`.
 _SIMULATED = "simulated"
 
 #: What a rehearsal decides itself: a site's own folders are not touched.
 _REPLACED = ("partition-id", "num-partitions", "state-dir", "oracle-dir")
+
+#: Where a site's own file of the backbone's weights lies.
+WEIGHTS = "backbone-weights"
 
 _FOLDER = "sites"
 
@@ -95,9 +100,7 @@ def _nodes(sites: Sequence[str]) -> list[_Site]:
             continue
         name = str(said.pop("name", f"site-{number}"))
         if "data" not in said:
-            problems.append(
-                f"--site {number}: data: missing; allowed is the folder with its images"
-            )
+            problems.append(f"--site {number}: data: missing; allowed is the folder with its data")
         if Path(name).name != name or name in {node.name for node in nodes}:
             problems.append(f"--site {number}: name={name!r}: allowed is a folder's, each once")
         nodes.append(_Site(name, said))
@@ -150,8 +153,33 @@ def _examine(nodes: Sequence[_Site], settings: Settings, console: Console) -> No
                     problems.append(line)
                 elif finding.verdict is Verdict.WARNING and finding.check != "policy":
                     console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+        problems += _backbone_problems(node, settings)
     if problems:
         raise ConfigError(problems)
+
+
+def _backbone_problems(node: _Site, settings: Settings) -> list[str]:
+    """Say what keeps a site from having the backbone that the server has."""
+    if not settings.uses_backbone:
+        return []
+    if WEIGHTS not in node.said:
+        if settings.backbone_weights in (PRETRAINED, UNTRAINED):
+            return []
+        return [
+            f"{node.name}: {WEIGHTS}: missing; allowed is this site's own file, since none that "
+            "the server names is read there"
+        ]
+    try:
+        own = backbone_of(at_site(settings, node.said)).digest
+    except ConfigError as error:
+        return [f"{node.name}: {problem}" for problem in error.problems]
+    wanted = backbone_of(settings).digest
+    if own == wanted:
+        return []
+    return [
+        f"{node.name}: {WEIGHTS}={node.said[WEIGHTS]!r}: weights and preprocessing have the hash "
+        f"{own[:12]} here, and {wanted[:12]} at the server"
+    ]
 
 
 def _placed(node: _Site, folder: Path, data_dir: str) -> SiteNode:

@@ -15,6 +15,7 @@ from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
+from ahfal_app.experiments.summaries import SUMMARIES
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import REPORT
 from ahfal_app.results.report import Fact, Panel
@@ -147,7 +148,9 @@ def _data_facts(results: ExperimentResults) -> list[Fact]:
 
 def _facts(results: ExperimentResults) -> list[Fact]:
     total = len(results.runs) + len(results.missing)
-    facts = [Fact("Runs", f"{len(results.runs)} of {total}", "done"), *_data_facts(results)]
+    summarised = sum(result.summarised for result in results.runs)
+    done = f"done, {summarised} of them by {SUMMARIES} alone" if summarised else "done"
+    facts = [Fact("Runs", f"{len(results.runs)} of {total}", done), *_data_facts(results)]
     for axis, labels in results.axes.items():
         facts.append(Fact(axis, f"{len(labels)}", ", ".join(str(label) for label in labels)))
     return facts
@@ -288,6 +291,11 @@ def _provenance_table(results: ExperimentResults) -> TextTable:
             seen.setdefault(key, set()).add(value)
     rows = [(key, value) for key, values in seen.items() for value in sorted(values)]
     rows += [("failed", f"{name}: {reason}") for name, reason in results.failures.items()]
+    rows += [
+        (f"by {SUMMARIES} alone", result.run.folder.name)
+        for result in results.runs
+        if result.summarised
+    ]
     return TextTable(title="What the runs were made with", headings=("What", "Value"), rows=rows)
 
 

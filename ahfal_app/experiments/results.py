@@ -22,6 +22,7 @@ from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments.grid import SEED
 from ahfal_app.experiments.paper import PaperNumber
 from ahfal_app.experiments.scales import Scale
+from ahfal_app.experiments.summaries import Summaries
 from ahfal_app.parameters import Scalar, suggestion
 from ahfal_app.results.kept import ACCURACY, LOWER_IS_BETTER, value_of
 from ahfal_app.results.reading import Run, read_run
@@ -36,11 +37,15 @@ Point = tuple[tuple[str, Scalar], ...]
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """A run that is done, with its place in the grid, and the metric that runs are compared by."""
+    """A run that is done, with its place in the grid, and the metric that runs are compared by.
+
+    Of one that is `summarised` the line in `summaries.jsonl` is all that is here.
+    """
 
     labels: dict[str, Scalar]
     run: Run
     metric: str = ACCURACY
+    summarised: bool = False
 
     @property
     def seed(self) -> int:
@@ -211,7 +216,8 @@ def read_experiments(out: Path, metric: str = "") -> list[ExperimentResults]:
     files = sorted((out / EXPERIMENTS).glob("*.json"))
     if not files:
         raise SweepError(f"{out.absolute()}: not the folder of a sweep: no {EXPERIMENTS}/*.json")
-    return [compared_by(metric, _read_experiment(out, file)) for file in files]
+    summaries = Summaries(out)
+    return [compared_by(metric, _read_experiment(out, file, summaries)) for file in files]
 
 
 def compared_by(metric: str, results: ExperimentResults) -> ExperimentResults:
@@ -249,7 +255,7 @@ def is_done(folder: Path) -> bool:
     return read_done(folder) is not None
 
 
-def _read_experiment(out: Path, file: Path) -> ExperimentResults:
+def _read_experiment(out: Path, file: Path, summaries: Summaries) -> ExperimentResults:
     try:
         plan = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -259,6 +265,10 @@ def _read_experiment(out: Path, file: Path) -> ExperimentResults:
         run = read_done(out / RUNS / entry["folder"])
         if run is not None:
             runs.append(RunResult(entry["labels"], run))
+            continue
+        run = summaries.run(entry.get("summary", entry["folder"]))
+        if run is not None:
+            runs.append(RunResult(entry["labels"], run, summarised=True))
             continue
         missing.append(entry["folder"])
         failure = out / FAILURES / f"{entry['folder']}.txt"

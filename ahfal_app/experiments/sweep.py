@@ -18,7 +18,8 @@ from ahfal_app.config import Settings
 from ahfal_app.errors import SweepError
 from ahfal_app.experiments.files import Experiment, PlannedRun
 from ahfal_app.experiments.progress import SweepProgress
-from ahfal_app.experiments.results import EXPERIMENTS, FAILURES, RUNS, is_done
+from ahfal_app.experiments.results import EXPERIMENTS, FAILURES, RUNS, read_done
+from ahfal_app.experiments.summaries import SUMMARIES, Summaries
 from ahfal_app.experiments.workers import RoundDone, Task, Workers
 from ahfal_app.storage.files import write_json, write_text
 
@@ -45,8 +46,9 @@ def run_sweep(
     """Do all runs of some experiments that are not done yet.
 
     A run is known by its settings and the code: experiments share the runs that they have in
-    common, and one that was stopped in the middle goes on where it was. Failures are kept in
-    files and do not stop the others.
+    common, and one that was stopped in the middle goes on where it was. What is done gets a line
+    in `summaries.jsonl`, and a run whose line is there is done without its folder. Failures are
+    kept in files and do not stop the others.
 
     Parameters
     ----------
@@ -73,24 +75,55 @@ def run_sweep(
         raise SweepError(f"{out}: no folder can be made there ({error.strerror})") from error
     try:
         with FileLock(out / ".lock", blocking=False):
-            for experiment in experiments:
-                _write_plan(experiment, out)
-                for warning in experiment.warnings:
-                    console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            for warning in (each for experiment in experiments for each in experiment.warnings):
+                console.print(f"warning: {warning}", markup=False, soft_wrap=True)
             runs = {run.name: run for experiment in experiments for run in experiment.runs}
+            summaries = Summaries(out)
             if force:
                 for name in runs:
                     shutil.rmtree(out / RUNS / name, ignore_errors=True)
-            return _run_missing(runs, out, console, jobs)
+                summaries.drop(summaries.standing_for(runs.values()).values())
+            in_folders = _in_folders(runs, out, summaries)
+            summarised = summaries.standing_for(
+                run for name, run in runs.items() if name not in in_folders
+            )
+            if summarised:
+                console.print(f"{len(summarised)} runs are done by {SUMMARIES}, without a folder")
+            for experiment in experiments:
+                _write_plan(experiment, out, summarised)
+            result = SweepResult(skipped=[n for n in runs if n in in_folders or n in summarised])
+            _run_missing(runs, _Place(out, summaries), console, jobs, result)
+            return result
     except Timeout:
         raise SweepError(f"{out}: another process is at this sweep") from None
 
 
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A sweep's folder and its summaries."""
+
+    out: Path
+    summaries: Summaries
+
+
+def _in_folders(runs: Mapping[str, PlannedRun], out: Path, summaries: Summaries) -> set[str]:
+    """Return which runs are done by their folders; each of them has a line from then on."""
+    found = set()
+    for name, planned in runs.items():
+        run = read_done(out / RUNS / name)
+        if run is not None:
+            found.add(name)
+            summaries.add(planned, run)
+    return found
+
+
 def _run_missing(
-    runs: Mapping[str, PlannedRun], out: Path, console: Console, jobs: int | None
-) -> SweepResult:
-    result = SweepResult()
-    result.skipped = [name for name in runs if is_done(out / RUNS / name)]
+    runs: Mapping[str, PlannedRun],
+    place: _Place,
+    console: Console,
+    jobs: int | None,
+    result: SweepResult,
+) -> None:
     missing = deque(run for name, run in runs.items() if name not in result.skipped)
     cores = os.cpu_count() or 1
     gpus = torch.cuda.device_count() if any(r.settings.device != "cpu" for r in missing) else 0
@@ -101,8 +134,7 @@ def _run_missing(
     with SweepProgress(console, passes, result.skipped) as progress:
         if missing:
             with Workers(jobs, clients_at_once, gpus_to_share(missing, gpus)) as workers:
-                _drive(missing, out, workers, progress, result)
-    return result
+                _drive(missing, place, workers, progress, result)
 
 
 def default_jobs(cores: int, gpus: int) -> int:
@@ -121,18 +153,19 @@ def gpus_to_share(runs: Iterable[PlannedRun], gpus: int) -> int:
 
 def _drive(
     missing: deque[PlannedRun],
-    out: Path,
+    place: _Place,
     workers: Workers,
     progress: SweepProgress,
     result: SweepResult,
 ) -> None:
     running = 0
+    planned_by_name = {planned.name: planned for planned in missing}
     while missing or running:
         for worker in workers.idle():
             if not missing:
                 break
             planned = missing.popleft()
-            worker.start(_task(planned, out))
+            worker.start(_task(planned, place.out))
             progress.started(planned.name)
             running += 1
         for worker, report in workers.wait(_WAIT_S):
@@ -144,18 +177,22 @@ def _drive(
                 continue
             workers.release(worker)
             running -= 1
-            _close(name, report.failure, out, result)
+            _close(planned_by_name[name], report.failure, place, result)
             progress.ended(name, report.failure)
 
 
-def _close(name: str, failure: str, out: Path, result: SweepResult) -> None:
-    path = out / FAILURES / f"{name}.txt"
+def _close(planned: PlannedRun, failure: str, place: _Place, result: SweepResult) -> None:
+    name = planned.name
+    path = place.out / FAILURES / f"{name}.txt"
     if failure:
         path.parent.mkdir(exist_ok=True)
         write_text(path, failure)
         result.failed[name] = failure.strip().splitlines()[-1]
     else:
         path.unlink(missing_ok=True)
+        run = read_done(place.out / RUNS / name)
+        if run is not None:
+            place.summaries.add(planned, run)
         result.done.append(name)
 
 
@@ -172,7 +209,7 @@ def sample_passes(settings: Settings) -> int:
     return max(1, round(1000 * labels * settings.rounds * settings.local_epochs))
 
 
-def _write_plan(experiment: Experiment, out: Path) -> None:
+def _write_plan(experiment: Experiment, out: Path, summarised: Mapping[str, str]) -> None:
     folder = out / EXPERIMENTS
     folder.mkdir(exist_ok=True)
     write_json(
@@ -186,6 +223,14 @@ def _write_plan(experiment: Experiment, out: Path) -> None:
             "overrides": experiment.overrides,
             "paper": [number.model_dump() for number in experiment.paper],
             "warnings": list(experiment.warnings),
-            "runs": [{"folder": run.name, "labels": run.labels} for run in experiment.runs],
+            # A run that was done on another machine has another name there.
+            "runs": [
+                {
+                    "folder": run.name,
+                    "labels": run.labels,
+                    "summary": summarised.get(run.name, run.name),
+                }
+                for run in experiment.runs
+            ],
         },
     )

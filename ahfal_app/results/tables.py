@@ -100,9 +100,10 @@ def features_table(environment: Mapping[str, Any]) -> TextTable | None:
         images, seconds = computed["images"], computed["seconds"]
         rate = f"{images / seconds:,.0f}" if images and seconds else "n/a"
         rows.append((split, f"{images:,}", seconds_text(seconds), rate))
-    name, features = backbone["name"], backbone["features"]
+    name, features, views = backbone["name"], backbone["features"], backbone.get("views", 0)
+    viewed = f", {views} views of each training image besides" if views else ""
     return TextTable(
-        title=f"Features of {name} ({features} of an image); all others were there",
+        title=f"Features of {name} ({features} of an image{viewed}); all others were there",
         headings=("Split", "Computed", "Time", "Images/s"),
         rows=rows,
         numbers=frozenset({1, 2, 3}),

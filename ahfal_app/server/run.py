@@ -464,6 +464,7 @@ def _environment(
             "name": loaded.backbone.name,
             "sha256": loaded.backbone.digest,
             "features": loaded.backbone.features,
+            "views": settings.feature_views,
             "preprocessing": asdict(loaded.backbone.preprocessing),
             # Of what was computed by this process; the rest was there.
             "extracted": {

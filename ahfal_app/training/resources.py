@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from ahfal_app.backbones import Backbone, Preprocessing, load_backbone
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
-from ahfal_app.data.augmentation import NO_AUGMENTATION
+from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
 from ahfal_app.data.cache import data_dir
 from ahfal_app.data.device import DeviceFeatures, DeviceImages
-from ahfal_app.data.features import Features, FeatureStore
+from ahfal_app.data.features import Features, FeatureStore, ImageRows
 from ahfal_app.data.images import DataFormat, Images
 from ahfal_app.data.no_data import dataset_of_settings
 from ahfal_app.data.partition import Partition, make_partition
@@ -32,6 +32,7 @@ from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.site.validation import Validation, load_validation
 from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.data.vectors import VectorColumns
+from ahfal_app.data.views import WithViews
 from ahfal_app.errors import ConfigError, ImageSizesDiffer, MessageRefused
 from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
@@ -86,6 +87,7 @@ class Resources:
         self.site = site
         self.dataset: ImageDataset = site.dataset if site else _dataset(settings)
         self.model_name = _network_for(settings, self.dataset)
+        _check_views(settings, self.dataset)
 
     @property
     def num_classes(self) -> int:
@@ -195,11 +197,17 @@ class Resources:
         wanted_N = site.ids_N if site and split == "train" else None
         content = f"{self.dataset.fingerprint} {split}".encode()
         content += wanted_N.tobytes() if wanted_N is not None else b""
-        fingerprint = hashlib.sha256(content).hexdigest()
         store = self._store(backbone, site.cache_name if site else "")
         # No backbone goes with vectors.
         pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
-        features = store.of(pixels_NHWC, fingerprint, wanted_N, self._room)
+        rows: ImageRows = pixels_NHWC
+        if split == "train" and (views := self._settings.feature_views):
+            how = self.dataset.augmentation
+            content += f" {views} views {how.padding} {how.flip}".encode()
+            rows = WithViews(pixels_NHWC, how, views)
+            wanted_N = rows.rows(wanted_N) if wanted_N is not None else None
+        fingerprint = hashlib.sha256(content).hexdigest()
+        features = store.of(rows, fingerprint, wanted_N, self._room)
         if site and split == "train":
             store.forget_others(features)
         return features
@@ -298,10 +306,16 @@ class Resources:
             weight_decay=settings.weight_decay,
             lr_decay_epochs=settings.lr_decay_epochs,
             lr_decay_factor=settings.lr_decay_factor,
-            augmentation=NO_AUGMENTATION if settings.uses_features else self.dataset.augmentation,
+            augmentation=self._augmentation(settings),
             precision=resolve_precision(settings.precision, device, model),
             compile=resolve_compile(settings.compile, device, model, self._sample_passes(settings)),
         )
+
+    def _augmentation(self, settings: Settings) -> Augmentation:
+        """Return what is drawn for a training image: of features a view, if there are any."""
+        if not settings.uses_features:
+            return self.dataset.augmentation
+        return replace(NO_AUGMENTATION, views=settings.feature_views)
 
     def _sample_passes(self, settings: Settings) -> int:
         """Return how many samples the whole run trains on, epochs and rounds counted."""
@@ -351,6 +365,18 @@ def _network_for(settings: Settings, dataset: ImageDataset) -> str:
     if problems:
         raise ConfigError(problems)
     return name
+
+
+def _check_views(settings: Settings, dataset: ImageDataset) -> None:
+    """Refuse views of images that nothing is done to."""
+    if settings.feature_views and dataset.augmentation == NO_AUGMENTATION:
+        raise ConfigError(
+            [
+                f"feature-views={settings.feature_views}: allowed is 0 with "
+                f"augment={settings.augment!r}, which augments nothing of {dataset.name}; or "
+                "augment='crop' | 'crop-flip'"
+            ]
+        )
 
 
 def _dataset(settings: Settings) -> ImageDataset:
@@ -510,6 +536,7 @@ _MADE_OF = (
     "backbone_size",
     "backbone_crop",
     "tune",
+    "feature_views",
     "device",
 )
 

@@ -99,6 +99,7 @@ def _step(
         torch.from_numpy(draw.integers(0, 5000, shape)).to(device),
         torch.from_numpy(draw.integers(0, 9, (2, *shape))).to(device),
         torch.from_numpy(draw.integers(0, 2, shape).astype(bool)).to(device),
+        None,
         torch.from_numpy(draw.integers(0, 10, shape)).to(device),
         None if is_full else counting_kB.to(device),
     )
@@ -110,7 +111,7 @@ def _replayed(step: Callable[[], object], device: torch.device) -> Callable[[], 
     """Return what replays a step whose inputs stay where they are."""
     rates_k = torch.zeros(1, device=device)
     zeros_kB = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    batch = Batch(zeros_kB, None, None, zeros_kB, None)
+    batch = Batch(zeros_kB, None, None, None, zeros_kB, None)
     return CudaGraphs()(lambda *_: step(), rates_k, batch, None).replay  # type: ignore[arg-type, return-value]
 
 

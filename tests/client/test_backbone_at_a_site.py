@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from support.attacks import CLASSES, IMAGES, Target
 from support.site_images import write_images, write_labels
 from support.small_backbone import SETTINGS, small_backbone, write_weights
 
+from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.training import resources
 
 RUN = {**SETTINGS, "model": "linear"}
@@ -42,6 +44,19 @@ def test_features_of_images_for_testing_go_with_these(tmp_path: Path) -> None:
     assert joined() == [4, IMAGES]
     (tests / next(iter(truth))).unlink()
     assert joined() == [3, IMAGES]
+
+
+def test_views_are_computed_at_the_site_and_count_for_its_room(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    # The format that the server tells says that nothing is augmented, but for this one.
+    target.data_format = dataclasses.replace(target.data_format, augmentation=Augmentation(2, True))
+    told = {**RUN, "feature-views": 2, "augment": "crop-flip"}
+    reply = target.send("query.join", told, order=SAME)
+    assert not reply.has_error(), reply.error
+    (file,) = (tmp_path / "site/decoded/features").glob("site-*/features.f16")
+    # Of 60 images; a view that is not moved is the image itself.
+    rows = file.stat().st_size // (2 * small_backbone().features)
+    assert 2 * 60 < rows <= 3 * 60
 
 
 def test_another_backbone_is_refused_before_anything_is_computed(tmp_path: Path) -> None:

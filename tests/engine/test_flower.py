@@ -50,8 +50,9 @@ def _processes_of_flower(marker: str) -> list[str]:
 def test_flowers_simulation_gives_the_same_result_as_this_process(
     simulation: Simulation, tmp_path: Path, data_dir: Path, marker: str
 ):
-    """With a secure sum, on a backbone's features; convolutions: see the tests of deployments."""
+    """With a secure sum, on features of images and views; convolutions: tests of deployments."""
     settings = {**BACKBONE, "max-train-samples": 200, "privacy": "secure-aggregation", "cycles": 2}
+    settings |= {"augment": "crop", "feature-views": 1}
     folders = {"output-dir": tmp_path / "flower", "data-dir": data_dir}
     done = subprocess.run(
         _command(**settings, **folders),

@@ -11,6 +11,8 @@ from flwr.app import Context, Message
 from rich.console import Console
 from support.simulation import Outcome, Simulation
 from support.site_images import write_images, write_labels
+from support.small_backbone import SETTINGS as BACKBONE
+from support.small_backbone import small_backbone, write_weights
 
 from ahfal_app.cli import main
 from ahfal_app.client_app import app as client_app
@@ -95,6 +97,36 @@ def test_it_needs_no_test_set_of_a_server(simulation: Simulation, sites: list[st
         rehearsed(simulation, [f'{sites[0]} validation="{tmp_path}"', sites[1]], **without)
     with pytest.raises(ConfigError, match="classes='': allowed are at least two names"):
         rehearsed(simulation, own, **{**without, "classes": ""})
+
+
+def test_a_backbone_is_rehearsed_with_the_files_of_the_sites(
+    simulation: Simulation, sites: list[str], tmp_path: Path
+):
+    run = {**BACKBONE, "model": "linear", "cycles": 2, "dataset": "digits"}
+    run["backbone-weights"] = str(write_weights(tmp_path / "server.safetensors"))
+    weights = write_weights(tmp_path / "site.safetensors")
+    named = [f'{site} backbone-weights="{weights}"' for site in sites]
+    outcome = rehearsed(simulation, named, **run)
+    told = json.loads((outcome.folder / "environment.json").read_text())["backbone"]
+    assert told["sha256"] == small_backbone(str(weights)).digest
+    assert outcome.summary["complete"]
+    # The features of each site's images are its own.
+    folders = Path(str(simulation.base["data-dir"])) / "features"
+    stores = folders.glob("site-*/features.f16")
+    rows = {path.stat().st_size // (2 * told["features"]) for path in stores}
+    assert {200, 120} <= rows
+    other = write_weights(tmp_path / "other.safetensors", change=0.1)
+    with pytest.raises(ConfigError) as caught:
+        rehearsed(simulation, [f'{sites[0]} backbone-weights="{other}"', sites[1]], **run)
+    assert "hospital-0: backbone-weights=" in str(caught.value)
+    assert f"here, and {told['sha256'][:12]} at the server" in str(caught.value)
+    assert "hospital-1: backbone-weights: missing; allowed is this site's own" in str(caught.value)
+
+
+def test_a_backbone_that_all_have_needs_no_file(simulation: Simulation, sites: list[str]):
+    views = {"feature-views": 1, "augment": "crop"}
+    outcome = rehearsed(simulation, sites, **BACKBONE, **{"model": "linear", "cycles": 1}, **views)
+    assert outcome.summary["complete"]
 
 
 def test_a_sites_own_folders_are_not_touched(

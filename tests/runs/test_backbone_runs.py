@@ -99,6 +99,30 @@ def test_whatever_else_a_run_has(simulation: Simulation, settings: dict[str, obj
     assert len(outcome.metrics.cycles) == 2
 
 
+VIEWS = {"feature-views": 2, "augment": "crop"}
+
+
+@pytest.mark.parametrize("local_update", ["plain", "kcfu"])
+def test_views_are_drawn_alike_together_and_in_turns(
+    simulation: Simulation, local_update: str
+) -> None:
+    same = {**SMALL, **VIEWS, "cycles": 2, "strategy": "random", "local-update": local_update}
+    turns = simulation(same, name="turns")
+    together = simulation(same, name="together", **{"client-batching": "always"})
+    losses = [[round_.train_loss for round_ in each.metrics.rounds] for each in (turns, together)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    backbone = json.loads((turns.folder / "environment.json").read_text())["backbone"]
+    assert backbone["views"] == 2
+    without = simulation(same, name="without", **{"feature-views": 0})
+    assert [round_.train_loss for round_ in without.metrics.rounds] != losses[0]
+
+
+def test_nothing_to_view_is_refused_by_name(simulation: Simulation) -> None:
+    said = "feature-views=1: allowed is 0 with augment='auto', which augments nothing of digits"
+    with pytest.raises(ConfigError, match=said):
+        simulation(SMALL, **{"feature-views": 1})
+
+
 def test_parts_of_a_backbone_are_trained_and_the_rest_stays(simulation: Simulation) -> None:
     outcome = simulation(SMALL, tune="conv_head,bn2,head", cycles=1, rounds=1, strategy="entropy")
     names = set(load_file(outcome.folder / "model.safetensors"))

@@ -738,7 +738,7 @@ def test_every_error_of_ours_has_a_code_of_its_own_or_none_that_a_site_can_meet(
     elsewhere = {
         *("AhfalError", "NoLabelledClients", "CheckpointError", "ResumeError", "SweepError"),
         *("QuorumNotReached", "NonFiniteModel", "CodeMismatch", "EngineError"),
-        *("CertificateError", "ReportError", "InvalidMetric"),
+        *("CertificateError", "ReportError", "InvalidMetric", "EvaluationFailed", "PageError"),
     }
     ours = {
         name: kind

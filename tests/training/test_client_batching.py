@@ -472,7 +472,7 @@ def test_recording_gives_way_to_errors_of_another_kind() -> None:
         raise ValueError("a defect")
 
     zeros = torch.zeros(1, 2, dtype=torch.int64)
-    batch = Batch(zeros, None, None, zeros, None)
+    batch = Batch(zeros, None, None, None, zeros, None)
     with pytest.raises(ValueError, match="a defect"):
         Replayed(step, [], FakeGraphs())(torch.ones(1), batch, None)
 
@@ -524,7 +524,7 @@ def test_a_recording_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyP
             raise RuntimeError("capture is invalid")  # noqa: B904
 
     zeros = torch.zeros(1, 2, dtype=torch.int64)
-    batch = Batch(zeros, None, None, zeros, None)
+    batch = Batch(zeros, None, None, None, zeros, None)
     with pytest.raises(torch.OutOfMemoryError):
         Replayed(lambda *_: zeros, [], recorder)(torch.ones(1), batch, None)
 

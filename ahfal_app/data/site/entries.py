@@ -93,9 +93,10 @@ def decoded(
         # One for each id, of images that are gone as well.
         item = np.dtype(np.float32 if data_format.vectors else np.uint8).itemsize
         needed = (max(ids.values()) + 1) * math.prod(shape) * item
+        what = "vectors" if data_format.vectors else "images"
         if room is not None and needed > room:
             raise PolicyRefused(
-                ["policy-disk-gib"], [f"{needed} bytes of decoded images; there is room for {room}"]
+                ["policy-disk-gib"], [f"{needed} bytes of decoded {what}; there is room for {room}"]
             )
         return decode_site(listed, ids, columns, shape, target)
 

@@ -151,6 +151,7 @@ def load_site(
         raise DatasetError(f"data={str(folders.data)!r}: no such folder")
     others = [folders.data / LABELS] + ([folders.truth] if folders.truth else [])
     columns: Columns = (vectors or VectorColumns()) if data_format.vectors else image_column
+    several = "vectors" if data_format.vectors else "images"
     present, set_aside = list_images(folders.data, columns, others)
     if not present:
         forget(cache, folders.data)
@@ -162,7 +163,7 @@ def load_site(
     set_aside |= {image.name: COPIED for image in present if image.path in copied}
     listed = [image for image in present if image.path not in copied]
     if not listed:
-        raise _nothing_usable(folders, set_aside, len(present))
+        raise _nothing_usable(folders, set_aside, len(present), several)
 
     known = index.know([image.name for image in listed])
     ids = {image.name: known[image.name].id for image in listed}
@@ -175,10 +176,10 @@ def load_site(
     set_aside |= lines_set_aside
     set_aside |= _called_like_classes(found, given, data_format.class_names)
     if not found.usable:
-        raise _nothing_usable(folders, set_aside, len(present))
+        raise _nothing_usable(folders, set_aside, len(present), several)
     labels_N = labels.truth(found, len(entry.arrays["images"]))
     path = folders.state / SET_ASIDE
-    report(path, set_aside, len(found.usable), partial(labels.suggestions, found))
+    report(path, set_aside, len(found.usable), partial(labels.suggestions, found), several)
     return SiteData(
         dataset=_dataset(entry, labels_N, data_format),
         ids_N=np.array(sorted(found.usable), np.int64),
@@ -281,10 +282,10 @@ def _dataset(entry: Entry, labels_N: NDArray[np.int64], data_format: DataFormat)
 
 
 def _nothing_usable(
-    folders: SiteFolders, set_aside: Mapping[str, str], present: int
+    folders: SiteFolders, set_aside: Mapping[str, str], present: int, what: str
 ) -> DatasetError:
-    report(folders.state / SET_ASIDE, set_aside, 0)
+    report(folders.state / SET_ASIDE, set_aside, 0, what=what)
     return DatasetError(
-        f"data={str(folders.data)!r}: none of {present} images can be used; "
+        f"data={str(folders.data)!r}: none of {present} {what} can be used; "
         f"{folders.state / SET_ASIDE} says why"
     )

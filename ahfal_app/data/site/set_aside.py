@@ -23,7 +23,7 @@ def report(
     set_aside: Mapping[str, str],
     usable: int,
     suggestions: Callable[[], Mapping[str, str]] = dict,
-    purpose: str = "",
+    what: str = "images",
 ) -> None:
     """Write what is set aside, and tell how much; once for each change.
 
@@ -39,8 +39,8 @@ def report(
         How many images can be used.
     suggestions : Callable[[], Mapping[str, str]]
         Returns what to add to reasons, by name.
-    purpose : str
-        What images are for, where it is not training.
+    what : str
+        What is counted, in plural.
     """
     rows = sorted(set_aside.items())
     if _told_before(path) == rows:
@@ -50,7 +50,6 @@ def report(
     if rows:
         reasons = Counter(kind_of(reason) for _, reason in rows)
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
-        what = f"images {purpose}" if purpose else "images"
         _log.warning(
             "%d %s can be used, %d set aside (%s): %s", usable, what, len(rows), shown, path
         )

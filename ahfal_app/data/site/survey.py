@@ -16,7 +16,7 @@ from ahfal_app.errors import StoreError
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 
 _GONE = "gone; labels that it has are kept, and it is not trained on"
-_CHANGED = "not what it was when a label was asked or given for it; give another image another name"
+_CHANGED = "not what it was when a label was asked or given for it; another one needs another name"
 
 
 @dataclass

@@ -117,11 +117,12 @@ def load_validation(
     else:
         forget(cache, folder)
     path = folders.state / VALIDATION_SET_ASIDE
-    report(path, set_aside, len(usable), purpose="for validation")
+    what = "vectors" if data_format.vectors else "images"
+    report(path, set_aside, len(usable), what=f"{what} for validation")
     if not usable:
         besides = f": {told(summary(set_aside))}" if set_aside else ""
         raise DatasetError(
-            f"validation={str(folder)!r}: none of {len(present)} images can be used{besides}"
+            f"validation={str(folder)!r}: none of {len(present)} {what} can be used{besides}"
         )
     return _taken(entry, usable, cache_name_of(folder))
 
@@ -139,7 +140,7 @@ def check_place(folder: Path, data: Path) -> None:
         raise ConfigError(
             [
                 f"validation={str(folder)!r}: allowed in --node-config is a folder that is neither "
-                f"in data={str(data)!r} nor above it, since images there may be trained on"
+                f"in data={str(data)!r} nor above it, since samples there may be trained on"
             ]
         )
 

@@ -30,7 +30,7 @@ def check_backbone(
     node_config : Mapping[str, object]
         What the site says of itself; `backbone-weights` is its file.
     run : Mapping[str, object]
-        The run's settings that start with `backbone`.
+        The run's settings that start with `backbone`, and `feature-views`.
     """
     try:
         settings = at_site(parse_settings(dict(run)), node_config)
@@ -58,9 +58,14 @@ def check_backbone(
         return
     yield good(
         "features",
-        f"{rate:.0f} images a second on {device.type}: {images} images take about "
-        f"{images / rate:.0f} s, once",
+        f"{rate:.0f} images a second on {device.type}: {images} images{_viewed(settings)} take "
+        f"about {images * (settings.feature_views + 1) / rate:.0f} s, once",
     )
+
+
+def _viewed(settings: Settings) -> str:
+    views = settings.feature_views
+    return f" and {views} view{'s' * (views > 1)} of each" if views else ""
 
 
 def _images(node_config: Mapping[str, object], settings: Settings) -> int:

@@ -27,13 +27,14 @@ def check_data(node_config: Mapping[str, object]) -> Iterator[Finding]:
         yield failure("data", str(error))
         return
     labels_N = dataset.train.labels_N
-    yield good("data", f"{dataset.name}: {len(labels_N)} images can be read")
+    one, several = ("vector", "vectors") if dataset.holds_vectors else ("image", "images")
+    yield good("data", f"{dataset.name}: {len(labels_N)} {several} can be read")
     if dataset.not_used:
         yield warning("data", f"found and not used: {told(dataset.not_used)}")
     counts_C = np.bincount(labels_N, minlength=len(dataset.class_names))
     missing = [name for name, n in zip(dataset.class_names, counts_C, strict=True) if not n]
     if missing:
-        yield failure("labels", f"no image has the label {', '.join(missing)}: check the labels")
+        yield failure("labels", f"no {one} has the label {', '.join(missing)}: check the labels")
     else:
         fewest = int(counts_C.min())
-        yield good("labels", f"{len(counts_C)} classes, the rarest with {fewest} images")
+        yield good("labels", f"{len(counts_C)} classes, the rarest with {fewest} {several}")

@@ -35,8 +35,8 @@ class Batches:
         Samples that count, the first ones of a batch, int64, on the CPU.
     counting_TKB : Tensor
         Which samples these are, bool.
-    offsets_T2KB, flip_TKB : Tensor | None
-        The draws of the augmentation, int64 and bool.
+    offsets_T2KB, flip_TKB, views_TKB : Tensor | None
+        The draws of the augmentation, int64, bool and int64.
     """
 
     rows_TKB: Tensor
@@ -44,6 +44,7 @@ class Batches:
     counting_TKB: Tensor
     offsets_T2KB: Tensor | None
     flip_TKB: Tensor | None
+    views_TKB: Tensor | None
 
     def widths(self) -> list[int]:
         """Return for each step the samples that its batches are padded to.
@@ -64,6 +65,7 @@ class Batches:
             uploaded(self.counting_TKB, device),
             None if self.offsets_T2KB is None else uploaded(self.offsets_T2KB, device),
             None if self.flip_TKB is None else uploaded(self.flip_TKB, device),
+            None if self.views_TKB is None else uploaded(self.views_TKB, device),
         )
 
 
@@ -243,6 +245,7 @@ def _batches(
     """Return batches of rows by client; of the draws all have the same kinds."""
     offsets = [[d.offsets_2B for d in each if d.offsets_2B is not None] for each in draws]
     flips = [[d.flip_B for d in each if d.flip_B is not None] for each in draws]
+    views = [[d.views_B for d in each if d.views_B is not None] for each in draws]
     sides = []
     if any(offsets):
         sides = [
@@ -255,6 +258,7 @@ def _batches(
         padding.counting_TKB,
         torch.stack(sides, dim=1) if sides else None,
         padding.padded([_joined(each).bool() for each in flips]) if any(flips) else None,
+        padding.padded([_joined(each) for each in views]) if any(views) else None,
     )
 
 

@@ -30,19 +30,21 @@ class Rows:
     ----------
     rows_kB : Tensor
         Rows of the split, int64.
-    offsets_2kB, flip_kB : Tensor | None
-        The draws of the augmentation, int64 and bool.
+    offsets_2kB, flip_kB, views_kB : Tensor | None
+        The draws of the augmentation, int64, bool and int64.
     """
 
     rows_kB: Tensor
     offsets_2kB: Tensor | None
     flip_kB: Tensor | None
+    views_kB: Tensor | None
 
     def draws(self) -> AugmentationDraws:
         """Return the draws of all clients as those of one batch."""
         return AugmentationDraws(
             None if self.offsets_2kB is None else self.offsets_2kB.flatten(1),
             None if self.flip_kB is None else self.flip_kB.flatten(),
+            None if self.views_kB is None else self.views_kB.flatten(),
         )
 
 

@@ -357,12 +357,14 @@ def _inputs(schedule: Schedule) -> Iterator[tuple[int, Batch, MixedBatch | None]
 
 def _rows(
     batches: Batches, step: int, count: int, width: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return the fields of `Rows` of a step."""
     cut = step, slice(count), slice(width)
     offsets_T2KB, flip_TKB = batches.offsets_T2KB, batches.flip_TKB
+    views_TKB = batches.views_TKB
     return (
         batches.rows_TKB[cut],
         None if offsets_T2KB is None else offsets_T2KB[step, :, :count, :width],
         None if flip_TKB is None else flip_TKB[cut],
+        None if views_TKB is None else views_TKB[cut],
     )
