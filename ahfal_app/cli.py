@@ -223,7 +223,7 @@ def watch(
 
     def tell(address: str) -> None:
         console.print(f"open in a browser on this machine: {address}", soft_wrap=True, markup=False)
-        console.print(f"{len(runs)} runs are watched; Ctrl-C ends it, and no run.")
+        console.print(f"runs: {len(runs)}; Ctrl-C ends the page, and no run.")
 
     with contextlib.suppress(KeyboardInterrupt):
         serve(folder, port, tell)

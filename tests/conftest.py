@@ -5,6 +5,7 @@ import gc
 import platform
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -14,12 +15,34 @@ from hypothesis import settings
 
 # Imported where it is used: the process that deals the tests out needs none of it.
 if TYPE_CHECKING:
+    from support.devtools import Chromium
     from support.simulation import SharedRuns, Simulation
 
 # Tests are never about time, and a busy machine may pause any of them. Each run draws examples of
-# its own, so that half as many as usual still find over time what there is to find.
-settings.register_profile("untimed", deadline=None, max_examples=50)
+# its own, so that a third of the usual number still finds over time what there is to find.
+settings.register_profile("untimed", deadline=None, max_examples=35)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have each process begin with slow tests, so that short ones are left to fill what remains.
+
+    xdist gives each process as many tests in a row; those of a file stay together.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    if not slow or not fast:
+        return
+    processes = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for _, of_file in groupby(slow, key=lambda item: item.path):
+        min(shares, key=len).extend(of_file)
+    for share in shares[:-1]:
+        room = max(0, len(items) // processes - len(share))
+        share.extend(fast[:room])
+        del fast[:room]
+    items[:] = [item for share in [*shares, fast] for item in share]
 
 
 def pytest_collection_finish() -> None:
@@ -78,6 +101,15 @@ def shared_runs(
 
     own = tmp_path_factory.getbasetemp()
     return SharedRuns((own if worker_id == "master" else own.parent) / "shared-runs", data_dir)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """Start a browser for all tests of a process: each opens tabs of its own."""
+    from support.devtools import chromium
+
+    with chromium(tmp_path_factory.mktemp("chromium")) as one:
+        yield one
 
 
 @pytest.fixture

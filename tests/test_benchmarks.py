@@ -87,6 +87,7 @@ def test_forecasts_are_those_of_the_recorded_runs(
 ) -> None:
     """The page and the table of every forecast, from the summaries that are there."""
     forecasts = load("forecasts", monkeypatch)
-    forecasts.write(forecasts.cases(ROOT / "results"), tmp_path)
+    results = ROOT / "results"
+    forecasts.write(forecasts.cases(results), results, tmp_path)
     for name in ("README.md", "forecasts.csv"):
         assert (tmp_path / name).read_text() == (ROOT / "results" / "forecasts" / name).read_text()

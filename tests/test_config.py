@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ahfal_app.cli import main
 from ahfal_app.config import Settings, parse_settings, setting_fields, share_of
 from ahfal_app.config_sources import read_arguments
 from ahfal_app.errors import ConfigError
@@ -310,13 +311,14 @@ def test_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
-def test_command_line_tells_errors_and_exits_with_one():
-    command = [sys.executable, "-m", "ahfal_app", "run", "alpha=0", "strategy=entrpy"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "alpha=0" in done.stderr
-    assert "did you mean 'entropy'" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_command_line_tells_errors_and_exits_with_one(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "alpha=0", "strategy=entrpy"])
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert "alpha=0" in told
+    assert "did you mean 'entropy'" in told
+    assert "Traceback" not in told
 
 
 def test_settings_that_contradict_each_other_hide_no_other_problem():

@@ -87,17 +87,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return installed(tmp_path_factory.mktemp("package"))
 
 
-AHFAL = [sys.executable, "-m", "ahfal_app"]
-
-
-def test_one_of_each_runs_in_process(
-    tmp_path: Path, data_dir: Path, environment: dict[str, str]
-) -> None:
-    done = ahfal(AHFAL, environment, "run", settings_file(tmp_path, data_dir, name="own"))
-    assert done.returncode == 0, done.stderr
-    check_run(tmp_path / "runs" / "own")
-
-
 #: What the components cannot take, and what is said about it.
 REFUSALS = {
     "strategy.model=globl": "did you mean 'global'?",
@@ -144,28 +133,27 @@ def ahfal_in_turn(environment: dict[str, str], *commands: Sequence[str]) -> list
     return [tuple(told) for told in json.loads(done.stdout)]
 
 
-@pytest.fixture(scope="module")
-def refused(
-    tmp_path_factory: pytest.TempPathFactory, data_dir: Path, environment: dict[str, str]
-) -> dict[str, Told]:
-    """Return what each change comes to; no run has begun."""
-    folder = tmp_path_factory.mktemp("refused")
-    file = settings_file(folder, data_dir)
-    told = ahfal_in_turn(environment, *(["run", file, change] for change in REFUSALS))
-    assert not (folder / "runs").exists()
-    return dict(zip(REFUSALS, told, strict=True))
-
-
-@pytest.mark.parametrize("change", REFUSALS)
-def test_what_they_cannot_take_is_refused_before_a_run(
-    change: str, refused: dict[str, Told]
+def test_one_of_each_runs_and_what_they_cannot_take_is_refused_before(
+    tmp_path: Path, data_dir: Path, environment: dict[str, str]
 ) -> None:
-    code, _, stderr = refused[change]
-    assert code == 1
-    assert REFUSALS[change] in stderr
-    assert "Traceback" not in stderr
+    """All in one process of its own, which is what takes long."""
+    places = tmp_path / "refused", tmp_path / "taken"
+    for place in places:
+        place.mkdir()
+    refused, taken = (settings_file(place, data_dir, name="own") for place in places)
+    *told, (code, _, errors) = ahfal_in_turn(
+        environment, *(["run", refused, change] for change in REFUSALS), ["run", taken]
+    )
+    assert code == 0, errors
+    check_run(tmp_path / "taken" / "runs" / "own")
+    assert not (tmp_path / "refused" / "runs").exists()
+    for (change, why), (code, _, errors) in zip(REFUSALS.items(), told, strict=True):
+        assert code == 1, change
+        assert why in errors
+        assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_sweep_does_again_what_ran_with_other_code(tmp_path: Path, data_dir: Path) -> None:
     package = tmp_path / "package"
     environment = installed(package)

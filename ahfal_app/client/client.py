@@ -27,7 +27,7 @@ from ahfal_app.client.stop_set import StopSet
 from ahfal_app.client.testing import Testing
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
-from ahfal_app.data.moments import moments_for
+from ahfal_app.data.moments import OfVectors, moments_for
 from ahfal_app.errors import MessageRefused
 from ahfal_app.evaluation import EvaluationSums
 from ahfal_app.labels.readings import Readers
@@ -153,16 +153,9 @@ class Client:
             The cycle that a resumed run goes on with; labels bought for later ones are not
             counted yet.
         """
+        self._prepare_data()
         with self._disclosure():
             pass  # From now on the server is held to these terms of privacy.
-        # Whoever has a backbone computes its features now, and not while others wait for a round.
-        if self._resources.backbone is not None:
-            _ = self._resources.train_images
-        if self._settings.tests_at_sites:
-            self._resources.check_validation()
-        data = self._resources.dataset.format
-        if data.vectors and not data.is_measured:
-            self._moment_sums()  # They will be asked for; whoever cannot tell them does not join.
         with self._labels() as store:
             self._describe(store)
             if self._settings.buys_on_joining:
@@ -402,6 +395,18 @@ class Client:
         with self._state.labels(self._rows_N, self._resources.num_classes, grows) as store:
             self._testing.hold_out(store)
             yield store
+
+    def _prepare_data(self) -> None:
+        """See that all data can be used, before anything is written down of the run."""
+        # Whoever has a backbone computes its features now, and not while others wait for a round.
+        if self._resources.backbone is not None:
+            _ = self._resources.train_images
+        if self._settings.tests_at_sites:
+            self._resources.check_validation()
+        data = self._resources.dataset
+        if data.holds_vectors and not self._settings.has_dataset:
+            # Whoever has numbers that cannot be summed does not join, be it later than the others.
+            OfVectors(data.image_shape[2]).of(data.train, self._rows_N)
 
     def _describe(self, store: LabelStore) -> None:
         self._annotation.describe(store)

@@ -264,7 +264,7 @@ def overview(run: Run, now: dt.datetime) -> Overview:
         phase=str(status.phase) if status and status.phase is not Phase.ENDED else "",
         phase_since=status.phase_since if status else None,
         strategy=settings.strategy,
-        dataset=settings.dataset,
+        dataset=settings.data_name,
         oracle="" if settings.has_sites else settings.oracle,
         cycle=cycle,
         num_cycles=settings.num_cycles,

@@ -87,7 +87,9 @@ def observe_stop_set(
     if not observes_stop_set(settings):
         return Observed()
     share, clients = settings.stop_set_share, range(settings.num_clients)
-    most = {client: min(share, samples.get(client, share)) for client in clients}
+    drawn = {client: min(share, samples.get(client, share)) for client in clients}
+    # A site's folder may have grown between its joining and its first prediction.
+    most = dict.fromkeys(clients, share) if settings.has_sites else drawn
     start = time.monotonic()
     take = _secure if settings.uses_secure_aggregation else _plain
     try:
@@ -95,7 +97,8 @@ def observe_stop_set(
     except SecureAggregationFailed as error:
         note(f"the predictions of the stop set are not known in this cycle: {error}")
         return Observed(seconds={_PHASE: time.monotonic() - start})
-    values = observe(sums_E, sum(most.values()), num_classes)
+    in_all = max(sum(drawn.values()), int(sums_E[0]))
+    values = observe(sums_E, in_all, num_classes)
     return Observed(values, failures, {_PHASE: time.monotonic() - start})
 
 

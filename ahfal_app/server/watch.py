@@ -34,6 +34,9 @@ from ahfal_app.server.membership import Membership
 
 _LEAST_PAUSE_S = 1.0
 
+#: Images that wait since so nearly the same moment were asked for together.
+_SAME_WITHIN_S = 60.0
+
 #: Of a site's reason for a failure, that much is kept.
 _LONGEST_REASON = 500
 
@@ -244,10 +247,7 @@ class StatusKeeper(Watch):
         if ledger.reserved:
             labels = replace(before, ledger=ledger, missing_since=before.missing_since or now)
         if longest:
-            try:
-                since = now - dt.timedelta(seconds=seconds)
-            except OverflowError:
-                since = None  # Longer than there are dates.
+            since = _since(now, seconds, before.longest_since)
             labels = replace(labels, longest=longest, longest_since=since)
         self._labels[client] = labels
 
@@ -325,6 +325,17 @@ class StatusKeeper(Watch):
             if not self._has_warned:
                 self._warn(f"{self._folder / STATUS}: cannot be written ({error.strerror})")
             self._has_warned = True
+
+
+def _since(now: dt.datetime, seconds: float, before: dt.datetime | None) -> dt.datetime | None:
+    """Return since when images wait, by what their site says now and has said before."""
+    try:
+        since = now - dt.timedelta(seconds=seconds)
+    except OverflowError:
+        return None  # Longer than there are dates.
+    # An answer takes a while to come, each time another one: the earlier is nearer to the truth.
+    is_same = before is not None and abs((since - before).total_seconds()) < _SAME_WITHIN_S
+    return min(since, before) if before is not None and is_same else since
 
 
 def outcome(error: BaseException | None) -> tuple[State, str]:

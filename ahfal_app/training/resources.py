@@ -186,6 +186,7 @@ class Resources:
             store = self._store(self.backbone, tests.cache_name)
             pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
             features = store.of(pixels_NHWC, tests.fingerprint, None, self._room)
+            store.forget_others(features)
         else:
             features = self._features(images, split, self.backbone)
         self.extracted[split] = (features.computed, features.seconds)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from support.attacks import Target
+from support.attacks import CLASSES, IMAGES, Target
+from support.site_images import write_images, write_labels
 from support.small_backbone import SETTINGS, small_backbone, write_weights
 
 from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.training import resources
 
 RUN = {**SETTINGS, "model": "linear"}
 SAME = {"backbone": small_backbone().digest}
@@ -25,6 +27,23 @@ def test_features_are_computed_at_the_site_when_it_joins(tmp_path: Path) -> None
     # Nothing of the features is in the answer: it has a few numbers and hashes.
     assert not reply.content.array_records
     assert len(str(reply.content)) < 4000
+
+
+def test_features_of_images_for_testing_go_with_these(tmp_path: Path) -> None:
+    tests = tmp_path / "tests"
+    write_labels(tests / "labels.csv", truth := write_images(tests, range(100, 104), CLASSES))
+    target = Target(tmp_path, validation=str(tests))
+
+    def joined() -> list[int]:
+        resources._sites.clear()  # As in deployment, where each message has a process of its own.
+        reply = target.send("query.join", {**RUN, "evaluate": "sites"}, order=SAME)
+        assert not reply.has_error(), reply.error
+        files = (tmp_path / "site/decoded/features").glob("site-*/features.f16")
+        return sorted(path.stat().st_size // (2 * small_backbone().features) for path in files)
+
+    assert joined() == [4, IMAGES]
+    (tests / next(iter(truth))).unlink()
+    assert joined() == [3, IMAGES]
 
 
 def test_views_are_computed_at_the_site_and_count_for_its_room(tmp_path: Path) -> None:

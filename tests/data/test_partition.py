@@ -81,20 +81,19 @@ def test_any_request_ends_with_a_partition_or_the_named_error(
 
 
 @pytest.mark.parametrize("name", [name for name in partition_names() if name != "sites"])
-@pytest.mark.parametrize("num_clients", [1, 2, 7, 100])
+@pytest.mark.parametrize("num_clients", [1, 2, 7, 40])
 def test_rows_are_dealt_once_and_equal_for_equal_seeds(
     name: str, num_clients: int, tmp_path: Path
 ) -> None:
     wanted: dict[str, Any] = {"partition": name, "alpha": 1.0, "min_partition_size": 3}
-    labels = LABELS if num_clients == 100 else FEW_LABELS
-    first = split(labels, num_clients, data_dir=str(tmp_path / "a"), **wanted)
-    check_rows(first, len(labels), num_clients)
+    first = split(FEW_LABELS, num_clients, data_dir=str(tmp_path / "a"), **wanted)
+    check_rows(first, len(FEW_LABELS), num_clients)
     partition_module._partition.cache_clear()
-    again = split(labels, num_clients, data_dir=str(tmp_path / "b"), **wanted)
+    again = split(FEW_LABELS, num_clients, data_dir=str(tmp_path / "b"), **wanted)
     assert again.fingerprint == first.fingerprint
     for rows, same in zip(first.indices, again.indices, strict=True):
         np.testing.assert_array_equal(rows, same)
-    other = split(labels, num_clients, data_dir=str(tmp_path), seed=1, **wanted)
+    other = split(FEW_LABELS, num_clients, data_dir=str(tmp_path), seed=1, **wanted)
     assert (other.fingerprint == first.fingerprint) == (num_clients == 1)
 
 

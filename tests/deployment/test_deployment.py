@@ -14,7 +14,9 @@ import pytest
 from support.deployment import Deployment, deployment, processes_of
 from support.simulation import TINY, Outcome, Simulation
 
+from ahfal_app.code_version import __version__
 from ahfal_app.deployment.certificates import write_certificates
+from ahfal_app.results.status import State, read_status
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +42,7 @@ def test_a_run_equals_this_process_and_strangers_are_refused(
         assert outcome.summary["complete"]
         assert outcome.result == simulation(_SETTINGS).result
         _labels_are_on_the_sites_disk(folder / "labels", run)
+        _sites_are_told_of(run)
         _refused(running.supernode_command("stranger"), "Failed to activate SuperNode")
         distrusting = running.supernode_command(_SITES[0], folder / "foreign")
         _refused(distrusting, "certificate verify failed")
@@ -70,6 +73,17 @@ def _labels_are_on_the_sites_disk(labels: Path, run: Path) -> None:
     stores = sorted(labels.rglob("labels.sqlite"))
     assert [store.relative_to(labels).parts[0] for store in stores] == list(_SITES)
     assert not list(run.rglob("labels.sqlite"))
+
+
+def _sites_are_told_of(run: Path) -> None:
+    status = read_status(run)
+    assert status is not None
+    assert status.state is State.FINISHED
+    assert len(status.sites) == len(_SITES)
+    for site in status.sites:
+        assert site.version == __version__
+        assert site.given == site.wanted > 0
+        assert site.last_seen is not None
 
 
 def _refused(command: list[str], why: str) -> None:

@@ -479,10 +479,11 @@ def test_a_policy_is_told_rule_by_rule(tmp_path: Path):
     assert finding.verdict is Verdict.GOOD
     assert finding.text.split(", ") == [
         *("privacy: local-dp", "epsilon: not limited", "total-epsilon: not limited"),
+        "cycles: not limited",
         *("labels-per-cycle: not limited", "labels-per-run: 500", "total-labels: not limited"),
         "image-size: not limited",
         *("strategies: ahfal|random", "oracles: not limited", "models: not limited"),
-        *("local-epochs: not limited", "disk-gib: 50.0"),
+        *("local-epochs: not limited", "fewest-tested: not limited", "disk-gib: 50.0"),
     ]
 
 

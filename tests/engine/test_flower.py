@@ -16,6 +16,7 @@ from support.simulation import TINY, Outcome, Simulation
 from support.small_backbone import SETTINGS as BACKBONE
 
 from ahfal_app.engine import flower
+from ahfal_app.results.status import State, read_status
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,9 @@ def test_flowers_simulation_gives_the_same_result_as_this_process(
     (folder,) = (tmp_path / "flower").iterdir()
     assert str(folder / "report.html") in done.stdout
     assert Outcome(folder, "").result == simulation(settings).result
+    status = read_status(folder)
+    assert status is not None
+    assert (status.state, len(status.sites)) == (State.FINISHED, 3)
     assert not _processes_of_flower(marker)
 
 

@@ -84,8 +84,10 @@ def test_it_needs_no_test_set_of_a_server(simulation: Simulation, sites: list[st
     root = tmp_path / "for-testing"
     write_labels(root / "labels.csv", write_images(root, range(400, 420), DIGITS))
     own = [f'{sites[0]} validation="{root}"', f"{sites[1]} policy-fewest-tested=2"]
-    without = {"dataset": "none", "evaluate": "sites", "classes": ",".join(DIGITS), "cycles": 1}
-    outcome = rehearsed(simulation, own, **without, **{"image-size": 8, "image-channels": 1})
+    classes = ",".join(DIGITS)
+    without: dict[str, object] = {"dataset": "none", "evaluate": "sites", "classes": classes}
+    without |= {"image-size": 8, "image-channels": 1, "cycles": 1}
+    outcome = rehearsed(simulation, own, **without)
     kept = json.loads((outcome.folder / "standardisation.json").read_text())
     assert kept["samples"] == 320
     brought, held_out = outcome.metrics.cycles[-1].sites

@@ -34,10 +34,8 @@ def assert_same_in_onnx(folder: Path, target: Path) -> None:
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["network", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("head", "tuned"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["network", "head", "tuned"])
 def test_onnx_of_each_kind(shared_runs: SharedRuns, kind: str, tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     assert_same_in_onnx(shared_runs(KINDS[kind]).folder, target)

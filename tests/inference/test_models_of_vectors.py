@@ -49,7 +49,7 @@ def test_vectors_are_used_as_in_the_run(
     model = load_model(outcome.folder)
     predictor = Predictor(model, torch.device("cpu"))
     found = evaluate_on(predictor, str(patients), "test", str(data_dir))
-    assert found.accuracy.share == outcome.metrics.cycles[-1].accuracy
+    assert found.figures.accuracy.share == outcome.metrics.cycles[-1].accuracy
     unseen = write_table(tmp_path / "unseen.parquet", slice(300, 340), labels=False)
     write_predictions(predictor, [unseen], tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:

@@ -33,14 +33,6 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path / "oracle")
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from support.devtools import chromium
-
-    with chromium(tmp_path_factory.mktemp("chromium")) as one:
-        yield one
-
-
 Opened = Callable[..., AbstractContextManager[Any]]
 Served = Callable[..., AbstractContextManager[str]]
 

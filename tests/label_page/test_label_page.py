@@ -6,19 +6,19 @@ import io
 import multiprocessing
 import re
 import signal
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.label_pages import HOST, PORT, TOKEN, Visitor, served, site
+from support.label_pages import HOST, PORT, TOKEN, Visitor, site
 from support.labelling import CLASSES, encoded, request
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app as command_line
+from ahfal_app.cli import main
 from ahfal_app.errors import ConfigError, OracleError, StoreError
 from ahfal_app.label_page.app import make_app
 from ahfal_app.label_page.desk import AlreadyAnswered, Answer, Desk
@@ -300,14 +300,11 @@ def test_what_is_open_is_listed(state_dir: Path, desk: Desk):
     ]
 
 
-def test_a_folder_without_labels_is_told(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "ahfal_app", "label", str(tmp_path), "--list"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "0 label stores in this folder" in done.stderr + done.stdout
+def test_a_folder_without_labels_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["label", str(tmp_path), "--list"])
+    assert ended.value.code == 1
+    assert "0 label stores in this folder" in "".join(capsys.readouterr())
 
 
 def test_a_sites_own_folder_leads_to_the_desk_below_it(tmp_path: Path):
@@ -332,13 +329,10 @@ def test_two_stores_or_none_are_refused_by_name(tmp_path: Path):
         desk_folder(tmp_path)
 
 
-def test_a_taken_port_is_named(state_dir: Path):
-    with served(state_dir) as address:
-        port = address.split(":")[2].split("/")[0]
-        done = subprocess.run(
-            [sys.executable, "-m", "ahfal_app", "label", str(state_dir), "--port", port],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 1
-        assert f"port={port}" in done.stderr + done.stdout
+def test_a_taken_port_is_named(state_dir: Path, capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            main(["label", str(state_dir), "--port", str(port)])
+    assert ended.value.code == 1
+    assert f"port={port}" in "".join(capsys.readouterr())

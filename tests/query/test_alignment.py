@@ -120,6 +120,7 @@ def class_gap(shared_runs: SharedRuns, **settings: object) -> float:
     return float(np.linalg.norm(np.array(last.deviation)))
 
 
+@pytest.mark.slow
 def test_runs_come_closer_to_the_true_classes(shared_runs: SharedRuns) -> None:
     fractions = {
         "model": "small-cnn",

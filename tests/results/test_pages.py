@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import browser
@@ -19,6 +19,9 @@ from ahfal_app.results.reading import read_run
 from ahfal_app.results.records import Failure
 from ahfal_app.results.report import write_report
 from ahfal_app.storage.files import write_json
+
+if TYPE_CHECKING:
+    from support.devtools import Chromium
 
 needs_browser = pytest.mark.skipif(
     browser.CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"
@@ -38,8 +41,8 @@ METHODS = (
 )
 
 
-def check(page: str, folder: Path, figures: int, tables: int) -> None:
-    seen = browser.look_at(page, folder)
+def check(page: str, folder: Path, chromium: Chromium, figures: int, tables: int) -> None:
+    seen = browser.look_at(page, folder, chromium)
     assert seen.console == []
     for view, width in zip(seen.views, browser.WIDTHS, strict=True):
         assert view["width"] == width
@@ -71,7 +74,7 @@ def clipped(figure: dict[str, Any]) -> list[str]:
 @pytest.mark.usefixtures("charts")
 @needs_browser
 @pytest.mark.parametrize("classes", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_the_report_of_a_run(tmp_path: Path, classes: int) -> None:
+def test_the_report_of_a_run(tmp_path: Path, chromium: Chromium, classes: int) -> None:
     names = None if classes == 10 else [f"a rather long class name {i}" for i in range(classes)]
     folder = make_fake_run(
         tmp_path,
@@ -81,7 +84,7 @@ def test_the_report_of_a_run(tmp_path: Path, classes: int) -> None:
         **({} if names is None else {"class_names": names}),
     )
     page = write_report(folder).read_text()
-    check(page, tmp_path, figures=6, tables=9)
+    check(page, tmp_path, chromium, figures=6, tables=9)
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +114,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> ExperimentResults:
 
 @pytest.mark.usefixtures("charts")
 @needs_browser
-def test_the_report_of_a_sweep(results: ExperimentResults, tmp_path: Path) -> None:
+def test_the_report_of_a_sweep(
+    results: ExperimentResults, tmp_path: Path, chromium: Chromium
+) -> None:
     # At four points: curves, halves of the classes, deviations; over alpha; one split.
-    check(render_sweep_report(results), tmp_path, figures=3 * 4 + 1 + 1, tables=6)
+    check(render_sweep_report(results), tmp_path, chromium, figures=3 * 4 + 1 + 1, tables=6)
 
 
 @needs_browser
-def test_the_contents_of_several_reports(tmp_path: Path) -> None:
+def test_the_contents_of_several_reports(tmp_path: Path, chromium: Chromium) -> None:
     (tmp_path / EXPERIMENTS).mkdir()
     for name in ("first", "second"):
         plan = {
@@ -131,18 +136,20 @@ def test_the_contents_of_several_reports(tmp_path: Path) -> None:
             "runs": [{"folder": "missing", "labels": {"seed": 0}}],
         }
         write_json(tmp_path / EXPERIMENTS / f"{name}.json", plan)
-    check(write_sweep_report(tmp_path).read_text(), tmp_path, figures=0, tables=0)
-    check((tmp_path / "report-first-paper.html").read_text(), tmp_path, figures=0, tables=1)
+    contents = write_sweep_report(tmp_path).read_text()
+    check(contents, tmp_path, chromium, figures=0, tables=0)
+    first = (tmp_path / "report-first-paper.html").read_text()
+    check(first, tmp_path, chromium, figures=0, tables=1)
 
 
 @needs_browser
-def test_a_bad_page_is_seen_to_be_bad(tmp_path: Path) -> None:
+def test_a_bad_page_is_seen_to_be_bad(tmp_path: Path, chromium: Chromium) -> None:
     page = """<!DOCTYPE html><body><img src="http://example.invalid/a.png" alt="">
     <div class="wide" style="width: 1300px">wide</div>
     <figure><svg viewBox="0 0 100 100" width="90" height="90">
     <text x="80" y="50">too long for its place</text></svg></figure>
     <script>throw new Error("a script's error")</script>"""
-    seen = browser.look_at(page, tmp_path)
+    seen = browser.look_at(page, tmp_path, chromium)
     assert any("a script's error" in line for line in seen.console)
     for view in seen.views:
         assert view["requests"] == ["http://example.invalid/a.png"]

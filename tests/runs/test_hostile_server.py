@@ -428,7 +428,7 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
 ):
     target = Target(tmp_path, **{f"policy-{key}": value for key, value in policy.items()})
     done: list[str] = []
-    for name in (*KINDS, "query.advertise_keys"):
+    for name in (*KINDS, "query.advertise_histogram"):
         method = name.removeprefix("query.")
         monkeypatch.setattr(Client, method, lambda *_, name=name, **__: done.append(name))
     data = _format(image_shape=[32, 32, 1]) if settings.get("image-size") == 32 else None
@@ -738,7 +738,7 @@ def test_every_error_of_ours_has_a_code_of_its_own_or_none_that_a_site_can_meet(
     elsewhere = {
         *("AhfalError", "NoLabelledClients", "CheckpointError", "ResumeError", "SweepError"),
         *("QuorumNotReached", "NonFiniteModel", "CodeMismatch", "EngineError"),
-        *("CertificateError", "ReportError", "InvalidMetric"),
+        *("CertificateError", "ReportError", "InvalidMetric", "EvaluationFailed", "PageError"),
     }
     ours = {
         name: kind

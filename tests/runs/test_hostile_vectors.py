@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from flwr.app import MetricRecord
+from pyarrow import parquet
 from support.attacks import IMAGES, Target, VectorTarget
 
 from ahfal_app.config import LONGEST_VECTOR
@@ -111,6 +113,20 @@ def test_without_a_reference_sums_are_told_once_too(target: VectorTarget):
     ]
     assert told[0] == told[1] == told[2]
     assert len(told[0]) == 1 + 7 * 64
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_site_with_numbers_that_cannot_be_summed_does_not_join(
+    target: VectorTarget, measured: bool, caplog: pytest.LogCaptureFixture
+):
+    (file,) = (target.site / "images").glob("*.parquet")
+    table = parquet.read_table(file)
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    vectors[7, 3] = -2e12
+    parquet.write_table(table.set_column(0, "vector", pa.array(list(vectors))), file)
+    data = _format() if measured else _format(mean_C=[], std_C=[])
+    target.refused("query.join", "images", WITHOUT, order={"data": data})
+    assert "a vector has the number ±2e+12; allowed with dataset='none' is up to" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["train", "query.select", "evaluate"])

@@ -154,13 +154,23 @@ def test_the_sites_own_lies_beside_it_where_it_wants_that(
 
 
 def test_a_site_that_refuses_keeps_nothing(simulation: Simulation, sites: Sites) -> None:
+    """And one whose answer is none is told of, too."""
     sites.nodes[1]["keep-model"] = False
-    outcome = simulation(RUN, handler=sites.handler)
+
+    def handler(message: Message, context: Context) -> Message:
+        is_first = context.node_config["partition-id"] == 0
+        reply = sites.handler(message, context)
+        if is_first and message.metadata.message_type == "query.model":
+            reply.content.metric_records["metrics"]["kept"] = -1
+        return reply
+
+    outcome = simulation(RUN, handler=handler)
     assert outcome.summary["complete"]
     assert not sites.models(1).exists()
     assert (sites.models(0) / "model.safetensors").exists()
     assert "client 1 keeps no model (keep-model=false)" in outcome.log
-    assert "the run's model is at 1 of 2 sites" in outcome.log
+    assert "client 0 has not got the model: unusable answer: kept=-1" in outcome.log
+    assert "the run's model is at 0 of 2 sites" in outcome.log
 
 
 def test_a_site_that_is_away_misses_it_and_gets_it_when_the_run_is_resumed(

@@ -46,7 +46,7 @@ def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation
     environment = json.loads((outcome.folder / "environment.json").read_text())
     assert len(environment["data"]["partition_fingerprint"]) == 64
     assert "cycle 3/3" in outcome.log
-    assert (outcome.folder / "report.html").read_text().count('role="img"') == 6
+    assert (outcome.folder / "report.html").read_text().count('role="img"') == 8
 
 
 def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
@@ -210,8 +210,10 @@ def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
         "config.device",
         "config.data",
         "config.partition",
+        "config.version",
         "metrics.num-samples",
         "metrics.labelled",
+        "metrics.held-out",
         "metrics.purchases",
     }
     assert seen["query.histogram"] == {
@@ -222,7 +224,10 @@ def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
     assert seen["query.select"] == ledger | {
         "metrics.selected",
         "metrics.labelled",
+        "metrics.held-out",
         "metrics.pending",
+        "metrics.longest",
+        "metrics.longest-seconds",
         "metrics.fine-tuned",
         "metrics.seconds",
     }

@@ -216,7 +216,7 @@ def test_a_site_whose_sums_cannot_be_is_not_counted(tmp_path: Path, simulation: 
     kept = json.loads((outcome.folder / "standardisation.json").read_text())
     assert kept["samples"] == 400 - 110
     assert "vectors are standardised without" in outcome.log
-    assert "moments: sums that no vectors have" in outcome.log
+    assert "moments: sums that no samples have" in outcome.log
 
 
 def test_a_run_over_sites_keeps_its_standardisation_when_it_is_resumed(

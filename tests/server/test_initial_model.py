@@ -196,7 +196,9 @@ def test_metadata_of_somebody_else_are_refused(tmp_path: Path, said: str) -> Non
 def test_a_description_that_no_run_writes_is_refused(tmp_path: Path, spoilt: Any) -> None:
     metadata = VECTORS.to_metadata({**use((1.0, 2.0), (3.0, 4.0)), **spoilt})
     with pytest.raises(ConfigError, match="initial-model="):
-        initial_standardisation(saved(tmp_path / "m", model(1.0), metadata), 2, "federation")
+        initial_standardisation(
+            saved(tmp_path / "m", model(1.0), metadata), of_vectors(2), "federation"
+        )
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -124,6 +124,22 @@ def test_labels_are_missing_since_it_was_first_known(tmp_path: Path, sites: Site
     assert kept.status().waiting_since == again
 
 
+def test_how_long_an_answer_takes_to_come_changes_nothing(tmp_path: Path, sites: Sites):
+    kept = keeper(tmp_path, sites)
+    kept.joined(members(5))
+    asked = sites.later(1)
+    kept.standing(1, {0: answer(5, 4, 4, 0.0)}, {})
+    for _ in range(10):
+        sites.later(1.01)
+        kept.standing(1, {0: answer(5, 4, 4, 1.0)}, {})
+        sites.now = asked
+    assert kept.status().sites[0].longest_since == asked
+    # What was asked for in another cycle is another thing.
+    sites.later(5)
+    kept.standing(1, {0: answer(7, 2, 2, 1.0)}, {})
+    assert kept.status().sites[0].longest_since == sites.now - dt.timedelta(hours=1)
+
+
 def test_a_site_whose_clock_is_wrong_does_no_harm(tmp_path: Path, sites: Sites):
     kept = keeper(tmp_path, sites)
     kept.joined(members(5))

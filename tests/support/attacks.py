@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +166,15 @@ class Target:
 
     def everything_outside(self) -> dict[str, str]:
         """Return digests of all files beside what the site gives to AHFAL."""
-        own = (self.state, self.site / "decoded")
-        return {
-            str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            for path in self.root.rglob("*")
-            if not any(path == each or each in path.parents for each in own)
-        }
+        own = {str(self.state), str(self.site / "decoded")}
+        found: dict[str, str] = {}
+        for folder, below, files in os.walk(self.root):
+            below[:] = [name for name in below if f"{folder}/{name}" not in own]
+            found |= dict.fromkeys((f"{folder}/{name}" for name in below), "")
+            for name in files:
+                content = Path(folder, name).read_bytes()
+                found[f"{folder}/{name}"] = hashlib.sha256(content).hexdigest()
+        return found
 
     def ledgers(self) -> dict[str, Ledger]:
         """Return the ledger of every run, by its folder."""
@@ -222,14 +228,23 @@ def model_arrays(spoil: Callable[[dict[str, Any]], None] | None = None) -> Array
 
 
 def _write_images(folder: Path) -> dict[str, str]:
+    (folder / FOLDER).mkdir(parents=True)
+    for name, (content, _) in _images().items():
+        (folder / name).write_bytes(content)
+    return {name: label for name, (_, label) in _images().items()}
+
+
+@cache
+def _images() -> dict[str, tuple[bytes, str]]:
+    """Return content and class of each file."""
     pixels_NHW, labels_N = digits()
-    truth = {}
+    images = {}
     for row in range(IMAGES):
+        content = io.BytesIO()
+        Image.fromarray(pixels_NHW[row]).save(content, format="PNG")
         name = f"{FOLDER}/{PATIENT}-{1920 + row}.png"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels_NHW[row]).save(folder / name)
-        truth[name] = CLASSES[labels_N[row]]
-    return truth
+        images[name] = content.getvalue(), CLASSES[labels_N[row]]
+    return images
 
 
 def _pieces(reply: Message) -> Iterator[str]:

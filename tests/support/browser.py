@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import os
-import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from support.devtools import Chromium
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
@@ -64,41 +64,17 @@ class Seen:
     console: list[str]
 
 
-def look_at(page: str, folder: Path, widths: tuple[int, ...] = WIDTHS) -> Seen:
-    """Open a page at some widths and measure it."""
+def look_at(page: str, folder: Path, chromium: Chromium) -> Seen:
+    """Open a page at all widths and measure it."""
     frames = "\n".join(
         f'<iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 900px">'
         "</iframe>"
-        for width in widths
+        for width in WIDTHS
     )
     harness = folder / "harness.html"
     harness.write_text(_HARNESS.format(frames=frames))
-    done = run_chromium(folder, "--dump-dom", harness.as_uri())
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    if found is None or not found[1]:
-        raise AssertionError(f"Chromium did not render the page:\n{done.stderr}")
-    console = re.findall(r'CONSOLE[^"]*"(.*)', done.stderr)
-    return Seen(json.loads(html.unescape(found[1])), console)
-
-
-def run_chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run headless Chromium with a profile of its own and no network."""
-    assert CHROMIUM is not None
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    options = [
-        "--headless",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
-        "--hide-scrollbars",
-        "--no-first-run",
-        # Whatever a page asks for fails at once.
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
-    return subprocess.run(
-        [CHROMIUM, *sandbox, *options, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    with chromium.tab() as tab:
+        tab.call("Emulation.setScrollbarsHidden", hidden=True)
+        tab.open(harness.as_uri())
+        views = json.loads(tab.wait("document.getElementById('seen')?.textContent"))
+        return Seen(views, tab.console)

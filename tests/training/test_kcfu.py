@@ -442,6 +442,7 @@ class TestRun:
         rows = [set(pools[client, 0, 1][0]) for client in range(3)]
         assert not (rows[0] & rows[1] | rows[1] & rows[2] | rows[0] & rows[2])
 
+    @pytest.mark.slow
     def test_learns(self, simulation: Simulation) -> None:
         outcome = simulation(
             {"initial-fraction": 0.3, "target-fraction": 0.3, "local-epochs": 4, "batch-size": 32},
