@@ -270,6 +270,31 @@ class Site:
         }
 
 
+def test_a_site_that_holds_out_too_few_is_no_part_of_a_secure_sum(
+    simulation: Simulation, tmp_path: Path
+) -> None:
+    rules = [{}, {}, {}, {"policy-fewest-tested": 100}]
+    sites = [
+        Site(tmp_path, number, range(60 * number, 60 * number + 60), **rule)
+        for number, rule in enumerate(rules)
+    ]
+    for site in sites:
+        site.config["num-partitions"] = 4
+
+    def handler(message: Message, context: Context) -> Message:
+        context.node_config = dict(sites[int(context.node_config["partition-id"])].config)  # type: ignore[arg-type]
+        return client_app(message, context)
+
+    outcome = simulation(
+        {**SECURE, "partition": "sites", "num-clients": 4, "initial-fraction": 0.5, "cycles": 1},
+        handler,
+        **{"query-fraction": 0.1, "target-fraction": 0.6},
+    )
+    # Of each one's 30 labels 6 are held out.
+    assert last(outcome).held_out == 24
+    assert last(outcome).tests[0].samples == 18
+
+
 def test_a_site_with_few_held_out_images_tells_nothing_of_them(
     simulation: Simulation, tmp_path: Path
 ) -> None:
