@@ -144,9 +144,10 @@ def test_no_image_is_answered_before_it_is_on_the_screen(
         wait_for_image(tab, "7.png")
         assert answers_of(desk) == []
         tab.press("3")
-        tab.press("1")
-        # It is said, too, what was taken in.
+        # It is said what was taken in.
         tab.wait("document.querySelector('#said').textContent === '7.png: malignant'")
+        tab.press("1")
+        assert "not on the screen" in said(tab)
         tab.click("#classes button:nth-child(2)")
         assert "not on the screen" in said(tab)
         # Neither is the old one shown for the new one.
