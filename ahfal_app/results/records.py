@@ -69,6 +69,20 @@ class Failure(_Record):
         return called(self.client, self.site)
 
 
+class Joined(_Record):
+    """A client that came to a run under way, with so many samples, or came back to it."""
+
+    client: Count
+    site: str = ""
+    samples: Count
+    is_back: bool = False
+
+    @property
+    def who(self) -> str:
+        """What the client is called in messages to people."""
+        return called(self.client, self.site)
+
+
 Bounds = tuple[float, float]
 
 
@@ -141,7 +155,8 @@ class CycleRecord(_Record):
     `accuracy`, `loss`, `class_accuracy` (C; None for a class without test samples) and `metrics`
     (the others by name, None where one is not defined) are of the first of `tests`: the server's,
     or where it has none the sites' together. `sites` has each site's, `untested` why others told
-    none, `held_out` how many labels are kept for that and not trained on. `mean` and `deviation`
+    none, `joined` who came between the cycle before and this one, and `held_out` how many labels
+    are kept for testing and not trained on. `mean` and `deviation`
     (C, proportions in [0, 1]) and `low` (C) are None in the last cycle, which selects
     nothing; `tau` is in percentage points. `epsilon_spent` is what the histograms have cost
     of a client's privacy budget so far, the most of any client; None without noise. `budget`
@@ -164,6 +179,7 @@ class CycleRecord(_Record):
     tests: tuple[TestRecord, ...] = ()
     sites: tuple[SiteTest, ...] = ()
     untested: tuple[Failure, ...] = ()
+    joined: tuple[Joined, ...] = ()
     mean: tuple[Share, ...] | None = None
     deviation: tuple[Share, ...] | None = None
     low: tuple[bool, ...] | None = None

@@ -427,6 +427,7 @@ def _tables(run: Run) -> list[TextTable]:
         *by_class,
         stopping_table(run),
         privacy_table(run),
+        tables.joined_table(metrics),
         tables.failure_table(metrics),
         tables.not_used_table(run.environment),
         tables.time_table(metrics),

@@ -155,6 +155,29 @@ def failure_table(metrics: Metrics) -> TextTable | None:
     )
 
 
+def joined_table(metrics: Metrics) -> TextTable | None:
+    """List who came to the run between its cycles; None if nobody did."""
+    rows = [
+        (
+            f"{cycle.cycle + 1}",
+            came.who,
+            f"{came.samples:,}",
+            "is back" if came.is_back else "is new",
+        )
+        for cycle in metrics.cycles
+        for came in cycle.joined
+    ]
+    if not rows:
+        return None
+    return TextTable(
+        title="Clients that came between cycles",
+        headings=("Before cycle", "Client", "Samples", ""),
+        rows=rows,
+        numbers=frozenset({0, 2}),
+        note="Who is away is among the failures.",
+    )
+
+
 def settings_table(run: Run) -> TextTable:
     """List every setting with its default, where it differs, and its meaning."""
     values = run.settings.to_tell()

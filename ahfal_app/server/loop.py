@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ahfal_app.data.images import DataFormat
 from ahfal_app.messages.protocol import Order
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.records import CycleRecord, Failure, RoundRecord, SiteTest
+from ahfal_app.results.records import CycleRecord, Failure, Joined, RoundRecord, SiteTest
 from ahfal_app.results.status import Phase
 from ahfal_app.server.aggregation import (
     Aggregation,
@@ -133,6 +133,7 @@ class FederatedActiveLearning:
         self._global_counts_C = global_counts_C
         self._shared_budget = shared_budget
         self._stopped_by = ""
+        self._came: list[Joined] = []
         self._membership = Membership(order.settings)
         self._labels = KnownLabels(bought or {})
         self._rounds = Rounds(federation, aggregation, self._labels)
@@ -210,10 +211,13 @@ class FederatedActiveLearning:
 
     def _join_again(self) -> None:
         """Let clients take part that were away, or came back under another node id."""
+        self._came = []
         found = join_again(self._federation, self._order, self._membership)
         for client in found:
             name, is_back = self._federation.name(client), client in self._labels.bought
             samples = self._membership.members[client].num_samples
+            site = self._federation.site(client)
+            self._came.append(Joined(client=client, site=site, samples=samples, is_back=is_back))
             self._progress.note(
                 f"{name} {'is back' if is_back else 'joins'}, with {samples} samples, in cycle "
                 f"{self._order.cycle + 1}"
@@ -421,6 +425,7 @@ class FederatedActiveLearning:
                 for client, test in tested.sites.items()
             ),
             untested=self._failed(tested.untested),
+            joined=tuple(self._came),
             mean=tuple(statistics.mean_C.tolist()) if statistics else None,
             deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
             low=tuple(statistics.low_C.tolist()) if statistics else None,

@@ -18,6 +18,8 @@ from ahfal_app.client_app import app as client_app
 from ahfal_app.config_sources import read_arguments
 from ahfal_app.errors import ConfigError
 from ahfal_app.labels.store import STORE_FILE, LabelStore
+from ahfal_app.results.reading import read_run
+from ahfal_app.results.report import render_report
 from ahfal_app.server.run import prepare
 
 SHORT = {"target-fraction": 0.1}
@@ -179,6 +181,10 @@ def test_sites_come_and_go_in_a_run_that_goes_on(budget: str, simulation: Simula
     # Who was away, and why, is in each record; who is there has labels, and keeps them.
     away = [sorted({f.client for f in cycle.failed}) for cycle in cycles]
     assert away == [[2], [2], [], [], [0]]
+    came = [[(j.client, j.is_back) for j in cycle.joined] for cycle in cycles]
+    assert came == [[], [], [(2, False)], [], []]
+    report = render_report(read_run(outcome.folder))
+    assert "Clients that came between cycles" in report
     has_labels = [cycle.labels_per_client[2] > 0 for cycle in cycles]
     # A budget that all share was split before it came, so that it gets its part with the next one.
     assert has_labels == [False, False, budget == "client", True, True]

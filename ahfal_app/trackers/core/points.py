@@ -17,7 +17,7 @@ REPORT_ARTIFACT = "report"
 
 #: Fields of a record that say where it belongs, are lists over clients, or are told otherwise.
 _NO_METRICS = frozenset(
-    {"kind", "cycle", "round", "labels_per_client", "tests", "sites", "untested"}
+    {"kind", "cycle", "round", "labels_per_client", "tests", "sites", "untested", "joined"}
 )
 
 
