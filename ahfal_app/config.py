@@ -61,7 +61,7 @@ _PRIVACY_KEYS = {
 #: Settings that are given together, or not at all.
 _NUMBERS = ("initial-labels", "query-labels", "target-labels")
 
-#: Settings that are the server's own affair: no site, tracker or report hears of them.
+#: Settings that are the server's own affair: no message, tracker or report says them.
 OF_SERVER = frozenset({"on-event", "on-event-after-hours"})
 
 #: Keys of before, and what they are called now.
@@ -988,6 +988,13 @@ def _evaluation_contradictions(settings: Settings) -> list[str]:
             f"evaluate-every={settings.evaluate_every}: allowed is 0 with "
             f"evaluate={settings.evaluate!r} and privacy={settings.privacy!r}, since a sum that "
             "was begun is of one model for good, and a round may be repeated"
+        )
+    chooses = settings.keep == "best" and settings.evaluate == "sites"
+    if chooses and settings.validation_from == "all":
+        problems.append(
+            "keep='best': allowed is 'last' with evaluate='sites' and validation-from='all', since "
+            "each cycle is tested with other samples than the one before; or "
+            "validation-from='initial'"
         )
     for key in ("validation-fraction", "validation-from"):
         value, default = settings.to_flat()[key], setting_fields()[key].default

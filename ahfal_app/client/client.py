@@ -239,6 +239,8 @@ class Client:
     ) -> Advertisement:
         """Begin a session of secure aggregation of a test of the global model."""
         sums = self._tested(tensors, cycle)
+        if sums.num_samples < self._fewest_tested:
+            sums = EvaluationSums.nothing(self._resources.num_classes)
         with self._disclosure() as disclosure:
             disclosure.check_evaluation(alone=False)
             participant = disclosure.participant(cycle, session, Topic.EVALUATION, round_)

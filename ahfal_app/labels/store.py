@@ -224,7 +224,8 @@ class LabelStore(LabelViews):
     ) -> None:
         """Draw which of the labels that came since the last draw are held out for testing.
 
-        Nothing that was drawn is ever drawn anew, whatever becomes of the label.
+        Nothing that was drawn is ever drawn anew, whatever becomes of the label; what a cycle may
+        have been trained on already is never held out.
 
         Parameters
         ----------
@@ -239,13 +240,15 @@ class LabelStore(LabelViews):
             return
         with transaction(self._connection):
             # Once more, since another process may have drawn meanwhile.
-            new_N3 = np.array(self._undrawn(), np.int64).reshape(-1, 3)
+            new_N4 = np.array(self._undrawn(), np.int64).reshape(-1, 4)
+            may_N = new_N4[:, 3] > self._frozen()
             if of_first_request:
-                later = new_N3[new_N3[:, 2] == 0, 0].tolist()
-                self._connection.executemany(
-                    "INSERT INTO drawn VALUES (?, 0)", [(sample,) for sample in later]
-                )
-                new_N3 = new_N3[new_N3[:, 2] == 1]
+                may_N &= new_N4[:, 2] == 1
+            self._connection.executemany(
+                "INSERT INTO drawn VALUES (?, 0)",
+                [(sample,) for sample in new_N4[~may_N, 0].tolist()],
+            )
+            new_N4 = new_N4[may_N]
             before_N2 = np.array(
                 self._connection.execute(
                     "SELECT d.held_out, coalesce(c.label, s.label) FROM drawn AS d "
@@ -261,11 +264,11 @@ class LabelStore(LabelViews):
                 for labels_N in (before_N2[:, 1], before_N2[before_N2[:, 0] == 1, 1])
             )
             held_out_N = draw_held_out(
-                new_N3[:, 1], before_C, held_out_C, fraction, generator_after(len(before_N2))
+                new_N4[:, 1], before_C, held_out_C, fraction, generator_after(len(before_N2))
             )
             self._connection.executemany(
                 "INSERT INTO drawn VALUES (?, ?)",
-                zip(new_N3[:, 0].tolist(), held_out_N.astype(int).tolist(), strict=True),
+                zip(new_N4[:, 0].tolist(), held_out_N.astype(int).tolist(), strict=True),
             )
 
     def give(self, labels: Mapping[int, int], annotator: str) -> None:
@@ -521,10 +524,13 @@ class LabelStore(LabelViews):
                 "label store: it belongs to another set of samples (data set or partition changed)"
             )
 
-    def _undrawn(self) -> list[tuple[int, int, int]]:
-        """Return what is undrawn: sample, label that stands, whether it was asked for first."""
+    def _undrawn(self) -> list[tuple[int, int, int, int]]:
+        """Return what is undrawn: sample, label, whether it was asked for first, from which cycle.
+
+        The label is the one that stands.
+        """
         return self._connection.execute(
-            "SELECT s.sample, coalesce(c.label, s.label), coalesce(q.cycle = 0, 0) "
+            "SELECT s.sample, coalesce(c.label, s.label), coalesce(q.cycle = 0, 0), s.from_cycle "
             "FROM samples AS s LEFT JOIN requests AS q USING (request_id) "
             "LEFT JOIN standing_corrections AS c USING (sample) WHERE s.label IS NOT NULL "
             "AND NOT EXISTS (SELECT 1 FROM drawn AS d WHERE d.sample = s.sample) ORDER BY s.sample"

@@ -53,6 +53,7 @@ class Disclosure:
                 "privacy.adjacency": settings.adjacency,
                 "privacy.threshold": settings.secure_aggregation_threshold,
                 "num-clients": settings.num_clients,
+                **_terms_of_tests(settings),
             }
         )
         self._store = store
@@ -205,3 +206,14 @@ class Disclosure:
             exact_fraction(settings.epsilon),
             lambda: LaplaceMechanism.calibrated(settings.sensitivity, cost).release(counts_C),
         )
+
+
+def _terms_of_tests(settings: Settings) -> dict[str, object]:
+    """Return what a run that began without tests at the sites must not begin later."""
+    if not settings.tests_at_sites:
+        return {}
+    return {
+        "evaluate": settings.evaluate,
+        "validation-fraction": settings.validation_fraction,
+        "validation-from": settings.validation_from,
+    }

@@ -18,8 +18,8 @@ _Z = 1.959964
 _HOW = (
     "Intervals of 95 %: Wilson's of accuracy, recall and precision; balanced accuracy and macro F1 "
     "from those of their classes (Zou and Donner, 2008); AUROC, one class against the rest, by "
-    "Newcombe (2006, method 5), its mean by the mean ends; calibration error by bootstrap. They "
-    "count the samples of the test alone, not other seeds or other labels."
+    "Newcombe (2006, method 5), its mean by the mean ends; calibration error by Wilson's of all "
+    "bins together. They count the samples of the test alone, not other seeds or other labels."
 )
 _CHOSEN = (
     " What sites hold out comes from the labels that were bought: chosen by the query strategy, "

@@ -39,7 +39,16 @@ EVENTS = "events.json"
 TIMEOUT_S = 10.0
 
 _KEY = "on-event"
-_ALLOWED = "allowed is an address with http:// or https://, or a command that is there"
+
+#: Characters of a reason that are told.
+_MOST_REASON = 500
+_ALLOWED = (
+    "allowed is an address with http:// or https://, a command that is there, or env:NAME for a "
+    "variable that says it"
+)
+
+#: What a target starts with that names a variable of the server's environment.
+_VARIABLE = "env:"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -85,7 +94,8 @@ class Events:
         warn: Callable[[str], None],
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
-        self._target = target
+        is_named = target.startswith(_VARIABLE)
+        self._target = checked_target(_from_environment(target)) if is_named else target
         self._after = dt.timedelta(hours=after_hours)
         self._source = source
         self._warn = warn
@@ -111,12 +121,16 @@ class Events:
         """Tell how the run has ended, and wait a little until all is told."""
         state, reason = outcome(error)
         if state is State.FINISHED:
-            cycles = self._source.num_cycles
-            self._tell("run-finished", f"run-finished:{cycles}", "is finished", {})
+            # By the cycles that are done, since a run that has ended may be gone on with.
+            self._tell("run-finished", f"run-finished:{self._cycles_done()}", "is finished", {})
         elif state is State.FAILED:
             # With each start it is another failure: by the time, which no other has.
             key = f"run-failed:{self._now().isoformat()}"
-            self._tell("run-failed", key, f"has failed: {reason}", {"reason": reason})
+            sort = reason.partition(":")[0]
+            told = "".join(letter if letter.isprintable() else " " for letter in reason)
+            # Parts of the reason may be other parties' words: they are no part of the text, which
+            # a chat may take for its own.
+            self._tell("run-failed", key, f"has failed: {sort}", {"reason": told[:_MOST_REASON]})
         if self._target:
             self._queue.put(None)
             self._thread.join(2 * TIMEOUT_S)
@@ -183,6 +197,11 @@ class Events:
         }
         self._queue.put(json.dumps(content).encode())
 
+    def _cycles_done(self) -> int:
+        """Return how many cycles have been told of, in this start and before."""
+        told = [key.partition(":")[2] for key in self._told or () if key.startswith("cycle-done:")]
+        return 1 + max(map(int, told), default=-1)
+
     def _keep(self, told: Iterable[str]) -> bool:
         """Write down what is told; return whether that is on the disk."""
         try:
@@ -232,6 +251,9 @@ def checked_target(target: str) -> str:
     ConfigError
         It is neither an address nor a command that is there.
     """
+    if target.startswith(_VARIABLE):
+        checked_target(_from_environment(target))
+        return target
     if _is_address(target):
         return _checked_address(target)
     try:
@@ -244,6 +266,17 @@ def checked_target(target: str) -> str:
     if found is None:
         raise ConfigError([f"{_KEY}={target!r}: {_ALLOWED}"])
     return shlex.join([str(Path(found).absolute()), *words[1:]])
+
+
+def _from_environment(target: str) -> str:
+    """Return what a variable of the server's environment says, whose name a target is."""
+    name = target.removeprefix(_VARIABLE)
+    value = os.environ.get(name, "")
+    if not value or value.startswith(_VARIABLE):
+        raise ConfigError(
+            [f"{_KEY}={target!r}: the environment of the server has no {name!r}; {_ALLOWED}"]
+        )
+    return value
 
 
 def _checked_address(target: str) -> str:

@@ -295,12 +295,18 @@ def _admit(
 
 
 def _other_code(about: Introduction, code: str) -> str:
+    folder = _printable(about.code_folder) or "elsewhere"
     return (
         f"server and client run different code: {PACKAGE_FOLDER} (hash {code[:12]}) and, for "
-        f"client {about.client}, {about.code_folder or 'elsewhere'} (hash {about.code[:12]}); a "
+        f"client {about.client}, {folder} (hash {about.code[:12]}); a "
         "local SuperLink that was started in another checkout does this: stop it and start the "
         "run again; a query strategy, model or local update of another package counts, too"
     )
+
+
+def _printable(text: str) -> str:
+    """Return what somebody else has sent as text that can do nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:200]
 
 
 def _member(federation: Federation, node: int, answer: _Answer, membership: Membership) -> Member:

@@ -29,7 +29,7 @@ from ahfal_app.plugins import FAMILIES, shared_code_hash
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
 from ahfal_app.results.kept import kept_model
-from ahfal_app.results.model_card import write_model_card
+from ahfal_app.results.model_card import CARD, write_model_card
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics
 from ahfal_app.results.records import CycleRecord, RoundRecord
@@ -231,6 +231,8 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             f"the run goes on: {start.settings.num_cycles} cycles in place of "
             f"{start.extended_from[-1]}"
         )
+    # People may have filled in the card of a run that has ended.
+    was_at_end = position.cycle >= start.settings.num_cycles
     arrays = held_record(start.checkpoint.arrays)
     with events, keeper, tracking:
         try:
@@ -244,7 +246,10 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             raise
         metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
         save_file(final, start.folder / MODEL, metadata)
-        write_model_card(start.folder)
+        if was_at_end and (start.folder / CARD).exists():
+            progress.note(f"{CARD} stays as it is: nothing was computed")
+        else:
+            write_model_card(start.folder)
         recorder.finish()
         tracking.finish(write_report(start.folder))
         if start.settings.has_sites:

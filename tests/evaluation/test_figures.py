@@ -55,7 +55,9 @@ def test_a_perfect_test_has_no_empty_interval() -> None:
         assert 0.6 < low < 0.95
 
 
-@pytest.mark.parametrize("name", ["accuracy", "balanced-accuracy", "macro-f1", "auroc"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "balanced-accuracy", "macro-f1", "auroc", "calibration-error"]
+)
 def test_intervals_hold_the_truth_about_as_often_as_they_say(name: str) -> None:
     """Tests of 150 samples, drawn from a population of which the figures are known."""
     draw = np.random.default_rng(7)
@@ -70,6 +72,19 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(name: str) -> None:
         held += low <= truth <= high
     # Of 200, at least as many as 95 % would give but once in a thousand times.
     assert held >= 178
+
+
+def test_a_well_calibrated_model_is_not_said_to_be_a_bad_one() -> None:
+    """Where every prediction is right as often as it is sure, an interval begins at 0."""
+    draw = np.random.default_rng(3)
+    held = 0
+    for _ in range(100):
+        share = draw.uniform(0.55, 0.95, 150)
+        labels = (draw.random(150) > share).astype(np.int64)
+        logits = np.log(np.stack([share, 1 - share], axis=1))
+        low, high = figures_of(evaluation_sums(logits, labels)).intervals["calibration-error"]
+        held += low == 0.0 < high
+    assert held >= 88
 
 
 def test_classes_that_nobody_has_have_no_part_in_means() -> None:

@@ -78,7 +78,7 @@ def test_figures_are_those_of_scikit_learn_on_the_pooled_samples(
     occurs = sorted({*labels.tolist(), *predicted.tolist()})
     recalls = [(predicted[labels == c] == c).mean() for c in there]
     assert figures.metrics["balanced-accuracy"] == pytest.approx(np.mean(recalls))
-    if len(occurs) == len(there):
+    if 1 < len(occurs) == len(there):
         assert figures.metrics["balanced-accuracy"] == pytest.approx(
             balanced_accuracy_score(labels, predicted)
         )
@@ -122,6 +122,15 @@ def test_extreme_logits_are_counted(logit: float) -> None:
     assert EvaluationSums.from_vector(sums.to_vector(), CLASSES, 1).num_samples == 1
     assert figures.metrics["loss"] == pytest.approx(MOST_LOSS if logit < 0 else 0.0, abs=1e-5)
     assert (sums.ranks_2CB[0, 1] == 1).argmax() == (0 if logit < 0 else RANK_BINS - 1)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e300])
+def test_logits_of_a_model_that_has_come_apart_are_counted(bad: float) -> None:
+    logits = np.array([[bad, 0.0, 0.0], [0.0, 1.0, 0.0], [bad, bad, bad]])
+    sums = evaluation_sums(logits, np.array([1, 1, 2]))
+    assert EvaluationSums.from_vector(sums.to_vector(), CLASSES, 3).num_samples == 3
+    figures = figures_of(sums)
+    assert all(value is None or np.isfinite(value) for value in figures.metrics.values())
 
 
 def test_no_samples_have_no_figures() -> None:

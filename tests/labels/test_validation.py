@@ -151,6 +151,17 @@ def test_only_what_was_asked_for_first_is_held_out_where_that_is_wanted(tmp_path
     assert len(store.labelled().samples_N) == 37
 
 
+def test_what_was_trained_on_is_never_held_out(tmp_path: Path) -> None:
+    """As where a site takes its own folder for validation away in the middle of a run."""
+    store = LabelStore.open_file(tmp_path / "labels.sqlite", SAMPLES_N, CLASSES)
+    label(store, 0, list(range(15)))
+    store.freeze(0)
+    label(store, 1, list(range(15, 30)))
+    store.hold_out(FIFTH, generator)
+    assert len(store.labelled(through_cycle=0).samples_N) == 15
+    assert min(store.held_out().samples_N) >= 15
+
+
 def test_images_that_are_away_are_not_tested(tmp_path: Path) -> None:
     path = tmp_path / "labels.sqlite"
     store = LabelStore.open_file(path, SAMPLES_N, CLASSES, grows=True)

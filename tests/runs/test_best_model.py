@@ -126,7 +126,7 @@ def test_little_is_kept_of_the_others(straight: Uninterrupted) -> None:
     assert len(names) <= 2
 
 
-@pytest.mark.parametrize("share", [0.15, 0.4, 0.55, 0.7, 0.85, 0.99])
+@pytest.mark.parametrize("share", [0.15, 0.55, 0.7, 0.99])
 def test_a_kill_changes_nothing(
     share: float, straight: Uninterrupted, simulation: Simulation
 ) -> None:
@@ -135,14 +135,14 @@ def test_a_kill_changes_nothing(
 
 
 @pytest.mark.slow
-def test_killed_at_every_event(straight: Uninterrupted, simulation: Simulation) -> None:
-    for event in range(3, straight.events + 1):
+def test_killed_at_every_fourth_event(straight: Uninterrupted, simulation: Simulation) -> None:
+    for event in range(3, straight.events + 1, 4):
         folder = killed_at(event, simulation, **SETTINGS)
         assert left(simulation.resume(folder)) == left(straight), f"killed at event {event}"
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_damaged_checkpoint_changes_nothing(
     share: float, straight: Uninterrupted, simulation: Simulation
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_changes_nothing(
     assert left(simulation.resume(folder)) == left(straight)
 
 
-@pytest.mark.parametrize("share", [None, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("share", [None, 0.3])
 def test_more_cycles_end_as_one_that_had_them_from_the_start(
     share: float | None,
     straight: Uninterrupted,

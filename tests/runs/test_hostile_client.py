@@ -48,6 +48,16 @@ def _times(factor: float) -> Spoil:
     return arrays(change)
 
 
+def test_a_model_that_was_driven_apart_is_tested_and_the_run_goes_on(
+    simulation: Simulation,
+) -> None:
+    """Values that are allowed one by one, and whose network gives no numbers any more."""
+    hostile = of_client(HOSTILE, "train", _times(9.9e5))
+    outcome = simulation(handler=hostile, model="small-cnn", **{"max-test-samples": 50})
+    assert len(outcome.metrics.cycles) == 3
+    assert all(0 <= cycle.accuracy <= 1 for cycle in outcome.metrics.cycles)
+
+
 def _record(name: str, record: ConfigRecord | MetricRecord) -> Spoil:
     def spoil(content: RecordDict) -> None:
         content[name] = record

@@ -223,7 +223,8 @@ def test_the_sites_own_is_the_head_where_that_was_trained(
     weights = [str(write_weights(tmp_path / f"{name}.safetensors")) for name in ("a", "b")]
     sites.nodes[0] |= {"keep-personal": True, "backbone-weights": weights[0]}
     sites.nodes[1]["backbone-weights"] = weights[0]
-    run = {**RUN, **BACKBONE, "model": "linear", "backbone-weights": weights[1], "cycles": 1}
+    few = {"max-train-samples": 40, "max-test-samples": 20, "cycles": 1}
+    run = {**RUN, **BACKBONE, **few, "model": "linear", "backbone-weights": weights[1]}
     outcome = simulation(run, handler=sites.handler)
     folder = sites.models(0)
     with safe_open(folder / "model.safetensors", "np") as file:

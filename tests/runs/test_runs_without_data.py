@@ -23,6 +23,7 @@ from support.small_backbone import SETTINGS as BACKBONE
 from support.small_backbone import small_backbone
 
 from ahfal_app.client_app import app as client_app
+from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.images import Images
 from ahfal_app.data.moments import OfPixels
 from ahfal_app.data.pixels import pixels
@@ -147,7 +148,7 @@ def test_what_the_run_says_of_data_that_the_server_has_not(simulation: Simulatio
     assert data["class_names"] == list(CLASSES)
     # Photographs of 8 pixels would be moved by one; grey ones are not mirrored.
     resolved = json.loads((outcome.folder / "environment.json").read_text())["resolved"]
-    assert resolved["augmentation"] == {"padding": 1, "flip": False}
+    assert Augmentation(**resolved["augmentation"]) == Augmentation(padding=1, flip=False)
     report = (outcome.folder / "report.html").read_text()
     assert "the server has none: classes and format are those of the settings" in report
     card = (outcome.folder / "model-card.md").read_text()

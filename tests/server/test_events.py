@@ -153,6 +153,29 @@ def test_a_command_reads_the_same_and_no_word_of_a_site_is_part_of_it(
     assert not Path("0").exists()
 
 
+def test_a_secret_may_stand_in_the_environment_alone(
+    tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ConfigError, match="has no 'AHFAL_ON_EVENT'"):
+        checked_target("env:AHFAL_ON_EVENT")
+    monkeypatch.setenv("AHFAL_ON_EVENT", listener.url)
+    assert checked_target("env:AHFAL_ON_EVENT") == "env:AHFAL_ON_EVENT"
+    with events(tmp_path, "env:AHFAL_ON_EVENT") as told:
+        told.cycle_done(cycle(0))
+    assert [h["event"] for h in listener.heard] == ["cycle-done", "run-finished"]
+    monkeypatch.setenv("AHFAL_ON_EVENT", "ftp://elsewhere")
+    with pytest.raises(ConfigError, match="on-event"):
+        checked_target("env:AHFAL_ON_EVENT")
+
+
+def test_another_partys_words_are_no_part_of_the_text(tmp_path: Path, listener: Listener):
+    with pytest.raises(QuorumNotReached), events(tmp_path, listener.url):
+        raise QuorumNotReached("client 1: \x1b[2J<!channel> <https://elsewhere|log in>")
+    (heard,) = listener.heard
+    assert heard["text"] == f"{tmp_path.name} has failed: QuorumNotReached"
+    assert "\x1b" not in str(heard["reason"])
+
+
 def test_nothing_is_told_twice_whatever_is_resumed(tmp_path: Path, listener: Listener):
     for _ in range(3):
         with events(tmp_path, listener.url) as told:
@@ -167,11 +190,12 @@ def test_nothing_is_told_twice_whatever_is_resumed(tmp_path: Path, listener: Lis
     with events(tmp_path, listener.url) as told:
         told.cycle_done(cycle(1))
         told.looked(waiting(2, 30.0, 3))
-    assert len(listener.heard) == 5
-    source = EventSource("0" * 16, tmp_path, 8)  # It was given more cycles.
-    with Events(listener.url, 24.0, source, lambda _: None, lambda: NOW):
-        pass
+    # It has ended anew, with one cycle more than before.
     assert listener.heard[-1]["event"] == "run-finished"
+    assert len(listener.heard) == 6
+    source = EventSource("0" * 16, tmp_path, 8)
+    with Events(listener.url, 24.0, source, lambda _: None, lambda: NOW):
+        pass  # Nothing was left to be done.
     assert len(listener.heard) == 6
 
 
@@ -227,7 +251,7 @@ def test_the_run_waits_for_nobody(
         told.cycle_done(cycle(1))
     assert any("not all could be told" in warning for warning in warnings)
     told_before = json.loads((tmp_path / EVENTS).read_text())["told"]
-    assert told_before == ["cycle-done:0", "cycle-done:1", "run-finished:6"]
+    assert told_before == ["cycle-done:0", "cycle-done:1", "run-finished:2"]
     listener.answers.set()
     told._thread.join(60)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 _ROOT = "document.documentElement"
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from support.devtools import chromium
-
-    with chromium(tmp_path_factory.mktemp("chromium")) as one:
-        yield one
 
 
 @pytest.fixture
