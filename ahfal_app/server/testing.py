@@ -120,6 +120,7 @@ def record_of_test(
         precision_intervals=_bounds(figures.precision_C),
         auroc=figures.auroc_C,
         auroc_intervals=figures.auroc_bounds_C,
+        auroc_resolution=figures.auroc_resolution_C,
         confusion=tuple(map(tuple, sums.confusion_CC.tolist())) if is_small else (),
         calibration=_calibration(figures) if is_whole else (),
     )

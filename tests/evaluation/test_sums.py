@@ -44,8 +44,9 @@ def test_by_hand() -> None:
     assert np.flatnonzero(tested).tolist() == [7, 10, 13]
     assert right[[7, 10, 13]].tolist() == [1, 0, 1]
     assert (confidence[[7, 10, 13]] / UNITS).round(5).tolist() == [0.5, 0.7, 0.9]
-    # ln(0.9 / 0.1) = 2.197 and ln(0.2 / 0.8) = -1.386 are in the bins from 2.0 and from -1.5.
-    assert np.flatnonzero(sums.ranks_2CB[0, 0]).tolist() == [64 - 6, 64 + 8]
+    # With three classes the middle is at -ln 2. ln(0.9 / 0.1) lies 2.890 above it, ln(0.2 / 0.8)
+    # 0.693 below: asinh(4 x) is 3.142 and -1.744, of an end of 4.852 with 128 bins on either side.
+    assert np.flatnonzero(sums.ranks_2CB[0, 0]).tolist() == [128 - 47, 128 + 82]
     assert sums.ranks_2CB[1].sum(axis=1).tolist() == [3, 3, 3]
 
 
