@@ -246,8 +246,9 @@ def rank_bins(odds_NC: NDArray[np.float64]) -> NDArray[np.int64]:
     middle = -np.log(max(1, odds_NC.shape[1] - 1))
     end = np.arcsinh(_RANK_BEND * _RANK_REACH)
     places_NC = np.arcsinh(_RANK_BEND * (odds_NC - middle)).clip(-end, end)
-    bins_NC = np.floor((places_NC + end) * (RANK_BINS / (2 * end)))
-    return np.minimum(bins_NC, RANK_BINS - 1).astype(np.int64)
+    bins_NC = np.floor((places_NC + end) * (RANK_BINS / (2 * end))).astype(np.int64)
+    found_NC: NDArray[np.int64] = np.minimum(bins_NC, RANK_BINS - 1)
+    return found_NC
 
 
 def _ranks(log_p_NC: NDArray[np.float64], labels_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -91,9 +91,9 @@ class TestRecord(_Record):
 
     `metrics` has all by name, None where one is not defined, and `intervals` those of them that
     have one, of 95 %. `recall` and `precision` (C) are shares of counts, with Wilson's intervals;
-    `auroc` (C) is each class's against the rest, to
-    within `auroc_resolution` (C): half of the pairs that share a bin. `confusion` has true classes as rows; it and
-    `calibration` (samples, those right, and the mean of the highest probabilities, by bins of
+    `auroc` (C) is each class's against the rest, to within `auroc_resolution` (C): half of the
+    pairs that share a bin. `confusion` has true classes as rows; it and `calibration` (samples,
+    those right, and the mean of the highest probabilities, by bins of
     equal width) are empty where a site is told of beside others.
     """
 
