@@ -73,7 +73,7 @@ def test_flowers_simulation_gives_the_same_result_as_this_process(
 
 def test_a_failed_run_is_an_error(simulation: Simulation, marker: str):
     """Flower itself exits with 0 here."""
-    folder = simulation(cycles=1, **{"client-state": "memory"}).folder
+    folder = simulation(cycles=2, **{"client-state": "memory"}).folder
     command = [sys.executable, "-m", "ahfal_app", "run", "--engine", "flower", f"resume={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
