@@ -61,7 +61,7 @@ def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
     (folder / "two" / "deep.png").write_bytes(png(noise(8, 8, 1, deepest=4095)))
     outcome = simulation(dataset=str(folder))
     environment = json.loads((outcome.folder / "environment.json").read_text())
-    assert environment["resolved"]["augmentation"] == {"padding": 1, "flip": False}
+    assert environment["resolved"]["augmentation"] == {"padding": 1, "flip": False, "views": 0}
     assert environment["data"]["train"] + environment["data"]["test"] == 400
     assert [line["such_as"] for line in environment["data"]["not_used"]] == [
         "README.txt",
