@@ -91,7 +91,10 @@ class Totals:
         fits &= (square_D >= 0) & (square_D <= furthest + sites * 2.0**-_BITS)
         # By Cauchy and Schwarz the sum's square is at most the count times the sum of squares.
         spread_D = _floats(self._spread_D, 2 ** (2 * _BITS))
-        fits &= spread_D >= -(_ROUNDING * sum_D**2 + 2 * np.abs(sum_D) * slack_D + slack_D**2)
+        rounding_D = 2 * np.abs(sum_D) * slack_D + slack_D**2
+        # Squares of tiny numbers are rounded away before the sum of the numbers is.
+        rounding_D += self.count * sites * 2.0**-_SQUARE_BITS
+        fits &= spread_D >= -(_ROUNDING * sum_D**2 + rounding_D)
         if not fits.all():
             raise ValueError("moments: sums that no samples have")
 

@@ -123,6 +123,13 @@ def test_vectors_of_any_scale_have_the_moments_of_all_together(
             assert found == 1.0
 
 
+def test_numbers_whose_squares_are_rounded_away_have_totals():
+    vectors = np.full((12, 2), 8.9706755e-20, np.float32)
+    mean, deviation = _over_sites(OfVectors(2), _vectors(vectors), [])
+    assert mean == pytest.approx((8.97e-20,) * 2, rel=0.05)
+    assert deviation == (1.0, 1.0)
+
+
 def test_parts_put_together_are_the_numbers():
     values = np.array([0.0, 1.5, -1.5, 2.0**70, -(2.0**70), 2.0**-64, -(2.0**-64), 12345.678])
     squares = np.array([0.0, 2.25, 2.25, 2.0**109, 2.0**109, 2.0**-96, 2.0**-96, 1e9])

@@ -132,7 +132,7 @@ def test_the_command(
         main(["predict", str(folder), str(tmp_path / "images"), "--out", str(out), "--top", "1"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "1 images, " in printed
+    assert "1 samples, " in printed
     assert "not used: 1 no image of the formats that are read, such as b.png" in printed
     assert list(rows_of(out)[0]) == ["file", "class", "probability"]
     with pytest.raises(SystemExit):

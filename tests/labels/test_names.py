@@ -153,7 +153,7 @@ class TestMatching:
         mixed = nfc[0] + nfd[2:]
         found, problems = lines_of(f"file,label\n{mixed},cat\n", {nfc: 1, nfd: 2})
         assert found == {}
-        assert "may be any of 2 images" in problems[0]
+        assert "may be any of 2 samples" in problems[0]
 
     def test_classes_too(self):
         nfd = unicodedata.normalize("NFD", "Nævus é")

@@ -60,9 +60,16 @@ class VectorInput(nn.Module):
         super().__init__()
         self._numbers = numbers
         self._length = parameters.scale if parameters.normalise == "unit" else 0.0
+        #: Whether samples come as this module has returned them before, so that nothing is to do.
+        self.is_done = False
         self.norm: nn.Module | None = None
         if parameters.normalise == "batch":
             self.norm = BatchNorm2d(numbers)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether what becomes of a sample depends on nothing else, so that it can be kept."""
+        return self.norm is None
 
     def forward(self, samples_B: Tensor) -> Tensor:
         """Return vectors (B, D) of samples (B, D) or of images of any size (B, c, H, W).
@@ -70,6 +77,8 @@ class VectorInput(nn.Module):
         Of several copies, whose samples lie side by side in the channels, so do the vectors.
         """
         vectors_BD = samples_B.flatten(1)
+        if self.is_done:
+            return vectors_BD
         if self._length:
             # `shape` and not `len`, which an exported program would have as a constant.
             by_copy = vectors_BD.view(vectors_BD.shape[0], -1, self._numbers)

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from ahfal_app.data.device import downloaded, page_locked
 from ahfal_app.models import Classifier
+from ahfal_app.models.core.vectors import VectorInput
 from ahfal_app.training.sgd import Recipe, TrainingState, at_least_float32
 from ahfal_app.training.together.arrangement import Arrangement
 from ahfal_app.training.together.stacked_layers import stack_layers
@@ -65,6 +66,8 @@ class StackedNetwork:
         How many.
     device : torch.device
         Where they are trained.
+    ready : bool
+        Whether samples come as the network's first layer, on vectors, has returned them before.
 
     Raises
     ------
@@ -72,8 +75,13 @@ class StackedNetwork:
         The network has a layer whose copies cannot be trained together.
     """
 
-    def __init__(self, model: Classifier, copies: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Classifier, copies: int, device: torch.device, ready: bool = False
+    ) -> None:
         self._skeleton = copy.deepcopy(model).to(device).train()
+        first = getattr(self._skeleton, "vectors", None)
+        if isinstance(first, VectorInput):
+            first.is_done = ready
         self._copies = copies
         parameters = dict(self._skeleton.named_parameters())
         buffers = dict(self._skeleton.named_buffers())
@@ -171,7 +179,8 @@ class StackedNetwork:
         weights_n : Tensor
             Weights of all copies; gradients flow to them.
         inputs_BFHW : Tensor
-            Normalised images, those of the k copies side by side in the channels.
+            Normalised images, those of the k copies side by side in the channels; or vectors,
+            (B, F).
         counting_kB : Tensor | None
             Which samples count for batch normalisation, bool; None: all.
         count : int

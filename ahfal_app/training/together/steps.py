@@ -20,6 +20,7 @@ from ahfal_app.models import Classifier
 from ahfal_app.training.local_updates.kcfu import mean_divergence_terms
 from ahfal_app.training.sgd import Recipe, network_logits
 from ahfal_app.training.together.stacked_network import StackedNetwork
+from ahfal_app.training.together.vectors import ReadyVectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,8 @@ class TogetherStep:
         Of the clients.
     teacher : Teacher | None
         Of KCFU.
+    vectors : ReadyVectors | None
+        Where what the networks take in is ready; None: it is made of the images in each step.
     """
 
     def __init__(
@@ -126,12 +129,14 @@ class TogetherStep:
         images: DeviceImages,
         constants: ClientConstants,
         teacher: Teacher | None,
+        vectors: ReadyVectors | None = None,
     ) -> None:
         self._network = network
         self._recipe = recipe
         self._images = images
         self._constants = constants
         self._teacher = teacher
+        self._vectors = vectors
 
     def __call__(self, rates_k: Tensor, batch: Batch, mixed: MixedBatch | None) -> Tensor:
         """Take a step of the first k clients; return their losses before it. Shape (k,).
@@ -156,19 +161,25 @@ class TogetherStep:
 
     def _labelled_losses(self, weights_n: Tensor, batch: Batch) -> Tensor:
         count = len(batch.rows_kB)
-        images_kBHWc = self._augmented(batch)
-        # Brought side by side as bytes, which is a quarter of what it is as numbers.
-        images_BHWF = images_kBHWc.permute(1, 2, 3, 0, 4).flatten(3)
-        scale_c, shift_c = self._images.scale_C, self._images.shift_C
-        inputs_BFHW = normalised(images_BHWF, scale_c.repeat(count), shift_c.repeat(count))
         logits_kBC = self._network.logits(
-            weights_n, inputs_BFHW, batch.counting_kB, count, self._recipe.precision
+            weights_n, self._inputs(batch), batch.counting_kB, count, self._recipe.precision
         )
         logits_kBC = logits_kBC + self._constants.log_counts_KC[:count, None]
         losses_B = cross_entropy(
             logits_kBC.flatten(0, 1), batch.labels_kB.flatten(), reduction="none"
         )
         return _mean_of(losses_B.view_as(batch.labels_kB), batch.counting_kB)
+
+    def _inputs(self, batch: Batch) -> Tensor:
+        """Return what the networks take in, side by side, (B, F) or (B, F, H, W)."""
+        if self._vectors is not None:
+            return self._vectors.side_by_side(batch.rows_kB)
+        count = len(batch.rows_kB)
+        images_kBHWc = self._augmented(batch)
+        # Brought side by side as bytes, which is a quarter of what it is as numbers.
+        images_BHWF = images_kBHWc.permute(1, 2, 3, 0, 4).flatten(3)
+        scale_c, shift_c = self._images.scale_C, self._images.shift_C
+        return normalised(images_BHWF, scale_c.repeat(count), shift_c.repeat(count))
 
     def _compensatory_losses(self, weights_n: Tensor, mixed: MixedBatch) -> Tensor:
         """Return the losses of `CompensatoryLoss`, client by client. Shape (k,)."""

@@ -45,6 +45,7 @@ from ahfal_app.training.together.steps import (
     Teacher,
     TogetherStep,
 )
+from ahfal_app.training.together.vectors import ready_vectors
 
 
 def can_train_together(updates: Sequence[LocalUpdate]) -> bool:
@@ -228,7 +229,10 @@ class _Program:
         self.key, self.copies = key, len(updates)
         self._images, self._recipe = first.images, first.recipe
         device = self._images.device
-        self._network = StackedNetwork(first.model, self.copies, device)
+        self._vectors = ready_vectors(first)
+        self._network = StackedNetwork(
+            first.model, self.copies, device, ready=self._vectors is not None
+        )
         zeros_KC = torch.zeros(
             (self.copies, first.model.head.out_features),
             device=device,
@@ -243,7 +247,12 @@ class _Program:
                 else copy.deepcopy(first.model).to(device).eval()
             )
         step = TogetherStep(
-            self._network, self._recipe, self._images, self._constants, self._teacher
+            self._network,
+            self._recipe,
+            self._images,
+            self._constants,
+            self._teacher,
+            self._vectors,
         )
         self._step: Step = Replayed(step, self._changed_by_steps()) if graphs else step
 
@@ -251,6 +260,8 @@ class _Program:
         """Train updates that are sorted by their number of steps, as many as copies or fewer."""
         with torch.no_grad():
             self._load(updates)
+            if self._vectors is not None:
+                self._vectors.make(torch.cat([update.rows_N for update in updates]))
         # While the device works on an epoch, the next one is drawn.
         losses_K, sizes = [], []
         for schedule in schedules(updates):

@@ -1,0 +1,91 @@
+"""Vectors that heads train on, made ready once instead of in each step.
+
+A step of heads on features is a handful of small products; to convert and normalise the vectors
+anew takes longer. Where nothing changes them from step to step, that is done once for all rounds
+that train on the same samples, and a step only gathers.
+
+Shapes: N images of the split, M of them that are ready, k clients that take part, B samples of a
+padded batch, D numbers of a vector, n = k B, F = k D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ahfal_app.data.augmentation import NO_AUGMENTATION
+from ahfal_app.data.device import DeviceImages
+from ahfal_app.models.core.vectors import VectorInput
+from ahfal_app.training.sgd import LocalUpdate
+
+#: Bytes of vectors that are kept ready.
+MOST_BYTES = 1 << 30
+
+#: Rows that are made ready at once.
+_AT_ONCE = 4096
+
+
+class ReadyVectors:
+    """Vectors of the rows that a group trains on, as the networks' first layer makes them.
+
+    Parameters
+    ----------
+    images : DeviceImages
+        The training split.
+    layer : VectorInput
+        That layer; it has no weights.
+    """
+
+    def __init__(self, images: DeviceImages, layer: VectorInput) -> None:
+        self._images, self._layer = images, layer
+        self._rows_M: Tensor | None = None
+        self._vectors_MD: Tensor | None = None
+        self._position_N = torch.zeros(len(images), dtype=torch.int64)
+
+    def make(self, rows_M: Tensor) -> None:
+        """Make the vectors of these rows ready, unless they are the last ones, which are kept.
+
+        Of more rows than the memory is meant for none are, and each step makes its own.
+        """
+        if self._rows_M is not None and torch.equal(rows_M, self._rows_M):
+            return
+        self._rows_M, self._vectors_MD = rows_M, None
+        size = 4 * len(rows_M) * self._images.images_NHWC.shape[1:].numel()
+        if size > MOST_BYTES:
+            return
+        self._vectors_MD = torch.cat([self._made(part) for part in torch.split(rows_M, _AT_ONCE)])
+        self._position_N[rows_M] = torch.arange(len(rows_M))
+
+    def side_by_side(self, rows_kB: Tensor) -> Tensor:
+        """Return the vectors of all clients side by side, float32 (B, F)."""
+        rows_n = rows_kB.T.flatten()
+        if self._vectors_MD is None:
+            vectors_nD = self._made(rows_n)
+        else:
+            vectors_nD = self._vectors_MD.index_select(0, self._position_N[rows_n])
+        return vectors_nD.view(rows_kB.shape[1], -1)
+
+    def _made(self, rows_B: Tensor) -> Tensor:
+        vectors_BD: Tensor = self._layer(self._images.batch(rows_B))
+        return vectors_BD
+
+
+def ready_vectors(first: LocalUpdate) -> ReadyVectors | None:
+    """Return where the vectors of a group are made ready; None where each step has to do it.
+
+    That is so for images, for vectors that are augmented or normalised by the batch, with KCFU,
+    and on a GPU, where it costs nothing.
+
+    Parameters
+    ----------
+    first : LocalUpdate
+        One of the group.
+    """
+    layer = getattr(first.model, "vectors", None)
+    if not isinstance(layer, VectorInput) or not layer.is_fixed:
+        return None
+    is_same_each_time = first.recipe.augmentation == NO_AUGMENTATION
+    is_plain = first.objective.penalty is None
+    if first.images.device.type != "cpu" or not is_same_each_time or not is_plain:
+        return None
+    return ReadyVectors(first.images, layer)

@@ -1,0 +1,135 @@
+"""Heads that train together on vectors that are made ready once, against heads that train alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
+from ahfal_app.data.device import DeviceFeatures
+from ahfal_app.data.features import Features
+from ahfal_app.models import Classifier, build_model
+from ahfal_app.training.local_updates.core.base import Objective
+from ahfal_app.training.sgd import LocalUpdate, Recipe, TrainingState, train_locally
+from ahfal_app.training.together import vectors
+from ahfal_app.training.together.trainer import TogetherTrainer
+from ahfal_app.training.together.vectors import ready_vectors
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(2, 8, 0.05, 0.9, 5e-4, 3, 0.1, NO_AUGMENTATION, "fp32", False)
+NUMBERS, CLASSES, IMAGES = 12, 4, 120
+#: Full batches, fewer than one, and remainders.
+SIZES = (16, 5, 20)
+
+
+class CountedFeatures(DeviceFeatures):
+    """Counts rows that are converted, in double precision, where rounding does not matter."""
+
+    converted = 0
+
+    def batch(self, rows_B: Tensor) -> Tensor:
+        self.converted += len(rows_B)
+        return super().batch(rows_B).double()
+
+
+def _features() -> CountedFeatures:
+    draw = np.random.default_rng(0)
+    # The store has the rows of other splits, too, and in another order.
+    values = draw.normal(size=(200, NUMBERS)).astype(np.float16)
+    rows = draw.permutation(200)[:IMAGES]
+    features = CountedFeatures(Features(values, rows), draw.integers(0, CLASSES, IMAGES), CPU)
+    features.scale_C, features.shift_C = features.scale_C.double(), features.shift_C.double()
+    return features
+
+
+def _model(name: str, **parameters: object) -> Classifier:
+    return build_model(name, (1, 1, NUMBERS), CLASSES, 0, parameters).double()
+
+
+class _Clients:
+    """A few clients that train round after round, from what they have come to."""
+
+    def __init__(self, model: Classifier, images: DeviceFeatures) -> None:
+        self.models = [copy.deepcopy(model) for _ in SIZES]
+        self.states: list[TrainingState | None] = [None] * len(SIZES)
+        self.images = images
+
+    def updates(self, round_: int, more: int = 0) -> list[LocalUpdate]:
+        return [self._update(client, size + more, round_) for client, size in enumerate(SIZES)]
+
+    def _update(self, client: int, size: int, round_: int) -> LocalUpdate:
+        rows = torch.arange(40 * client, 40 * client + size).flip(0)
+        draw = torch.Generator().manual_seed(10 * round_ + client)
+        state = self.states[client]
+        labels = self.images.labels_N[rows]
+        return LocalUpdate(self.models[client], self.images, rows, labels, RECIPE, state, draw)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [parameter for model in self.models for parameter in model.parameters()]
+
+
+def _trained(clients: _Clients, trainer: TogetherTrainer | None, rows_of: tuple[int, ...]) -> None:
+    """Train rounds in which the clients have so many samples more than at first."""
+    for round_, more in enumerate(rows_of):
+        updates = clients.updates(round_, more)
+        done = trainer(updates) if trainer else [train_locally(update) for update in updates]
+        clients.states = [each.state for each in done]
+
+
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "as they are": ("linear", {}),
+    "of one length": ("linear", {"normalise": "unit", "scale": 4.0}),
+    "hidden layer": ("mlp", {"normalise": "unit", "hidden": 6}),
+    "dropout": ("linear", {"normalise": "unit", "dropout": 0.3}),
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), MODELS.values(), ids=MODELS)
+def test_together_as_alone(name: str, parameters: dict[str, object]) -> None:
+    model = _model(name, **parameters)
+    together, alone = _Clients(model, _features()), _Clients(model, _features())
+    _trained(together, TogetherTrainer(graphs=False), (0, 0, 9))
+    _trained(alone, None, (0, 0, 9))
+    for one, other in zip(together.weights, alone.weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_vectors_are_converted_when_the_samples_change_and_no_oftener() -> None:
+    images = _features()
+    clients, trainer = _Clients(_model("linear", normalise="unit"), images), TogetherTrainer(False)
+    _trained(clients, trainer, (0, 0, 0))
+    assert images.converted == sum(SIZES)
+    _trained(clients, trainer, (4, 4))
+    assert images.converted == 2 * sum(SIZES) + 4 * len(SIZES)
+
+
+def test_more_than_the_memory_is_meant_for_is_converted_step_by_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = _model("linear", normalise="unit")
+    kept, made = _Clients(model, _features()), _Clients(model, _features())
+    _trained(kept, TogetherTrainer(graphs=False), (0, 3))
+    monkeypatch.setattr(vectors, "MOST_BYTES", 4 * NUMBERS * (sum(SIZES) + 3 * len(SIZES)) - 1)
+    _trained(made, TogetherTrainer(graphs=False), (0, 3))
+    assert made.images.converted > kept.images.converted  # type: ignore[attr-defined]
+    for one, other in zip(kept.weights, made.weights, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_changes_from_step_to_step_is_not_kept() -> None:
+    (update, *_) = _Clients(_model("linear"), _features()).updates(0)
+    assert ready_vectors(update) is not None
+    batch_norm = _Clients(_model("linear", normalise="batch"), _features()).updates(0)[0]
+    assert ready_vectors(batch_norm) is None
+    views = replace(RECIPE, augmentation=Augmentation(0, False, views=2))
+    assert ready_vectors(replace(update, recipe=views)) is None
+    penalised = Objective(update.objective.loss, lambda model: torch.zeros(()))
+    assert ready_vectors(replace(update, objective=penalised)) is None
+    network = build_model("small-cnn", (8, 8, 1), CLASSES, 0)
+    assert ready_vectors(replace(update, model=network)) is None
