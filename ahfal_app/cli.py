@@ -323,7 +323,7 @@ def predict(
     console = Console()
     rate = done.images / max(done.seconds, 1e-9)
     console.print(
-        f"{done.images} images, {rate:.0f} a second: {out.absolute()}",
+        f"{done.images} samples, {rate:.0f} a second: {out.absolute()}",
         soft_wrap=True,
         markup=False,
     )
@@ -691,7 +691,7 @@ def _list_open(state_dir: Path, console: Console) -> None:
     from ahfal_app.label_page.open_requests import open_requests
 
     table = Table(
-        "request", "cycle", "chosen by", "asked (UTC)", "images", "to label", "to settle", "ready"
+        "request", "cycle", "chosen by", "asked (UTC)", "samples", "to label", "to settle", "ready"
     )
     for column in table.columns:
         # Rather several lines than dots in place of what is meant.

@@ -259,7 +259,7 @@ def label_history(store: Path, file: str | None = None) -> History:
         names = _names(labels)
         wanted = next((sample for sample, name in names.items() if name == file), None)
         if file is not None and wanted is None:
-            raise LabelFileError(f"{file!r}: no such image here{suggestion(file, names.values())}")
+            raise LabelFileError(f"{file!r}: no such sample here{suggestion(file, names.values())}")
         return History(labels.history(wanted), labels.class_names(), names)
 
 
@@ -398,7 +398,7 @@ def _check_agreement(source: Path, lines: Sequence[LabelLine]) -> None:
             continue
         known = first.setdefault(line.sample, line)
         if known.label != line.label:
-            reason = f"contradicts line {known.number}, which is about the same image"
+            reason = f"contradicts line {known.number}, which is about the same sample"
             problems.append(LineProblem(line.number, "", reason))
     if problems:
         raise LabelFileError(refusal(source, problems))
@@ -419,7 +419,7 @@ def _correct(labels: LabelStore, lines: Sequence[LabelLine]) -> int:
 
 def _reason_against(line: LabelLine, entry: Entry | None, correct: bool) -> str:
     if entry is None:
-        return "this image was not asked for"
+        return "this sample was not asked for"
     if entry.request_id is None and line.label != entry.label and not correct:
-        return "this image was labelled before the run; allowed is the same, or --correct"
+        return "this sample was labelled before the run; allowed is the same, or --correct"
     return ""

@@ -132,7 +132,7 @@ def read_label_lines(
         text = texts[number - 1].strip() if texts else ""
         problem = LineProblem(number, text, "")
         problems.append(
-            replace(problem, reason=f"no image {found.name!r} here", unknown_file=found.name)
+            replace(problem, reason=f"no sample {found.name!r} here", unknown_file=found.name)
             if isinstance(found, _Unknown)
             else replace(problem, reason=found)
         )
@@ -287,7 +287,7 @@ def _meaning(
         return f"has the label {text!r}, but names no file"
     samples = names.find(file)
     if len(samples) > 1:
-        return f"{file!r} may be any of {len(samples)} images, whose names look the same"
+        return f"{file!r} may be any of {len(samples)} samples, whose names look the same"
     if not samples:
         return _Unknown(file.strip())
     (sample,) = samples
@@ -310,4 +310,4 @@ def _repeated(first: dict[tuple[int, str], LabelLine], line: LabelLine) -> str |
     known = first.setdefault((line.sample, line.annotator), line)
     if known.label == line.label:
         return None
-    return f"contradicts line {known.number}, which is about the same image"
+    return f"contradicts line {known.number}, which is about the same sample"

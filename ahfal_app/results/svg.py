@@ -72,6 +72,12 @@ def draw_chart(
     draw : Callable[[Figure], None]
         Draws into an empty figure.
     """
+    content = _drawn(name, size, draw)
+    return Chart(name, title, description, _inline(content, name, title, description))
+
+
+def _drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """Return the SVG file of a figure."""
     # Starting from the defaults, a person's own matplotlibrc does not change the report.
     style = matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}])
     with style, warnings.catch_warnings():
@@ -83,7 +89,7 @@ def draw_chart(
         buffer = io.BytesIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
-    return Chart(name, title, description, _inline(buffer.getvalue(), name, title, description))
+    return buffer.getvalue()
 
 
 def tick_label(name: str, longest: int = 16) -> str:

@@ -615,7 +615,7 @@ def test_labels_that_are_there_already(place: Place):
             kept: classes.index(truth[names[4]]),
         }
     }
-    assert "no image 'typo.png'" in place.set_aside()["labels.csv, line 5"]
+    assert "no sample 'typo.png'" in place.set_aside()["labels.csv, line 5"]
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ def test_lines_about_images_that_are_set_aside_are_told_from_names_that_are_wron
     assert set_aside["labels.csv, line 4"].startswith(f"{about}c.png, 16 bits for each channel")
     assert set_aside["labels.csv, line 5"].startswith(f"{about}d.txt, no image, by its name")
     assert set_aside["labels.csv, line 6"].startswith(f"{about}e.png, gone")
-    assert "no image 'f.png' here" in set_aside["labels.csv, line 7"]
+    assert "no sample 'f.png' here" in set_aside["labels.csv, line 7"]
     write_labels(place.data / "labels.csv", {"b.png": "thre"})
     with pytest.raises(LabelFileError, match=r"line 2: no class 'thre'"):
         place.load()

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.patients import write_patients
 from support.simulation import TINY, Outcome, Simulation
 from support.small_backbone import SETTINGS as BACKBONE
 
@@ -47,12 +48,26 @@ def _processes_of_flower(marker: str) -> list[str]:
     return found
 
 
+def _images(folder: Path) -> dict[str, object]:
+    """Return settings of a run on features of images and of their views."""
+    return {**BACKBONE, "max-train-samples": 200, "augment": "crop", "feature-views": 1}
+
+
+def _vectors(folder: Path) -> dict[str, object]:
+    """Return settings of a run on vectors, standardised by what all clients have."""
+    return {"dataset": write_patients(folder / "patients.parquet", slice(0, 200)), "model": "auto"}
+
+
+@pytest.mark.parametrize("data", [_images, _vectors], ids=["images", "vectors"])
 def test_flowers_simulation_gives_the_same_result_as_this_process(
-    simulation: Simulation, tmp_path: Path, data_dir: Path, marker: str
+    data: Callable[[Path], dict[str, object]],
+    simulation: Simulation,
+    tmp_path: Path,
+    data_dir: Path,
+    marker: str,
 ):
-    """With a secure sum, on features of images and views; convolutions: tests of deployments."""
-    settings = {**BACKBONE, "max-train-samples": 200, "privacy": "secure-aggregation", "cycles": 2}
-    settings |= {"augment": "crop", "feature-views": 1}
+    """With secure sums, on frozen features and on vectors; convolutions: tests of deployments."""
+    settings = {**data(tmp_path), "privacy": "secure-aggregation", "cycles": 2}
     folders = {"output-dir": tmp_path / "flower", "data-dir": data_dir}
     done = subprocess.run(
         _command(**settings, **folders),

@@ -104,7 +104,7 @@ def test_an_export_can_be_imported_again(store: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("ward/5.png,dog", "no image 'ward/5.png'"),
+        ("ward/5.png,dog", "no sample 'ward/5.png'"),
         ("ward/3.png,dgo", "did you mean 'dog'"),
         ("ward/4.png,cat", "labelled before the run"),
         ("ward/3.png,cat\nward/3.png,dog", "contradicts line"),
@@ -123,7 +123,7 @@ def test_an_image_that_was_not_asked_for_is_refused(store: Path, tmp_path: Path)
     opened.describe(CLASSES, {5: "ward/5.png"})
     opened.close()
     source = _write(tmp_path / "in.csv", "ward/1.png,cat", "ward/5.png,dog")
-    with pytest.raises(LabelFileError, match="line 3: this image was not asked for"):
+    with pytest.raises(LabelFileError, match="line 3: this sample was not asked for"):
         import_labels(store, source, "clara")
     assert _entries(store)[1][0] == "reserved"
 

@@ -273,9 +273,9 @@ class TestSuggestions:
         _, problems = read_label_lines(text.encode(), ClassNames(CLASSES), samples, "me")
         reasons = [problem.reason for problem in suggested(problems, samples)]
         assert reasons[:3] == [
-            f"no image 'scan_{i:04d}.png' here; did you mean 'scan-{i:04d}.png'?" for i in range(3)
+            f"no sample 'scan_{i:04d}.png' here; did you mean 'scan-{i:04d}.png'?" for i in range(3)
         ]
-        assert reasons[3:] == [f"no image 'scan_{i:04d}.png' here" for i in range(3, 20)]
+        assert reasons[3:] == [f"no sample 'scan_{i:04d}.png' here" for i in range(3, 20)]
 
     def test_a_file_of_that_name_in_another_folder_comes_first(self):
         samples = {"ward-a/7.png": 1, "8.png": 2, "9.png": 3}
@@ -314,8 +314,8 @@ class TestSuggestions:
         assert asked == ["scan-90.png", "scan-91.png", "scan-92.png"]
         with (tmp_path / "state" / "set-aside.csv").open(encoding="utf-8-sig", newline="") as file:
             told = {row["file"]: row["reason"] for row in csv.DictReader(file)}
-        assert told["labels.csv, line 2"].startswith("no image 'scan-90.png' here; did you mean")
-        assert told["labels.csv, line 9"] == "no image 'scan-97.png' here"
+        assert told["labels.csv, line 2"].startswith("no sample 'scan-90.png' here; did you mean")
+        assert told["labels.csv, line 9"] == "no sample 'scan-97.png' here"
         stamp = (tmp_path / "state" / "set-aside.csv").stat().st_mtime_ns
         # The next messages: nothing new to tell, nothing compared, nothing written.
         for _ in range(2):

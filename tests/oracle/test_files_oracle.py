@@ -228,7 +228,7 @@ def test_what_spreadsheets_write_is_understood(oracle: FilesOracle, folder: Path
         ("file,label\n2-b.png,dgo\n", 2, "no class 'dgo'; did you mean 'dog'?"),
         ("file,label\n2-b.png,skp\n", 2, "did you mean 'skip'?"),
         ("file,label\n2-b.png,1\n", 2, "no class '1'"),
-        ("file,label\n2-c.png,dog\n", 2, "no image '2-c.png' here; did you mean '2-b.png'?"),
+        ("file,label\n2-c.png,dog\n", 2, "no sample '2-c.png' here; did you mean '2-b.png'?"),
         ("file,label\n2-b.png,dog\n2-b.png,cat\n", 3, "contradicts line 2"),
         ("file,label\n2-b.png,dog\n\n2-b.png,skip\n", 4, "contradicts line 2"),
         ("file,label\n2-b.png,dog,cat\n", 2, "has 3 values, the first line names 2"),
@@ -350,7 +350,7 @@ def test_settings_that_cannot_be_used_are_refused(tmp_path: Path):
 def test_a_label_file_is_read_whole_or_refused(tmp_path: Path):
     path = tmp_path / "labels.csv"
     path.write_text("file,label\n" + "x,cat\n" * 12)
-    with pytest.raises(LabelFileError, match=r"(?s)12 lines cannot.*line 2: no image 'x'.*2 more"):
+    with pytest.raises(LabelFileError, match=r"(?s)12 lines cannot.*line 2: no sample 'x'.*2 more"):
         read_label_file(path, ClassNames(CLASSES), {"a": 1}, "me")
     path.write_text("file,label\na,skip\n")
     with pytest.raises(LabelFileError, match="no class 'skip'"):

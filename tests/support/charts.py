@@ -14,34 +14,32 @@ import pytest
 from matplotlib.figure import Figure
 
 from ahfal_app.experiments import charts
-from ahfal_app.results import figures, heat_maps, svg
-from ahfal_app.results.svg import Chart
+from ahfal_app.results import svg
 
-#: Who draws charts of sweeps, and who else does.
+#: Who draws charts of sweeps.
 OF_SWEEPS = (charts,)
-_ALL = (figures, heat_maps, charts)
+
+_DRAWN = svg._drawn
 
 
 def leave_out_charts() -> None:
     """Leave charts empty from now on; all else of a report is made, also their numbers."""
-    for user in _ALL:
-        user.draw_chart = _empty_chart  # type: ignore[attr-defined]
+    svg._drawn = _empty
 
 
 @contextmanager
-def with_charts(users: tuple[ModuleType, ...] = _ALL) -> Iterator[None]:
+def with_charts(users: tuple[ModuleType, ...] = ()) -> Iterator[None]:
     """Draw charts as the programs do, or those of some modules alone."""
+    names = {user.__name__ for user in users}
+
+    def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+        is_wanted = not names or draw.__module__ in names
+        return (_DRAWN if is_wanted else _empty)(name, size, draw)
+
     with pytest.MonkeyPatch.context() as patch:
-        for user in users:
-            patch.setattr(user, "draw_chart", svg.draw_chart)
+        patch.setattr(svg, "_drawn", drawn)
         yield
 
 
-def _empty_chart(
-    name: str,
-    title: str,
-    description: str,
-    size: tuple[float, float],
-    draw: Callable[[Figure], None],
-) -> Chart:
-    return Chart(name, title, description, "<svg></svg>")
+def _empty(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    return b"<svg></svg>"
