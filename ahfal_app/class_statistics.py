@@ -61,7 +61,10 @@ def class_proportions(counts_C: ArrayLike) -> NDArray[np.float64]:
 
 
 def class_statistics(
-    counts_MC: ArrayLike, tau: float, dispersion: Dispersion = "deviation"
+    counts_MC: ArrayLike,
+    tau: float,
+    dispersion: Dispersion = "deviation",
+    effective_M: ArrayLike | None = None,
 ) -> ClassStatistics:
     """Return the class statistics of the clients' histograms.
 
@@ -77,6 +80,10 @@ def class_statistics(
         0.12.
     dispersion : str
         What is compared with tau.
+    effective_M : ArrayLike | None
+        Effective number of labels of each client: what sampling alone would add to the variance,
+        mean p (1 - p) / (N - 1) over the clients with N > 1, is taken from it, down to 0. None:
+        nothing is. Shape (M,).
 
     Returns
     -------
@@ -94,9 +101,14 @@ def class_statistics(
     if counts.ndim != 2:
         raise ValueError(f"histograms have shape {counts.shape}; one row a client is needed")
     proportions_MC = class_proportions(counts)
-    proportions_MC = proportions_MC[proportions_MC.any(axis=1)]
+    has_labels_M = proportions_MC.any(axis=1)
+    proportions_MC = proportions_MC[has_labels_M]
     _require_clients(len(proportions_MC))
     deviation_C = proportions_MC.std(axis=0, ddof=0)
+    if effective_M is not None:
+        sizes_M = np.asarray(effective_M, np.float64)[has_labels_M]
+        noise_C = _sampling_variance(proportions_MC, sizes_M)
+        deviation_C = np.sqrt(np.maximum(deviation_C**2 - noise_C, 0.0))
     return _split(proportions_MC.mean(axis=0), deviation_C, tau, dispersion)
 
 
@@ -155,6 +167,21 @@ def statistics_from_sums(
     variance_C = np.asarray(square_sum_C, dtype=np.float64) / num_clients - mean_C**2
     # The subtraction may leave a negative rounding error where all clients agree.
     return _split(mean_C, np.sqrt(np.maximum(variance_C, 0.0)), tau, dispersion)
+
+
+def _sampling_variance(
+    proportions_MC: NDArray[np.float64], effective_M: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the variance that sampling alone gives each class's proportion, over the clients.
+
+    Of one label nobody can tell how far off it is. Shape (C,).
+    """
+    is_told_M = effective_M > 1
+    if not is_told_M.any():
+        return np.zeros(proportions_MC.shape[1])
+    of_MC = proportions_MC[is_told_M] * (1 - proportions_MC[is_told_M])
+    mean_C: NDArray[np.float64] = (of_MC / (effective_M[is_told_M, None] - 1)).mean(axis=0)
+    return mean_C
 
 
 def _require_clients(num_clients: int) -> None:

@@ -132,7 +132,7 @@ def begin(message: Message, context: Context) -> Message:
     """Ask for the first labels, where joining alone could not decide which."""
     order = _order(message)
     client = _client(order, context, needed_bytes=0)
-    return _query_reply(message, client.begin(_granted(message, order)))
+    return _query_reply(message, client.begin(_granted(message, order), order.cycle))
 
 
 @app.train()

@@ -33,6 +33,9 @@ MORE = "more"
 #: The number of clients of the in-process engine when `num-clients` is 0.
 DEFAULT_NUM_CLIENTS = 10
 
+#: What `covariate-drift` does to images.
+Look = Literal["none", "noise", "blur", "contrast", "brightness", "rotation"]
+
 #: A secure sum of fewer histograms would tell each client too much about the others.
 FEWEST_SUMMED = 3
 
@@ -55,6 +58,7 @@ _IN_PLACE_OF_DATA = {"image-channels": "image_channels", "vector-length": "vecto
 _PRIVACY_KEYS = {
     "privacy.epsilon": ("epsilon", "local-dp"),
     "privacy.adjacency": ("adjacency", "local-dp"),
+    "privacy.releases": ("releases", "local-dp"),
     "privacy.threshold": ("secure_aggregation_threshold", "secure-aggregation"),
 }
 
@@ -408,6 +412,19 @@ class Settings(BaseModel):
         "Active learning",
         "What is compared with tau: the deviation, or that in percent of the class's mean.",
     )
+    forget: float = _setting(
+        0.0,
+        "Active learning",
+        "Cycles after which a label counts half as much in the class statistics; 0: all count the "
+        "same for ever.",
+        ge=0,
+        le=1e6,
+    )
+    dispersion_correction: bool = _setting(
+        False,
+        "Active learning",
+        "Take from the deviation over clients what sampling alone would give it.",
+    )
     align: Literal["none", "true-global", "estimated"] = _setting(
         "none",
         "Active learning",
@@ -519,6 +536,64 @@ class Settings(BaseModel):
         ge=0,
     )
 
+    # --- Arrivals -----------------------------------------------------------------
+    arrivals: Literal["all", "share", "count"] = _setting(
+        "all",
+        "Arrivals",
+        "How many of a client's samples there are in simulation: `all` from the start, or a "
+        "`share` or `count` of them at the start and more before each later cycle.",
+    )
+    arrival_start: float = _setting(
+        0.0,
+        "Arrivals",
+        "Share or number of each client's samples that is there before the first cycle.",
+        ge=0,
+        le=1e9,
+    )
+    arrival_rate: float = _setting(
+        0.0,
+        "Arrivals",
+        "Share or number of each client's samples that arrives before each later cycle.",
+        ge=0,
+        le=1e9,
+    )
+    arrival_order: str = _setting("random", "Arrivals", "In which order samples arrive, by name.")
+    arrival_exhausted: Literal["refuse", "less", "recycle"] = _setting(
+        "refuse",
+        "Arrivals",
+        "Where a client has too few samples for all cycles: `refuse` the run; `less`: nothing more "
+        "arrives; `recycle`: what nobody was asked for comes again, in a new order.",
+    )
+    arrival_replacement: bool = _setting(
+        False,
+        "Arrivals",
+        "A cycle's arrivals are drawn with replacement, so that there may be fewer different ones.",
+    )
+    pool_memory: int = _setting(
+        0,
+        "Arrivals",
+        "Cycles for which a sample may be asked for once it has arrived; 0: for ever, 1: single "
+        "access.",
+        ge=0,
+        le=10**6,
+    )
+    covariate_drift: Look = _setting(
+        "none",
+        "Arrivals",
+        "How images change, each as it arrives: the later, the more.",
+    )
+    severity: float = _setting(
+        5.0, "Arrivals", "How far images change with `covariate-drift`, at most.", gt=0, le=5
+    )
+    severity_path: Literal["linear", "sudden", "recurring"] = _setting(
+        "linear",
+        "Arrivals",
+        "How images change over the cycles: steadily, all at once in the middle, or to and fro.",
+    )
+    severity_period: int = _setting(
+        4, "Arrivals", "Cycles until images look again as they did, with `recurring`.", ge=2
+    )
+
     # --- Privacy of the class histograms --------------------------------------------
     privacy: Literal["none", "local-dp", "secure-aggregation", "local-dp+secure-aggregation"] = (
         _setting("none", "Privacy", "Protection of the class histograms.")
@@ -537,6 +612,13 @@ class Settings(BaseModel):
         "What ε protects: one label replaced by another (sensitivity 2; the number of labels is "
         "public), or one label more or less (sensitivity 1).",
         alias="privacy.adjacency",
+    )
+    releases: Literal["cumulative", "increments"] = _setting(
+        "cumulative",
+        "Privacy",
+        "What a release holds: all labels so far, so that each costs its part of ε, or those that "
+        "are new, so that each may cost all of it.",
+        alias="privacy.releases",
     )
     secure_aggregation_threshold: float = _setting(
         0.65,
@@ -558,6 +640,16 @@ class Settings(BaseModel):
             for key, value in self.parameters.items()
             if key.startswith(prefix)
         }
+
+    @property
+    def simulates_arrivals(self) -> bool:
+        """Whether samples of a simulated client arrive over time."""
+        return self.arrivals != "all"
+
+    @property
+    def tells_arrivals(self) -> bool:
+        """Whether clients tell how many samples have come and gone."""
+        return self.simulates_arrivals or self.has_sites
 
     @property
     def counts_labels(self) -> bool:
@@ -657,8 +749,10 @@ class Settings(BaseModel):
 
     @property
     def epsilon_per_release(self) -> Fraction:
-        """The exact share of `epsilon` that one histogram costs."""
-        return exact_fraction(self.epsilon) / max(1, self.num_releases)
+        """The exact share of `epsilon` that one histogram may cost."""
+        # Each label is in one of the increments, which therefore do not add up.
+        parts = 1 if self.releases == "increments" else max(1, self.num_releases)
+        return exact_fraction(self.epsilon) / parts
 
     @property
     def sensitivity(self) -> int:
@@ -907,6 +1001,7 @@ def _contradictions(settings: Settings) -> list[str]:
             "since labels that people are paid for must outlive the process"
         )
     problems += _data_contradictions(settings) + _amount_contradictions(settings)
+    problems += _arrival_contradictions(settings) + _statistics_contradictions(settings)
     problems += _view_contradictions(settings)
     return problems + _evaluation_contradictions(settings)
 
@@ -1021,6 +1116,107 @@ def _amount_contradictions(settings: Settings) -> list[str]:
     if target < initial:
         low, least = (getattr(settings, f"{when}_{kind}") for when in ("target", "initial"))
         return [f"target-{kind}={low!r}: allowed is at least initial-{kind}={least!r}"]
+    return []
+
+
+def _arrival_contradictions(settings: Settings) -> list[str]:
+    """Refuse what says how samples arrive where they are all there, and what cannot be together."""
+    if not settings.simulates_arrivals:
+        return _without_arrivals(settings)
+    why, problems = f"with arrivals={settings.arrivals!r}", list[str]()
+    if settings.has_sites:
+        problems.append(
+            f"arrivals={settings.arrivals!r}: allowed is 'all' with partition={SITES!r}, where "
+            "samples arrive when their files do"
+        )
+    if settings.arrivals == "share":
+        for key in ("arrival-start", "arrival-rate"):
+            if (value := settings.to_flat()[key]) > 1:  # type: ignore[operator]
+                problems.append(f"{key}={value!r}: allowed is at most 1 {why}")
+    else:
+        for key in ("arrival-start", "arrival-rate"):
+            value = float(settings.to_flat()[key])
+            if not value.is_integer() or value < 1:
+                problems.append(f"{key}={value:g}: allowed is a whole number of at least 1 {why}")
+    if settings.arrivals != "count" and settings.arrival_replacement:
+        problems.append(f"arrival-replacement=true: allowed is false {why}")
+    if settings.arrival_exhausted == "recycle":
+        problems += _recycle_contradictions(settings)
+    return problems + _look_contradictions(settings)
+
+
+def _statistics_contradictions(settings: Settings) -> list[str]:
+    """Refuse what needs a client's own counts where the server has none, or only noisy ones."""
+    problems = []
+    if settings.dispersion_correction and settings.privacy != "none":
+        problems.append(
+            f"dispersion-correction=true: allowed is false with privacy={settings.privacy!r}, "
+            "since it needs each client's exact counts"
+        )
+    if settings.dispersion_correction and settings.dispersion != "deviation":
+        problems.append(
+            f"dispersion-correction=true: allowed is false with dispersion={settings.dispersion!r}"
+        )
+    if settings.forget and settings.uses_local_dp and settings.releases == "cumulative":
+        problems.append(
+            f"forget={settings.forget:g}: allowed is 0 with privacy={settings.privacy!r} and "
+            "privacy.releases='cumulative', whose integers hold all labels alike; or "
+            "privacy.releases='increments'"
+        )
+    return problems
+
+
+def _without_arrivals(settings: Settings) -> list[str]:
+    """Refuse settings of arrivals that have no effect where all samples are there."""
+    flat, fields = settings.to_flat(), setting_fields()
+    keys = [key for key in fields if key.startswith("arrival-")] + ["covariate-drift"]
+    keys += [key for key in fields if key.startswith("severity")]
+    problems = [
+        f"{key}={flat[key]!r}: has no effect with arrivals='all'; allowed is nothing, or "
+        "arrivals=share|count"
+        for key in keys
+        if flat[key] != fields[key].default
+    ]
+    if settings.pool_memory and not settings.has_sites:
+        problems.append(
+            f"pool-memory={settings.pool_memory}: allowed is 0 with arrivals='all', where no "
+            f"sample arrives later than another; or arrivals=share|count, or partition={SITES!r}"
+        )
+    return problems
+
+
+def _recycle_contradictions(settings: Settings) -> list[str]:
+    """Refuse that samples come again that have not gone, or of which nobody knows how they look."""
+    wanted = (
+        ("arrivals", settings.arrivals, settings.arrivals == "count", "'count'"),
+        ("pool-memory", settings.pool_memory, settings.pool_memory > 0, "at least 1"),
+        ("arrival-replacement", True, not settings.arrival_replacement, "false"),
+        (
+            "covariate-drift",
+            settings.covariate_drift,
+            settings.covariate_drift == "none",
+            "'none'",
+        ),
+    )
+    return [
+        f"{key}={value!r}: allowed is {allowed} with arrival-exhausted='recycle'"
+        for key, value, fits, allowed in wanted
+        if not fits
+    ]
+
+
+def _look_contradictions(settings: Settings) -> list[str]:
+    """Refuse what says how images change where they do not."""
+    flat, fields = settings.to_flat(), setting_fields()
+    if settings.covariate_drift == "none":
+        return [
+            f"{key}={flat[key]!r}: has no effect with covariate-drift='none'; allowed is nothing"
+            for key in fields
+            if key.startswith("severity") and flat[key] != fields[key].default
+        ]
+    period = settings.severity_period
+    if settings.severity_path != "recurring" and period != fields["severity-period"].default:
+        return [f"severity-period={period}: allowed with severity-path='recurring' alone"]
     return []
 
 

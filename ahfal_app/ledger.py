@@ -1,4 +1,4 @@
-"""The ledger of labels: how many may be bought, and what has become of them."""
+"""What is counted: the ledger of labels, and how many samples have come and gone."""
 
 from __future__ import annotations
 
@@ -43,3 +43,43 @@ class Ledger:
         """Return the ledger of several clients together."""
         nothing = (0, 0, 0, 0)
         return cls(*map(sum, zip(nothing, *map(astuple, ledgers), strict=True)))
+
+
+@dataclass(frozen=True)
+class ArrivalFigures:
+    """How many samples have come and gone, of one client or of all.
+
+    Attributes
+    ----------
+    arrived, new : int
+        Samples that have come so far, and that came for the newest purchase.
+    open : int
+        Those that may still be asked for.
+    expired : int
+        Those that nobody was asked for in time.
+    skipped : int
+        Those that nobody could label.
+
+    Raises
+    ------
+    ValueError
+        A number is below 0, or more are open or gone than have come.
+    """
+
+    arrived: int
+    new: int
+    open: int
+    expired: int
+    skipped: int
+
+    def __post_init__(self) -> None:
+        if min(astuple(self)) < 0:
+            raise ValueError(f"{self}: allowed are counts")
+        if self.open + self.expired + self.skipped > self.arrived or self.new > self.arrived:
+            raise ValueError(f"{self}: allowed are no more than have arrived")
+
+    @classmethod
+    def total(cls, figures: Iterable[ArrivalFigures]) -> ArrivalFigures:
+        """Return the figures of several clients together."""
+        nothing = (0, 0, 0, 0, 0)
+        return cls(*map(sum, zip(nothing, *map(astuple, figures), strict=True)))

@@ -354,6 +354,13 @@ STOPPING = Family(
     base="ahfal_app.stopping.core.base:StoppingRule",
     alone="none",
 )
+ARRIVAL_ORDERS = Family(
+    "order of arrival",
+    "arrival-order",
+    "ahfal_app.arrivals",
+    "ahfal_app.arrival_orders",
+    base="ahfal_app.arrivals.core.base:ArrivalOrder",
+)
 METRICS = Family("metric", "metrics", "ahfal_app.metrics", "ahfal_app.metrics", part="measure")
 
 #: Every kind of component that a setting chooses, by that setting.
@@ -368,11 +375,12 @@ FAMILIES: Mapping[str, Family] = {
         LOCAL_UPDATES,
         TRACKERS,
         STOPPING,
+        ARRIVAL_ORDERS,
     )
 }
 
 #: Those whose code runs on the server and on the clients, which must have the same.
-SHARED = (STRATEGIES, MODELS, BACKBONES, LOCAL_UPDATES)
+SHARED = (STRATEGIES, MODELS, BACKBONES, LOCAL_UPDATES, ARRIVAL_ORDERS)
 
 
 def provenances(

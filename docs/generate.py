@@ -14,7 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ahfal_app.parameters import parameter_entries
-from ahfal_app.plugins import AGGREGATIONS, LOCAL_UPDATES, STOPPING, STRATEGIES, Family
+from ahfal_app.plugins import (
+    AGGREGATIONS,
+    ARRIVAL_ORDERS,
+    LOCAL_UPDATES,
+    STOPPING,
+    STRATEGIES,
+    Family,
+)
 from ahfal_app.settings_table import settings_markdown, settings_toml
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +46,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "aggregations": lambda: components(AGGREGATIONS),
     "local updates": lambda: components(LOCAL_UPDATES),
     "stopping rules": lambda: components(STOPPING),
+    "orders of arrival": lambda: components(ARRIVAL_ORDERS),
 }
 
 #: Files with generated parts.
@@ -48,6 +56,7 @@ FILES = (
     "docs/strategies.md",
     "docs/aggregation.md",
     "docs/stopping.md",
+    "docs/evolving-data.md",
 )
 
 _PART = re.compile(

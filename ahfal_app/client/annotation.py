@@ -163,7 +163,7 @@ class Annotation:
         if self.loaded.dataset.holds_vectors:
             return EncodedImage(f"{sample}.png", self._as_image(sample))
         content = io.BytesIO()
-        pixels_HWC = self.loaded.dataset.train.images_NHWC[sample]
+        pixels_HWC = self.loaded.train.images_NHWC[sample]
         Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
         return EncodedImage(f"{sample}.png", content.getvalue())
 

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
+from ahfal_app.client.arriving import Arriving
 from ahfal_app.client.keeping import PERSONAL, SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
 from ahfal_app.client.selection import Allowance, Selection, granted
@@ -106,7 +108,8 @@ class Client:
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._watching = Watching(settings, state, loaded)
         self._stop_set = StopSet(settings, client, state, loaded)
-        self._selection = Selection(settings, client, loaded, run_folder, allowance)
+        self._arriving = Arriving(settings, client, loaded)
+        self._selection = Selection(settings, client, loaded, self._arriving, run_folder, allowance)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
         self._annotation = Annotation(
@@ -158,8 +161,9 @@ class Client:
             pass  # From now on the server is held to these terms of privacy.
         with self._labels() as store:
             self._describe(store)
+            self._arriving.note(store, cycle)
             if self._settings.buys_on_joining:
-                self._reserve_first(store, None)
+                self._reserve_first(store, None, cycle)
             self._ask(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
@@ -167,23 +171,28 @@ class Client:
                 held_out=len(store.held_out(through_cycle=cycle).samples_N),
                 last_cycle=store.last_cycle(),
                 ledger=store.ledger(),
+                arrivals=self._arriving.figures(store, cycle),
             )
 
-    def begin(self, granted: int | None) -> QueryAnswer:
+    def begin(self, granted: int | None, cycle: int = 0) -> QueryAnswer:
         """Ask for the first labels, where joining alone could not decide which.
 
         Parameters
         ----------
         granted : int | None
             How many labels the server grants; None: as many as the settings say.
+        cycle : int
+            The cycle that is about to be trained.
         """
         start = time.perf_counter()
         self._check(granted)
         with self._labels() as store:
             self._describe(store)
-            self._reserve_first(store, granted)
+            self._arriving.note(store, cycle)
+            self._reserve_first(store, granted, cycle)
             self._ask(store)
-            return self._query_answer(store, 0, seconds=time.perf_counter() - start)
+            answer = self._query_answer(store, 0, seconds=time.perf_counter() - start)
+            return replace(answer, arrivals=self._arriving.figures(store, cycle))
 
     def train(
         self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
@@ -193,6 +202,7 @@ class Client:
         sets, watch = self._trained_on(cycle), None
         if self._watching.is_needed:
             with self._labels() as store:
+                store.open_only(self._arriving.open(store, cycle))
                 watch = self._watching.of_round(store.unlabelled(), cycle, round_)
         if watch is not None:
             watch.received(tensors)
@@ -212,9 +222,9 @@ class Client:
 
     def histogram(self, cycle: int) -> HistogramAnswer:
         """Return the class counts of what was labelled for training `cycle`."""
-        counts_C = self._class_counts(cycle)
+        counts_TC = self._class_counts(cycle)
         with self._disclosure() as disclosure:
-            return disclosure.histogram(cycle, counts_C)
+            return disclosure.histogram(cycle, counts_TC)
 
     def evaluate(self, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums | None:
         """Test the global model on what is held out of the labels that `cycle` may use.
@@ -289,10 +299,10 @@ class Client:
 
     def advertise_histogram(self, cycle: int, session: str) -> Advertisement:
         """Begin a session of secure aggregation of what was labelled for training `cycle`."""
-        counts_C = self._class_counts(cycle)
+        counts_TC = self._class_counts(cycle)
         with self._disclosure() as disclosure:
             participant = disclosure.participant(cycle, session)
-            return participant.advertise(disclosure.summand(cycle, counts_C))
+            return participant.advertise(disclosure.summand(cycle, counts_TC))
 
     def advertise_moments(self, session: str) -> Advertisement:
         """Begin a session of secure aggregation of sums over the samples."""
@@ -335,9 +345,11 @@ class Client:
         with self._labels() as store:
             self._describe(store)
             if store.request(self._annotation.request_id(cycle + 1)) is None:
+                self._arriving.note(store, cycle + 1)
+                store.open_only(self._arriving.open(store, cycle + 1))
                 local = self._state.load_local_model(cycle)
                 if local is None:
-                    sets = LabelledSets.of(store)
+                    sets = LabelledSets.of(store, open_N=self._arriving.open(store, cycle))
                     local = self._training.in_place_of_local_model(tensors, sets, cycle)
                     fine_tuned = True
                 watched = self._watching.signals(store.unlabelled(), tensors, cycle)
@@ -441,14 +453,17 @@ class Client:
         if granted is not None:
             self._check_grant(granted)
 
-    def _reserve_first(self, store: LabelStore, granted: int | None) -> None:
+    def _reserve_first(self, store: LabelStore, granted: int | None, cycle: int) -> None:
+        """Buy the first labels; one that comes late sees what has come by the cycle."""
         if store.request(self._annotation.request_id(0)) is None:
-            self._annotation.reserve(store, 0, self._selection.first(store, granted))
+            store.open_only(self._arriving.open(store, cycle))
+            selected = self._selection.first(store, granted, cycle)
+            self._annotation.reserve(store, 0, selected)
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:
             store.freeze(cycle)
-            return store.labelled(through_cycle=cycle).class_counts(self._resources.num_classes)
+            return store.counts_by_cycle(cycle, self._resources.num_classes)
 
     def _trained_on(self, cycle: int) -> LabelledSets:
         """Return what a cycle is trained on; once that is frozen, nothing changes it.
@@ -464,7 +479,8 @@ class Client:
             return known
         with self._labels() as store:
             store.freeze(cycle)
-            sets = LabelledSets.of(store, through_cycle=cycle)
+            open_N = self._arriving.open(store, cycle)
+            sets = LabelledSets.of(store, through_cycle=cycle, open_N=open_N)
         if place is not None:
             for old in [k for k in list(_frozen) if k[:2] != key[:2]]:
                 _frozen.pop(old, None)
@@ -486,6 +502,7 @@ class Client:
             seconds=seconds,
             longest=longest.images,
             longest_seconds=longest.seconds,
+            arrivals=self._arriving.figures(store, cycle),
         )
 
 

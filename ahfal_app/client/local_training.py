@@ -7,7 +7,9 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ahfal_app.client.state import ClientState
@@ -36,15 +38,24 @@ class LabelledSets:
         The labelled set L_i.
     initially : Labelled
         What was labelled before the first cycle.
+    open_N : NDArray[np.int64] | None
+        What may be asked for in that cycle, increasing; None: all of its samples.
     """
 
     labelled: Labelled
     initially: Labelled
+    open_N: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, store: LabelStore, through_cycle: int | None = None) -> LabelledSets:
+    def of(
+        cls,
+        store: LabelStore,
+        through_cycle: int | None = None,
+        open_N: NDArray[np.int64] | None = None,
+    ) -> LabelledSets:
         """Read them from a store; by default all that is labelled."""
-        return cls(store.labelled(through_cycle=through_cycle), store.labelled(through_cycle=0))
+        labelled = store.labelled(through_cycle=through_cycle)
+        return cls(labelled, store.labelled(through_cycle=0), open_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +125,7 @@ class ClientTraining:
             self.client,
             *when,
             class_counts_C=labelled.class_counts(self.loaded.num_classes),
-            rows_N=self.loaded.client_rows(self.client),
+            rows_N=self._rows(sets),
             labelled_N=labelled.samples_N,
             initially_labelled_N=sets.initially.samples_N,
             global_tensors=global_tensors,
@@ -140,6 +151,12 @@ class ClientTraining:
             None if watch is None else functools.partial(watch, model),
         )
         return carry_out(update)
+
+    def _rows(self, sets: LabelledSets) -> NDArray[np.int64]:
+        """Return what a client may see in a cycle: what it may ask for, and what is labelled."""
+        if sets.open_N is None:
+            return self.loaded.client_rows(self.client)
+        return np.union1d(sets.open_N, sets.labelled.samples_N)
 
     def _training_state(self, cycle: int, round_: int) -> TrainingState | None:
         state = self.state.load_training(cycle, round_)

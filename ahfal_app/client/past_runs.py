@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ahfal_app.errors import StoreError
 from ahfal_app.labels.store import STORE_FILE
+from ahfal_app.privacy.store import are_increments
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ def _cost(store: Path) -> PastRuns:
                 labels = int(row[0] or 0)
             if "privacy_releases" in tables:
                 rows = connection.execute("SELECT epsilon FROM privacy_releases").fetchall()
-                epsilon = sum((Fraction(each) for (each,) in rows), Fraction(0))
+                costs = [Fraction(each) for (each,) in rows]
+                row = connection.execute("SELECT terms FROM privacy_terms").fetchone()
+                is_parallel = row is not None and are_increments(row[0])
+                epsilon = max(costs, default=epsilon) if is_parallel else sum(costs, epsilon)
             return PastRuns(labels, epsilon)
     except (sqlite3.Error, ValueError) as error:
         raise StoreError(f"label store {store}: {error}") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
+from ahfal_app.client.arriving import Arriving
 from ahfal_app.client.features import pool_of_features
 from ahfal_app.client.pool import PoolSituation, make_pool
 from ahfal_app.config import Settings
@@ -73,6 +74,8 @@ class Selection:
         The client's partition, from 0.
     loaded : Resources
         The client's data and its model.
+    arriving : Arriving
+        Which of its samples are there by now.
     run_folder : Path | None
         The run's folder, for the record of selections; only where the run is simulated.
     allowance : Allowance
@@ -82,10 +85,11 @@ class Selection:
     settings: Settings
     client: int
     loaded: Resources
+    arriving: Arriving
     run_folder: Path | None
     allowance: Allowance = granted
 
-    def first(self, store: LabelStore, granted: int | None = None) -> Selected:
+    def first(self, store: LabelStore, granted: int | None = None, cycle: int = 0) -> Selected:
         """Select what is labelled before the first cycle.
 
         Parameters
@@ -94,8 +98,10 @@ class Selection:
             The client's labels.
         granted : int | None
             How many labels the server grants; None: as many as the settings say.
+        cycle : int
+            The cycle that is about to be trained, by which samples have come.
         """
-        budget = self._allotted(store, 0, granted)
+        budget = self._allotted(store, 0, granted, self.arriving.count(cycle))
         name = self.settings.initial_strategy
         is_later_one = name == self.settings.strategy
         own = self.settings.parameters_of("strategy") if is_later_one else {}
@@ -131,7 +137,8 @@ class Selection:
         watched : Mapping[Signal, Tensor], optional
             What the query strategy has watched of the pool while the client trained.
         """
-        budget = self._allotted(store, cycle + 1, granted)
+        num_samples = self.arriving.count(cycle + 1)
+        budget = self._allotted(store, cycle + 1, granted, num_samples)
         strategy = self._strategy(store.unlabelled(), statistics)
         situation = self._situation(store, local, tensors, cycle + 1)
         situation = dataclasses.replace(situation, watched=watched or {})
@@ -142,12 +149,13 @@ class Selection:
         self._record(selected, cycle)
         return selected
 
-    def _allotted(self, store: LabelStore, cycle: int, granted: int | None) -> int:
+    def _allotted(
+        self, store: LabelStore, cycle: int, granted: int | None, num_samples: int
+    ) -> int:
         """Grant what is due by a cycle and return what may be asked for.
 
         This is what is free, B_i and what was missed before, or less where a site's policy says so.
         """
-        num_samples = len(self.loaded.client_rows(self.client))
         due = self.settings.labels_due(cycle, num_samples) if granted is None else granted
         store.allot(min(due, num_samples))
         return self.allowance(store.ledger())

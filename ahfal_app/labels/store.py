@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
+from ahfal_app.labels.arrivals import ArrivalTable
 from ahfal_app.labels.readings import Verdict, decide
 from ahfal_app.labels.records import (
     Conflict,
@@ -309,6 +310,26 @@ class LabelStore(LabelViews):
                     (sample, label, annotator, self._frozen() + 1),
                 )
             self._settle(new)
+
+    def note_arrivals(self, cycle: int) -> None:
+        """Keep which samples are there for a cycle's purchase; of known ones nothing changes."""
+        if self._samples_N is None:
+            raise StoreError("label store: opened without its samples, so it knows of none new")
+        with transaction(self._connection):
+            ArrivalTable(self._connection).note(self._samples_N, cycle)
+
+    def arrival_cycles(self) -> NDArray[np.int64]:
+        """Return the cycle for which each sample was first there; -1 where it was never noted.
+
+        Shape (N,), in the order of the ids.
+        """
+        if self._samples_N is None:
+            raise StoreError("label store: opened without its samples, so it knows of none new")
+        return ArrivalTable(self._connection).cycles(self._samples_N)
+
+    def num_arrived(self) -> int:
+        """Return how many samples were ever noted."""
+        return ArrivalTable(self._connection).count()
 
     def allot(self, total: int) -> None:
         """Grant labels so that `total` have been allotted in all; never takes any back.

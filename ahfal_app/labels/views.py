@@ -45,6 +45,48 @@ class LabelViews:
     def __init__(self, connection: sqlite3.Connection, samples_N: NDArray[np.int64] | None) -> None:
         self._connection = connection
         self._samples_N = samples_N
+        self._open_N: NDArray[np.int64] | None = None
+
+    def open_only(self, open_N: NDArray[np.int64] | None) -> None:
+        """Take for the pool no others than these samples, which may be asked for by now.
+
+        Parameters
+        ----------
+        open_N : NDArray[np.int64] | None
+            Ids, strictly increasing; None: all of the client's.
+        """
+        self._open_N = open_N
+
+    def asked(self, samples_N: NDArray[np.int64], never: int) -> NDArray[np.int64]:
+        """Return the cycle before which each of these samples was asked for, int64 (N,).
+
+        Parameters
+        ----------
+        samples_N : NDArray[np.int64]
+            Ids, strictly increasing.
+        never : int
+            What stands for a sample that was not.
+        """
+        rows = self._connection.execute(
+            "SELECT s.sample, q.cycle FROM samples AS s JOIN requests AS q USING (request_id)"
+        ).fetchall()
+        table_M2 = np.array(rows, np.int64).reshape(-1, 2)
+        cycle_N = np.full(len(samples_N), never, np.int64)
+        if not len(samples_N):
+            return cycle_N
+        places_M = np.minimum(np.searchsorted(samples_N, table_M2[:, 0]), len(samples_N) - 1)
+        is_here_M = samples_N[places_M] == table_M2[:, 0]
+        cycle_N[places_M[is_here_M]] = table_M2[is_here_M, 1]
+        return cycle_N
+
+    def skipped(self, through_cycle: int) -> int:
+        """Return how many samples nobody could label of those asked for up to a cycle."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM samples AS s JOIN requests AS q USING (request_id) "
+            "WHERE s.state = 'skipped' AND q.cycle <= ?",
+            (through_cycle,),
+        ).fetchone()
+        return int(row[0])
 
     def request(self, request_id: str) -> LabelRequest | None:
         """Return a request as it was first made, or None."""
@@ -111,6 +153,34 @@ class LabelViews:
         """
         return self._labels(through_cycle, held_out=False)
 
+    def counts_by_cycle(self, through_cycle: int, num_classes: int) -> NDArray[np.int64]:
+        """Return class counts of the labelled set, by the cycle from which on each label counts.
+
+        A corrected label counts from where it first came, with the class that stands.
+
+        Parameters
+        ----------
+        through_cycle : int
+            The newest cycle, t.
+        num_classes : int
+            Number of classes C.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            Shape (t + 1, C).
+        """
+        labelled = self.labelled(through_cycle=through_cycle)
+        rows = self._connection.execute(
+            "SELECT sample, from_cycle FROM samples WHERE from_cycle <= ? ORDER BY sample",
+            (through_cycle,),
+        ).fetchall()
+        known_M2 = np.array(rows, np.int64).reshape(-1, 2)
+        cycle_L = known_M2[np.searchsorted(known_M2[:, 0], labelled.samples_N), 1]
+        counts_TC = np.zeros((through_cycle + 1, num_classes), np.int64)
+        np.add.at(counts_TC, (cycle_L, labelled.labels_N), 1)
+        return counts_TC
+
     def held_out(self, through_cycle: int | None = None) -> Labelled:
         """Return the labels that are held out for testing, or those with which a cycle is tested.
 
@@ -139,7 +209,23 @@ class LabelViews:
         return int(row[0])
 
     def unlabelled(self) -> NDArray[np.int64]:
-        """Return the pool U_i: ids that nobody was asked for or has labelled, int64 (N,)."""
+        """Return the pool U_i: ids that nobody was asked for or has labelled, int64 (N,).
+
+        Where `open_only` said so, of these alone.
+        """
+        unasked_N = self.unasked()
+        if self._open_N is None:
+            return unasked_N
+        return np.intersect1d(unasked_N, self._open_N, assume_unique=True)
+
+    def unasked(self) -> NDArray[np.int64]:
+        """Return the ids that nobody was asked for or has labelled, whatever is open, int64 (N,).
+
+        Raises
+        ------
+        StoreError
+            The store was opened without its samples.
+        """
         if self._samples_N is None:
             raise StoreError("label store: opened without its samples, so it knows no pool")
         rows = self._connection.execute("SELECT sample FROM samples WHERE state != 'removed'")

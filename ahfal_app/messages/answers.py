@@ -11,12 +11,13 @@ import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
-from ahfal_app.ledger import Ledger
+from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.messages.fields import (
     LARGEST_COUNT,
     LARGEST_NUMBER,
     count,
     number,
+    numbers,
     shown,
     text,
 )
@@ -118,6 +119,8 @@ class JoinAnswer:
         Its ledger.
     held_out : int
         Labelled samples that are held out for testing.
+    arrivals : ArrivalFigures | None
+        How many samples have come and gone; None where all are there from the start.
     """
 
     num_samples: int
@@ -125,6 +128,7 @@ class JoinAnswer:
     last_cycle: int
     ledger: Ledger
     held_out: int = 0
+    arrivals: ArrivalFigures | None = None
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -136,6 +140,7 @@ class JoinAnswer:
                 "purchases": self.last_cycle + 1,
                 "held-out": self.held_out,
                 **asdict(self.ledger),
+                **_told(self.arrivals),
             }
         )
 
@@ -154,6 +159,7 @@ class JoinAnswer:
             last_cycle=count(metrics, "purchases") - 1,
             ledger=_ledger(metrics),
             held_out=count(metrics, "held-out"),
+            arrivals=_arrivals(metrics),
         )
 
 
@@ -221,6 +227,8 @@ class QueryAnswer:
         Those of the pending ones that wait longest: what is unanswered of the oldest request.
     longest_seconds : float
         For how long they have waited, by the site's own clock.
+    arrivals : ArrivalFigures | None
+        How many samples have come and gone; None where all are there from the start.
     """
 
     selected: int
@@ -232,6 +240,7 @@ class QueryAnswer:
     held_out: int = 0
     longest: int = 0
     longest_seconds: float = 0.0
+    arrivals: ArrivalFigures | None = None
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
@@ -246,6 +255,7 @@ class QueryAnswer:
                 "longest": self.longest,
                 "longest-seconds": self.longest_seconds,
                 **asdict(self.ledger),
+                **_told(self.arrivals),
             }
         )
 
@@ -268,18 +278,24 @@ class QueryAnswer:
             held_out=count(metrics, "held-out"),
             longest=count(metrics, "longest"),
             longest_seconds=number(metrics, "longest-seconds"),
+            arrivals=_arrivals(metrics),
         )
 
 
 def histogram_to_metrics(answer: HistogramAnswer) -> MetricRecord:
     """Return a client's class counts as metrics."""
-    return MetricRecord(
+    record = MetricRecord(
         {
             "counts": answer.counts_C.tolist(),
             "has-labels": int(answer.has_labels),
             "epsilon-spent": answer.epsilon_spent,
         }
     )
+    if answer.weighted_C is not None:
+        record["weighted"] = answer.weighted_C.tolist()
+    if answer.effective:
+        record["effective"] = answer.effective
+    return record
 
 
 def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool) -> HistogramAnswer:
@@ -300,9 +316,40 @@ def histogram_from_metrics(metrics: MetricRecord, num_classes: int, noisy: bool)
             f"counts={shown(counts)}: allowed are integers{'' if noisy else ' ≥ 0'} up to "
             f"{LARGEST_COUNT:.0e}"
         )
-    has_labels = bool(count(metrics, "has-labels"))
-    spent = number(metrics, "epsilon-spent")
-    return HistogramAnswer(np.array(counts, dtype=np.int64), has_labels, spent)
+    return HistogramAnswer(
+        np.array(counts, dtype=np.int64),
+        bool(count(metrics, "has-labels")),
+        number(metrics, "epsilon-spent"),
+        _weighted(metrics, np.array(counts, dtype=np.float64), noisy),
+        number(metrics, "effective") if "effective" in metrics else 0.0,
+    )
+
+
+def _weighted(
+    metrics: MetricRecord, counts_C: NDArray[np.float64], noisy: bool
+) -> NDArray[np.float64] | None:
+    """Return counts in which older labels count less, where a client tells any."""
+    if "weighted" not in metrics:
+        return None
+    if noisy:
+        weighted = metrics["weighted"]
+        if (
+            not isinstance(weighted, list)
+            or len(weighted) != len(counts_C)
+            or not all(abs(value) <= LARGEST_COUNT for value in weighted)
+        ):
+            raise ValueError(
+                f"weighted={shown(weighted)}: allowed are {len(counts_C)} numbers up to "
+                f"{LARGEST_COUNT:.0e}"
+            )
+        return np.array(weighted, np.float64)
+    weighted_C = np.array(numbers(metrics, "weighted", len(counts_C), LARGEST_NUMBER))
+    # A label weighs at most 1; sums are rounded.
+    if (weighted_C > counts_C * (1 + 1e-9)).any():
+        raise ValueError(
+            f"weighted={shown(metrics['weighted'])}: allowed is at most the class's count"
+        )
+    return weighted_C
 
 
 def moments_to_metrics(sums_E: NDArray[np.int64]) -> MetricRecord:
@@ -347,6 +394,17 @@ def predictions_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int
 
 def _ledger(metrics: MetricRecord) -> Ledger:
     return Ledger(**{field.name: count(metrics, field.name) for field in fields(Ledger)})
+
+
+def _told(arrivals: ArrivalFigures | None) -> dict[str, int]:
+    return {} if arrivals is None else asdict(arrivals)
+
+
+def _arrivals(metrics: MetricRecord) -> ArrivalFigures | None:
+    names = [field.name for field in fields(ArrivalFigures)]
+    if names[0] not in metrics:
+        return None
+    return ArrivalFigures(**{name: count(metrics, name) for name in names})
 
 
 def _optional(record: ConfigRecord, key: str, pattern: str, longest: int) -> str:

@@ -1,9 +1,11 @@
 """What a client tells of its class counts, in each mode of privacy.
 
-Shape suffixes: C classes, D = 2 C + 1 entries of the vector that is summed.
+Shape suffixes: T cycles, C classes, D = 2 C + 1 entries of the vector that is summed.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from ahfal_app.class_statistics import class_proportions
 from ahfal_app.config import Settings, exact_fraction, share_of
 from ahfal_app.errors import PrivacyRefused
+from ahfal_app.forgetting import effective_size, forgotten_counts
 from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.participant import Participant
@@ -44,7 +47,11 @@ class Disclosure:
 
     def __init__(self, store: PrivacyStore, settings: Settings, run: str, client: int) -> None:
         # Where no ε is divided by their number, a run may go on with more cycles.
-        releases = {"releases": settings.num_releases} if settings.uses_local_dp else {}
+        releases: dict[str, object] = {}
+        if settings.uses_local_dp:
+            releases["privacy.releases"] = settings.releases
+            if settings.releases == "cumulative":
+                releases["releases"] = settings.num_releases
         store.hold_to(
             {
                 "privacy": settings.privacy,
@@ -61,8 +68,15 @@ class Disclosure:
         self._run = run
         self._client = client
 
-    def histogram(self, cycle: int, counts_C: NDArray[np.int64]) -> HistogramAnswer:
+    def histogram(self, cycle: int, counts_TC: NDArray[np.int64]) -> HistogramAnswer:
         """Return the class counts, with noise where the settings say so.
+
+        Parameters
+        ----------
+        cycle : int
+            The cycle that was just trained.
+        counts_TC : NDArray[np.int64]
+            Labels by the cycle from which on they count, up to this one, and by class.
 
         Raises
         ------
@@ -75,14 +89,14 @@ class Disclosure:
             raise PrivacyRefused(
                 f"privacy={self._settings.privacy!r}: a single client's histogram is not told"
             )
-        released_C = self._released(cycle, counts_C)
-        return HistogramAnswer(
-            np.zeros_like(counts_C) if released_C is None else released_C,
-            released_C is not None,
-            float(self._store.spent()),
+        told = self._told(cycle, np.atleast_2d(counts_TC))
+        zeros_C = np.zeros(np.shape(counts_TC)[-1], np.int64)
+        return replace(
+            told if told is not None else HistogramAnswer(zeros_C, False, 0.0),
+            epsilon_spent=float(self._store.spent()),
         )
 
-    def summand(self, cycle: int, counts_C: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def summand(self, cycle: int, counts_TC: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return this client's part in a cycle's secure sum, uint64 (D,).
 
         Raises
@@ -90,12 +104,12 @@ class Disclosure:
         PrivacyBudgetExceeded
             The release would cost more than is left.
         """
-        released_C = self._released(cycle, counts_C)
-        if released_C is None:
-            return quantise(np.zeros(len(counts_C)))
+        told = self._told(cycle, np.atleast_2d(counts_TC))
+        if told is None:
+            return quantise(np.zeros(np.shape(counts_TC)[-1]))
         if self._settings.uses_local_dp:
-            return quantise(proportions_of_noisy(released_C))
-        return quantise(class_proportions(released_C))
+            return quantise(proportions_of_noisy(told.used_C))
+        return quantise(class_proportions(told.used_C))
 
     def moments(self, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return sums over the client's samples: those of the first call, whatever comes later.
@@ -187,18 +201,58 @@ class Disclosure:
             share_of(settings.secure_aggregation_threshold, settings.num_clients),
         )
 
-    def _released(self, cycle: int, counts_C: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    def _told(self, cycle: int, counts_TC: NDArray[np.int64]) -> HistogramAnswer | None:
         """Return what may be used of the counts, or None where there are none and all may know.
 
         With `replace` no other labelled set is a neighbour of the empty one, so there is
         nothing to hide; with `add-remove` noise hides that it is empty.
         """
         settings = self._settings
-        hides_size = settings.uses_local_dp and settings.adjacency == "add-remove"
-        if not counts_C.any() and not hides_size:
+        if settings.uses_local_dp and settings.releases == "increments":
+            return self._sum_of_increments(cycle, counts_TC)
+        counts_C = counts_TC.sum(axis=0)
+        if not counts_C.any() and not self._hides_size:
             return None
-        if not settings.uses_local_dp:
-            return counts_C
+        if settings.uses_local_dp:
+            return HistogramAnswer(self._released(cycle, counts_C), True, 0.0)
+        weighted_C, effective = None, 0.0
+        if settings.forget:
+            weighted_C = forgotten_counts(counts_TC, settings.forget)
+        if settings.forget or settings.dispersion_correction:
+            effective = effective_size(counts_TC.sum(axis=1), settings.forget)
+        return HistogramAnswer(counts_C, True, 0.0, weighted_C, effective)
+
+    def _sum_of_increments(
+        self, cycle: int, counts_TC: NDArray[np.int64]
+    ) -> HistogramAnswer | None:
+        """Return what follows from noisy counts of new labels, each of which is in one of them.
+
+        New is what counts since the newest release, whichever cycle that was of, so that no label
+        is ever in two. What is made of the releases costs nothing more, whatever it is.
+        """
+        releases = self._store.releases()
+        newest = max(releases, default=-1)
+        if cycle > newest:
+            new_C = counts_TC[newest + 1 : cycle + 1].sum(axis=0)
+            if new_C.any() or self._hides_size:
+                releases[cycle] = self._released(cycle, new_C)
+        told_TC = np.zeros((cycle + 1, counts_TC.shape[1]), np.int64)
+        for released, noisy_C in releases.items():
+            if released <= cycle:
+                told_TC[released] = noisy_C
+        if not any(released <= cycle for released in releases):
+            return None
+        forget = self._settings.forget
+        weighted_C = forgotten_counts(told_TC, forget) if forget else None
+        return HistogramAnswer(told_TC.sum(axis=0), True, 0.0, weighted_C)
+
+    @property
+    def _hides_size(self) -> bool:
+        return self._settings.uses_local_dp and self._settings.adjacency == "add-remove"
+
+    def _released(self, cycle: int, counts_C: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return counts with noise: those of the first call for a cycle."""
+        settings = self._settings
         cost = settings.epsilon_per_release
         return self._store.release(
             cycle,

@@ -56,11 +56,22 @@ class HistogramAnswer:
         Whether they count; False where the labelled set is empty and that is no secret.
     epsilon_spent : float
         What all releases of this client have cost so far; 0 without noise.
+    weighted_C : NDArray[np.float64] | None
+        The counts in which older labels count less; None where nothing is forgotten.
+    effective : float
+        How many equally weighted labels they are worth; 0 where that is not told.
     """
 
     counts_C: NDArray[np.int64]
     has_labels: bool
     epsilon_spent: float
+    weighted_C: NDArray[np.float64] | None = None
+    effective: float = 0.0
+
+    @property
+    def used_C(self) -> NDArray[np.int64] | NDArray[np.float64]:
+        """The counts that statistics are made of."""
+        return self.counts_C if self.weighted_C is None else self.weighted_C
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ _SCHEMA = (
 )
 
 
+#: Terms that runs had before they said so.
+_BEFORE = {"privacy.releases": "cumulative"}
+
+
 class PrivacyStore:
     """One client's record of what it has told, and what it must keep to itself.
 
@@ -90,7 +94,7 @@ class PrivacyStore:
                 self._set("INSERT INTO privacy_terms VALUES (1, ?)", json.dumps(dict(terms)))
                 return
         held = json.loads(row)
-        changed = [key for key, value in terms.items() if held.get(key) != value]
+        changed = [key for key, value in terms.items() if held.get(key, _BEFORE.get(key)) != value]
         if changed:
             told = ", ".join(
                 f"{key}={terms[key]!r} instead of {held.get(key)!r}" for key in changed
@@ -115,7 +119,7 @@ class PrivacyStore:
         epsilon : Fraction
             What a new release costs.
         budget : Fraction
-            What all of them may cost together.
+            What all of them may cost together, as `spent` counts it.
         draw : Callable
             Returns a new release.
 
@@ -129,7 +133,7 @@ class PrivacyStore:
             if known is not None:
                 return np.array(json.loads(known), dtype=np.int64)
             spent = self.spent()
-            if spent + epsilon > budget:
+            if (max(spent, epsilon) if self._is_parallel() else spent + epsilon) > budget:
                 raise PrivacyBudgetExceeded(
                     f"cycle {cycle}: a histogram costs ε={float(epsilon):g}, and "
                     f"{float(spent):g} of the budget of {float(budget):g} is spent"
@@ -143,10 +147,23 @@ class PrivacyStore:
             )
         return counts_C
 
+    def releases(self) -> dict[int, NDArray[np.int64]]:
+        """Return all releases, int64 (C,) each, by cycle in order."""
+        rows = self._connection.execute("SELECT cycle, counts FROM privacy_releases ORDER BY cycle")
+        return {cycle: np.array(json.loads(counts), np.int64) for cycle, counts in rows}
+
     def spent(self) -> Fraction:
-        """Return what all releases have cost together, exactly."""
+        """Return what all releases have cost together, exactly.
+
+        Their sum; where each label is in one of them alone, the most that one has cost.
+        """
         rows = self._connection.execute("SELECT epsilon FROM privacy_releases").fetchall()
-        return sum((Fraction(epsilon) for (epsilon,) in rows), Fraction(0))
+        costs = [Fraction(epsilon) for (epsilon,) in rows]
+        return max(costs, default=Fraction(0)) if self._is_parallel() else sum(costs, Fraction(0))
+
+    def _is_parallel(self) -> bool:
+        row = self._one("SELECT terms FROM privacy_terms")
+        return row is not None and are_increments(row)
 
     def keep_input(self, cycle: int, vector_D: NDArray[np.uint64]) -> None:
         """Keep what goes into a cycle's secure sum, unless there is something already."""
@@ -184,3 +201,8 @@ class PrivacyStore:
 
     def _set(self, statement: str, *values: Any) -> None:
         self._connection.execute(statement, values)
+
+
+def are_increments(terms: str) -> bool:
+    """Tell by the terms of a run, as they are kept, whether each label is in one release alone."""
+    return bool(json.loads(terms).get("privacy.releases") == "increments")

@@ -62,6 +62,18 @@ def class_accuracy_map(cycles: Sequence[CycleRecord], class_names: Sequence[str]
     )
 
 
+def arrivals_map(counts_TC: NDArray[np.int64], class_names: Sequence[str]) -> Chart:
+    """Draw how many samples of each class came, by cycle."""
+    return _class_map(
+        "arrivals",
+        "Samples of each class that came",
+        counts_TC.astype(np.float64),
+        class_names,
+        range(1, len(counts_TC) + 1),
+        "Samples that came",
+    )
+
+
 def selection_map(counts_TC: NDArray[np.int64], class_names: Sequence[str]) -> Chart:
     """Draw how many samples of each class were selected, by cycle."""
     numbers = range(1, len(counts_TC) + 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ahfal_app.errors import AhfalError, ReportError
+from ahfal_app.results.arrivals import statistics_warnings
 from ahfal_app.results.reading import (
     CHECKPOINT,
     CHECKPOINT_STATE,
@@ -249,6 +250,7 @@ def overview(run: Run, now: dt.datetime) -> Overview:
         notes.append(str(error))
     if status is None:
         notes.append("no status of its server: who is connected, and who waits, is unknown")
+    notes += statistics_warnings(run)
     condition, reason = _condition(run, status, now)
     sites = _sites(run, status)
     cycle, round_ = _position(run, status)

@@ -14,6 +14,11 @@ _NEIGHBOURS = {
     "histograms alone, not in the weights of aggregation",
 }
 
+_RELEASES = {
+    "cumulative": "each has all labels so far, and their costs add up",
+    "increments": "each label is in one of them, so that all together cost what the dearest does",
+}
+
 _NOT_COVERED = (
     "Model updates, which samples were chosen, their number, and when messages were sent. "
     "docs/privacy.md has the threat model."
@@ -29,6 +34,7 @@ def describe_privacy(run: Run) -> dict[str, Any]:
             "mechanism": "integer Laplace on class counts",
             "adjacency": settings.adjacency,
             "sensitivity": settings.sensitivity,
+            "release": settings.releases,
             "epsilon": settings.epsilon,
             "releases": settings.num_releases,
             "epsilon_per_release": float(settings.epsilon_per_release),
@@ -50,6 +56,7 @@ def privacy_table(run: Run) -> TextTable | None:
             ("Mechanism", "integer Laplace noise on the class counts, drawn by each client"),
             ("Adjacency", f"{settings.adjacency}: {_NEIGHBOURS[settings.adjacency]}"),
             ("Sensitivity (L1)", f"{settings.sensitivity}"),
+            ("Releases", f"{settings.releases}: {_RELEASES[settings.releases]}"),
             ("ε per histogram", _number(float(settings.epsilon_per_release))),
             ("ε spent", _spent(run)),
         ]

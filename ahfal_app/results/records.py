@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ahfal_app.ledger import Ledger
+from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.stop_set import Observation
 
 
@@ -127,6 +127,50 @@ class SiteTest(_Record):
         return called(self.client, self.site)
 
 
+class Forgetting(_Record):
+    """What forgetting changes of a cycle's statistics.
+
+    `deviation` and `low` (C) are what they would be if nothing was forgotten, `effective` how many
+    equally weighted labels each client's are worth, of those that have told counts; empty where
+    only noisy ones are known.
+    """
+
+    deviation: tuple[Share, ...]
+    low: tuple[bool, ...]
+    effective: tuple[Annotated[float, Field(ge=0)], ...] = ()
+
+
+class ArrivalTests(_Record):
+    """Tests of a simulated cycle's model on what comes, and on how it looks.
+
+    `next_right` of the `next_count` samples that come for the next cycle were predicted rightly,
+    before any was labelled. `accuracy` is of the test set as it looks in this cycle, `level` how
+    far that has changed, from 0 to 5; both None where images do not change.
+    """
+
+    next_right: Count = 0
+    next_count: Count = 0
+    accuracy: Share | None = None
+    level: Annotated[float, Field(ge=0, le=5)] | None = None
+
+
+class ArrivalsRecord(_Record):
+    """What had come and gone when a cycle's labels had been asked for.
+
+    `figures` are all clients' together, `clients` (K) how many samples of each had arrived; the
+    rest is known in simulation alone: `classes` (C), what came first for this cycle, by true class;
+    `distance`, the total variation between that and the mix that was wanted of it; `unseen`
+    samples never come within the run; `tests`.
+    """
+
+    figures: ArrivalFigures
+    clients: tuple[Count, ...] = ()
+    classes: tuple[Count, ...] = ()
+    distance: Share | None = None
+    unseen: Count | None = None
+    tests: ArrivalTests | None = None
+
+
 class RoundRecord(_Record):
     """One federated round.
 
@@ -164,7 +208,9 @@ class CycleRecord(_Record):
     of a client's privacy budget so far, the most of any client; None without noise. `budget`
     labels were asked for, `bought` came and `pending` are still awaited. `stopped_by` says why
     the run ended here, before its target; empty otherwise. `stop_set` has how predictions of
-    the clients' stop set differ from the cycle before; None where nobody asked. `seconds`,
+    the clients' stop set differ from the cycle before; None where nobody asked. `arrivals` has
+    what had come and gone; None where all samples are there from the start. `forgetting` has what
+    statistics would be without it; None where nothing is forgotten, or nobody knows. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -192,6 +238,8 @@ class CycleRecord(_Record):
     pending: Count = 0
     stopped_by: str = ""
     stop_set: Observation | None = None
+    arrivals: ArrivalsRecord | None = None
+    forgetting: Forgetting | None = None
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

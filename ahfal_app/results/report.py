@@ -22,6 +22,13 @@ from ahfal_app.results import (
     heat_maps,
     tables,
 )
+from ahfal_app.results.arrivals import (
+    arrivals_table,
+    arrived_classes,
+    forgetting_table,
+    mix_table,
+    tasks_table,
+)
 from ahfal_app.results.costs import amount, cost_of, money
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import privacy_table
@@ -210,6 +217,7 @@ def _panels(run: Run) -> list[Panel]:
         _accuracy_panel(run) if cycles else None,
         _partition_panel(run),
         *_test_panels(run),
+        _arrivals_panel(run) if run.class_names else None,
         _selection_panel(run) if run.class_names else None,
         _rounds_panel(run) if run.metrics.rounds else None,
         _predictions_panel(cycles),
@@ -369,6 +377,27 @@ def _selection_panel(run: Run) -> Panel | None:
     )
 
 
+def _bought_classes(run: Run) -> NDArray[np.int64] | None:
+    return read_class_counts(run.folder, len(run.class_names)) if run.class_names else None
+
+
+def _arrivals_panel(run: Run) -> Panel | None:
+    counts_TC = arrived_classes(run)
+    if counts_TC is None:
+        return None
+    return Panel(
+        heat_maps.arrivals_map(counts_TC, run.class_names),
+        "By their true class, over all clients, in the cycle in which they came first; known in "
+        "simulation only.",
+        grid_table(
+            "Samples of each class that came",
+            "Class",
+            [f"Cycle {number + 1}" for number in range(len(counts_TC))],
+            _selection_rows(counts_TC, run.class_names),
+        ),
+    )
+
+
 def _selection_rows(
     counts_TC: NDArray[np.int64], class_names: Sequence[str]
 ) -> dict[str, list[str]]:
@@ -425,6 +454,10 @@ def _tables(run: Run) -> list[TextTable]:
         evaluation_tables.metrics_table(last) if last else None,
         evaluation_tables.sites_table(last) if last else None,
         *by_class,
+        arrivals_table(run),
+        mix_table(run, _bought_classes(run)),
+        tasks_table(run),
+        forgetting_table(run),
         stopping_table(run),
         privacy_table(run),
         tables.joined_table(metrics),

@@ -8,6 +8,8 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from ahfal_app.arrivals import make_order
+from ahfal_app.arrivals.core.paths import BY_LENGTH
 from ahfal_app.config import Settings, expanded
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.records import CycleRecord
@@ -91,7 +93,15 @@ def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
                 "gives it more"
             ]
         )
-    if stored.uses_local_dp:
+    if stored.simulates_arrivals and _is_by_length(stored):
+        raise ConfigError(
+            [
+                f"{told}: allowed are the run's {stored.num_cycles} cycles, since what has arrived "
+                f"with arrival-order={stored.arrival_order!r} or changed on its path depends on "
+                "their number"
+            ]
+        )
+    if stored.uses_local_dp and stored.releases == "cumulative":
         raise ConfigError(
             [
                 f"{told}: allowed with privacy={stored.privacy!r} are the run's "
@@ -126,6 +136,13 @@ def reopened(
         return checkpoint
     back = Position(position.run, position.cycle - 1, settings.rounds)
     return replace(checkpoint, position=back)
+
+
+def _is_by_length(stored: Settings) -> bool:
+    """Tell whether what has arrived so far, or how it looks, depends on how many cycles follow."""
+    order = make_order(stored.arrival_order, stored.parameters_of("arrival-order"))
+    looks = stored.covariate_drift != "none" and stored.severity_path in BY_LENGTH
+    return order.is_by_length or looks
 
 
 def _raised(stored: Settings, anew: Mapping[str, object]) -> Settings:

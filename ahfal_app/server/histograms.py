@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ahfal_app.class_statistics import ClassStatistics, class_statistics, statistics_from_sums
+from ahfal_app.config import Settings
 from ahfal_app.messages.answers import histogram_from_metrics
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.protocol import HISTOGRAM, Order
 from ahfal_app.privacy.local_dp import proportions_of_noisy
 from ahfal_app.privacy.sessions import HistogramAnswer
+from ahfal_app.results.records import Forgetting
 from ahfal_app.server.federation import NOTHING, Federation, Replies, ask
 from ahfal_app.server.plausibility import LabelBounds
 from ahfal_app.server.secure_sum import secure_sum
@@ -37,6 +39,8 @@ class ClassHistograms:
         Wall time.
     epsilon_spent : float | None
         The most that any client's releases have cost so far; None without noise.
+    forgetting : Forgetting | None
+        What forgetting changes; None where nothing is forgotten, or the server cannot know.
     """
 
     statistics: ClassStatistics
@@ -44,6 +48,7 @@ class ClassHistograms:
     failures: dict[int, str]
     seconds: float
     epsilon_spent: float | None
+    forgetting: Forgetting | None = None
 
 
 def collect_histograms(
@@ -96,22 +101,49 @@ def _single(
             answer = histogram_from_metrics(metrics, num_classes, settings.uses_local_dp)
             if not settings.uses_local_dp:
                 _check_total(answer, most_labels[client])
+            _check_weighted(answer, settings)
             answers.append(answer)
         except ValueError as error:
             replies.reject(client, str(error))
     require(replies, len(clients), "histogram")
-    counts = [answer.counts_C for answer in answers if answer.has_labels]
-    rows_MC = np.array(counts, dtype=np.float64).reshape(-1, num_classes)
-    if settings.uses_local_dp:
-        rows_MC = proportions_of_noisy(rows_MC)
     spent = max(answer.epsilon_spent for answer in answers) if settings.uses_local_dp else None
+    answers = [answer for answer in answers if answer.has_labels]
+    rows_MC, plain_MC = (
+        np.array(counts, dtype=np.float64).reshape(-1, num_classes)
+        for counts in ([a.used_C for a in answers], [a.counts_C for a in answers])
+    )
+    if settings.uses_local_dp:
+        rows_MC, plain_MC = proportions_of_noisy(rows_MC), proportions_of_noisy(plain_MC)
+    effective_M = [answer.effective for answer in answers]
+    statistics = class_statistics(
+        rows_MC,
+        settings.tau,
+        settings.dispersion,
+        effective_M if settings.dispersion_correction else None,
+    )
+    forgetting = None
+    if settings.forget:
+        plain = class_statistics(plain_MC, settings.tau, settings.dispersion)
+        forgetting = Forgetting(
+            deviation=tuple(plain.deviation_C.tolist()),
+            low=tuple(plain.low_C.tolist()),
+            effective=() if settings.uses_local_dp else tuple(effective_M),
+        )
     return ClassHistograms(
-        class_statistics(rows_MC, settings.tau, settings.dispersion),
+        statistics,
         frozenset(replies.messages),
         replies.failures,
         replies.seconds,
         spent,
+        forgetting,
     )
+
+
+def _check_weighted(answer: HistogramAnswer, settings: Settings) -> None:
+    """Refuse counts without what is wanted of them where older labels count less, or besides."""
+    if bool(settings.forget) != (answer.weighted_C is not None) and answer.has_labels:
+        wanted = "missing" if settings.forget else "told and not asked for"
+        raise ValueError(f"weighted: {wanted} with forget={settings.forget:g}")
 
 
 def _check_total(answer: HistogramAnswer, most: int) -> None:

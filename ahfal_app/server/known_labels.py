@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ahfal_app.ledger import Ledger
+from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.server.membership import Member
 from ahfal_app.server.plausibility import LabelBounds
@@ -28,6 +28,8 @@ class KnownLabels:
         The newest cycle that each is known to have bought labels for.
     most : LabelBounds
         The most that each may have.
+    arrivals : dict[int, ArrivalFigures]
+        How many samples of each have come and gone, where that is told.
     """
 
     def __init__(self, bought: Mapping[int, int]) -> None:
@@ -36,6 +38,7 @@ class KnownLabels:
         self.bought = dict(bought)
         self.most = LabelBounds()
         self._ledgers: dict[int, Ledger] = {}
+        self.arrivals: dict[int, ArrivalFigures] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -47,11 +50,15 @@ class KnownLabels:
         for member in members:
             self.bought[member.client] = member.last_cycle
             self._told(member.client, member.labelled, member.held_out, member.ledger)
+            if member.arrivals is not None:
+                self.arrivals[member.client] = member.arrivals
 
     def told(self, answers: Mapping[int, QueryAnswer]) -> None:
         """Take over how a purchase stands."""
         for client, answer in answers.items():
             self._told(client, answer.labelled, answer.held_out, answer.ledger)
+            if answer.arrivals is not None:
+                self.arrivals[client] = answer.arrivals
 
     def purchased(
         self,

@@ -16,9 +16,18 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from ahfal_app.data.images import DataFormat
+from ahfal_app.forgetting import bias_warning
+from ahfal_app.ledger import ArrivalFigures
 from ahfal_app.messages.protocol import Order
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.records import CycleRecord, Failure, Joined, RoundRecord, SiteTest
+from ahfal_app.results.records import (
+    ArrivalsRecord,
+    CycleRecord,
+    Failure,
+    Joined,
+    RoundRecord,
+    SiteTest,
+)
 from ahfal_app.results.status import Phase
 from ahfal_app.server.aggregation import (
     Aggregation,
@@ -37,6 +46,9 @@ from ahfal_app.server.testing import Tested, evaluate_everywhere, without_matric
 from ahfal_app.server.watch import Watch
 from ahfal_app.stop_set import Observation
 from ahfal_app.training.prediction import Evaluation
+
+#: Fields of `ArrivalsRecord` that are known in simulation alone.
+ArrivalFacts = Mapping[str, object]
 
 #: Called with the global model; returns how it does on the server's test set.
 Evaluate = Callable[[ArrayRecord], Evaluation]
@@ -68,6 +80,10 @@ class Hooks:
         Called with each record before it is kept, and with the global model that it is about.
     watch : Watch
         Told what is being done.
+    arrived : Callable[[int, int, int], int]
+        Returns how many of a client's samples are there by a cycle, of so many.
+    arrivals : Callable[[int, ArrayRecord], ArrivalFacts]
+        Called with a cycle and its model; returns what a simulation knows of the cycle's arrivals.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -79,6 +95,8 @@ class Hooks:
     stops: Callable[[int, Evaluation, Observation | None], str] = lambda *_: ""
     tested: Callable[[RoundRecord | CycleRecord, ArrayRecord], None] = lambda _record, _arrays: None
     watch: Watch = field(default_factory=Watch)
+    arrived: Callable[[int, int, int], int] = lambda _client, samples, _cycle: samples
+    arrivals: Callable[[int, ArrayRecord], ArrivalFacts] = lambda _cycle, _arrays: {}
 
 
 class FederatedActiveLearning:
@@ -102,9 +120,9 @@ class FederatedActiveLearning:
         Rounds done by an interrupted run: `first_round` of `first_cycle`.
     bought : Mapping[int, int]
         The newest cycle that each client of it had bought labels for.
-    global_counts_C : NDArray[np.int64] | None
-        True class counts of all clients' samples, where they are known; only for the
-        experiment `align=true-global`. Shape (C,).
+    global_counts : Callable[[int], NDArray[np.int64]] | None
+        Returns the true class counts of all clients' samples by a cycle, where they are known; only
+        for the experiment `align=true-global`. Shape (C,).
     shared_budget : SharedBudget | None
         The budget that all clients share, if they do.
     """
@@ -120,7 +138,7 @@ class FederatedActiveLearning:
         first_cycle: int = 0,
         first_round: int = 0,
         bought: Mapping[int, int] | None = None,
-        global_counts_C: NDArray[np.int64] | None = None,
+        global_counts: Callable[[int], NDArray[np.int64]] | None = None,
         shared_budget: SharedBudget | None = None,
     ) -> None:
         self._order = replace(order, cycle=first_cycle)
@@ -130,7 +148,7 @@ class FederatedActiveLearning:
         self._aggregation = aggregation
         self._num_classes = num_classes
         self._first = (first_cycle, first_round)
-        self._global_counts_C = global_counts_C
+        self._global_counts = global_counts
         self._shared_budget = shared_budget
         self._stopped_by = ""
         self._came: list[Joined] = []
@@ -260,7 +278,10 @@ class FederatedActiveLearning:
     def _due(self, cycle: int) -> dict[int, int]:
         """Return how many labels each client may have had by a cycle."""
         members, settings = self._membership.members, self._order.settings
-        sizes = {client: member.num_samples for client, member in members.items()}
+        sizes = {
+            client: self._hooks.arrived(client, member.num_samples, cycle)
+            for client, member in members.items()
+        }
         if self._shared_budget is not None:
             return self._shared_budget.granted(cycle, sizes)
         return {client: settings.labels_due(cycle, size) for client, size in sizes.items()}
@@ -341,6 +362,7 @@ class FederatedActiveLearning:
         tested = self._test(arrays, settings.rounds)
         evaluation, seconds = tested.evaluation, dict(tested.seconds)
         trained_on, held_out = dict(self._labels.labelled), self._held_out
+        arrivals = self._arrivals(arrays)
         observed = self._observe(arrays)
         is_last = cycle + 1 == settings.num_cycles
         if not is_last:
@@ -351,7 +373,7 @@ class FederatedActiveLearning:
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
         record = self._cycle_record(
-            tested, observed, trained_on, held_out, purchase, seconds, (down, up)
+            tested, observed, trained_on, held_out, arrivals, purchase, seconds, (down, up)
         )
         self._hooks.tested(record, arrays)
         self._hooks.record(record)
@@ -362,6 +384,17 @@ class FederatedActiveLearning:
             self._aggregation.reset()
         self._hooks.checkpoint(cycle + 1, 0, following, self._labels.bought)
         return following
+
+    def _arrivals(self, arrays: ArrayRecord) -> ArrivalsRecord | None:
+        """Return what had come and gone when this cycle's labels had been asked for."""
+        if not self._order.settings.tells_arrivals:
+            return None
+        told, clients = self._labels.arrivals, range(self._order.settings.num_clients)
+        return ArrivalsRecord(
+            figures=ArrivalFigures.total(told.values()),
+            clients=tuple(told[c].arrived if c in told else 0 for c in clients),
+            **self._hooks.arrivals(self._order.cycle, arrays),
+        )
 
     def _observe(self, arrays: ArrayRecord) -> Observed:
         """Have clients predict the stop set, where the settings say so."""
@@ -380,7 +413,7 @@ class FederatedActiveLearning:
             order,
             arrays,
             self._num_classes,
-            self._global_counts_C,
+            self._global_counts(order.cycle + 1) if self._global_counts else None,
             due,
             self._labels.most,
             partial(require_quorum, self._federation, order),
@@ -388,6 +421,10 @@ class FederatedActiveLearning:
             self._hooks.watch,
         )
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
+        if purchase.forgetting is not None and order.settings.dispersion == "deviation":
+            mean_C, effective_K = purchase.statistics.mean_C, purchase.forgetting.effective
+            if warning := bias_warning(mean_C, effective_K, order.settings.tau):
+                self._progress.warn(warning)
         for client, answer in purchase.answers.items():
             if answer.fine_tuned:
                 self._progress.note(
@@ -402,6 +439,7 @@ class FederatedActiveLearning:
         observed: Observed,
         trained_on: Mapping[int, int],
         held_out: int,
+        arrivals: ArrivalsRecord | None,
         purchase: Purchase | None,
         seconds: dict[str, float],
         traffic: tuple[int, int],
@@ -436,6 +474,8 @@ class FederatedActiveLearning:
             pending=purchase.pending if purchase else 0,
             stopped_by=self._stopped_by,
             stop_set=observed.values,
+            arrivals=arrivals,
+            forgetting=purchase.forgetting if purchase else None,
             ledger=self._labels.ledger,
             failed=self._failed(
                 (self._membership.failures | purchase.failures if purchase else {})

@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 from ahfal_app.code_version import PACKAGE_FOLDER
 from ahfal_app.config import Settings, share_of
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached, ResumeError
-from ahfal_app.ledger import Ledger
+from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.messages.answers import Introduction, JoinAnswer
 from ahfal_app.messages.fields import metrics_of
 from ahfal_app.messages.keys import CONFIG_KEY
@@ -44,6 +44,7 @@ class Member:
     partition: str
     device: str
     version: str = ""
+    arrivals: ArrivalFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -334,4 +335,5 @@ def _member(federation: Federation, node: int, answer: _Answer, membership: Memb
         partition=about.partition,
         device=about.device,
         version=about.version,
+        arrivals=labels.arrivals,
     )

@@ -25,6 +25,11 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
+from ahfal_app.server.arrival_checks import (
+    arrival_data_problems,
+    arrival_problems,
+    exhaustion_problems,
+)
 from ahfal_app.server.events import checked_target
 from ahfal_app.server.stop_set import observes_stop_set
 from ahfal_app.stop_set import FEWEST_SAMPLES
@@ -132,6 +137,7 @@ def check_data(settings: Settings) -> Resources:
             f"initial-strategy={settings.initial_strategy!r}: allowed is 'random' for images "
             "without a frozen backbone, which have no features before a network is trained"
         )
+    problems += arrival_data_problems(settings, loaded)
     try:
         # Whether a network fits the images shows when it is built.
         loaded.new_model(0)
@@ -238,7 +244,11 @@ def check_clients(settings: Settings, sizes: Sequence[int]) -> None:
     ConfigError
         A cycle buys nothing, or there are too few clients for the aggregation.
     """
-    if problems := [*_aggregation_problem(settings), *_stopping_problem(settings)]:
+    if problems := [
+        *_aggregation_problem(settings),
+        *_stopping_problem(settings),
+        *exhaustion_problems(settings, sizes),
+    ]:
         raise ConfigError(problems)
     check_budget(settings, sizes)
 
@@ -427,4 +437,5 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),
     ({"stopping"}, _stopping_problem),
+    ({"strategy", "stopping", "arrival-order"}, arrival_problems),
 )

@@ -24,6 +24,7 @@ from ahfal_app.messages.protocol import (
     grant_to_record,
     statistics_to_record,
 )
+from ahfal_app.results.records import Forgetting
 from ahfal_app.server.federation import (
     NOTHING,
     Federation,
@@ -65,6 +66,8 @@ class Purchase:
         Wall time of each step.
     epsilon_spent : float | None
         What the histograms have cost of a client's privacy budget, this one included.
+    forgetting : Forgetting | None
+        What forgetting changes of the statistics, where it is known.
     """
 
     statistics: ClassStatistics
@@ -72,6 +75,7 @@ class Purchase:
     failures: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     epsilon_spent: float | None = None
+    forgetting: Forgetting | None = None
 
     @property
     def pending(self) -> int:
@@ -131,6 +135,7 @@ def buy(
         histograms.failures | replies.failures,
         {"histogram": histograms.seconds, "select": replies.seconds},
         histograms.epsilon_spent,
+        histograms.forgetting,
     )
     start = time.monotonic()
     standing, failures = wait_for_labels(federation, order, order.cycle + 1, answers, note, watch)

@@ -36,6 +36,7 @@ from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
 from ahfal_app.server.aggregation import Aggregation
+from ahfal_app.server.arrivals import KnownArrivals, simulated_arrivals
 from ahfal_app.server.candidates import Candidates
 from ahfal_app.server.checkpoint import (
     Arrays,
@@ -203,6 +204,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     federation = Federation(grid, timeout, time_to_live=timeout + 60.0)
     events = make_events(start.settings, position.run, start.folder, progress.warn)
     keeper = StatusKeeper(start.folder, position.run, federation, progress.warn, events.looked)
+    known = KnownArrivals(start.loaded.global_counts_C)
     learning = FederatedActiveLearning(
         Order(
             start.settings,
@@ -213,7 +215,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             proximal_mu=aggregation.proximal_mu,
             backbone=_facts(start.loaded).backbone,
         ),
-        _hooks(start, recorder, progress, aggregation, tracking, candidates, keeper, events),
+        _hooks(start, recorder, progress, aggregation, tracking, candidates, keeper, events, known),
         progress,
         federation,
         aggregation,
@@ -221,7 +223,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         position.cycle,
         position.round,
         start.checkpoint.bought,
-        None if start.settings.has_sites else start.loaded.global_counts_C,
+        None if start.settings.has_sites else known.class_counts,
         SharedBudget(start.settings, start.folder / _BUDGET)
         if start.settings.has_global_budget
         else None,
@@ -334,6 +336,7 @@ def _hooks(
     candidates: Candidates,
     keeper: StatusKeeper,
     events: Events,
+    known: KnownArrivals,
 ) -> Hooks:
     run = start.checkpoint.position.run
 
@@ -352,7 +355,7 @@ def _hooks(
         tracking.committed()
 
     def joined(membership: Membership) -> None:
-        _joined(start, recorder, progress, membership)
+        _joined(start, recorder, progress, membership, known)
         tracking.log_settings(membership.settings.to_tell())
         keeper.joined(membership)
 
@@ -366,10 +369,18 @@ def _hooks(
         stops=functools.partial(_stops, start),
         tested=lambda record, arrays: candidates.tested(record, lambda: _to_numpy(arrays)),
         watch=keeper,
+        arrived=known.arrived,
+        arrivals=known.facts,
     )
 
 
-def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Membership) -> None:
+def _joined(
+    start: Start,
+    recorder: Recorder,
+    progress: Progress,
+    membership: Membership,
+    known: KnownArrivals,
+) -> None:
     """Check that clients and server have the same data, if any, and write down what is known.
 
     Raises
@@ -383,6 +394,13 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
         raise ConfigError(problems)
     sizes = {member.name: member.num_samples for member in membership.members.values()}
     check_clients(settings, list(sizes.values()))
+    if not settings.has_sites:
+        known.joined(simulated_arrivals(settings, resources(settings)))
+    last = settings.num_cycles - 1
+    sizes = {
+        member.name: known.arrived(client, member.num_samples, last)
+        for client, member in membership.members.items()
+    }
     if smaller := labelled_whole(settings, sizes):
         progress.note(
             f"target-labels={settings.target_labels}: {len(smaller)} clients have fewer samples "
@@ -406,7 +424,7 @@ def _joined(start: Start, recorder: Recorder, progress: Progress, membership: Me
         np.bincount(labels_N[rows_N], minlength=loaded.num_classes).tolist()
         for rows_N in partition.indices
     ]
-    described = describe_partition(counts, partition.fingerprint)
+    described = describe_partition(counts, partition.fingerprint) | known.describe()
     _record_start(start, recorder, settings, planned, described)
 
 

@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ahfal_app.arrivals import Arrivals, make_arrivals
+from ahfal_app.arrivals.core.looks import changed_images
+from ahfal_app.arrivals.core.paths import changed
 from ahfal_app.backbones import Backbone, Preprocessing, load_backbone
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -37,7 +40,7 @@ from ahfal_app.errors import ConfigError, ImageSizesDiffer, MessageRefused
 from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.models.core.registry import network_facts, networks_for_vectors
-from ahfal_app.seeds import torch_seed
+from ahfal_app.seeds import numpy_generator, torch_seed
 from ahfal_app.training.compilation import extraction_compiles_from, resolve_compile
 from ahfal_app.training.memory import keep_freed_memory
 from ahfal_app.training.sgd import Recipe, resolve_precision
@@ -80,6 +83,7 @@ class Resources:
         self._local = threading.local()
         self._lock = threading.RLock()
         self._splits: dict[str, DeviceImages] = {}
+        self._arrivals: dict[_Key, Arrivals] = {}
         #: Images whose features were computed here, and the seconds that took, by split.
         self.extracted: dict[str, tuple[int, float]] = {}
         self._newest_recipe: tuple[Settings | None, Recipe | None] = (None, None)
@@ -111,6 +115,60 @@ class Resources:
         num_clients = settings.num_clients or DEFAULT_NUM_CLIENTS
         labels_N = self.dataset.train.labels_N
         return make_partition(settings, labels_N, self.num_classes, num_clients)
+
+    def arrivals(self, settings: Settings) -> Arrivals | None:
+        """Return when simulated clients' samples arrive; None where all are there, or at a site."""
+        if not settings.simulates_arrivals or self.site is not None:
+            return None
+        key = arrivals_key(settings)
+        with self._lock:
+            if key not in self._arrivals:
+                indices, labels_N = self.partition.indices, self.dataset.train.labels_N
+                self._arrivals[key] = make_arrivals(settings, indices, labels_N, self.num_classes)
+            return self._arrivals[key]
+
+    @cached_property
+    def train(self) -> Images:
+        """The training samples as they look: where images change over time, as they arrived."""
+        settings, train = self._settings, self.dataset.train
+        arrivals = self.arrivals(settings) if settings.covariate_drift != "none" else None
+        if arrivals is None:
+            return train
+        levels_T = self.levels(settings)
+        # Vectors were refused before.
+        images_NHWC = np.array(cast(NDArray[np.uint8], train.images_NHWC))
+        for client, each in enumerate(arrivals.clients):
+            levels_N = np.where(each.cycle_N >= 0, levels_T[each.cycle_N], 0.0)
+            generator = numpy_generator(settings.seed, "arrivals.covariate", client)
+            images_NHWC[each.rows_N] = changed_images(
+                images_NHWC[each.rows_N], levels_N, settings.covariate_drift, generator
+            )
+        images_NHWC.setflags(write=False)
+        return replace(train, images_NHWC=images_NHWC)
+
+    def levels(self, settings: Settings) -> NDArray[np.float64]:
+        """Return how far images have changed that arrive in each cycle, from 0 to 5. Shape (T,)."""
+        period = settings.severity_period
+        return settings.severity * changed(settings.severity_path, settings.num_cycles, period)
+
+    def test_images_at(self, settings: Settings, cycle: int) -> DeviceImages:
+        """Return the test images as they would look if they arrived in a cycle.
+
+        Each changes with the same draws in every cycle.
+        """
+        level = float(self.levels(settings)[cycle])
+        if level == 0:
+            return self.test_images
+        test = self.dataset.test
+        generator = numpy_generator(settings.seed, "arrivals.covariate.test")
+        images_NHWC = changed_images(
+            cast(NDArray[np.uint8], test.images_NHWC),
+            np.full(len(test), level),
+            settings.covariate_drift,
+            generator,
+        )
+        looked = replace(test, images_NHWC=images_NHWC)
+        return self._placed(looked, "test", f"{settings.covariate_drift} {level!r}")
 
     def client_rows(self, client: int) -> NDArray[np.int64]:
         """Return a client's rows of the training set: its sample ids, strictly increasing."""
@@ -174,8 +232,18 @@ class Resources:
         if not dataset.format.is_measured:
             raise MessageRefused("data: not told what they are normalised with")
         tests = self._load_tests() if split == "validation" and self._load_tests else None
-        own = dataset.train if split == "train" else dataset.test
+        own = self.train if split == "train" else dataset.test
         images = tests.images if tests is not None else own
+        look = ""
+        if split == "train" and self._settings.covariate_drift != "none":
+            look = str(_looks(self._settings))
+        return self._placed(images, split, look, tests)
+
+    def _placed(
+        self, images: Images, split: _Split, look: str = "", tests: Validation | None = None
+    ) -> DeviceImages:
+        """Put images on the device, or their features; `look` says what changed them, if any."""
+        dataset = self.dataset
         if self.backbone is None:
             return DeviceImages(images, dataset.mean_C, dataset.std_C, self.device)
         if not self._settings.uses_features:
@@ -188,14 +256,14 @@ class Resources:
             features = store.of(pixels_NHWC, tests.fingerprint, None, self._room)
             store.forget_others(features)
         else:
-            features = self._features(images, split, self.backbone)
+            features = self._features(images, split, self.backbone, look)
         self.extracted[split] = (features.computed, features.seconds)
         return DeviceFeatures(features, images.labels_N, self.device)
 
-    def _features(self, images: Images, split: str, backbone: Backbone) -> Features:
+    def _features(self, images: Images, split: str, backbone: Backbone, look: str = "") -> Features:
         site = self.site
         wanted_N = site.ids_N if site and split == "train" else None
-        content = f"{self.dataset.fingerprint} {split}".encode()
+        content = f"{self.dataset.fingerprint} {split}{look and f' {look}'}".encode()
         content += wanted_N.tobytes() if wanted_N is not None else b""
         store = self._store(backbone, site.cache_name if site else "")
         # No backbone goes with vectors.
@@ -541,7 +609,35 @@ _MADE_OF = (
 )
 
 
+#: What arrivals depend on besides the partition.
+_ARRIVALS = (
+    "arrivals",
+    "arrival_start",
+    "arrival_rate",
+    "arrival_order",
+    "arrival_exhausted",
+    "arrival_replacement",
+    "pool_memory",
+    "num_cycles",
+    "seed",
+)
+
+
+def arrivals_key(settings: Settings) -> _Key:
+    """Return all that arrivals depend on besides the partition."""
+    parameters = settings.parameters_of("arrival-order")
+    own = tuple(getattr(settings, name) for name in _ARRIVALS)
+    return (*own, *sorted(parameters.items()))
+
+
 def _key(settings: Settings) -> _Key:
     fields = tuple(getattr(settings, name) for name in _MADE_OF)
     parameters = (settings.parameters_of("model"), settings.parameters_of("dataset"))
-    return (*fields, *(tuple(sorted(each.items())) for each in parameters))
+    key = (*fields, *(tuple(sorted(each.items())) for each in parameters))
+    return key if settings.covariate_drift == "none" else (*key, *_looks(settings))
+
+
+def _looks(settings: Settings) -> _Key:
+    """Return all that decides how images look."""
+    how = (settings.covariate_drift, settings.severity, settings.severity_path)
+    return (*how, settings.severity_period, *arrivals_key(settings))

@@ -58,7 +58,24 @@ def _vectors(folder: Path) -> dict[str, object]:
     return {"dataset": write_patients(folder / "patients.parquet", slice(0, 200)), "model": "auto"}
 
 
-@pytest.mark.parametrize("data", [_images, _vectors], ids=["images", "vectors"])
+def _arriving(folder: Path) -> dict[str, object]:
+    """Return settings of a run whose images come over time, and look different then."""
+    return {
+        "max-train-samples": 200,
+        "arrivals": "count",
+        "arrival-start": 20,
+        "arrival-rate": 10,
+        "arrival-order": "prior-drift",
+        "arrival-order.path": "walk",
+        "pool-memory": 1,
+        "covariate-drift": "noise",
+        "forget": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "data", [_images, _vectors, _arriving], ids=["images", "vectors", "arriving"]
+)
 def test_flowers_simulation_gives_the_same_result_as_this_process(
     data: Callable[[Path], dict[str, object]],
     simulation: Simulation,

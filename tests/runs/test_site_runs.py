@@ -564,3 +564,22 @@ def test_classes_and_size_of_the_run_are_those_of_all_sites(
     store.close()
     for sample, label in zip(labelled.samples_N.tolist(), labelled.labels_N.tolist(), strict=True):
         assert DIGITS[10 - label] == hospitals.truth[names[sample]]
+
+
+def test_an_image_is_asked_for_while_the_pool_remembers_it(
+    simulation: Simulation, hospitals: Hospitals
+):
+    outcome = simulation({**SITES, "pool-memory": 2}, handler=hospitals.handler)
+    cycles = outcome.metrics.cycles
+    told = [cycle.arrivals for cycle in cycles]
+    # All images came at the start, and for the last purchase they are too old.
+    assert [each.figures.arrived for each in told] == [360] * 3
+    assert [each.figures.new for each in told] == [360, 0, 0]
+    assert [each.figures.expired > 0 for each in told] == [False, False, True]
+    assert told[2].figures.open == 0
+    assert cycles[0].bought > 0
+    assert cycles[1].bought == 0
+    assert cycles[1].ledger.free > 0
+    assert told[0].classes == ()
+    assert told[0].tests is None
+    assert "Arrivals" in (outcome.folder / "report.html").read_text()

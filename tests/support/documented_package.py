@@ -25,6 +25,11 @@ SETTINGS: dict[str, object] = {
     "tracker.file": "said.txt",
     "stopping": "ward-enough",
     "stopping.labels": 1000000,
+    "arrival-order": "ward-rare-first",
+    "arrival-order.reverse": True,
+    "arrivals": "share",
+    "arrival-start": 0.6,
+    "arrival-rate": 0.4,
     "num-clients": 3,
     "rounds": 2,
     "local-epochs": 1,
@@ -47,7 +52,7 @@ def write_package(folder: Path) -> Path:
     (package / "logit_gap.py").write_text(_renamed(_blocks(strategy, "python")[0], taken))
     names = re.findall(r"This\s+is\s+all\s+of\s+`(\w+\.py)`", page)
     modules = _blocks(page, "python")
-    assert len(names) == len(modules) == 8
+    assert len(names) == len(modules) == 9
     for name, module in zip(names, modules, strict=True):
         (package / name).write_text(_renamed(module, taken))
     (folder / "pyproject.toml").write_text(re.sub(r"\{ ([\w-]+) = ", r"{ ward-\1 = ", project))

@@ -104,6 +104,13 @@ def point_of(record: Record, index: int, run: TrackedRun) -> Point:
     """
     within = run.rounds if isinstance(record, CycleRecord) else record.round
     fields = record.model_dump(exclude=set(_NO_METRICS)) | {"failed": len(record.failed)}
+    if fields.get("arrivals"):
+        # Sites and simulations tell different things of them, clients and classes by number.
+        fields["arrivals"] = {
+            k: v for k, v in fields["arrivals"].items() if k != "clients" and v != ()
+        }
+    if fields.get("forgetting"):
+        fields["forgetting"].pop("effective")
     metrics: dict[str, float] = {}
     for name, value in fields.items():
         metrics.update(_numbers(f"{record.kind}/{name}", value, run.class_names))

@@ -1,0 +1,1 @@
+"""What orders of arrival are made of."""
