@@ -1131,7 +1131,8 @@ def _arrival_contradictions(settings: Settings) -> list[str]:
         )
     if settings.arrivals == "share":
         for key in ("arrival-start", "arrival-rate"):
-            if (value := settings.to_flat()[key]) > 1:  # type: ignore[operator]
+            value = float(settings.to_flat()[key])
+            if value > 1:
                 problems.append(f"{key}={value!r}: allowed is at most 1 {why}")
     else:
         for key in ("arrival-start", "arrival-rate"):

@@ -215,7 +215,7 @@ class InProcessGrid(Grid):
             return Message(Error(5, "there is no such node"), reply_to=message)
         try:
             return self._client_app(message, context)
-        except Exception as error:  # noqa: BLE001 (whatever it is)
+        except Exception as error:  # noqa: BLE001 (becomes an error reply)
             # As Flower does: whatever a client raises becomes an error reply, not a crash.
             reason = "".join(traceback.format_exception_only(error)).strip()
             return Message(Error(_RAISED, reason), reply_to=message)

@@ -157,7 +157,7 @@ class Workers:
         told: list[tuple[Worker, Report]] = []
         for ready in multiprocessing.connection.wait(list(by_connection), timeout):
             # What `wait` returns may also be a socket or a number; only these were given to it.
-            worker = by_connection[ready]  # type: ignore[index]
+            worker = by_connection[ready]  # type: ignore[index]  # see above
             try:
                 report: Report = worker.connection.recv()
             except (EOFError, ConnectionError):
@@ -227,7 +227,7 @@ def _failure(task: Task, connection: Connection, clients_at_once: int) -> str:
 
     try:
         _simulate(task, _Told(Console(quiet=True)), clients_at_once)
-    except Exception:  # noqa: BLE001 (whatever it is)
+    except Exception:  # noqa: BLE001 (ends this run alone)
         # Whatever goes wrong in one run must not end the others; it is kept in full.
         return traceback.format_exc()
     return ""

@@ -75,7 +75,7 @@ class HeldArray(Array):
 
     # Flower's is an attribute that can be set; nobody sets this one.
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:  # type: ignore[override]  # read-only here
         """The values in NumPy's file format, made anew each time."""
         buffer = io.BytesIO()
         np.save(buffer, self.numpy(), allow_pickle=False)

@@ -55,7 +55,8 @@ def _images(folder: Path) -> dict[str, object]:
 
 def _vectors(folder: Path) -> dict[str, object]:
     """Return settings of a run on vectors, standardised by what all clients have."""
-    return {"dataset": write_patients(folder / "patients.parquet", slice(0, 200)), "model": "auto"}
+    path = write_patients(folder / "patients.parquet", slice(0, 200))
+    return {"dataset": str(path), "model": "auto"}
 
 
 def _arriving(folder: Path) -> dict[str, object]:

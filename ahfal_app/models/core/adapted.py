@@ -138,7 +138,7 @@ def _with_head(network: nn.Module, name: str) -> Classifier:
         )
     head = network.get_submodule(linear[-1])  # An nn.Linear, which its path does not tell mypy.
     network.set_submodule(linear[-1], nn.Identity())
-    return Adapted(network, head)  # type: ignore[arg-type]
+    return Adapted(network, head)  # type: ignore[arg-type]  # it is linear
 
 
 def _check(

@@ -48,7 +48,7 @@ class Finetuned(Classifier):
         switch_off_chance(self.backbone)
         self.head = top.head
         # What is left of it has no parameters twice; `head` is declared as a linear layer.
-        top.head = nn.Identity()  # type: ignore[assignment]
+        top.head = nn.Identity()  # type: ignore[assignment]  # emptied
         self.top = top
         self._frozen = frozenset(_frozen(self, tune))
         for name, parameter in self.named_parameters():
