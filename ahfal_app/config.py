@@ -1129,16 +1129,12 @@ def _arrival_contradictions(settings: Settings) -> list[str]:
             f"arrivals={settings.arrivals!r}: allowed is 'all' with partition={SITES!r}, where "
             "samples arrive when their files do"
         )
-    if settings.arrivals == "share":
-        for key in ("arrival-start", "arrival-rate"):
-            value = float(settings.to_flat()[key])
-            if value > 1:
-                problems.append(f"{key}={value!r}: allowed is at most 1 {why}")
-    else:
-        for key in ("arrival-start", "arrival-rate"):
-            value = float(settings.to_flat()[key])
-            if not value.is_integer() or value < 1:
-                problems.append(f"{key}={value:g}: allowed is a whole number of at least 1 {why}")
+    for key in ("arrival-start", "arrival-rate"):
+        value = float(settings.to_flat()[key])
+        if settings.arrivals == "share" and value > 1:
+            problems.append(f"{key}={value!r}: allowed is at most 1 {why}")
+        if settings.arrivals == "count" and (not value.is_integer() or value < 1):
+            problems.append(f"{key}={value:g}: allowed is a whole number of at least 1 {why}")
     if settings.arrivals != "count" and settings.arrival_replacement:
         problems.append(f"arrival-replacement=true: allowed is false {why}")
     if settings.arrival_exhausted == "recycle":

@@ -15,6 +15,9 @@ from ahfal_app.labels.readings import Reading
 from ahfal_app.labels.records import Conflict, Entry, Event, Labelled, LabelRequest
 from ahfal_app.ledger import Ledger
 
+#: Cycles times classes that labels are counted by, 128 MiB: a server names both numbers.
+MOST_COUNTS = 2**24
+
 
 class Said(NamedTuple):
     """A reading that stands, the number of its receipt, and when it was given."""
@@ -169,7 +172,17 @@ class LabelViews:
         -------
         NDArray[np.int64]
             Shape (t + 1, C).
+
+        Raises
+        ------
+        StoreError
+            There are more counts than `MOST_COUNTS`.
         """
+        if (through_cycle + 1) * num_classes > MOST_COUNTS:
+            raise StoreError(
+                f"cycle {through_cycle}, {num_classes} classes: allowed are at most {MOST_COUNTS} "
+                "counts of labels by cycle and class"
+            )
         labelled = self.labelled(through_cycle=through_cycle)
         rows = self._connection.execute(
             "SELECT sample, from_cycle FROM samples WHERE from_cycle <= ? ORDER BY sample",

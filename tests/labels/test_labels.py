@@ -618,3 +618,17 @@ def test_of_200_kills_none_loses_a_label_or_buys_one_twice(tmp_path):
     assert counts.injected >= 200
     assert counts.answered >= 500
     assert (counts.lost, counts.bought_twice) == (0, 0)
+
+
+def test_labels_are_counted_by_the_cycle_from_which_they_count(reopen):
+    store = reopen()
+    store.allot(4)
+    first, second = store.reserve(_request(4, 0)), store.reserve(_request(8, 10, cycle=1))
+    store.commit(_answers(first, 1))
+    store.freeze(0)
+    store.commit([*_answers(second, 2)[:1], *_answers(second, 0)[1:]])
+    assert store.counts_by_cycle(0, 3).tolist() == [[0, 2, 0]]
+    assert store.counts_by_cycle(2, 3).tolist() == [[0, 2, 0], [1, 0, 1], [0, 0, 0]]
+    # Whoever names cycle and classes must not fill the memory by it.
+    with pytest.raises(StoreError, match=r"cycle 99999999, 3 classes: allowed are at most \d+"):
+        store.counts_by_cycle(99_999_999, 3)
