@@ -17,6 +17,9 @@ from ahfal_app.errors import NoLabelledClients
 #: AHFAL paper, or that over their mean, the coefficient of variation of its Finding 2.
 Dispersion = Literal["deviation", "coefficient-of-variation"]
 
+#: Where the threshold comes from: it is given, or Otsu's of the classes' dispersions.
+TauRule = Literal["fixed", "otsu"]
+
 #: A dispersion that equals tau up to rounding (in percent) is not below it.
 TAU_TOLERANCE = 1e-9
 
@@ -35,12 +38,16 @@ class ClassStatistics:
         Whether the class has low variance: its dispersion is below tau.
     target_C : NDArray[np.float64] | None
         Class distribution that selections are to be aligned to, if any; of any scale.
+    tau : float | None
+        The threshold that split the classes, in percent; None where that is not known, as at a
+        client.
     """
 
     mean_C: NDArray[np.float64]
     deviation_C: NDArray[np.float64]
     low_C: NDArray[np.bool_]
     target_C: NDArray[np.float64] | None = None
+    tau: float | None = None
 
 
 def class_proportions(counts_C: ArrayLike) -> NDArray[np.float64]:
@@ -65,6 +72,7 @@ def class_statistics(
     tau: float,
     dispersion: Dispersion = "deviation",
     effective_M: ArrayLike | None = None,
+    rule: TauRule = "fixed",
 ) -> ClassStatistics:
     """Return the class statistics of the clients' histograms.
 
@@ -84,6 +92,8 @@ def class_statistics(
         Effective number of labels of each client: what sampling alone would add to the variance,
         mean p (1 - p) / (N - 1) over the clients with N > 1, is taken from it, down to 0. None:
         nothing is. Shape (M,).
+    rule : str
+        With `otsu` tau counts only where no threshold parts the dispersions (`otsu_threshold`).
 
     Returns
     -------
@@ -109,7 +119,7 @@ def class_statistics(
         sizes_M = np.asarray(effective_M, np.float64)[has_labels_M]
         noise_C = _sampling_variance(proportions_MC, sizes_M)
         deviation_C = np.sqrt(np.maximum(deviation_C**2 - noise_C, 0.0))
-    return _split(proportions_MC.mean(axis=0), deviation_C, tau, dispersion)
+    return _split(proportions_MC.mean(axis=0), deviation_C, tau, dispersion, rule)
 
 
 def dispersion_percent(
@@ -135,12 +145,45 @@ def dispersion_percent(
     return 100.0 * ratio_C
 
 
+def otsu_threshold(values_C: ArrayLike) -> float | None:
+    """Return the threshold that parts values into two groups of the most different means.
+
+    Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems,
+    Man, and Cybernetics 9, 1979, equation 18, of the values themselves instead of a histogram: of
+    all places between neighbours in order the one with the largest w₁ w₂ (μ₁ - μ₂)², for the
+    groups' shares w and means μ; among equal ones the lowest. The threshold is the middle of the
+    two neighbours.
+
+    Parameters
+    ----------
+    values_C : ArrayLike
+        Finite values. Shape (C,).
+
+    Returns
+    -------
+    float | None
+        None where all values are equal up to rounding, or there is one.
+    """
+    sorted_C = np.sort(np.asarray(values_C, np.float64))
+    if not len(sorted_C) or sorted_C[-1] - sorted_C[0] <= TAU_TOLERANCE:
+        return None
+    below_K = np.arange(1, len(sorted_C))
+    above_K = len(sorted_C) - below_K
+    sum_K = np.cumsum(sorted_C)[:-1]
+    gap_K = sum_K / below_K - (sorted_C.sum() - sum_K) / above_K
+    # Equal neighbours are of one group, whatever rounding says.
+    between_K = np.where(np.diff(sorted_C) > TAU_TOLERANCE, below_K * above_K * gap_K**2, -1.0)
+    best = int((between_K >= between_K.max() * (1 - TAU_TOLERANCE)).argmax())
+    return float((sorted_C[best] + sorted_C[best + 1]) / 2)
+
+
 def statistics_from_sums(
     sum_C: ArrayLike,
     square_sum_C: ArrayLike,
     num_clients: int,
     tau: float,
     dispersion: Dispersion = "deviation",
+    rule: TauRule = "fixed",
 ) -> ClassStatistics:
     """Return the same statistics from sums over clients alone, as secure aggregation has them.
 
@@ -156,6 +199,8 @@ def statistics_from_sums(
         Threshold of the dispersion in percent.
     dispersion : str
         What is compared with tau.
+    rule : str
+        As of `class_statistics`.
 
     Raises
     ------
@@ -166,7 +211,7 @@ def statistics_from_sums(
     mean_C = np.asarray(sum_C, dtype=np.float64) / num_clients
     variance_C = np.asarray(square_sum_C, dtype=np.float64) / num_clients - mean_C**2
     # The subtraction may leave a negative rounding error where all clients agree.
-    return _split(mean_C, np.sqrt(np.maximum(variance_C, 0.0)), tau, dispersion)
+    return _split(mean_C, np.sqrt(np.maximum(variance_C, 0.0)), tau, dispersion, rule)
 
 
 def _sampling_variance(
@@ -194,6 +239,10 @@ def _split(
     deviation_C: NDArray[np.float64],
     tau: float,
     dispersion: Dispersion,
+    rule: TauRule,
 ) -> ClassStatistics:
     percent_C = dispersion_percent(mean_C, deviation_C, dispersion)
-    return ClassStatistics(mean_C, deviation_C, percent_C < tau - TAU_TOLERANCE)
+    if rule == "otsu":
+        found = otsu_threshold(percent_C)
+        tau = tau if found is None else found
+    return ClassStatistics(mean_C, deviation_C, percent_C < tau - TAU_TOLERANCE, tau=tau)

@@ -5,39 +5,45 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar, cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.client import Client
 from ahfal_app.client.node_config import is_site, models_kept, partition_of
 from ahfal_app.client.outgoing import told
 from ahfal_app.client.serving import client_for
 from ahfal_app.code_version import PACKAGE_FOLDER, __version__
 from ahfal_app.errors import MessageRefused
+from ahfal_app.flat import Layout
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import (
     Introduction,
     QueryAnswer,
+    drift_to_metrics,
     histogram_to_metrics,
     moments_to_metrics,
     predictions_to_metrics,
 )
-from ahfal_app.messages.arrays import ArrayForm, decode_all, held_record, size_in_bytes
+from ahfal_app.messages.arrays import FlatRecord, decode_all, size_in_bytes
+from ahfal_app.messages.coordination import Asked, answer_to, asked_from
 from ahfal_app.messages.evaluation import RECORD_KEY as EVALUATION_KEY
 from ahfal_app.messages.evaluation import evaluation_to_record
+from ahfal_app.messages.fields import arrays_of, config_of, metrics_of
 from ahfal_app.messages.keys import (
     ARRAYS_KEY,
     BUDGET_KEY,
     CONFIG_KEY,
+    COORDINATION_KEY,
     KEPT_KEY,
     METRICS_KEY,
     MODEL_KEY,
+    QUESTIONS_KEY,
     STATISTICS_KEY,
 )
 from ahfal_app.messages.protocol import (
@@ -50,11 +56,12 @@ from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Topic
 from ahfal_app.storage.private import owner_only
+from ahfal_app.training.flat import FlatTensors
 
 app = ClientApp()
 
 Handler = Callable[[Message, Context], Message]
-Asked = TypeVar("Asked")
+Read = TypeVar("Read")
 
 _STATE_KEY = "ahfal"
 _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
@@ -62,14 +69,16 @@ _RAISED = 2  # Flower's code for a ClientApp that raised an exception.
 _log = logging.getLogger(__name__)
 
 
-def _nothing() -> ArrayRecord | None:
+def _nothing() -> None:
     return None
 
 
-# The global model that was decoded last, with the forms that it was held against.
-_newest: tuple[
-    Callable[[], ArrayRecord | None], Mapping[str, ArrayForm], dict[str, torch.Tensor]
-] = (_nothing, {}, {})
+# The order and the global model that were decoded last.
+_newest_order: tuple[Callable[[], ConfigRecord | None], Order | None] = (_nothing, None)
+_newest: tuple[Callable[[], ArrayRecord | None], FlatTensors] = (
+    _nothing,
+    FlatTensors(Layout.of({}), {}),
+)
 
 
 def _guarded(handler: Handler) -> Handler:
@@ -151,9 +160,9 @@ def train(message: Message, context: Context) -> Message:
         order.round,
         last_round=order.round == order.settings.rounds,
     )
-    # Copies, since the next client of this thread is trained in the same places.
-    arrays = held_record({n: tensor.detach().cpu().numpy().copy() for n, tensor in tensors.items()})
-    content = RecordDict({ARRAYS_KEY: arrays, METRICS_KEY: answer.to_metrics()})
+    content = RecordDict(
+        {ARRAYS_KEY: FlatRecord(tensors.numpy()), METRICS_KEY: answer.to_metrics()}
+    )
     return Message(content, reply_to=message)
 
 
@@ -186,6 +195,17 @@ def predictions(message: Message, context: Context) -> Message:
     return _metrics_reply(message, predictions_to_metrics(sums_E))
 
 
+@app.query("drift")
+@_guarded
+def drift(message: Message, context: Context) -> Message:
+    """Tell whether the class mix is another than before."""
+    order = _order(message)
+    client = _client(order, context)
+    has_model = ARRAYS_KEY in message.content.array_records
+    found = client.drift(_tensors(message, client) if has_model else None, _trained(order))
+    return _metrics_reply(message, drift_to_metrics(found))
+
+
 @app.query("histogram")
 @_guarded
 def histogram(message: Message, context: Context) -> Message:
@@ -209,6 +229,9 @@ def advertise_keys(message: Message, context: Context) -> Message:
         case Topic.EVALUATION:
             tensors = _tensors(message, client)
             advertisement = client.advertise_evaluation(tensors, order.cycle, order.round, session)
+        case Topic.COORDINATION:
+            step = _step(message)
+            advertisement = client.advertise_coordination(order.cycle, step, session)
         case Topic.STOP_SET:
             tensors = _tensors(message, client)
             advertisement = client.advertise_predictions(tensors, _trained(order), session)
@@ -242,17 +265,41 @@ def unmask(message: Message, context: Context) -> Message:
     return _secure_reply(message, secure.unmasking_to(unmasking))
 
 
+@app.query("coordinate")
+@_guarded
+def coordinate(message: Message, context: Context) -> Message:
+    """Answer a step of a choice that is made together with the other clients."""
+    order = _order(message)
+    client = _client(order, context, needed_bytes=0)
+    asked = _asked(message)
+    has_model = ARRAYS_KEY in message.content.array_records
+    tensors = _tensors(message, client) if has_model else None
+    statistics, granted = _statistics(message, client), _granted(message, order)
+    under_way = client.coordinate(tensors, order.cycle, asked, statistics, granted)
+    if under_way is None:
+        return _lost_reply(message)
+    if asked.last == 0:
+        return _metrics_reply(message, under_way.opening.to_metrics())
+    with_sums = not order.settings.uses_secure_aggregation
+    arrays = answer_to(under_way.answer, with_sums)
+    return Message(RecordDict({QUESTIONS_KEY: arrays}), reply_to=message)
+
+
 @app.query("select")
 @_guarded
 def select(message: Message, context: Context) -> Message:
     """Choose what to label and hand it to the oracle."""
     order = _order(message)
     client = _client(order, context, needed_bytes=0)
-    with _checked():
-        record = message.content.metric_records[STATISTICS_KEY]
-        statistics = statistics_from_record(record, client.num_classes)
-    granted = _granted(message, order)
-    answer = client.select(_tensors(message, client), order.cycle, statistics, granted)
+    statistics, granted = _statistics(message, client), _granted(message, order)
+    tensors = _tensors(message, client)
+    if COORDINATION_KEY in message.content.config_records:
+        asked = _asked(message)
+        answer = client.select_together(tensors, order.cycle, asked, statistics, granted)
+        if answer is None:
+            return _lost_reply(message)
+    else:
+        answer = client.select(tensors, order.cycle, statistics, granted)
     return _query_reply(message, answer)
 
 
@@ -275,14 +322,21 @@ def model(message: Message, context: Context) -> Message:
     if keeps:
         client = _client(order, context, needed_bytes=(1 + personal) * _bytes_of(message))
         with _checked():
-            metadata = metadata_from_record(message.content.config_records[MODEL_KEY])
+            metadata = metadata_from_record(config_of(message.content, MODEL_KEY))
         client.keep_model(_tensors(message, client), metadata, personal)
     return _metrics_reply(message, MetricRecord({KEPT_KEY: int(keeps)}))
 
 
 def _order(message: Message) -> Order:
+    """Return the order; clients of one process that are sent the same object share it."""
+    global _newest_order
     with _checked():
-        return Order.from_record(message.content.config_records[CONFIG_KEY])
+        record = config_of(message.content)
+        known, order = _newest_order
+        if order is None or known() is not record:
+            order = Order.from_record(record)
+            _newest_order = (weakref.ref(record), order)
+    return order
 
 
 def _trained(order: Order) -> int:
@@ -300,20 +354,18 @@ def _client(order: Order, context: Context, needed_bytes: int | None = None) -> 
     return client_for(order, context.node_config, memory, needed_bytes)
 
 
-def _tensors(message: Message, client: Client) -> dict[str, torch.Tensor]:
+def _tensors(message: Message, client: Client) -> FlatTensors:
     """Return the global model; clients of one process that are sent the same object share it."""
     global _newest
     with _checked():
-        record = message.content.array_records[ARRAYS_KEY]
-        known, forms, tensors = _newest
-        if known() is record and forms is client.array_forms:
-            return dict(tensors)
-        forms = client.array_forms
-        arrays = decode_all(record, forms)
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+        record = arrays_of(message.content)
+        known, tensors = _newest
+        if known() is record and tensors.layout == client.layout:
+            return tensors
+        tensors = FlatTensors.copy_of(decode_all(record, client.layout))
     # A lone assignment: clients in other threads see the one or the other.
-    _newest = (weakref.ref(record), forms, tensors)
-    return dict(tensors)
+    _newest = (weakref.ref(record), tensors)
+    return tensors
 
 
 def _granted(message: Message, order: Order) -> int | None:
@@ -321,27 +373,47 @@ def _granted(message: Message, order: Order) -> int | None:
     if not order.settings.has_global_budget:
         return None
     with _checked():
-        return grant_from_record(message.content.metric_records[BUDGET_KEY])
+        return grant_from_record(metrics_of(message.content, BUDGET_KEY))
+
+
+def _statistics(message: Message, client: Client) -> ClassStatistics:
+    with _checked():
+        record = metrics_of(message.content, STATISTICS_KEY)
+        return statistics_from_record(record, client.num_classes)
+
+
+def _asked(message: Message) -> Asked:
+    with _checked():
+        return asked_from(
+            message.content.config_records[COORDINATION_KEY],
+            message.content.array_records[QUESTIONS_KEY],
+        )
+
+
+def _step(message: Message) -> int:
+    with _checked():
+        return secure.step_of(secure.record_of(message.content))
 
 
 def _bytes_of(message: Message) -> int:
     with _checked():
-        return size_in_bytes(message.content.array_records[ARRAYS_KEY])
+        return size_in_bytes(arrays_of(message.content))
 
 
 @contextmanager
 def _participant(
-    message: Message, context: Context, read: Callable[[ConfigRecord], Asked]
-) -> Iterator[tuple[Participant, Asked]]:
+    message: Message, context: Context, read: Callable[[ConfigRecord], Read]
+) -> Iterator[tuple[Participant, Read]]:
     order, (session, topic, asked) = _order(message), _secure_request(message, read)
     client = _client(order, context)
-    with client.participant(order.cycle, session, topic, order.round) as participant:
+    place = _step(message) if topic is Topic.COORDINATION else order.round
+    with client.participant(order.cycle, session, topic, place) as participant:
         yield participant, asked
 
 
 def _secure_request(
-    message: Message, read: Callable[[ConfigRecord], Asked]
-) -> tuple[str, Topic, Asked]:
+    message: Message, read: Callable[[ConfigRecord], Read]
+) -> tuple[str, Topic, Read]:
     """Return the session that a request belongs to, its sum's topic, and what it says besides."""
     with _checked():
         record = secure.record_of(message.content)
@@ -363,6 +435,11 @@ def _query_reply(message: Message, answer: QueryAnswer) -> Message:
 
 def _metrics_reply(message: Message, metrics: MetricRecord) -> Message:
     return Message(RecordDict({METRICS_KEY: metrics}), reply_to=message)
+
+
+def _lost_reply(message: Message) -> Message:
+    """Say that what came before was lost, so that all of it is to be told anew."""
+    return Message(RecordDict({COORDINATION_KEY: ConfigRecord({"lost": True})}), reply_to=message)
 
 
 def _secure_reply(message: Message, record: ConfigRecord) -> Message:

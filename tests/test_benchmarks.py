@@ -82,6 +82,7 @@ def test_a_data_set_is_dealt_out_to_sites(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(Dataset.from_parquet(str(work / "test-set" / "test.parquet"))) == 10
 
 
+@pytest.mark.slow
 def test_forecasts_are_those_of_the_recorded_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -10,6 +13,7 @@ from ahfal_app.class_statistics import (
     class_proportions,
     class_statistics,
     dispersion_percent,
+    otsu_threshold,
     statistics_from_sums,
 )
 from ahfal_app.errors import NoLabelledClients
@@ -137,3 +141,54 @@ def test_order_of_clients_does_not_matter(rows: list[list[int]], random: object)
     first, second = class_statistics(rows, 12), class_statistics(rows[::-1], 12)
     np.testing.assert_allclose(first.deviation_C, second.deviation_C, atol=1e-12)
     assert first.low_C.tolist() == second.low_C.tolist()
+
+
+class TestOtsu:
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            # Between 2 and 8: 2 x 2 (1.5 - 8.5)² = 196, against 1 x 3 (1 - 19/3)² = 85.3.
+            ([9, 1, 8, 2], 5.0),
+            # 1 x 2 (0 - 5)² = 50 and 2 x 1 (0 - 10)² = 200.
+            ([0, 0, 10], 5.0),
+            # Both places have 1 x 2 x 2.25: the lowest.
+            ([1, 2, 3], 1.5),
+            ([4, 4, 4], None),
+            ([4, 4 + 1e-12], None),
+            ([7], None),
+            ([], None),
+        ],
+    )
+    def test_by_hand(self, values: list[float], expected: float | None) -> None:
+        assert otsu_threshold(values) == expected
+
+    @given(st.lists(st.integers(0, 40), min_size=2, max_size=12))
+    def test_agrees_with_trying_every_place(self, values: list[int]) -> None:
+        def between(threshold: float) -> Fraction:
+            low = [Fraction(v) for v in values if v < threshold]
+            high = [Fraction(v) for v in values if v >= threshold]
+            gap = sum(low, Fraction()) / len(low) - sum(high, Fraction()) / len(high)
+            return len(low) * len(high) * gap**2
+
+        levels = sorted(set(values))
+        places = [(a + b) / 2 for a, b in pairwise(levels)]
+        expected = max(places, key=lambda t: (between(t), -t)) if places else None
+        assert otsu_threshold(values) == expected
+
+    def test_it_splits_the_classes_and_says_so(self) -> None:
+        plain = class_statistics(HISTOGRAMS, tau=12)
+        found = class_statistics(HISTOGRAMS, tau=12, rule="otsu")
+        threshold = otsu_threshold(100 * plain.deviation_C)
+        assert (plain.tau, found.tau) == (12, threshold)
+        assert found.low_C.tolist() == (100 * plain.deviation_C < threshold).tolist()
+        assert 0 < found.low_C.sum() < len(found.low_C)
+        shares = class_proportions(HISTOGRAMS)
+        sums = statistics_from_sums(
+            shares.sum(0), (shares**2).sum(0), len(shares), tau=12, rule="otsu"
+        )
+        assert sums.low_C.tolist() == found.low_C.tolist()
+
+    def test_where_nothing_differs_tau_counts(self) -> None:
+        for tau, low in ((12.0, False), (51.0, True)):
+            found = class_statistics([[1, 0], [0, 1]], tau=tau, rule="otsu")
+            assert (found.tau, found.low_C.all()) == (tau, low)

@@ -151,6 +151,7 @@ class TestCompare:
         assert [len(results.at((), method)) for method in results.methods] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_partition_that_cannot_be_drawn_is_told_at_once(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):

@@ -301,6 +301,7 @@ def test_light_modules_do_not_import_torch(program: str):
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
+@pytest.mark.slow
 def test_help_does_not_import_torch():
     program = (
         "import sys; from ahfal_app.cli import main\n"

@@ -133,6 +133,7 @@ def ahfal_in_turn(environment: dict[str, str], *commands: Sequence[str]) -> list
     return [tuple(told) for told in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 def test_one_of_each_runs_and_what_they_cannot_take_is_refused_before(
     tmp_path: Path, data_dir: Path, environment: dict[str, str]
 ) -> None:

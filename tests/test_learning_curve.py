@@ -80,6 +80,7 @@ def test_curves_of_the_form_give_their_own_answer(
     assert fitted.best in fitted.admissible
 
 
+@pytest.mark.slow
 def test_a_slow_fit_finds_no_better_curve() -> None:
     """All of a grid of a and b, for the exponents that were tried."""
     best = fit_curve(N, NOISY).best

@@ -86,6 +86,7 @@ def test_few_samples_tell_nothing() -> None:
     assert prediction_sums(many_N, many_N, before_N, 2).tolist() == [FEWEST_SAMPLES, *[0] * 6]
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_sums_agree_with_slow_formulas_and_add_up(data: st.DataObject) -> None:
     num_classes = data.draw(st.sampled_from([2, 3, 7]))

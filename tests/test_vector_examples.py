@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "vectors.md"
 _EXAMPLES = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.S | re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "least"), [(0, 0.9), (1, 0.9), (2, 0.8)], ids=["table", "text", "images"]
 )

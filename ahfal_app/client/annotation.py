@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ahfal_app.client.node_config import oracle_folder
@@ -17,6 +19,7 @@ from ahfal_app.client.selection import Selected
 from ahfal_app.client.state import ClientState
 from ahfal_app.errors import DatasetError, OracleError
 from ahfal_app.labels.readings import Readers
+from ahfal_app.labels.records import AUDIT
 from ahfal_app.labels.store import LabelRequest, LabelStore, request_id
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 from ahfal_app.parameters import Scalar
@@ -72,8 +75,23 @@ class Annotation:
         """Return the name of the request before a cycle, the same each time."""
         return request_id(self.run, self.client, cycle)
 
-    def reserve(self, store: LabelStore, cycle: int, selected: Selected) -> None:
-        """Write down what will be asked for before `cycle`, before anybody is asked."""
+    def reserve(
+        self, store: LabelStore, cycle: int, selected: Selected, audit_A: NDArray[np.int64]
+    ) -> None:
+        """Write down what will be asked for before `cycle`, before anybody is asked.
+
+        Parameters
+        ----------
+        store : LabelStore
+            The client's labels.
+        cycle : int
+            The cycle that labels are bought for.
+        selected : Selected
+            What the query strategy has chosen.
+        audit_A : NDArray[np.int64]
+            What was drawn at random. It is a request of its own, without scores and guesses, so
+            that these tell nobody what to say. Shape (A,).
+        """
         scores_B, guesses_B = selected.scores_B, selected.guesses_B
         request = LabelRequest(
             self.request_id(cycle),
@@ -85,7 +103,20 @@ class Annotation:
             readers=self.readers.count,
             rule=self.readers.rule,
         )
-        store.reserve(request)
+        # One change, or a run that is killed in between would choose the rest by labels that came.
+        with store.one_change():
+            if len(audit_A):
+                store.reserve(
+                    LabelRequest(
+                        request_id(self.run, self.client, cycle, AUDIT),
+                        cycle,
+                        AUDIT,
+                        tuple(audit_A.tolist()),
+                        readers=self.readers.count,
+                        rule=self.readers.rule,
+                    )
+                )
+            store.reserve(request)
 
     def ask(self, store: LabelStore) -> None:
         """Submit what is unanswered, again if need be, and store what has been answered.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,25 +20,34 @@ from torch import Tensor
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.arriving import Arriving
+from ahfal_app.client.auditing import Auditing
+from ahfal_app.client.coordination import Coordinating, Situation, UnderWay
+from ahfal_app.client.drifting import Drifting
 from ahfal_app.client.keeping import PERSONAL, SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
-from ahfal_app.client.selection import Allowance, Selection, granted
+from ahfal_app.client.selection import Allowance, Selected, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.client.stop_set import StopSet
 from ahfal_app.client.testing import Testing
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
 from ahfal_app.data.moments import OfVectors, moments_for
+from ahfal_app.drift import Found
 from ahfal_app.errors import MessageRefused
 from ahfal_app.evaluation import EvaluationSums
+from ahfal_app.flat import Layout
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
-from ahfal_app.messages.arrays import ArrayForm
+from ahfal_app.messages.coordination import Asked
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
+from ahfal_app.query import PoolView, QueryContext, make_strategy, strategy_class
+from ahfal_app.query.core.coordination import COORDINATED_SIGNALS, CoordinatedStrategy
+from ahfal_app.query.core.questions import joined
 from ahfal_app.results.reading import MODEL
+from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.resources import Resources
 
 #: In place of a fingerprint, of which the server has no need; Flower cannot count empty text.
@@ -49,7 +57,6 @@ _log = logging.getLogger(__name__)
 
 # What clients of this process are trained on in a run's cycle.
 _frozen: dict[tuple[str, int, int, tuple[str, int] | None], LabelledSets] = {}
-_forms: weakref.WeakKeyDictionary[Resources, dict[str, ArrayForm]] = weakref.WeakKeyDictionary()
 
 
 class Client:
@@ -109,7 +116,11 @@ class Client:
         self._watching = Watching(settings, state, loaded)
         self._stop_set = StopSet(settings, client, state, loaded)
         self._arriving = Arriving(settings, client, loaded)
-        self._selection = Selection(settings, client, loaded, self._arriving, run_folder, allowance)
+        self._auditing = Auditing(settings, client, run)
+        self._selection = Selection(
+            settings, client, loaded, self._arriving, self._auditing, run_folder, allowance
+        )
+        self._drifting = Drifting(settings, loaded, self._arriving, self._auditing)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
         self._annotation = Annotation(
@@ -143,9 +154,9 @@ class Client:
         return self._resources.num_classes
 
     @property
-    def array_forms(self) -> dict[str, ArrayForm]:
-        """What the arrays of a global model must be, by name."""
-        return forms_of_state(self._resources)
+    def layout(self) -> Layout:
+        """What the arrays of a global model must be."""
+        return self._resources.layout
 
     def join(self, cycle: int) -> JoinAnswer:
         """Ask for the first labels, if that can be done alone, and tell how labels stand.
@@ -195,8 +206,8 @@ class Client:
             return replace(answer, arrivals=self._arriving.figures(store, cycle))
 
     def train(
-        self, tensors: dict[str, Tensor], cycle: int, round_: int, last_round: bool
-    ) -> tuple[dict[str, Tensor], TrainAnswer]:
+        self, tensors: Mapping[str, Tensor], cycle: int, round_: int, last_round: bool
+    ) -> tuple[FlatTensors, TrainAnswer]:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
         sets, watch = self._trained_on(cycle), None
@@ -210,7 +221,7 @@ class Client:
         model, result = self._training.in_round(tensors, sets, cycle, round_, after_epoch)
         if watch is not None:
             watch.trained(model, result is not None)
-        trained = self._resources.state()
+        trained = self._resources.model_tensors()
         if result is not None and last_round:
             self._state.save_local_model(cycle, trained)
         answer = TrainAnswer(
@@ -226,7 +237,7 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.histogram(cycle, counts_TC)
 
-    def evaluate(self, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums | None:
+    def evaluate(self, tensors: Mapping[str, Tensor], cycle: int) -> EvaluationSums | None:
         """Test the global model on what is held out of the labels that `cycle` may use.
 
         Returns
@@ -245,7 +256,7 @@ class Client:
         return sums if sums.num_samples >= self._fewest_tested else None
 
     def advertise_evaluation(
-        self, tensors: dict[str, Tensor], cycle: int, round_: int, session: str
+        self, tensors: Mapping[str, Tensor], cycle: int, round_: int, session: str
     ) -> Advertisement:
         """Begin a session of secure aggregation of a test of the global model."""
         sums = self._tested(tensors, cycle)
@@ -268,12 +279,12 @@ class Client:
         with self._disclosure() as disclosure:
             return disclosure.moments(sums_E)
 
-    def predictions(self, tensors: dict[str, Tensor], cycle: int) -> NDArray[np.int64]:
+    def predictions(self, tensors: Mapping[str, Tensor], cycle: int) -> NDArray[np.int64]:
         """Predict this client's part of the stop set; return sums, as `prediction_sums` has them.
 
         Parameters
         ----------
-        tensors : dict[str, Tensor]
+        tensors : Mapping[str, Tensor]
             The global model f^G.
         cycle : int
             The cycle that was just trained.
@@ -287,8 +298,29 @@ class Client:
             disclosure.check_predictions(alone=True)
             return disclosure.predictions(cycle, self._stop_set.sums(tensors, cycle))
 
+    def drift(self, tensors: Mapping[str, Tensor] | None, cycle: int) -> Found:
+        """Tell whether this client's class mix is another than before.
+
+        Parameters
+        ----------
+        tensors : Mapping[str, Tensor] | None
+            With `drift-test=predicted` the model that predicts both windows.
+        cycle : int
+            The cycle that was just trained.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow numbers of a single client.
+        """
+        with self._disclosure() as disclosure:
+            disclosure.check_drift()
+        with self._labels() as store:
+            store.freeze(cycle)
+            return self._drifting.found(store, cycle, tensors)
+
     def advertise_predictions(
-        self, tensors: dict[str, Tensor], cycle: int, session: str
+        self, tensors: Mapping[str, Tensor], cycle: int, session: str
     ) -> Advertisement:
         """Begin a session of secure aggregation of predictions of the stop set."""
         with self._disclosure() as disclosure:
@@ -321,7 +353,7 @@ class Client:
 
     def select(
         self,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         cycle: int,
         statistics: ClassStatistics,
         granted: int | None = None,
@@ -330,7 +362,7 @@ class Client:
 
         Parameters
         ----------
-        tensors : dict[str, Tensor]
+        tensors : Mapping[str, Tensor]
             The global model f^G.
         cycle : int
             The cycle that was just trained.
@@ -338,27 +370,137 @@ class Client:
             Statistics of the labelled sets that it was trained on.
         granted : int | None
             How many labels the server grants in total; None: as many as the settings say.
+
+        Raises
+        ------
+        MessageRefused
+            The clients of the run choose together.
         """
         start = time.perf_counter()
         self._check(granted)
+        if strategy_class(self._settings.strategy).is_coordinated:
+            name = self._settings.strategy
+            raise MessageRefused(f"strategy={name!r}: allowed is a selection with a decision")
         fine_tuned = False
         with self._labels() as store:
             self._describe(store)
             if store.request(self._annotation.request_id(cycle + 1)) is None:
-                self._arriving.note(store, cycle + 1)
-                store.open_only(self._arriving.open(store, cycle + 1))
-                local = self._state.load_local_model(cycle)
-                if local is None:
-                    sets = LabelledSets.of(store, open_N=self._arriving.open(store, cycle))
-                    local = self._training.in_place_of_local_model(tensors, sets, cycle)
-                    fine_tuned = True
-                watched = self._watching.signals(store.unlabelled(), tensors, cycle)
-                selected = self._selection.by_strategy(
-                    store, local, tensors, cycle, statistics, granted, watched
-                )
-                self._annotation.reserve(store, cycle + 1, selected)
+                audit_A = self._open(store, cycle + 1, granted)
+                local, fine_tuned = self._local_model(store, tensors, cycle)
+                with store.set_aside(audit_A):
+                    watched = self._watching.signals(store.unlabelled(), tensors, cycle)
+                    selected = self._selection.by_strategy(
+                        store, local, tensors, cycle, statistics, granted, watched
+                    )
+                self._reserve(store, cycle + 1, selected, audit_A)
             self._ask(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
+
+    def coordinate(
+        self,
+        tensors: Mapping[str, Tensor] | None,
+        cycle: int,
+        asked: Asked,
+        statistics: ClassStatistics,
+        granted: int | None = None,
+    ) -> UnderWay | None:
+        """Answer a step of the coordination of what is labelled after a cycle.
+
+        Parameters
+        ----------
+        tensors : Mapping[str, Tensor] | None
+            The global model f^G, where it came with the message.
+        cycle : int
+            The cycle that was just trained.
+        asked : Asked
+            The step, and steps before it.
+        statistics : ClassStatistics
+            Statistics of the labelled sets that it was trained on.
+        granted : int | None
+            How many labels the server grants in total; None: as many as the settings say.
+
+        Returns
+        -------
+        UnderWay | None
+            With the answer; None where what came before was lost.
+
+        Raises
+        ------
+        MessageRefused
+            The run's strategy coordinates nothing, or the step is none of its coordinator's.
+        PrivacyRefused
+            The run's privacy does not allow it, or the step was asked before in another way.
+        """
+        self._check(granted)
+        coordinating = self._coordinating(cycle)
+        if asked.first == 0:
+            with self._disclosure() as disclosure:
+                disclosure.check_coordination()
+        return coordinating.answered(
+            asked,
+            self._fresh(tensors, cycle, statistics, granted) if tensors is not None else None,
+            lambda: self._situation_now(cycle, statistics, granted),
+        )
+
+    def advertise_coordination(self, cycle: int, step: int, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of this client's part in a step's sums.
+
+        Raises
+        ------
+        MessageRefused
+            This is not the step that was answered last, or the answer was lost.
+        """
+        answer = self._coordinating(cycle).last_answer(step)
+        with self._disclosure() as disclosure:
+            disclosure.check_coordination()
+            participant = disclosure.participant(cycle, session, Topic.COORDINATION, step)
+            return participant.advertise(joined(answer.sums).view(np.uint64))
+
+    def select_together(
+        self,
+        tensors: Mapping[str, Tensor],
+        cycle: int,
+        asked: Asked,
+        statistics: ClassStatistics,
+        granted: int | None = None,
+    ) -> QueryAnswer | None:
+        """Choose as the clients have coordinated; parameters as of `coordinate`.
+
+        Returns
+        -------
+        QueryAnswer | None
+            None where what was coordinated was lost.
+        """
+        start = time.perf_counter()
+        self._check(granted)
+        with self._labels() as store:
+            self._describe(store)
+            is_bought = store.request(self._annotation.request_id(cycle + 1)) is not None
+        if not is_bought:
+            coordinating = self._coordinating(cycle)
+            known = None
+            if asked.last == 0:
+                raise MessageRefused("a decision: allowed is one after the opening")
+            if asked.first == 0:
+                before = Asked(0, asked.questions[:-1])
+                known = self.coordinate(tensors, cycle, before, statistics, granted)
+            else:
+                known = coordinating.at_hand(
+                    lambda: self._situation_now(cycle, statistics, granted)
+                )
+            part = coordinating.part(asked, known)
+            if known is None or part is None:
+                return None
+            context = replace(known.context, coordinated=part)
+            selected = self._selection.coordinated(known.pool, context, cycle)
+            with self._labels() as store:
+                # The same as the steps were answered with: drawn by key, of the same pool.
+                audit_A = self._open(store, cycle + 1, granted)
+                self._reserve(store, cycle + 1, selected, audit_A)
+            coordinating.forget()
+        with self._labels() as store:
+            self._ask(store)
+            return self._query_answer(store, cycle + 1, seconds=time.perf_counter() - start)
 
     def collect(self, cycle: int) -> QueryAnswer:
         """Take in the answers that have come since, for the purchase before `cycle`."""
@@ -366,12 +508,12 @@ class Client:
             self._ask(store)
             return self._query_answer(store, cycle)
 
-    def keep_model(self, tensors: dict[str, Tensor], metadata: str, personal: bool) -> None:
+    def keep_model(self, tensors: Mapping[str, Tensor], metadata: str, personal: bool) -> None:
         """Leave the run's model at this site, and beside it the site's own if that is wanted.
 
         Parameters
         ----------
-        tensors : dict[str, Tensor]
+        tensors : Mapping[str, Tensor]
             The model that the run leaves.
         metadata : str
             What the server says of it.
@@ -402,6 +544,82 @@ class Client:
             _log.warning("there is no model of this site's own: it was in no cycle's last round")
 
     # --- inside -------------------------------------------------------------------------
+
+    def _local_model(
+        self, store: LabelStore, tensors: Mapping[str, Tensor], cycle: int
+    ) -> tuple[Mapping[str, Tensor], bool]:
+        """Return f^L of a cycle, and whether it had to be made of the global model."""
+        local = self._state.load_local_model(cycle)
+        if local is not None:
+            return local, False
+        sets = LabelledSets.of(store, open_N=self._arriving.open(store, cycle))
+        return self._training.in_place_of_local_model(tensors, sets, cycle), True
+
+    def _open(self, store: LabelStore, cycle: int, granted: int | None) -> NDArray[np.int64]:
+        """Have a store show as its pool what may be asked for in a cycle's purchase.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            What of it is drawn at random, which is set aside while the rest is chosen.
+        """
+        self._arriving.note(store, cycle)
+        store.open_only(self._arriving.open(store, cycle))
+        return self._selection.audited(store, cycle, granted, cycle)
+
+    def _reserve(
+        self, store: LabelStore, cycle: int, selected: Selected, audit_A: NDArray[np.int64]
+    ) -> None:
+        self._selection.record_asked(cycle, selected, audit_A)
+        self._annotation.reserve(store, cycle, selected, audit_A)
+
+    def _coordinating(self, cycle: int) -> Coordinating:
+        strategy = make_strategy(self._settings.strategy, self._settings.parameters_of("strategy"))
+        if not isinstance(strategy, CoordinatedStrategy):
+            raise MessageRefused(
+                f"strategy={strategy.name!r}: its clients choose alone, and coordinate nothing"
+            )
+        if odd := strategy.signals - COORDINATED_SIGNALS:
+            names = ", ".join(sorted(signal.value for signal in odd))
+            raise MessageRefused(f"strategy={strategy.name!r}: it compares {names} of clients")
+
+        def hold(step: int, digest: str) -> None:
+            # In simulation server and client are one machine, and a step would take ten times as
+            # long: the step before is remembered all the same.
+            if self._resources.site is not None or self._settings.uses_secure_aggregation:
+                with self._disclosure() as disclosure:
+                    disclosure.check_coordination()
+                    disclosure.hold_to_step(cycle, step, digest)
+
+        return Coordinating(strategy, self._state, (self._run, self._client, cycle), hold)
+
+    def _fresh(
+        self,
+        tensors: Mapping[str, Tensor],
+        cycle: int,
+        statistics: ClassStatistics,
+        granted: int | None,
+    ) -> Situation:
+        """Return what makes the client's pool of the global model that came."""
+
+        def situation() -> tuple[PoolView, QueryContext]:
+            with (
+                self._labels() as store,
+                store.set_aside(self._open(store, cycle + 1, granted)),
+            ):
+                # Of the local model nothing is used, so that none has to be made where it is lost.
+                strategy = self._selection.strategy(store.unlabelled(), statistics)
+                pool = self._selection.pool(store, strategy, {}, tensors, cycle)
+                return pool, self._selection.context(store, cycle, statistics, granted)
+
+        return situation
+
+    def _situation_now(
+        self, cycle: int, statistics: ClassStatistics, granted: int | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], QueryContext]:
+        with self._labels() as store, store.set_aside(self._open(store, cycle + 1, granted)):
+            context = self._selection.context(store, cycle, statistics, granted)
+            return store.unlabelled(), store.labelled().samples_N, context
 
     @contextmanager
     def _labels(self) -> Iterator[LabelStore]:
@@ -435,7 +653,7 @@ class Client:
         with self._state.privacy() as store:
             yield Disclosure(store, self._settings, self._run, self._client)
 
-    def _tested(self, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:
+    def _tested(self, tensors: Mapping[str, Tensor], cycle: int) -> EvaluationSums:
         if not self._settings.tests_at_sites:
             raise MessageRefused(
                 f"evaluate={self._settings.evaluate!r}: asked to test the model all the same"
@@ -457,8 +675,10 @@ class Client:
         """Buy the first labels; one that comes late sees what has come by the cycle."""
         if store.request(self._annotation.request_id(0)) is None:
             store.open_only(self._arriving.open(store, cycle))
-            selected = self._selection.first(store, granted, cycle)
-            self._annotation.reserve(store, 0, selected)
+            audit_A = self._selection.audited(store, 0, granted, cycle)
+            with store.set_aside(audit_A):
+                selected = self._selection.first(store, granted, cycle)
+            self._reserve(store, 0, selected, audit_A)
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:
@@ -493,7 +713,8 @@ class Client:
         request = store.request(self._annotation.request_id(cycle))
         longest = store.longest_waiting()
         return QueryAnswer(
-            selected=len(request.samples) if request is not None else 0,
+            selected=(len(request.samples) if request is not None else 0)
+            + len(self._auditing.asked(store, cycle)),
             labelled=len(store.labelled().samples_N),
             held_out=len(store.held_out().samples_N),
             pending=store.ledger().reserved,
@@ -504,13 +725,3 @@ class Client:
             longest_seconds=longest.seconds,
             arrivals=self._arriving.figures(store, cycle),
         )
-
-
-def forms_of_state(loaded: Resources) -> dict[str, ArrayForm]:
-    """Return shape and type of all that a model's state holds, by name; the same object always."""
-    if loaded not in _forms:
-        _forms[loaded] = {
-            name: ArrayForm(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in loaded.state().items()
-        }
-    return _forms[loaded]

@@ -53,7 +53,7 @@ class SiteModels:
     settings: Settings
     loaded: Resources
 
-    def keep(self, tensors: dict[str, Tensor], metadata: str, with_personal: bool) -> None:
+    def keep(self, tensors: Mapping[str, Tensor], metadata: str, with_personal: bool) -> None:
         """Leave the run's model and its card; what earlier runs have left there goes.
 
         Parameters
@@ -157,7 +157,7 @@ class SiteModels:
         backbone = self.loaded.backbone
         return backbone.digest if backbone is not None else ""
 
-    def _write(self, name: str, tensors: dict[str, Tensor], use: ModelUse) -> None:
+    def _write(self, name: str, tensors: Mapping[str, Tensor], use: ModelUse) -> None:
         classes = self.loaded.dataset.class_names
         metadata = model_metadata(classes, self._backbone, use.model_dump(mode="json"))
         arrays = {key: array_of(tensor) for key, tensor in tensors.items()}

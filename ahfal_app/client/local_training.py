@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,10 @@ from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.labels.store import Labelled, LabelStore
 from ahfal_app.models import Classifier
-from ahfal_app.query import make_strategy
+from ahfal_app.query import QueryStrategy, strategy_maker
 from ahfal_app.seeds import torch_generator
-from ahfal_app.training.local_updates.core.base import LocalSituation
-from ahfal_app.training.objectives import make_local_update, make_objective
+from ahfal_app.training.local_updates.core.base import LocalSituation, LocalUpdateMethod
+from ahfal_app.training.objectives import local_update_maker, make_objective
 from ahfal_app.training.resources import Resources
 from ahfal_app.training.sgd import LocalUpdate, TrainingResult, TrainingState
 from ahfal_app.training.update import carry_out
@@ -84,7 +84,7 @@ class ClientTraining:
 
     def in_round(
         self,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         sets: LabelledSets,
         cycle: int,
         round_: int,
@@ -99,21 +99,29 @@ class ClientTraining:
         return model, result
 
     def in_place_of_local_model(
-        self, tensors: dict[str, Tensor], sets: LabelledSets, cycle: int
-    ) -> dict[str, Tensor]:
+        self, tensors: Mapping[str, Tensor], sets: LabelledSets, cycle: int
+    ) -> Mapping[str, Tensor]:
         """Stand in for f^L of a client that missed the last round: f^G, trained on L_i."""
         model = self._model(tensors)
         if len(sets.labelled.samples_N):
             self._train(model, tensors, sets, (cycle, self.settings.rounds + 1))
-        return {name: tensor.clone() for name, tensor in self.loaded.state().items()}
+        return self.loaded.model_tensors()
 
-    def _model(self, tensors: dict[str, Tensor]) -> Classifier:
+    @functools.cached_property
+    def _make_local_update(self) -> Callable[[], LocalUpdateMethod]:
+        return local_update_maker(self.settings)
+
+    @functools.cached_property
+    def _make_strategy(self) -> Callable[[], QueryStrategy]:
+        return strategy_maker(self.settings.strategy, self.settings.parameters_of("strategy"))
+
+    def _model(self, tensors: Mapping[str, Tensor]) -> Classifier:
         return self.loaded.model_with(tensors)
 
     def _train(
         self,
         model: Classifier,
-        global_tensors: dict[str, Tensor],
+        global_tensors: Mapping[str, Tensor],
         sets: LabelledSets,
         when: tuple[int, int],
         watch: AfterEpoch | None = None,
@@ -130,11 +138,10 @@ class ClientTraining:
             initially_labelled_N=sets.initially.samples_N,
             global_tensors=global_tensors,
         )
-        strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
         objective = make_objective(
-            make_local_update(settings),
+            self._make_local_update(),
             self.loaded,
-            strategy,
+            self._make_strategy(),
             recipe,
             situation,
             self.proximal_mu,

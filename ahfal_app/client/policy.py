@@ -22,7 +22,8 @@ from ahfal_app.ledger import Ledger
 from ahfal_app.models import model_problem
 from ahfal_app.oracle import oracle_names
 from ahfal_app.parameters import suggestion
-from ahfal_app.query import strategy_names
+from ahfal_app.query import make_strategy, strategy_names
+from ahfal_app.query.core.reveals import MEANINGS, Reveal
 
 #: Of every key; one that starts so and is not known is refused, as it would protect nothing.
 PREFIX = "policy-"
@@ -75,6 +76,10 @@ class Policy(BaseModel):
     total_labels: int | None = _rule("most labels that all runs together ask for", ge=1)
     image_size: int | None = _rule("largest height and width of images, in pixels", ge=1)
     strategies: _Names | None = _rule("query strategies that may choose, with commas between")
+    reveals: _Names | None = _rule(
+        "what a query strategy may tell of the site's samples, with commas between: "
+        f"{' | '.join(Reveal)}; nothing where it is not set"
+    )
     oracles: _Names | None = _rule("oracles that may be asked, with commas between")
     models: _Names | None = _rule("networks that may be trained, with commas between")
     local_epochs: int | None = _rule("most epochs of local training in a round", ge=1)
@@ -128,6 +133,7 @@ class Policy(BaseModel):
                 *self._image_size_broken(settings, data),
                 *_names_broken("strategies", self.strategies, settings.strategy),
                 *_names_broken("strategies", self.strategies, *_first_choice(settings)),
+                *self._reveals_broken(settings),
                 *_names_broken("oracles", self.oracles, settings.oracle),
                 *_names_broken("models", self.models, settings.model),
                 *_most_broken("local-epochs", self.local_epochs, settings.local_epochs),
@@ -230,7 +236,8 @@ class Policy(BaseModel):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             text = "|".join(value) if isinstance(value, tuple) else value
-            shown = "not limited" if value is None else str(text)
+            unset = "nothing" if name == "reveals" else "not limited"
+            shown = unset if value is None else str(text)
             described.append(f"{str(field.alias).removeprefix(PREFIX)}: {shown}")
         return described
 
@@ -246,6 +253,7 @@ class Policy(BaseModel):
         for key, given, known in (
             ("strategies", self.strategies, strategy_names()),
             ("oracles", self.oracles, oracle_names()),
+            ("reveals", self.reveals, tuple(Reveal)),
         ):
             for name in given or ():
                 if name not in known:
@@ -266,6 +274,16 @@ class Policy(BaseModel):
         epsilon = exact_fraction(settings.epsilon)
         yield from _most_broken("epsilon", self.epsilon, epsilon)
         yield from _most_broken("total-epsilon", self.total_epsilon, past.epsilon + epsilon)
+
+    def _reveals_broken(self, settings: Settings) -> Iterator[_Broken]:
+        """Say what the run's strategy tells of samples that the site has not allowed."""
+        strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
+        allowed, told = self.reveals or (), strategy.reveals
+        if strategy.is_coordinated and not settings.uses_secure_aggregation:
+            told |= {Reveal.SUMS}
+        if missing := sorted(told - set(allowed)):
+            words = ", ".join(f"{each} ({MEANINGS[Reveal(each)]})" for each in missing)
+            yield _Broken("reveals", f"{words}; {', '.join(allowed) or 'nothing'}")
 
     def _image_size_broken(self, settings: Settings, data: DataFormat | None) -> Iterator[_Broken]:
         size = max((settings.image_size, *(data.image_shape[:2] if data else ())))

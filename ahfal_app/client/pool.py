@@ -46,8 +46,8 @@ class PoolSituation:
     ids_N: NDArray[np.int64]
     labelled_ids_L: NDArray[np.int64]
     labels_L: NDArray[np.int64]
-    local_tensors: dict[str, Tensor]
-    global_tensors: dict[str, Tensor]
+    local_tensors: Mapping[str, Tensor]
+    global_tensors: Mapping[str, Tensor]
     watched: Mapping[Signal, Tensor] = field(default_factory=dict)
 
 
@@ -71,7 +71,9 @@ def make_pool(
     labelled_ids_L = torch.from_numpy(situation.labelled_ids_L)
     wants_maps = Signal.LOCAL_FEATURE_MAPS in strategy.signals
 
-    def predictions(tensors: dict[str, Tensor], rows_N: Tensor, maps: bool = False) -> Predictions:
+    def predictions(
+        tensors: Mapping[str, Tensor], rows_N: Tensor, maps: bool = False
+    ) -> Predictions:
         model = resources.model()
         model.load_state_dict(tensors)
         return predict(model, resources.train_images, rows_N, maps)
@@ -92,7 +94,7 @@ def make_pool(
     def labelled_of_global() -> Predictions:
         return predictions(situation.global_tensors, labelled_ids_L)
 
-    def head(tensors: dict[str, Tensor]) -> Tensor:
+    def head(tensors: Mapping[str, Tensor]) -> Tensor:
         return _last_layer(resources.loaded_model(tensors))
 
     sources: dict[Signal, Callable[[], Tensor]] = {

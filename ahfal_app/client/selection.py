@@ -13,9 +13,12 @@ from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.arriving import Arriving
+from ahfal_app.client.auditing import Auditing
 from ahfal_app.client.features import pool_of_features
 from ahfal_app.client.pool import PoolSituation, make_pool
 from ahfal_app.config import Settings
+from ahfal_app.errors import MessageRefused
+from ahfal_app.forgetting import forgotten_counts
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.ledger import Ledger
 from ahfal_app.query import (
@@ -28,6 +31,7 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
 )
+from ahfal_app.results.arrival_rows import write_asked
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.training.resources import Resources
 
@@ -76,6 +80,8 @@ class Selection:
         The client's data and its model.
     arriving : Arriving
         Which of its samples are there by now.
+    auditing : Auditing
+        What is asked for at random.
     run_folder : Path | None
         The run's folder, for the record of selections; only where the run is simulated.
     allowance : Allowance
@@ -86,8 +92,35 @@ class Selection:
     client: int
     loaded: Resources
     arriving: Arriving
+    auditing: Auditing
     run_folder: Path | None
     allowance: Allowance = granted
+
+    def audited(
+        self, store: LabelStore, cycle: int, granted: int | None, arrived_by: int
+    ) -> NDArray[np.int64]:
+        """Draw at random what is asked for before a cycle whatever the query strategy chooses.
+
+        Parameters
+        ----------
+        store : LabelStore
+            The client's labels.
+        cycle : int
+            The cycle that labels are bought for.
+        granted : int | None
+            How many labels the server grants in total; None: as many as the settings say.
+        arrived_by : int
+            The cycle by which samples have come.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            Sample ids, increasing. Shape (A,).
+        """
+        if not self.settings.audit_share:
+            return np.zeros(0, np.int64)
+        budget = self._allotted(store, cycle, granted, self.arriving.count(arrived_by))
+        return self.auditing.drawn(store, cycle, budget)
 
     def first(self, store: LabelStore, granted: int | None = None, cycle: int = 0) -> Selected:
         """Select what is labelled before the first cycle.
@@ -113,8 +146,8 @@ class Selection:
     def by_strategy(
         self,
         store: LabelStore,
-        local: dict[str, Tensor],
-        tensors: dict[str, Tensor],
+        local: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         cycle: int,
         statistics: ClassStatistics,
         granted: int | None = None,
@@ -126,7 +159,7 @@ class Selection:
         ----------
         store : LabelStore
             The client's labels.
-        local, tensors : dict[str, Tensor]
+        local, tensors : Mapping[str, Tensor]
             Local model f^L and global model f^G.
         cycle : int
             The cycle that was just trained.
@@ -137,30 +170,75 @@ class Selection:
         watched : Mapping[Signal, Tensor], optional
             What the query strategy has watched of the pool while the client trained.
         """
-        num_samples = self.arriving.count(cycle + 1)
-        budget = self._allotted(store, cycle + 1, granted, num_samples)
-        strategy = self._strategy(store.unlabelled(), statistics)
-        situation = self._situation(store, local, tensors, cycle + 1)
-        situation = dataclasses.replace(situation, watched=watched or {})
-        pool = make_pool(self.settings, self.loaded, strategy, situation)
-        context = self._context(budget, cycle + 1, statistics, store)
+        strategy = self.strategy(store.unlabelled(), statistics)
+        pool = self.pool(store, strategy, local, tensors, cycle, watched)
+        context = self.context(store, cycle, statistics, granted)
         samples_B = checked_select(strategy, pool, context)
         selected = self._judged(strategy, pool, context, samples_B)
         self._record(selected, cycle)
         return selected
+
+    def coordinated(self, pool: PoolView, context: QueryContext, cycle: int) -> Selected:
+        """Select what is labelled after a cycle as the clients have coordinated.
+
+        Parameters
+        ----------
+        pool : PoolView
+            The client's pool.
+        context : QueryContext
+            With what was coordinated.
+        cycle : int
+            The cycle that was just trained.
+
+        Raises
+        ------
+        MessageRefused
+            The decision is none that the strategy's coordinator makes.
+        """
+        strategy = make_strategy(self.settings.strategy, self.settings.parameters_of("strategy"))
+        try:
+            samples_B = checked_select(strategy, pool, context)
+        except ValueError as error:
+            raise MessageRefused(str(error)) from error
+        selected = self._judged(strategy, pool, context, samples_B)
+        self._record(selected, cycle)
+        return selected
+
+    def pool(
+        self,
+        store: LabelStore,
+        strategy: QueryStrategy,
+        local: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        cycle: int,
+        watched: Mapping[Signal, Tensor] | None = None,
+    ) -> PoolView:
+        """Return the client's pool after a cycle; parameters as of `by_strategy`."""
+        situation = self._situation(store, local, tensors, cycle + 1)
+        situation = dataclasses.replace(situation, watched=watched or {})
+        return make_pool(self.settings, self.loaded, strategy, situation)
+
+    def context(
+        self, store: LabelStore, cycle: int, statistics: ClassStatistics, granted: int | None
+    ) -> QueryContext:
+        """Return what the client knows after a cycle besides its pool; its budget is allotted."""
+        num_samples = self.arriving.count(cycle + 1)
+        budget = self._allotted(store, cycle + 1, granted, num_samples)
+        return self._context(budget, cycle + 1, statistics, store)
 
     def _allotted(
         self, store: LabelStore, cycle: int, granted: int | None, num_samples: int
     ) -> int:
         """Grant what is due by a cycle and return what may be asked for.
 
-        This is what is free, B_i and what was missed before, or less where a site's policy says so.
+        This is what is free, B_i and what was missed before, or less where a site's policy says so;
+        and without what is set aside of the pool, since that is asked for beside.
         """
         due = self.settings.labels_due(cycle, num_samples) if granted is None else granted
         store.allot(min(due, num_samples))
-        return self.allowance(store.ledger())
+        return self.allowance(store.ledger()) - store.num_set_aside
 
-    def _strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
+    def strategy(self, ids_N: NDArray[np.int64], statistics: ClassStatistics) -> QueryStrategy:
         """Return the query strategy, aligned to a target where there is one."""
         strategy = make_strategy(self.settings.strategy, self.settings.parameters_of("strategy"))
         if statistics.target_C is None or not isinstance(strategy, ScoringStrategy):
@@ -172,7 +250,11 @@ class Selection:
     def _context(
         self, budget: int, for_cycle: int, statistics: ClassStatistics, store: LabelStore
     ) -> QueryContext:
-        labelled = store.labelled()
+        labelled, weighted_C = store.labelled(), None
+        if self.settings.forget_budgets:
+            # As of the cycle that was trained, as they are told to the server.
+            counts_TC = store.counts_by_cycle(for_cycle - 1, self.loaded.num_classes)
+            weighted_C = forgotten_counts(counts_TC, self.settings.forget)
         return QueryContext(
             budget=budget,
             num_classes=self.loaded.num_classes,
@@ -182,13 +264,14 @@ class Selection:
             client=self.client,
             cycle=for_cycle,
             labels_L=labelled.labels_N,
+            weighted_counts_C=weighted_C,
         )
 
     def _situation(
         self,
         store: LabelStore,
-        local: dict[str, Tensor],
-        tensors: dict[str, Tensor],
+        local: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         for_cycle: int,
     ) -> PoolSituation:
         labelled = store.labelled()
@@ -220,6 +303,11 @@ class Selection:
             logits_NC = pool.signal(Signal.LOCAL_LOGITS)
             guesses_B = logits_NC.argmax(dim=1).cpu().numpy()[positions_B]
         return Selected(strategy.name, samples_B, scores_B, guesses_B)
+
+    def record_asked(self, cycle: int, selected: Selected, audit_A: NDArray[np.int64]) -> None:
+        """Write down what is about to be asked for, beside what arrives; only in simulation."""
+        if self.run_folder is not None and self.settings.simulates_arrivals:
+            write_asked(self.run_folder, cycle, self.client, selected.samples_B, audit_A)
 
     def _record(self, selected: Selected, cycle: int) -> None:
         """Write down what was selected, for figures; only where the run's folder is at hand."""

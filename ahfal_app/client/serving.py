@@ -8,6 +8,7 @@ machine and its folders.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 
 from ahfal_app.backbones import PRETRAINED, UNTRAINED
 from ahfal_app.client.client import Client
+from ahfal_app.client.momentum import Collection, collection, momentum_in
 from ahfal_app.client.node_config import (
     NodeConfig,
     at_site,
@@ -42,6 +44,11 @@ from ahfal_app.training.resources import (
     computing_threads,
     resources,
     site_resources,
+)
+
+# Simulated clients of an engine in this process, with what their order said of them.
+_kept: weakref.WeakKeyDictionary[Collection, dict[object, tuple[object, Client]]] = (
+    weakref.WeakKeyDictionary()
 )
 
 
@@ -74,6 +81,28 @@ def client_for(
     PolicyRefused
         The site's policy does not allow it.
     """
+    engine = collection()
+    if engine is None or is_site(node_config) or order.settings.client_state != "disk":
+        return _made(order, node_config, memory, needed_bytes)
+    # A run's clients are made once, and looked up by all that they are made of.
+    key = (node_config.get("partition-id"), node_config.get("num-partitions"))
+    told = (order.settings, order.run, order.run_folder, order.data, order.proximal_mu)
+    kept = _kept.setdefault(engine, {})
+    known = kept.get(key)
+    if known is not None and known[0] == (*told, order.backbone):
+        torch.set_num_threads(computing_threads(order.settings))
+        return known[1]
+    client = _made(order, node_config, memory, needed_bytes)
+    kept[key] = ((*told, order.backbone), client)
+    return client
+
+
+def _made(
+    order: Order,
+    node_config: NodeConfig,
+    memory: Callable[[], MutableMapping[str, bytes]],
+    needed_bytes: int | None,
+) -> Client:
     partition, partitions = partition_of(order.settings, node_config)
     settings = at_site(order.settings, node_config)
     if settings.num_clients == 0:
@@ -189,7 +218,8 @@ def _simulated_state(
         raise ConfigError(
             ["state-dir: a SuperNode on another machine than the server needs it in --node-config"]
         )
-    return ClientState.on_disk(run_folder / "clients" / str(partition))
+    folder, shared = run_folder / "clients" / str(partition), momentum_in(run_folder / "momentum")
+    return ClientState.on_disk(folder, shared=(partition, shared))
 
 
 def _loaded(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from ahfal_app.client.momentum import KEPT_ROUNDS, CollectedMomentum, MomentumFiles
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training.sgd import TrainingState
@@ -34,65 +34,12 @@ _LOCAL_MODEL = re.compile(r"local-model-(\d+)\.safetensors")
 _WATCHED = re.compile(r"watched-(\d+)-(\d+)\.safetensors")
 _PREDICTED = re.compile(r"predictions-(\d+)\.safetensors")
 _STOP_SET = "stop-set.safetensors"
+_COORDINATED = "coordination-"
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
 
-# A resumed server repeats the round that was under way, or, where its newest checkpoint is
-# damaged, the one before it, too; both start from the state before them.
-_KEPT_ROUNDS = 3
-
 # Predictions are compared with those of the cycle before, also where a cycle is closed again.
 _KEPT_CYCLES = 3
-
-
-class _Newest:
-    """What each client of this process has written last, to be read again without the disk.
-
-    A file that is no longer the one that was written is not known. Memory is bounded: what was
-    written longest ago is forgotten first.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._bytes = 0
-        self._of_folder: dict[Path, tuple[Path, tuple[int, ...], TrainingState]] = {}
-
-    def keep(self, path: Path, state: TrainingState) -> None:
-        """Remember a state that has just been written; it must not be changed any more."""
-        with self._lock:
-            if path.parent in self._of_folder:
-                self._forget(path.parent)
-            self._of_folder[path.parent] = (path, _identity(path), state)
-            self._bytes += _size(state)
-            while self._bytes > self._most_bytes:
-                self._forget(next(iter(self._of_folder)))
-
-    def of(self, path: Path) -> TrainingState | None:
-        """Return what a file holds, or None where that is not known."""
-        with self._lock:
-            known = self._of_folder.get(path.parent)
-        if known is None or known[:2] != (path, _identity(path)):
-            return None
-        return known[2]
-
-    def _forget(self, folder: Path) -> None:
-        self._bytes -= _size(self._of_folder.pop(folder)[2])
-
-
-def _size(state: TrainingState) -> int:
-    return sum(tensor.nbytes for tensor in state.momentum.values())
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-_newest = _Newest(most_bytes=1 << 26)
 
 
 class FolderPieces(MutableMapping[str, bytes]):
@@ -149,19 +96,32 @@ class ClientState:
         Where the label store is a database file; None keeps it among the pieces.
     root : Path | None
         The folder in which a site keeps the states of all runs.
+    shared : tuple[int, CollectedMomentum | MomentumFiles] | None
+        The client's number, and what is kept for all clients of a simulation. Momentum is kept
+        there where it is collected, and otherwise read, as another engine may have left it.
     """
 
     def __init__(
-        self, pieces: MutableMapping[str, bytes], folder: Path | None, root: Path | None = None
+        self,
+        pieces: MutableMapping[str, bytes],
+        folder: Path | None,
+        root: Path | None = None,
+        shared: tuple[int, CollectedMomentum | MomentumFiles] | None = None,
     ) -> None:
         self._pieces = pieces
         self._folder = folder
         self._root = root
+        self._shared = shared
 
     @classmethod
-    def on_disk(cls, folder: Path, root: Path | None = None) -> ClientState:
+    def on_disk(
+        cls,
+        folder: Path,
+        root: Path | None = None,
+        shared: tuple[int, CollectedMomentum | MomentumFiles] | None = None,
+    ) -> ClientState:
         """Return a state that survives the process."""
-        return cls(FolderPieces(folder), folder, root)
+        return cls(FolderPieces(folder), folder, root, shared)
 
     @classmethod
     def in_record(cls, record: MutableMapping[str, bytes]) -> ClientState:
@@ -225,31 +185,37 @@ class ClientState:
 
     def save_training(self, cycle: int, round_: int, state: TrainingState) -> None:
         """Keep the state after a round of local training."""
+        client, shared = self._shared or (0, None)
+        if isinstance(shared, CollectedMomentum):
+            shared.keep(client, (cycle, round_), state)
+            return
         arrays = {_MOMENTUM + name: array_of(tensor) for name, tensor in state.momentum.items()}
         arrays[_EPOCHS] = np.array(state.epochs)
-        name = f"training-{cycle}-{round_}.safetensors"
-        self._save(name, arrays)
-        if self._folder is not None:
-            _newest.keep(self._folder / name, state)
-        for old in self._training_rounds()[:-_KEPT_ROUNDS]:
+        self._save(f"training-{cycle}-{round_}.safetensors", arrays)
+        for old in self._training_rounds()[:-KEPT_ROUNDS]:
             self._forget("training-{}-{}.safetensors".format(*old))
 
     def load_training(self, cycle: int, before_round: int) -> TrainingState | None:
         """Return the newest sound state of a cycle from before a round, or None."""
-        rounds = [r for c, r in self._training_rounds() if c == cycle and r < before_round]
-        for round_ in reversed(rounds):
-            name = f"training-{cycle}-{round_}.safetensors"
-            known = _newest.of(self._folder / name) if self._folder is not None else None
-            if known is not None:
-                return known
-            tensors = self._load(name)
+        left = self._shared[1].load(self._shared[0], cycle, before_round) if self._shared else None
+        if left is not None and left.when[1] == before_round - 1:
+            return left.state  # There is no newer one.
+        newer_than = left.when[1] if left is not None else 0
+        own = self._own_training(cycle, newer_than, before_round)
+        return left.state if own is None and left is not None else own
+
+    def _own_training(self, cycle: int, newer_than: int, before_round: int) -> TrainingState | None:
+        """Return the newest sound state of a cycle from between two rounds, of one's own."""
+        rounds = [r for c, r in self._training_rounds() if c == cycle]
+        for round_ in reversed([r for r in rounds if newer_than < r < before_round]):
+            tensors = self._load(f"training-{cycle}-{round_}.safetensors")
             if tensors is not None and _EPOCHS in tensors:
                 epochs = int(tensors.pop(_EPOCHS))
                 momentum = {name.removeprefix(_MOMENTUM): t for name, t in tensors.items()}
                 return TrainingState(momentum, epochs)
         return None
 
-    def save_local_model(self, cycle: int, state_dict: dict[str, Tensor]) -> None:
+    def save_local_model(self, cycle: int, state_dict: Mapping[str, Tensor]) -> None:
         """Keep the local model f^L of a cycle, and no other."""
         name = f"local-model-{cycle}.safetensors"
         self._save(name, {key: array_of(tensor) for key, tensor in state_dict.items()})
@@ -269,11 +235,11 @@ class ClientState:
                 return cycle, tensors
         return None
 
-    def save_watched(self, cycle: int, round_: int, watched: dict[str, Tensor]) -> None:
+    def save_watched(self, cycle: int, round_: int, watched: Mapping[str, Tensor]) -> None:
         """Keep what a query strategy has watched of the pool up to a round of a cycle."""
         arrays = {name: array_of(tensor) for name, tensor in watched.items()}
         self._save(f"watched-{cycle}-{round_}.safetensors", arrays)
-        for old in self._watched_rounds()[:-_KEPT_ROUNDS]:
+        for old in self._watched_rounds()[:-KEPT_ROUNDS]:
             self._forget("watched-{}-{}.safetensors".format(*old))
 
     def load_watched(self, cycle: int, before_round: int) -> dict[str, Tensor] | None:
@@ -308,6 +274,30 @@ class ClientState:
             return None
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
+    def save_coordinated_pool(self, cycle: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what is chosen from, while clients coordinate their choice, and forget the rest."""
+        for name in [name for name in self._pieces if name.startswith(_COORDINATED)]:
+            self._forget(name)
+        arrays = {name: array_of(tensor) for name, tensor in tensors.items()}
+        self._save(f"{_COORDINATED}pool-{cycle}.safetensors", arrays)
+
+    def save_coordinated(self, cycle: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Keep how far the coordination of a cycle's choice is."""
+        self._save(f"{_COORDINATED}{cycle}.safetensors", dict(arrays))
+
+    def load_coordinated(
+        self, cycle: int
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+        """Return what is chosen from, and how far it is; None where nothing sound is left."""
+        pool, how_far = (f"{_COORDINATED}{part}{cycle}.safetensors" for part in ("pool-", ""))
+        return self._load(pool), self._load(how_far)
+
+    def coordinated_file(self, cycle: int) -> tuple[int, ...]:
+        """Return what tells one version of how far a coordination is from another, on disk."""
+        if self._folder is None:
+            return ()
+        return _identity(self._folder / f"{_COORDINATED}{cycle}.safetensors")
+
     def _watched_rounds(self) -> list[tuple[int, int]]:
         matches = (_WATCHED.fullmatch(name) for name in self._pieces)
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
@@ -338,6 +328,14 @@ class ClientState:
         except SafetensorError as error:
             _log.warning("%s is damaged (%s): the client goes on without it", name, error)
             return None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def array_of(tensor: Tensor) -> NDArray[np.generic]:

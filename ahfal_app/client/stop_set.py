@@ -5,6 +5,8 @@ Shape suffixes: N samples of it, C classes, E entries of sums (`ahfal_app.stop_s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ class StopSet:
         self._state = state
         self._loaded = loaded
 
-    def sums(self, tensors: dict[str, Tensor], cycle: int) -> NDArray[np.int64]:
+    def sums(self, tensors: Mapping[str, Tensor], cycle: int) -> NDArray[np.int64]:
         """Predict, and return sums over this cycle and the one before, int64 (E,).
 
         Parameters
@@ -64,7 +66,7 @@ class StopSet:
         num_classes = self._loaded.num_classes
         return prediction_sums(now["classes"], now["entropies"], before_N, num_classes)
 
-    def _predict(self, tensors: dict[str, Tensor], cycle: int) -> dict[str, NDArray[np.int64]]:
+    def _predict(self, tensors: Mapping[str, Tensor], cycle: int) -> dict[str, NDArray[np.int64]]:
         """Return, and keep, what a model predicts; images that are gone are left out."""
         ids_N = np.intersect1d(self._drawn(), self._loaded.client_rows(self._client))
         classes_N, entropies_N = np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -5,6 +5,7 @@ Shapes: N samples, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class Testing:
                 of_first_request=settings.validation_from == "initial",
             )
 
-    def sums(self, store: LabelStore, tensors: dict[str, Tensor], cycle: int) -> EvaluationSums:
+    def sums(self, store: LabelStore, tensors: Mapping[str, Tensor], cycle: int) -> EvaluationSums:
         """Test a model on what is held out of the labels that a cycle may use, if any.
 
         Of a site that brings images for testing, on these, too.
@@ -80,7 +81,7 @@ class Testing:
 
     def _tested(
         self,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         images: DeviceImages,
         rows_N: NDArray[np.int64],
         labels_N: NDArray[np.int64],

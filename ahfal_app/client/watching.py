@@ -6,8 +6,9 @@ Shape suffixes: N samples in the pool, M samples that were watched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,14 @@ from torch import Tensor
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
 from ahfal_app.models import Classifier
-from ahfal_app.query import Moment, Outputs, Signal, WatchingStrategy, make_strategy
+from ahfal_app.query import (
+    Moment,
+    Outputs,
+    QueryStrategy,
+    Signal,
+    WatchingStrategy,
+    strategy_maker,
+)
 from ahfal_app.training.prediction import predict
 from ahfal_app.training.resources import Resources
 
@@ -59,7 +67,7 @@ class Watching:
         return RoundWatch(self, strategy, ids_N, before, cycle, round_)
 
     def signals(
-        self, ids_N: NDArray[np.int64], tensors: dict[str, Tensor], cycle: int
+        self, ids_N: NDArray[np.int64], tensors: Mapping[str, Tensor], cycle: int
     ) -> Mapping[Signal, Tensor]:
         """Return what follows from what was watched in a cycle, for the pool as it is now.
 
@@ -90,8 +98,12 @@ class Watching:
             signals[signal] = signals[signal].to(values).index_copy(0, rows_M, values)
         return {signal: values.to(self.loaded.device) for signal, values in signals.items()}
 
+    @cached_property
+    def _make_strategy(self) -> Callable[[], QueryStrategy]:
+        return strategy_maker(self.settings.strategy, self.settings.parameters_of("strategy"))
+
     def _strategy(self) -> WatchingStrategy | None:
-        strategy = make_strategy(self.settings.strategy, self.settings.parameters_of("strategy"))
+        strategy = self._make_strategy()
         return strategy if isinstance(strategy, WatchingStrategy) else None
 
 
@@ -139,7 +151,7 @@ class RoundWatch:
         """Whether the strategy looks at epochs within the round."""
         return self._strategy.every_epoch
 
-    def received(self, tensors: dict[str, Tensor]) -> None:
+    def received(self, tensors: Mapping[str, Tensor]) -> None:
         """Look at the global model that came, the aggregate of the round before."""
         epochs = self._watching.settings.local_epochs
         moment = Moment("global", self._round - 1, self._rounds, epochs, epochs)

@@ -11,7 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from ahfal_app.client.momentum import Collection, collected_in
 from ahfal_app.messages.protocol import TRAIN
 from ahfal_app.training.together.gathering import Gathering, TrainTogether
 from ahfal_app.training.update import trained_by
@@ -90,6 +91,8 @@ class InProcessGrid(Grid):
             )
             for partition in range(num_clients)
         }
+        self._answered = threading.Event()
+        self._collection = Collection()
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="client")
         self._train_together = train_together
         self._closing = threading.Event()
@@ -117,6 +120,10 @@ class InProcessGrid(Grid):
     def most_at_once(self) -> int:
         """Messages whose answers, models of as many clients, are in memory at the same time."""
         return MOST_AT_ONCE
+
+    def settle(self) -> None:
+        """Write what clients have left in memory, before the server counts on it."""
+        self._collection.settle()
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -158,9 +165,7 @@ class InProcessGrid(Grid):
             self._submit_together(training, train_together)
         for message in pushed:
             if message.metadata.message_id not in self._pending:
-                self._pending[message.metadata.message_id] = self._workers.submit(
-                    self._call, message
-                )
+                self._wait_for(message, self._workers.submit(self._call, message))
         return [message.metadata.message_id for message in pushed]
 
     def _submit_together(self, messages: Sequence[Message], train_together: TrainTogether) -> None:
@@ -174,15 +179,22 @@ class InProcessGrid(Grid):
             nodes = [message.metadata.dst_node_id for message in group]
             gathering = Gathering(nodes, train_together)
             for message in group:
-                self._pending[message.metadata.message_id] = self._gathered.submit(
-                    self._call_gathered, message, gathering
-                )
+                called = self._gathered.submit(self._call_gathered, message, gathering)
+                self._wait_for(message, called)
+
+    def _wait_for(self, message: Message, called: Future[Message]) -> None:
+        self._pending[message.metadata.message_id] = called
+        called.add_done_callback(lambda _: self._answered.set())
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are ready, waiting a moment for the first of them."""
         asked = {i: self._pending[i] for i in message_ids if i in self._pending}
-        wait(asked.values(), timeout=_PULL_TIMEOUT_S, return_when=FIRST_COMPLETED)
+        # An answer that comes after this is not missed.
+        self._answered.clear()
         ready = [identity for identity, future in asked.items() if future.done()]
+        if asked and not ready:
+            self._answered.wait(_PULL_TIMEOUT_S)
+            ready = [identity for identity, future in asked.items() if future.done()]
         return [self._pending.pop(identity).result() for identity in ready]
 
     def send_and_receive(
@@ -214,7 +226,8 @@ class InProcessGrid(Grid):
         if context is None:
             return Message(Error(5, "there is no such node"), reply_to=message)
         try:
-            return self._client_app(message, context)
+            with collected_in(self._collection):
+                return self._client_app(message, context)
         except Exception as error:  # noqa: BLE001 (becomes an error reply)
             # As Flower does: whatever a client raises becomes an error reply, not a crash.
             reason = "".join(traceback.format_exception_only(error)).strip()

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from ahfal_app.evaluation.sums import UNITS, EvaluationSums
 from ahfal_app.metrics import measure_all, metric_names
@@ -28,7 +27,7 @@ from ahfal_app.metrics import measure_all, metric_names
 #: Of each interval.
 LEVEL = 0.95
 
-_Z = float(norm.ppf(0.5 + LEVEL / 2))
+_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _EDGE = 1e-12
 
 Bounds = tuple[float, float]
@@ -204,6 +203,9 @@ def newcombe(area: float, own: int, others: int) -> Bounds:
     own, others : int
         Samples of the class, and of all others.
     """
+    # A process of a client imports this module for each message, and needs no root.
+    from scipy.optimize import brentq
+
     half = (own + others) / 2 - 1
 
     def excess(theta: float) -> float:
@@ -247,7 +249,7 @@ def _calibration_bounds(calibration_3K: NDArray[np.int64]) -> Bounds | None:
         return None
     places = np.flatnonzero(tested_K).tolist()
     # All bins' intervals hold together in 95 of 100 cases (Bonferroni).
-    z = float(norm.ppf(1 - (1 - LEVEL) / 2 / len(places)))
+    z = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / len(places))
     low = high = 0.0
     for k in places:
         tested, confidence = int(tested_K[k]), float(units_K[k] / UNITS / tested_K[k])

@@ -178,12 +178,17 @@ def deviation_bands(runs: Sequence[RunResult], point: Point, name: str) -> Chart
     )
     # Classes of different seeds have nothing in common but their rank.
     ranked_TC = np.sort(values_STC, axis=2).mean(axis=0)
+    tau_T = np.array([[cycle.tau for cycle in cycles] for cycles in selecting]).mean(axis=0)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         cycles_T = np.arange(1, len(ranked_TC) + 1)
-        axes.axhspan(0, settings.tau, color="#f0f0f0", zorder=0)
-        axes.axhline(settings.tau, color="#333333", linestyle=(0, (6, 3)))
+        if settings.tau_rule == "fixed":
+            axes.axhspan(0, settings.tau, color="#f0f0f0", zorder=0)
+            axes.axhline(settings.tau, color="#333333", linestyle=(0, (6, 3)))
+        else:
+            axes.fill_between(cycles_T, tau_T, color="#f0f0f0", linewidth=0, zorder=0)
+            axes.plot(cycles_T, tau_T, color="#333333", linestyle=(0, (6, 3)))
         axes.plot(cycles_T, ranked_TC, color="#0072B2", linewidth=0.8, marker="o", markersize=2.5)
         mean_T = ranked_TC.mean(axis=1)
         # With a marker, or the mean of a single cycle could not be seen.
@@ -191,11 +196,12 @@ def deviation_bands(runs: Sequence[RunResult], point: Point, name: str) -> Chart
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         if len(cycles_T) == 1:
             axes.set_xticks(cycles_T)
-        axes.set_ylim(0, 1.1 * max(settings.tau, ranked_TC.max()))
+        axes.set_ylim(0, 1.1 * max(tau_T.max(), ranked_TC.max()))
         axes.set(xlabel="Cycle", ylabel=f"{what} ({unit})")
         figure.legend(loc="outside lower center")
 
-    title = f"{what} and τ = {settings.tau:g}{point_text(point, ': ')}"
+    threshold = f"τ = {settings.tau:g}" if settings.tau_rule == "fixed" else "Otsu's τ"
+    title = f"{what} and {threshold}{point_text(point, ': ')}"
     text = "One line for each rank of the classes, mean over seeds; grey: low-variance."
     return draw_chart(name, title, text, _SIZE, draw)
 

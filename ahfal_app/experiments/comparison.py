@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from ahfal_app.multiple_tests import holm
+
 #: Probability with which an interval covers the true difference.
 CONFIDENCE = 0.95
 
@@ -86,20 +88,6 @@ def paired_difference(
     low, high = stats.t.interval(CONFIDENCE, len(seeds) - 1, loc=mean, scale=error)
     p = float(2 * stats.t.sf(abs(mean / error), len(seeds) - 1))
     return Difference(len(seeds), mean, float(low), float(high), p)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number by Holm's step-down method.
-
-    What is None is not a test, does not count, and stays None.
-    """
-    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, place) in enumerate(tested):
-        highest = max(highest, min(1.0, (len(tested) - rank) * p))
-        corrected[place] = highest
-    return corrected
 
 
 def clear_best(results: Mapping[str, Mapping[int, float]]) -> str | None:

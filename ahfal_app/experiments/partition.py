@@ -46,7 +46,9 @@ def draw_partition(values: Mapping[str, object], out: Path, console: Console) ->
             for rows_N in loaded.partition.indices
         ]
     )
-    statistics = class_statistics(counts_KC, settings.tau, settings.dispersion)
+    statistics = class_statistics(
+        counts_KC, settings.tau, settings.dispersion, rule=settings.tau_rule
+    )
     table = Table("client", *loaded.dataset.class_names, "all")
     for client, counts_C in enumerate(counts_KC):
         table.add_row(f"{client}", *(f"{count:,}" for count in counts_C), f"{counts_C.sum():,}")
@@ -56,7 +58,7 @@ def draw_partition(values: Mapping[str, object], out: Path, console: Console) ->
     console.print(table)
     console.print(
         f"{int(statistics.low_C.sum())} of {loaded.num_classes} classes are low-variance at "
-        f"τ = {settings.tau:g} ({settings.dispersion}, of all samples)"
+        f"τ = {statistics.tau:.4g} ({settings.dispersion}, of all samples)"
     )
     point = (("partition", settings.partition), ("alpha", settings.alpha), ("seed", settings.seed))
     chart = partition_bubbles(counts_KC, point, "partition")

@@ -12,12 +12,12 @@ from ahfal_app.experiments.comparison import (
     TEST_NAME,
     area_under_curve,
     clear_best,
-    holm,
     labels_to_reach,
     paired_difference,
     summarise,
 )
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.multiple_tests import holm
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.kept import ACCURACY
 from ahfal_app.results.tables import TextTable

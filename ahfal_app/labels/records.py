@@ -9,10 +9,24 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+#: In place of a query strategy's name, of a request that was drawn at random.
+AUDIT = "audit"
 
-def request_id(run: str, client: int, cycle: int) -> str:
-    """Return the id of what `client` asks for before `cycle`: equal on every retry."""
-    return hashlib.sha256(f"{run}/{client}/{cycle}".encode()).hexdigest()[:32]
+
+def request_id(run: str, client: int, cycle: int, what: str = "") -> str:
+    """Return the id of what `client` asks for before `cycle`: equal on every retry.
+
+    Parameters
+    ----------
+    run : str
+        The run's identity.
+    client, cycle : int
+        Who asks, and before which cycle.
+    what : str
+        `AUDIT` for what is drawn at random; empty for what the query strategy chooses.
+    """
+    name = "/".join([run, str(client), str(cycle), *([what] if what else [])])
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def utc_text(moment: datetime) -> str:

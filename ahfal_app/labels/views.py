@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ class LabelViews:
         self._connection = connection
         self._samples_N = samples_N
         self._open_N: NDArray[np.int64] | None = None
+        self._set_aside_A: NDArray[np.int64] | None = None
 
     def open_only(self, open_N: NDArray[np.int64] | None) -> None:
         """Take for the pool no others than these samples, which may be asked for by now.
@@ -59,6 +61,26 @@ class LabelViews:
             Ids, strictly increasing; None: all of the client's.
         """
         self._open_N = open_N
+
+    @contextmanager
+    def set_aside(self, samples_A: NDArray[np.int64]) -> Iterator[None]:
+        """Leave samples out of the pool for as long as others are chosen of it.
+
+        Parameters
+        ----------
+        samples_A : NDArray[np.int64]
+            Ids, strictly increasing. Shape (A,).
+        """
+        self._set_aside_A = samples_A
+        try:
+            yield
+        finally:
+            self._set_aside_A = None
+
+    @property
+    def num_set_aside(self) -> int:
+        """How many samples are left out of the pool for a while."""
+        return 0 if self._set_aside_A is None else len(self._set_aside_A)
 
     def asked(self, samples_N: NDArray[np.int64], never: int) -> NDArray[np.int64]:
         """Return the cycle before which each of these samples was asked for, int64 (N,).
@@ -136,14 +158,14 @@ class LabelViews:
         return self._count("reserved", request_id)
 
     def longest_waiting(self) -> Waiting:
-        """Return what is unanswered of the oldest open request; 0 images where nothing is.
+        """Return what is unanswered of the oldest open purchase; 0 images where nothing is.
 
         Seconds are by this machine's clock; where that was set back they are 0.
         """
         row = self._connection.execute(
-            "SELECT count(*), 86400.0 * (julianday('now') - julianday(q.created)) "
+            "SELECT count(*), 86400.0 * (julianday('now') - julianday(min(q.created))) "
             "FROM samples AS s JOIN requests AS q USING (request_id) WHERE s.state = 'reserved' "
-            "GROUP BY q.request_id ORDER BY q.created, q.cycle LIMIT 1"
+            "GROUP BY q.cycle ORDER BY min(q.created), q.cycle LIMIT 1"
         ).fetchone()
         return Waiting(int(row[0]), max(0.0, float(row[1]))) if row is not None else Waiting(0, 0.0)
 
@@ -224,12 +246,14 @@ class LabelViews:
     def unlabelled(self) -> NDArray[np.int64]:
         """Return the pool U_i: ids that nobody was asked for or has labelled, int64 (N,).
 
-        Where `open_only` said so, of these alone.
+        Where `open_only` said so, of these alone, and without what is `set_aside`.
         """
-        unasked_N = self.unasked()
-        if self._open_N is None:
-            return unasked_N
-        return np.intersect1d(unasked_N, self._open_N, assume_unique=True)
+        pool_N = self.unasked()
+        if self._open_N is not None:
+            pool_N = np.intersect1d(pool_N, self._open_N, assume_unique=True)
+        if self._set_aside_A is not None:
+            pool_N = np.setdiff1d(pool_N, self._set_aside_A, assume_unique=True)
+        return pool_N
 
     def unasked(self) -> NDArray[np.int64]:
         """Return the ids that nobody was asked for or has labelled, whatever is open, int64 (N,).

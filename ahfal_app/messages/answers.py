@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
+from ahfal_app.drift import DriftTest, Found, Refusal, Shift, chi_square_p
 from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.messages.fields import (
     LARGEST_COUNT,
@@ -390,6 +391,53 @@ def predictions_from_metrics(metrics: MetricRecord, size: int) -> NDArray[np.int
     if (sums_E < 0).any():
         raise ValueError(f"sums={shown(metrics['sums'])}: allowed are counts")
     return sums_E
+
+
+def drift_to_metrics(found: Found) -> MetricRecord:
+    """Return what a client makes of two windows as metrics."""
+    if isinstance(found, Refusal):
+        # Counted from 1, since metrics are numbers.
+        return MetricRecord({"refusal": list(Refusal).index(found) + 1})
+    return MetricRecord({"refusal": 0, **asdict(found)})
+
+
+def drift_from_metrics(metrics: MetricRecord, method: str, num_classes: int) -> Found:
+    """Return what came in of a client's comparison of two windows.
+
+    Parameters
+    ----------
+    metrics : MetricRecord
+        The answer.
+    method : str
+        The setting `drift-test`. With `chi-square` p is computed here, whatever was told.
+    num_classes : int
+        Number of classes.
+
+    Raises
+    ------
+    ValueError
+        Something is missing, or cannot be.
+    """
+    refusals = list(Refusal)
+    refusal = count(metrics, "refusal")
+    if refusal > len(refusals):
+        raise ValueError(f"refusal={refusal}: allowed is at most {len(refusals)}")
+    if refusal:
+        return refusals[refusal - 1]
+    if method == "predicted":
+        shift = Shift(number(metrics, "divergence"), number(metrics, "variation"))
+        if shift.variation > 1:
+            raise ValueError(f"variation={shift.variation}: allowed is at most 1")
+        return shift
+    statistic, log_ratio = number(metrics, "statistic"), number(metrics, "log_ratio")
+    df, p = count(metrics, "df"), number(metrics, "p")
+    if not 1 <= df < num_classes:
+        raise ValueError(f"df={df}: allowed is 1 to {num_classes - 1}")
+    if p > 1:
+        raise ValueError(f"p={p}: allowed is at most 1")
+    if method == "chi-square":
+        p = chi_square_p(statistic, df)
+    return DriftTest(statistic, log_ratio, df, p)
 
 
 def _ledger(metrics: MetricRecord) -> Ledger:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import reprlib
+from typing import TypeVar
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from ahfal_app.messages.keys import METRICS_KEY
+from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY
+
+Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 
 #: More than any run has of anything that is counted; sums of such numbers stay exact.
 LARGEST_COUNT = 10**12
@@ -92,14 +95,43 @@ def text(record: ConfigRecord, key: str, pattern: str, longest: int) -> str:
     return value
 
 
-def metrics_of(content: RecordDict) -> MetricRecord:
-    """Return the metrics of an answer.
+def metrics_of(content: RecordDict, key: str = METRICS_KEY) -> MetricRecord:
+    """Return metrics of a message, by default those of an answer.
 
     Raises
     ------
     ValueError
         There are none.
     """
-    if METRICS_KEY not in content.metric_records:
-        raise ValueError(f"answer without {METRICS_KEY!r}")
-    return content.metric_records[METRICS_KEY]
+    what = "answer" if key == METRICS_KEY else "message"
+    return _of_kind(content, key, MetricRecord, what)
+
+
+def config_of(content: RecordDict, key: str = CONFIG_KEY) -> ConfigRecord:
+    """Return a record of a message, by default its order.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    return _of_kind(content, key, ConfigRecord, "message")
+
+
+def arrays_of(content: RecordDict, what: str = "message") -> ArrayRecord:
+    """Return the arrays of a message, which is called `what`.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    return _of_kind(content, ARRAYS_KEY, ArrayRecord, what)
+
+
+def _of_kind(content: RecordDict, key: str, kind: type[Kind], what: str) -> Kind:
+    # Flower sorts all records of a message by their kinds for each of its own questions.
+    record = content.get(key)
+    if not isinstance(record, kind):
+        raise ValueError(f"{what} without {key!r}")
+    return record

@@ -28,3 +28,9 @@ WEIGHT_KEY = "num-examples"
 
 #: In the metrics of `train`: mean loss of the client's last local epoch.
 LOSS_KEY = "loss"
+
+#: The record that says which steps of a coordination a message is about.
+COORDINATION_KEY = "coordination"
+
+#: The record with the arrays of these steps, or of the answer to the last one.
+QUESTIONS_KEY = "questions"

@@ -13,9 +13,10 @@ import numpy as np
 from flwr.app import ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
 
-from ahfal_app.messages.fields import LARGEST_COUNT, number, shown, text
+from ahfal_app.messages.fields import LARGEST_COUNT, count, number, shown, text
 from ahfal_app.privacy.masking import KEY_BYTES, SEED_BYTES
 from ahfal_app.privacy.sessions import (
+    MOST_STEPS,
     SEALED_SHARES_BYTES,
     Advertisement,
     PublicKeys,
@@ -33,6 +34,7 @@ RECORD_KEY = "secure-aggregation"
 
 _SESSION = "session"
 _TOPIC = "topic"
+_STEP = "step"
 _LONGEST_NAME = 64
 
 
@@ -54,10 +56,20 @@ def session_name(record: ConfigRecord) -> str:
     return text(record, _SESSION, "[0-9A-Za-z-]+", _LONGEST_NAME)
 
 
-def about(record: ConfigRecord, topic: Topic) -> ConfigRecord:
-    """Return a request that says what its session's sum is of."""
+def about(record: ConfigRecord, topic: Topic, step: int = 0) -> ConfigRecord:
+    """Return a request that says what its session's sum is of, and of which step if any."""
     record[_TOPIC] = topic.value
+    if step:
+        record[_STEP] = step
     return record
+
+
+def step_of(record: ConfigRecord) -> int:
+    """Return the step of a coordination that a request belongs to; 0 without one."""
+    step = count(record, _STEP) if _STEP in record else 0
+    if step >= MOST_STEPS:
+        raise ValueError(f"{_STEP}={step}: allowed is less than {MOST_STEPS}")
+    return step
 
 
 def topic_of(record: ConfigRecord) -> Topic:

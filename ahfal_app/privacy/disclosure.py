@@ -18,7 +18,7 @@ from ahfal_app.privacy.local_dp import LaplaceMechanism, proportions_of_noisy
 from ahfal_app.privacy.masking import Session
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.quantisation import quantise
-from ahfal_app.privacy.sessions import HistogramAnswer, Topic
+from ahfal_app.privacy.sessions import MOST_STEPS, HistogramAnswer, Topic
 from ahfal_app.privacy.store import PrivacyStore
 
 #: Where sums over samples are kept, which belong to no cycle, however many there are.
@@ -61,6 +61,7 @@ class Disclosure:
                 "privacy.threshold": settings.secure_aggregation_threshold,
                 "num-clients": settings.num_clients,
                 **_terms_of_tests(settings),
+                **_terms_of_drift(settings),
             }
         )
         self._store = store
@@ -146,6 +147,19 @@ class Disclosure:
                 f"privacy={self._settings.privacy!r}: a single client's predictions are not told"
             )
 
+    def check_drift(self) -> None:
+        """Refuse that this client's comparison of two windows becomes known.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        if self._settings.privacy != "none":
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: a single client's drift is not told"
+            )
+
     def predictions(self, cycle: int, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return sums over a cycle's predictions: those of the first call, whatever comes later.
 
@@ -154,6 +168,43 @@ class Disclosure:
         place = Topic.STOP_SET.place(cycle, 0, self._settings.rounds)
         self._store.keep_input(place, sums_E.view(np.uint64))
         return self._store.input(place).view(np.int64)
+
+    def check_coordination(self) -> None:
+        """Refuse to choose together with others where only what has noise may be told.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        if self._settings.uses_local_dp:
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: sums over embeddings have no noise"
+            )
+
+    def hold_to_step(self, cycle: int, step: int, digest: str) -> None:
+        """Hold the server to a step of a coordination, and all before it, as first asked.
+
+        Answers to one question after the other in the place of the same step would tell how single
+        samples lie.
+
+        Parameters
+        ----------
+        cycle, step : int
+            The step, from 0.
+        digest : str
+            SHA-256 of it and of all before it, in hexadecimal.
+
+        Raises
+        ------
+        PrivacyRefused
+            It was another one.
+        """
+        place = Topic.COORDINATION.place(cycle, MOST_STEPS // 2 + step, self._settings.rounds)
+        asked = np.frombuffer(bytes.fromhex(digest), dtype=np.uint64)
+        self._store.keep_input(place, asked)
+        if not np.array_equal(self._store.input(place), asked):
+            raise PrivacyRefused(f"step {step} of cycle {cycle}: asked before in another way")
 
     def check_evaluation(self, alone: bool) -> None:
         """Refuse that sums over this client's held-out samples become known.
@@ -271,3 +322,10 @@ def _terms_of_tests(settings: Settings) -> dict[str, object]:
         "validation-fraction": settings.validation_fraction,
         "validation-from": settings.validation_from,
     }
+
+
+def _terms_of_drift(settings: Settings) -> dict[str, object]:
+    """Return what a run that began without a comparison of windows must not begin later."""
+    if settings.drift_test == "none":
+        return {}
+    return {"drift-test": settings.drift_test, "drift-window": settings.drift_window}

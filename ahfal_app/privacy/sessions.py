@@ -17,6 +17,9 @@ from ahfal_app.privacy.masking import KEY_BYTES, SEALING_BYTES, SEED_BYTES
 #: One client's shares for another, encrypted: of a key, of a seed, and whether it has labels.
 SEALED_SHARES_BYTES = KEY_BYTES + SEED_BYTES + 1 + SEALING_BYTES
 
+#: More steps than any coordination of a cycle has.
+MOST_STEPS = 10**6
+
 
 class Topic(StrEnum):
     """What a secure sum is of."""
@@ -25,6 +28,7 @@ class Topic(StrEnum):
     MOMENTS = "moments"
     EVALUATION = "evaluation"
     STOP_SET = "stop-set"
+    COORDINATION = "coordination"
 
     def place(self, cycle: int, round_: int, rounds: int) -> int:
         """Return the number under which a client keeps what concerns one sum of a run.
@@ -34,12 +38,15 @@ class Topic(StrEnum):
         Parameters
         ----------
         cycle, round_ : int
-            The cycle and its round, which may be 0, that the sum belongs to.
+            The cycle and its round, which may be 0, that the sum belongs to; of a coordination its
+            step.
         rounds : int
             Rounds of a cycle.
         """
         if self is Topic.HISTOGRAM:
             return cycle
+        if self is Topic.COORDINATION:
+            rounds = MOST_STEPS
         topics = list(Topic)
         return -topics.index(self) - len(topics) * (cycle * (rounds + 1) + round_)
 

@@ -14,12 +14,14 @@ from ahfal_app.query.core.registry import (
     make_strategy,
     strategy_class,
     strategy_entry,
+    strategy_maker,
     strategy_names,
     strategy_table,
 )
 
 if TYPE_CHECKING:
     from ahfal_app.query.core.alignment import Aligned
+    from ahfal_app.query.core.balance import ClassBalanced
     from ahfal_app.query.core.base import (
         QueryContext,
         QueryStrategy,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aligned",
+    "ClassBalanced",
     "LocalOnlyTraining",
     "Moment",
     "Outputs",
@@ -57,12 +60,14 @@ __all__ = [
     "make_strategy",
     "strategy_class",
     "strategy_entry",
+    "strategy_maker",
     "strategy_names",
     "strategy_table",
 ]
 
 _LAZY = {
     "Aligned": "ahfal_app.query.core.alignment",
+    "ClassBalanced": "ahfal_app.query.core.balance",
     "LocalOnlyTraining": "ahfal_app.query.core.pool",
     "Moment": "ahfal_app.query.core.watching",
     "Outputs": "ahfal_app.query.core.pool",

@@ -69,15 +69,34 @@ class ProbCover(CoveringStrategy):
 
     def kernel(self, points_ND: Tensor, size: int, context: QueryContext) -> Kernel:
         """Return the top-hat kernel of the radius."""
-        return top_hat(self.parameters.radius or self._estimated_radius(points_ND, context))
-
-    def _estimated_radius(self, points_ND: Tensor, context: QueryContext) -> float:
+        if self.parameters.radius:
+            return top_hat(self.parameters.radius)
         generator = context.generator(f"{self.name}.purity")
-        if len(points_ND) > _PURITY_POINTS:
-            drawn = np.sort(generator.choice(len(points_ND), _PURITY_POINTS, replace=False))
-            points_ND = points_ND[torch.from_numpy(drawn).to(points_ND.device)]
-        clusters_P = lloyd(points_ND, context.num_classes, _STARTS, generator)
-        return pure_radius(points_ND, torch.from_numpy(clusters_P), self.parameters.purity)
+        purity = self.parameters.purity
+        return top_hat(estimated_radius(points_ND, context.num_classes, purity, generator))
+
+
+def estimated_radius(
+    points_ND: Tensor, num_classes: int, purity: float, generator: np.random.Generator
+) -> float:
+    """Return the radius at which balls are pure in as many clusters as there are classes.
+
+    Parameters
+    ----------
+    points_ND : Tensor
+        At least one. Of more than 10,000 points so many are drawn. Shape (N, D).
+    num_classes : int
+        Number of classes.
+    purity : float
+        As of `pure_radius`.
+    generator : np.random.Generator
+        What points and the seed of k-means are drawn from.
+    """
+    if len(points_ND) > _PURITY_POINTS:
+        drawn = np.sort(generator.choice(len(points_ND), _PURITY_POINTS, replace=False))
+        points_ND = points_ND[torch.from_numpy(drawn).to(points_ND.device)]
+    clusters_P = lloyd(points_ND, num_classes, _STARTS, generator)
+    return pure_radius(points_ND, torch.from_numpy(clusters_P), purity)
 
 
 def pure_radius(points_PD: Tensor, clusters_P: Tensor, purity: float) -> float:

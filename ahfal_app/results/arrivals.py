@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.drift import smoothed_divergence
 from ahfal_app.forgetting import bias_warning
 from ahfal_app.results.reading import Run
 from ahfal_app.results.records import ArrivalsRecord, CycleRecord
@@ -139,18 +140,6 @@ def mix_table(run: Run, bought_TC: NDArray[np.int64] | None) -> TextTable | None
     )
 
 
-def smoothed_divergence(counts_C: NDArray[np.int64], other_C: NDArray[np.int64]) -> float:
-    """Return the Kullback-Leibler divergence of two class mixes, half a count added to each.
-
-    Parameters
-    ----------
-    counts_C, other_C : NDArray[np.int64]
-        Counts. Shape (C,).
-    """
-    p_C, q_C = ((each + 0.5) / (each.sum() + len(each) / 2) for each in (counts_C, other_C))
-    return float((p_C * np.log(p_C / q_C)).sum())
-
-
 def _test_classes(cycles: Sequence[CycleRecord]) -> NDArray[np.int64] | None:
     tests = cycles[-1].tests
     if not tests or not tests[0].confusion:
@@ -259,5 +248,5 @@ def statistics_warnings(run: Run) -> list[str]:
         return []
     last = told[-1]
     sizes = last.forgetting.effective if last.forgetting else ()
-    warning = bias_warning(last.mean or (), sizes, run.settings.tau)
+    warning = bias_warning(last.mean or (), sizes, last.tau)
     return [warning] if warning else []

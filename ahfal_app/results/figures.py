@@ -157,9 +157,9 @@ def predictions_chart(cycles: Sequence[CycleRecord]) -> Chart | None:
 
 
 def deviation_chart(
-    cycles: Sequence[CycleRecord], class_names: Sequence[str], tau: float, dispersion: Dispersion
+    cycles: Sequence[CycleRecord], class_names: Sequence[str], dispersion: Dispersion
 ) -> Chart | None:
-    """Draw each class's dispersion over the clients against the threshold tau, by cycle.
+    """Draw each class's dispersion over the clients against the cycles' threshold tau.
 
     Returns
     -------
@@ -175,20 +175,27 @@ def deviation_chart(
     )
     what, unit = DISPERSION_WORDS[dispersion]
     low_TC = np.array([cycle.low for cycle in selecting], dtype=bool)
+    tau_T = np.array([cycle.tau for cycle in selecting])
+    is_fixed = bool((tau_T == tau_T[0]).all())
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.axhspan(0, tau, color="#f0f0f0", zorder=0)
-        axes.axhline(tau, color="#333333", linewidth=1.2, linestyle=(0, (6, 3)))
+        dashes = (0, (6, 3))
+        if is_fixed:
+            axes.axhspan(0, tau_T[0], color="#f0f0f0", zorder=0)
+            axes.axhline(tau_T[0], color="#333333", linewidth=1.2, linestyle=dashes)
+        else:
+            axes.fill_between(numbers_T, tau_T, color="#f0f0f0", linewidth=0, zorder=0)
+            axes.plot(numbers_T, tau_T, color="#333333", linewidth=1.2, linestyle=dashes)
         if len(class_names) <= _MOST_NAMED_LINES:
             _named_lines(axes, numbers_T, deviation_TC, low_TC, class_names)
         else:
             _anonymous_lines(axes, numbers_T, deviation_TC, low_TC)
-        axes.set_ylim(0, 1.12 * max(tau, deviation_TC.max(), 1.0))
+        axes.set_ylim(0, 1.12 * max(tau_T.max(), deviation_TC.max(), 1.0))
         axes.margins(x=0.06)
         axes.annotate(
-            f"τ = {tau:g}",
-            (1, tau),
+            f"τ = {tau_T[0]:g}" if is_fixed else "τ",
+            (1, tau_T[-1]),
             xycoords=axes.get_yaxis_transform(),
             xytext=(-3, 3),
             textcoords="offset points",
@@ -204,10 +211,17 @@ def deviation_chart(
     return draw_chart(
         "deviation",
         f"{what} of the classes over the clients",
-        f"Classes below the threshold of {tau:g} {unit}, cycle by cycle: {counts}.",
+        f"Classes below the threshold of {_in_words(tau_T)} {unit}, cycle by cycle: {counts}.",
         (_WIDTH, 3.9),
         draw,
     )
+
+
+def _in_words(tau_T: NDArray[np.float64]) -> str:
+    """Return one threshold, or those of the cycles."""
+    if (tau_T == tau_T[0]).all():
+        return f"{tau_T[0]:g}"
+    return ", ".join(f"{tau:.1f}" for tau in tau_T)
 
 
 def _named_lines(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ahfal_app.errors import AhfalError, ReportError
 from ahfal_app.results.arrivals import statistics_warnings
+from ahfal_app.results.drift import drift_notes
 from ahfal_app.results.reading import (
     CHECKPOINT,
     CHECKPOINT_STATE,
@@ -250,7 +251,7 @@ def overview(run: Run, now: dt.datetime) -> Overview:
         notes.append(str(error))
     if status is None:
         notes.append("no status of its server: who is connected, and who waits, is unknown")
-    notes += statistics_warnings(run)
+    notes += statistics_warnings(run) + drift_notes(run)
     condition, reason = _condition(run, status, now)
     sites = _sites(run, status)
     cycle, round_ = _position(run, status)

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from ahfal_app.drift import LEVEL
 from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.stop_set import Observation
 
@@ -171,6 +172,53 @@ class ArrivalsRecord(_Record):
     tests: ArrivalTests | None = None
 
 
+class SiteDrift(_Record):
+    """What a client makes of its class mix in two windows; `site` is its name, if it has one.
+
+    Of a test `statistic` (X²), `log_ratio` (G), `df`, `p` and `corrected`, p by Holm's method for
+    all clients' tests in the cycle; of an indicator `divergence` (nats) and `variation`; of neither
+    `refusal`, why there is none.
+    """
+
+    client: Count
+    site: str = ""
+    statistic: Annotated[float, Field(ge=0)] | None = None
+    log_ratio: Annotated[float, Field(ge=0)] | None = None
+    df: Count | None = None
+    p: Share | None = None
+    corrected: Share | None = None
+    divergence: float | None = None
+    variation: Share | None = None
+    refusal: str = ""
+
+    @property
+    def who(self) -> str:
+        """What the client is called in messages to people."""
+        return called(self.client, self.site)
+
+
+class DriftRecord(_Record):
+    """Whether class mixes have changed between two windows of `window` cycles.
+
+    `sites` has each client that answered, `pooled` is p of all chi-square tests together.
+    """
+
+    method: Literal["chi-square", "permutation", "predicted"]
+    window: Annotated[int, Field(ge=1)]
+    sites: tuple[SiteDrift, ...]
+    pooled: Share | None = None
+
+    @property
+    def drifting(self) -> tuple[SiteDrift, ...]:
+        """The clients whose own test says that their mix has changed."""
+        return tuple(s for s in self.sites if s.corrected is not None and s.corrected < LEVEL)
+
+    @property
+    def is_drift(self) -> bool:
+        """Whether any test says so, all of them together included."""
+        return bool(self.drifting) or (self.pooled is not None and self.pooled < LEVEL)
+
+
 class RoundRecord(_Record):
     """One federated round.
 
@@ -210,7 +258,8 @@ class CycleRecord(_Record):
     the run ended here, before its target; empty otherwise. `stop_set` has how predictions of
     the clients' stop set differ from the cycle before; None where nobody asked. `arrivals` has
     what had come and gone; None where all samples are there from the start. `forgetting` has what
-    statistics would be without it; None where nothing is forgotten, or nobody knows. `seconds`,
+    statistics would be without it; None where nothing is forgotten, or nobody knows. `drift` has
+    how class mixes have changed; None where no windows end with the cycle. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -240,6 +289,7 @@ class CycleRecord(_Record):
     stop_set: Observation | None = None
     arrivals: ArrivalsRecord | None = None
     forgetting: Forgetting | None = None
+    drift: DriftRecord | None = None
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

@@ -30,6 +30,7 @@ from ahfal_app.results.arrivals import (
     tasks_table,
 )
 from ahfal_app.results.costs import amount, cost_of, money
+from ahfal_app.results.drift import drift_table
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
@@ -284,7 +285,10 @@ def _confusion_table(test: TestRecord, class_names: Sequence[str]) -> TextTable:
 
 
 def _strategy_note(settings: Settings) -> str:
-    words = [f"threshold τ: {settings.tau:g} {figures.DISPERSION_WORDS[settings.dispersion][1]}"]
+    unit = figures.DISPERSION_WORDS[settings.dispersion][1]
+    words = [f"threshold τ: {settings.tau:g} {unit}"]
+    if settings.tau_rule == "otsu":
+        words = [f"threshold τ: by Otsu's method in each cycle, in {unit}"]
     if settings.align != "none":
         words.append(f"aligned to the {settings.align} classes by {settings.align_membership} ones")
     if settings.local_update != "plain":
@@ -296,7 +300,7 @@ def _deviation_panel(run: Run) -> Panel | None:
     cycles = [cycle for cycle in run.metrics.cycles if cycle.deviation is not None]
     dispersion = run.settings.dispersion
     what, unit = figures.DISPERSION_WORDS[dispersion]
-    chart = figures.deviation_chart(cycles, run.class_names, run.settings.tau, dispersion)
+    chart = figures.deviation_chart(cycles, run.class_names, dispersion)
     if chart is None:
         return None
     rows = {
@@ -458,6 +462,7 @@ def _tables(run: Run) -> list[TextTable]:
         mix_table(run, _bought_classes(run)),
         tasks_table(run),
         forgetting_table(run),
+        drift_table(run),
         stopping_table(run),
         privacy_table(run),
         tables.joined_table(metrics),

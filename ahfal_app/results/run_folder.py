@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from ahfal_app.config import Settings, expanded
 from ahfal_app.errors import ConfigError
+from ahfal_app.results.arrival_rows import merge_arrivals
 from ahfal_app.results.reading import (
     CONFIG,
     ENVIRONMENT,
@@ -167,7 +168,7 @@ class Recorder:
         return [record for record, _ in kept]
 
     def finish(self, stopped: str = "") -> dict[str, Any]:
-        """Merge the clients' selections and write `summary.json`.
+        """Merge the clients' selections, and what arrived, and write `summary.json`.
 
         Parameters
         ----------
@@ -181,6 +182,7 @@ class Recorder:
         """
         run = read_run(self.folder)
         merge_selections(self.folder, num_cycles=len(run.metrics.cycles))
+        merge_arrivals(self.folder, run.settings, num_cycles=len(run.metrics.cycles))
         summary = build_summary(run, stopped)
         write_json(self.folder / SUMMARY, summary)
         return summary

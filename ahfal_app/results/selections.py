@@ -69,7 +69,7 @@ def write_client_selection(
     )
     path = _part(Path(folder), client, cycle)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_table(path, table)
+    write_table(path, table)
 
 
 def merge_selections(folder: Path, num_cycles: int) -> Path | None:
@@ -99,7 +99,7 @@ def merge_selections(folder: Path, num_cycles: int) -> Path | None:
     merged = pa.concat_tables(tables).sort_by(
         [("cycle", "ascending"), ("client", "ascending"), ("sample", "ascending")]
     )
-    _write_table(folder / SELECTIONS, merged)
+    write_table(folder / SELECTIONS, merged)
     return folder / SELECTIONS
 
 
@@ -147,7 +147,8 @@ def _float64(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table whole, or not at all."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.arrivals import Arrivals, ClientArrivals
 from ahfal_app.config import Settings
+from ahfal_app.results.arrival_rows import write_came
 from ahfal_app.results.records import ArrivalTests
 from ahfal_app.training.prediction import evaluate, predict
 from ahfal_app.training.resources import Resources
@@ -36,11 +38,14 @@ class SimulatedArrivals:
         Data and network.
     arrivals : Arrivals
         When samples arrive.
+    folder : Path
+        The run's folder, where each arrival is written down.
     """
 
     settings: Settings
     loaded: Resources
     arrivals: Arrivals
+    folder: Path
 
     def count(self, client: int, cycle: int) -> int:
         """Return how many samples of a client have arrived by a cycle."""
@@ -87,7 +92,8 @@ class SimulatedArrivals:
             The global model.
         """
         tensors = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
-        right, count = self._prequential(cycle + 1, tensors)
+        right_N = self._prequential(cycle + 1, tensors)
+        right, count = int(np.count_nonzero(right_N)), len(right_N)
         settings, accuracy, level = self.settings, None, None
         if settings.covariate_drift != "none":
             images = self.loaded.test_images_at(settings, cycle)
@@ -96,19 +102,46 @@ class SimulatedArrivals:
             level = float(self.loaded.levels(settings)[cycle])
         return ArrivalTests(next_right=right, next_count=count, accuracy=accuracy, level=level)
 
-    def _prequential(self, cycle: int, tensors: dict[str, torch.Tensor]) -> tuple[int, int]:
+    def write_first(self) -> None:
+        """Write down what is there before the first cycle, of which no model has said anything."""
+        self._write(0, None)
+
+    def _prequential(self, cycle: int, tensors: dict[str, torch.Tensor]) -> NDArray[np.bool_]:
+        """Return whether the model is right of what comes first for a cycle; write that down."""
         if cycle >= self.settings.num_cycles:
-            return 0, 0
-        # What comes again has been there before, and is not counted.
-        rows = [each.rows_N[each.cycle_N == cycle] for each in self.arrivals.clients]
+            return np.zeros(0, bool)
+        right_N = self._is_right(np.concatenate(self._rows(cycle)), tensors)
+        self._write(cycle, right_N)
+        return right_N
+
+    def _rows(self, cycle: int) -> list[NDArray[np.int64]]:
+        """Return the ids of what comes first for a cycle, by client; not what comes again."""
+        return [each.rows_N[each.cycle_N == cycle] for each in self.arrivals.clients]
+
+    def _write(self, cycle: int, right_N: NDArray[np.bool_] | None) -> None:
+        rows = self._rows(cycle)
         rows_N = np.concatenate(rows)
+        drifts = self.settings.covariate_drift != "none"
+        write_came(
+            self.folder,
+            cycle,
+            np.repeat(np.arange(len(rows)), [len(each) for each in rows]),
+            rows_N,
+            self.loaded.dataset.train.labels_N[rows_N],
+            float(self.loaded.levels(self.settings)[cycle]) if drifts else 0.0,
+            right_N,
+        )
+
+    def _is_right(
+        self, rows_N: NDArray[np.int64], tensors: dict[str, torch.Tensor]
+    ) -> NDArray[np.bool_]:
         if not len(rows_N):
-            return 0, 0
+            return np.zeros(0, bool)
         model, images = self.loaded.model_with(tensors), self.loaded.train_images
         logits_NC = predict(model, images, torch.from_numpy(rows_N)).logits_NC
         found_N = logits_NC.argmax(dim=1).cpu().numpy()
-        right = int(np.count_nonzero(found_N == self.loaded.dataset.train.labels_N[rows_N]))
-        return right, len(rows_N)
+        is_right_N: NDArray[np.bool_] = found_N == self.loaded.dataset.train.labels_N[rows_N]
+        return is_right_N
 
     def _counted(self, chosen: _Chosen) -> NDArray[np.int64]:
         counts_C = np.zeros(self.loaded.num_classes, np.int64)
@@ -118,10 +151,12 @@ class SimulatedArrivals:
         return counts_C
 
 
-def simulated_arrivals(settings: Settings, loaded: Resources) -> SimulatedArrivals | None:
+def simulated_arrivals(
+    settings: Settings, loaded: Resources, folder: Path
+) -> SimulatedArrivals | None:
     """Return the arrivals of a run's simulated clients; None where all samples are there."""
     arrivals = loaded.arrivals(settings) if settings.simulates_arrivals else None
-    return None if arrivals is None else SimulatedArrivals(settings, loaded, arrivals)
+    return None if arrivals is None else SimulatedArrivals(settings, loaded, arrivals, folder)
 
 
 class KnownArrivals:
@@ -140,6 +175,8 @@ class KnownArrivals:
     def joined(self, simulated: SimulatedArrivals | None) -> None:
         """Take over the arrivals, once it is known how many clients there are."""
         self.simulated = simulated
+        if simulated is not None:
+            simulated.write_first()
 
     def arrived(self, client: int, num_samples: int, cycle: int) -> int:
         """Return how many of a client's samples are there by a cycle, of so many."""

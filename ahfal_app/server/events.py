@@ -152,6 +152,24 @@ class Events:
         text += f"{percent(record.accuracy)} with {record.labels} labels"
         self._tell("cycle-done", f"cycle-done:{record.cycle}", text, told)
 
+    def drifted(self, record: CycleRecord) -> None:
+        """Tell that class mixes have changed, where a cycle's tests say so."""
+        drift = record.drift
+        if drift is None or not drift.is_drift:
+            return
+        told = {
+            "cycle": record.cycle,
+            "window": drift.window,
+            "pooled": drift.pooled,
+            "sites": [
+                {"client": s.client, "site": s.site, "p": s.corrected} for s in drift.drifting
+            ],
+        }
+        text = f"sees the class mix drift in cycle {record.cycle + 1}"
+        if drift.drifting:
+            text += f", at {len(drift.drifting)} of {len(drift.sites)} clients"
+        self._tell("drift", f"drift:{record.cycle}", text, told)
+
     def looked(self, waiting: Waiting | None) -> None:
         """Tell that labels are waited for, if they are for so long."""
         if waiting is None or not waiting.sites or self._now() - waiting.since < self._after:

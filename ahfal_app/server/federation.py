@@ -93,6 +93,15 @@ class BoundedGrid(Protocol):
         ...
 
 
+@runtime_checkable
+class CollectingGrid(Protocol):
+    """A grid that collects what its clients are to leave on the disk."""
+
+    def settle(self) -> None:
+        """Write it."""
+        ...
+
+
 class Federation:
     """The clients of a run, reached through a grid.
 
@@ -131,6 +140,11 @@ class Federation:
     def most_at_once(self) -> int | None:
         """Messages that may be sent at once; None: all."""
         return self.grid.most_at_once if isinstance(self.grid, BoundedGrid) else None
+
+    def settle(self) -> None:
+        """Have all that clients have left on the disk, before a checkpoint counts on it."""
+        if isinstance(self.grid, CollectingGrid):
+            self.grid.settle()
 
     def site(self, client: int) -> str:
         """Return the name that a client's site was registered under, or nothing."""
@@ -322,7 +336,15 @@ def _telling_line(reason: str | None) -> str:
 
 
 def _payload_bytes(messages: Iterable[Message]) -> int:
-    return sum(_bytes_of(record) for m in messages for record in m.content.values())
+    # Messages of a round say the same with the same records.
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        for record in message.content.values():
+            if id(record) not in sizes:
+                sizes[id(record)] = _bytes_of(record)
+            total += sizes[id(record)]
+    return total
 
 
 def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:

@@ -120,10 +120,13 @@ def _single(
         settings.tau,
         settings.dispersion,
         effective_M if settings.dispersion_correction else None,
+        settings.tau_rule,
     )
     forgetting = None
     if settings.forget:
-        plain = class_statistics(plain_MC, settings.tau, settings.dispersion)
+        plain = class_statistics(
+            plain_MC, settings.tau, settings.dispersion, rule=settings.tau_rule
+        )
         forgetting = Forgetting(
             deviation=tuple(plain.deviation_C.tolist()),
             low=tuple(plain.low_C.tolist()),
@@ -167,6 +170,7 @@ def _summed(
             sums.num_clients,
             order.settings.tau,
             order.settings.dispersion,
+            order.settings.tau_rule,
         ),
         frozenset(total.clients) & frozenset(federation.clients),
         total.failures,

@@ -15,10 +15,12 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from ahfal_app.config import Settings
 from ahfal_app.data.images import DataFormat
 from ahfal_app.forgetting import bias_warning
 from ahfal_app.ledger import ArrivalFigures
 from ahfal_app.messages.protocol import Order
+from ahfal_app.results.drift import drift_words
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import (
     ArrivalsRecord,
@@ -34,6 +36,7 @@ from ahfal_app.server.aggregation import (
 )
 from ahfal_app.server.beginning import begin
 from ahfal_app.server.delivery import deliver
+from ahfal_app.server.drift import Judged, judge_drift
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.known_labels import KnownLabels
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
@@ -84,6 +87,8 @@ class Hooks:
         Returns how many of a client's samples are there by a cycle, of so many.
     arrivals : Callable[[int, ArrayRecord], ArrivalFacts]
         Called with a cycle and its model; returns what a simulation knows of the cycle's arrivals.
+    reference : Callable[[int], ArrayRecord | None]
+        Returns the model with which what arrived in the windows that end with a cycle is predicted.
     """
 
     new_arrays: Callable[[int], ArrayRecord]
@@ -97,6 +102,7 @@ class Hooks:
     watch: Watch = field(default_factory=Watch)
     arrived: Callable[[int, int, int], int] = lambda _client, samples, _cycle: samples
     arrivals: Callable[[int, ArrayRecord], ArrivalFacts] = lambda _cycle, _arrays: {}
+    reference: Callable[[int], ArrayRecord | None] = lambda _cycle: None
 
 
 class FederatedActiveLearning:
@@ -322,6 +328,7 @@ class FederatedActiveLearning:
         )
         self._hooks.tested(record, trained.arrays)
         self._hooks.record(record)
+        self._federation.settle()
         self._hooks.checkpoint(self._order.cycle, round_, trained.arrays, self._labels.bought)
         self._progress.round_done(record)
         return trained.arrays
@@ -364,6 +371,7 @@ class FederatedActiveLearning:
         trained_on, held_out = dict(self._labels.labelled), self._held_out
         arrivals = self._arrivals(arrays)
         observed = self._observe(arrays)
+        judged = self._judge()
         is_last = cycle + 1 == settings.num_cycles
         if not is_last:
             self._stopped_by = self._hooks.stops(
@@ -373,7 +381,7 @@ class FederatedActiveLearning:
         purchase = None if is_last else self._buy(arrays)
         down, up = self._traffic_since(sent)
         record = self._cycle_record(
-            tested, observed, trained_on, held_out, arrivals, purchase, seconds, (down, up)
+            tested, observed, judged, trained_on, held_out, arrivals, purchase, seconds, (down, up)
         )
         self._hooks.tested(record, arrays)
         self._hooks.record(record)
@@ -404,6 +412,21 @@ class FederatedActiveLearning:
             self._federation, order, arrays, self._num_classes, samples, self._progress.note
         )
 
+    def _judge(self) -> Judged:
+        """Have clients compare two windows of cycles, where the settings say so, and tell of it."""
+        order = replace(self._order, round=0)
+        judged = judge_drift(
+            self._federation,
+            order,
+            self._num_classes,
+            self._hooks.reference,
+            self._progress.note,
+        )
+        if judged.record is not None:
+            tell = self._progress.warn if judged.record.is_drift else self._progress.note
+            tell(drift_words(judged.record))
+        return judged
+
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
         due = self._due(order.cycle + 1)
@@ -423,7 +446,7 @@ class FederatedActiveLearning:
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
         if purchase.forgetting is not None and order.settings.dispersion == "deviation":
             mean_C, effective_K = purchase.statistics.mean_C, purchase.forgetting.effective
-            if warning := bias_warning(mean_C, effective_K, order.settings.tau):
+            if warning := bias_warning(mean_C, effective_K, _tau(order.settings, purchase)):
                 self._progress.warn(warning)
         for client, answer in purchase.answers.items():
             if answer.fine_tuned:
@@ -437,6 +460,7 @@ class FederatedActiveLearning:
         self,
         tested: Tested,
         observed: Observed,
+        judged: Judged,
         trained_on: Mapping[int, int],
         held_out: int,
         arrivals: ArrivalsRecord | None,
@@ -467,7 +491,7 @@ class FederatedActiveLearning:
             mean=tuple(statistics.mean_C.tolist()) if statistics else None,
             deviation=tuple(statistics.deviation_C.tolist()) if statistics else None,
             low=tuple(statistics.low_C.tolist()) if statistics else None,
-            tau=settings.tau,
+            tau=_tau(settings, purchase),
             epsilon_spent=purchase.epsilon_spent if purchase else None,
             budget=total(purchase.answers, "selected") if purchase else 0,
             bought=max(0, labelled - held_out - sum(trained_on.values())),
@@ -476,12 +500,17 @@ class FederatedActiveLearning:
             stop_set=observed.values,
             arrivals=arrivals,
             forgetting=purchase.forgetting if purchase else None,
+            drift=judged.record,
             ledger=self._labels.ledger,
             failed=self._failed(
                 (self._membership.failures | purchase.failures if purchase else {})
                 | observed.failures
+                | judged.failures
             ),
-            seconds=seconds | observed.seconds | (purchase.seconds if purchase else {}),
+            seconds=seconds
+            | observed.seconds
+            | judged.seconds
+            | (purchase.seconds if purchase else {}),
             bytes_down=traffic[0],
             bytes_up=traffic[1],
         )
@@ -496,3 +525,9 @@ class FederatedActiveLearning:
             Failure(client=client, site=self._federation.site(client), reason=reason)
             for client, reason in failures.items()
         )
+
+
+def _tau(settings: Settings, purchase: Purchase | None) -> float:
+    """Return the threshold that a cycle's classes were split by, or would have been."""
+    found = purchase.statistics.tau if purchase else None
+    return settings.tau if found is None else found

@@ -18,7 +18,7 @@ from ahfal_app.config import Settings, share_of
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached, ResumeError
 from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.messages.answers import Introduction, JoinAnswer
-from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.fields import config_of, metrics_of
 from ahfal_app.messages.keys import CONFIG_KEY
 from ahfal_app.messages.protocol import JOIN, Order
 from ahfal_app.results.records import called
@@ -205,7 +205,7 @@ def _ask(
     failures |= replies.failures
     for node, reply in replies.messages.items():
         try:
-            about = Introduction.from_record(reply.content.config_records[CONFIG_KEY])
+            about = Introduction.from_record(config_of(reply.content))
         except (KeyError, ValueError) as error:
             failures[node] = f"unusable answer to join: {error}"
         else:

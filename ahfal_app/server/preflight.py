@@ -1,6 +1,6 @@
 """Everything that can be wrong with a run's settings, found before anything is done.
 
-`config.py` knows each setting alone; whether a strategy, a model or a data set of that
+`config.py` knows the settings alone; whether a strategy, a model or a data set of that
 name exists, and whether they go together, is checked here. All problems are told at once.
 """
 
@@ -18,12 +18,14 @@ from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
 from ahfal_app.plugins import DATASETS, FAMILIES, MODELS, TRACKERS, Family
 from ahfal_app.query import (
+    ClassBalanced,
     ScoringStrategy,
     Signal,
     make_strategy,
     strategy_class,
     strategy_names,
 )
+from ahfal_app.query.core.coordination import COORDINATED_SIGNALS
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.server.arrival_checks import (
     arrival_data_problems,
@@ -355,6 +357,26 @@ def _stopping_problem(settings: Settings) -> list[str]:
     return problems
 
 
+def _coordination_problem(settings: Settings) -> list[str]:
+    """Refuse choosing together where that would tell what is to have noise, or alone."""
+    strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
+    if not strategy.is_coordinated:
+        return []
+    problems = []
+    if settings.uses_local_dp:
+        problems.append(
+            f"strategy={settings.strategy!r}: allowed with privacy='none' or 'secure-aggregation', "
+            "since sums over embeddings have no noise"
+        )
+    if odd := strategy.signals - COORDINATED_SIGNALS:
+        names = ", ".join(sorted(signal.value for signal in odd))
+        problems.append(
+            f"strategy={settings.strategy!r}: it compares {names} of different clients, which have "
+            "nothing in common; allowed are outputs of the global model"
+        )
+    return problems
+
+
 def _alignment_problem(settings: Settings) -> list[str]:
     """Refuse alignment of a strategy that does not score samples, or to what nobody knows."""
     problems = []
@@ -378,6 +400,30 @@ def _alignment_problem(settings: Settings) -> list[str]:
             f"partition={SITES!r}, since nobody else knows the true classes before they are bought"
         )
     return problems
+
+
+def _forgetting_problem(settings: Settings) -> list[str]:
+    """Refuse class budgets that forget where there are none, or none that can."""
+    if not settings.forget_budgets:
+        return []
+    strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
+    if not isinstance(strategy, ClassBalanced):
+        return [
+            f"forget-budgets=true: allowed is false with strategy={settings.strategy!r}, which has "
+            "no class budgets"
+        ]
+    balance = strategy.parameters.balance
+    if balance != "inverse-count":
+        return [
+            f"forget-budgets=true: allowed is false with strategy.balance={balance!r}; or "
+            "strategy.balance='inverse-count'"
+        ]
+    if settings.align != "none":
+        return [
+            f"forget-budgets=true: allowed is false with align={settings.align!r}, whose budgets "
+            "bring all labels to a target"
+        ]
+    return []
 
 
 def _initial_problem(settings: Settings) -> list[str]:
@@ -409,7 +455,10 @@ def first_strategies() -> list[str]:
 
 def _can_be_first(name: str) -> bool:
     strategy = strategy_class(name)
-    return not strategy.needs_labels and strategy.signals <= FEATURE_SIGNALS
+    return (
+        not (strategy.needs_labels or strategy.is_coordinated)
+        and strategy.signals <= FEATURE_SIGNALS
+    )
 
 
 def _partition_problem(settings: Settings) -> list[str]:
@@ -433,6 +482,8 @@ FEATURE_SIGNALS = frozenset(
 _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"strategy", "local-update"}, _loss_problem),
     ({"strategy"}, _alignment_problem),
+    ({"strategy"}, _forgetting_problem),
+    ({"strategy"}, _coordination_problem),
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),

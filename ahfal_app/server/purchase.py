@@ -25,6 +25,7 @@ from ahfal_app.messages.protocol import (
     statistics_to_record,
 )
 from ahfal_app.results.records import Forgetting
+from ahfal_app.server.coordination import Coordinated, coordinate, has_lost
 from ahfal_app.server.federation import (
     NOTHING,
     Federation,
@@ -125,15 +126,23 @@ def buy(
     target_C = _target(order, histograms.statistics, global_counts_C)
     statistics = replace(histograms.statistics, target_C=target_C)
     records: Records = {ARRAYS_KEY: arrays, STATISTICS_KEY: statistics_to_record(statistics)}
-    asked = {c: {**records, **grants(order, granted, c)} for c in histograms.clients}
+    asked = {c: {**records, **grants(order, granted, c)} for c in sorted(histograms.clients)}
+    seconds, failures = {"histogram": histograms.seconds}, dict(histograms.failures)
+    coordinated = coordinate(federation, order, tuple(asked), asked, granted, num_classes, require)
+    if coordinated is not None:
+        asked = {c: {**asked[c], **coordinated.decision(c)} for c in coordinated.clients}
+        failures |= coordinated.failures
+        seconds["coordinate"] = coordinated.seconds
     replies = ask(federation, order, SELECT, asked)
+    if coordinated is not None:
+        _tell_again(federation, order, asked, coordinated, replies)
     answers = read_answers(replies, order.settings)
     require(replies, len(histograms.clients), "selection")
     purchase = Purchase(
         histograms.statistics,
         answers,
-        histograms.failures | replies.failures,
-        {"histogram": histograms.seconds, "select": replies.seconds},
+        failures | replies.failures,
+        {**seconds, "select": replies.seconds},
         histograms.epsilon_spent,
         histograms.forgetting,
     )
@@ -143,6 +152,22 @@ def buy(
     purchase.failures |= failures
     purchase.seconds["collect"] = time.monotonic() - start
     return purchase
+
+
+def _tell_again(
+    federation: Federation,
+    order: Order,
+    asked: Mapping[int, Records],
+    coordinated: Coordinated,
+    replies: Replies,
+) -> None:
+    """Let clients choose that have lost what was coordinated, after telling them all of it."""
+    lost = [client for client, message in replies.messages.items() if has_lost(message)]
+    for client in lost:
+        del replies.messages[client]
+    if lost:
+        whole = {c: {**asked[c], **coordinated.decision(c, whole=True)} for c in lost}
+        replies.add(ask(federation, order, SELECT, whole))
 
 
 def wait_for_labels(

@@ -11,7 +11,8 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from ahfal_app.config import share_of
 from ahfal_app.errors import QuorumNotReached
 from ahfal_app.messages.answers import TrainAnswer
-from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY, METRICS_KEY
+from ahfal_app.messages.fields import metrics_of
+from ahfal_app.messages.keys import ARRAYS_KEY, CONFIG_KEY
 from ahfal_app.messages.protocol import TRAIN, Order
 from ahfal_app.seeds import numpy_generator
 from ahfal_app.server.aggregation import NO_LABELS, Aggregation, Limits, problem_with
@@ -131,7 +132,7 @@ class Rounds:
             problem = problem_with(content, sent, self._labels.most[client], limits)
             if problem is None:
                 # The count of what it was trained on, even where an answer got lost before.
-                metrics = content.metric_records[METRICS_KEY]
+                metrics = metrics_of(content)
                 self._labels.labelled[client] = TrainAnswer.from_metrics(metrics).num_examples
             else:
                 replies.reject(client, problem)
@@ -170,9 +171,7 @@ def _participants(order: Order, clients: tuple[int, ...]) -> list[int]:
 
 def _together(replies: Iterable[Message]) -> TrainAnswer:
     """Return the number of examples of all usable answers, and their mean loss."""
-    answers = [
-        TrainAnswer.from_metrics(reply.content.metric_records[METRICS_KEY]) for reply in replies
-    ]
+    answers = [TrainAnswer.from_metrics(metrics_of(reply.content)) for reply in replies]
     examples = sum(answer.num_examples for answer in answers)
     weighted = sum(answer.num_examples * answer.loss for answer in answers)
     return TrainAnswer(examples, weighted / examples)

@@ -22,7 +22,7 @@ from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
-from ahfal_app.messages.arrays import held_record
+from ahfal_app.messages.arrays import held_record, own_arrays
 from ahfal_app.messages.protocol import Order
 from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import FAMILIES, shared_code_hash
@@ -45,6 +45,7 @@ from ahfal_app.server.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ahfal_app.server.drift import ReferenceModels
 from ahfal_app.server.events import Events, make_events
 from ahfal_app.server.extension import RAISED, extended, on_resume, reopened
 from ahfal_app.server.federation import Federation
@@ -65,12 +66,14 @@ from ahfal_app.server.watch import StatusKeeper
 from ahfal_app.stop_set import Observation
 from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
+from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
 _CANDIDATES = "candidates"
 _BUDGET = "budget.json"
+_REFERENCES = "references"
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +238,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         )
     # People may have filled in the card of a run that has ended.
     was_at_end = position.cycle >= start.settings.num_cycles
-    arrays = held_record(start.checkpoint.arrays)
+    arrays = held_record(start.checkpoint.arrays, start.loaded.layout)
     with events, keeper, tracking:
         try:
             with progress:
@@ -339,6 +342,12 @@ def _hooks(
     known: KnownArrivals,
 ) -> Hooks:
     run = start.checkpoint.position.run
+    references = ReferenceModels(start.folder / _REFERENCES, start.settings)
+
+    def tested(record: RoundRecord | CycleRecord, arrays: ArrayRecord) -> None:
+        candidates.tested(record, lambda: _to_numpy(arrays))
+        if isinstance(record, CycleRecord):
+            references.tested(record.cycle, lambda: _to_numpy(arrays))
 
     def record(record: RoundRecord | CycleRecord) -> None:
         recorder.record(record)
@@ -346,6 +355,7 @@ def _hooks(
         keeper.recorded(record)
         if isinstance(record, CycleRecord):
             events.cycle_done(record)
+            events.drifted(record)
 
     def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
         position = Position(run, cycle, round_)
@@ -367,10 +377,11 @@ def _hooks(
         joined=joined,
         standardised=lambda data: start.loaded.standardise(data.mean_C, data.std_C),
         stops=functools.partial(_stops, start),
-        tested=lambda record, arrays: candidates.tested(record, lambda: _to_numpy(arrays)),
+        tested=tested,
         watch=keeper,
         arrived=known.arrived,
         arrivals=known.facts,
+        reference=references.before,
     )
 
 
@@ -395,7 +406,7 @@ def _joined(
     sizes = {member.name: member.num_samples for member in membership.members.values()}
     check_clients(settings, list(sizes.values()))
     if not settings.has_sites:
-        known.joined(simulated_arrivals(settings, resources(settings)))
+        known.joined(simulated_arrivals(settings, resources(settings), start.folder))
     last = settings.num_cycles - 1
     sizes = {
         member.name: known.arrived(client, member.num_samples, last)
@@ -504,7 +515,7 @@ def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRec
     fresh = {name: tensor.numpy() for name, tensor in state.items()}
     if settings.initial_model:
         fresh = with_initial(settings.initial_model, fresh, _facts(loaded), _log.warning)
-    return held_record(fresh)
+    return held_record(fresh, loaded.layout)
 
 
 def _is_format_told(start: Start) -> bool:
@@ -546,9 +557,7 @@ def _use(start: Start) -> ModelUse:
 def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
     loaded = start.loaded
     torch.set_num_threads(computing_threads(start.settings))
-    model = loaded.model_with(
-        {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
-    )
+    model = loaded.model_with(FlatTensors.copy_of(own_arrays(arrays)))
     at_once = start.at_once if loaded.device.type == "cpu" else 1
     return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
 

@@ -77,6 +77,8 @@ def secure_sum(
     check: Callable[[NDArray[np.uint64], int], object] = dequantise,
     topic: Topic = Topic.HISTOGRAM,
     beside: Records = NOTHING,
+    step: int = 0,
+    clients: Collection[int] | None = None,
 ) -> SecureSum:
     """Return the sum of what a cycle's clients tell of their histograms, or vectors.
 
@@ -96,6 +98,10 @@ def secure_sum(
         What is summed.
     beside : Records
         What the first request says besides, such as a model to be tested.
+    step : int
+        The step of a coordination that is summed, from 1.
+    clients : Collection[int] | None
+        Whose vectors are summed; None: all clients'.
 
     Raises
     ------
@@ -104,18 +110,26 @@ def secure_sum(
     CheckpointError
         A sum that was kept cannot be read.
     """
-    path = Path(order.run_folder) / _FOLDER / _file_name(topic, order)
+    path = _path(topic, order, step)
     if path.exists():
         return _read(path)
-    total = _Exchanges(federation, order, size, require, check, topic, beside).run()
+    members = federation.clients if clients is None else tuple(sorted(clients))
+    exchanges = _Exchanges(federation, order, size, require, check, topic, beside, step, members)
+    total = exchanges.run()
     _write(path, total)
     return total
 
 
-def _file_name(topic: Topic, order: Order) -> str:
+def forget_sum(order: Order, topic: Topic, step: int) -> None:
+    """Forget a step's sum that is kept elsewhere."""
+    _path(topic, order, step).unlink(missing_ok=True)
+
+
+def _path(topic: Topic, order: Order, step: int) -> Path:
+    name = f"{topic}-{order.cycle}-{step or order.round}.json"
     if topic is Topic.HISTOGRAM:
-        return f"cycle-{order.cycle}.json"
-    return f"{topic}-{order.cycle}-{order.round}.json"
+        name = f"cycle-{order.cycle}.json"
+    return Path(order.run_folder) / _FOLDER / name
 
 
 class _Exchanges:
@@ -130,6 +144,8 @@ class _Exchanges:
         check: Callable[[NDArray[np.uint64], int], object],
         topic: Topic,
         beside: Records,
+        step: int,
+        clients: tuple[int, ...],
     ) -> None:
         settings = order.settings
         self._federation = federation
@@ -139,7 +155,9 @@ class _Exchanges:
         self._require = require
         self._topic = topic
         self._beside = beside
-        place = topic.place(order.cycle, order.round, settings.rounds)
+        self._step = step
+        self._clients = clients
+        place = topic.place(order.cycle, step or order.round, settings.rounds)
         self._session = Session(order.run, place, secrets.token_hex(16))
         self._threshold = share_of(settings.secure_aggregation_threshold, settings.num_clients)
         self._failures: dict[int, str] = {}
@@ -166,7 +184,7 @@ class _Exchanges:
         request = messages.advertise_request(self._session.name)
         advertised = self._ask(
             messages.ADVERTISE_KEYS,
-            dict.fromkeys(self._federation.clients, request),
+            dict.fromkeys(self._clients, request),
             messages.advertisement_from,
         )
         bound_to = {client: set(a.bound_to) for client, a in advertised.items() if a.bound_to}
@@ -226,7 +244,7 @@ class _Exchanges:
         if with_labels < FEWEST_SUMMED:
             self._fail(f"{with_labels} clients with labels are left, {FEWEST_SUMMED} are needed")
         stayed = replace(self._last, failures=self._failures)
-        self._require(stayed, len(self._federation.clients), self._topic.value)
+        self._require(stayed, len(self._clients), self._topic.value)
         return with_labels
 
     def _unmask(self, masked: Collection[int], dropped: Collection[int]) -> dict[int, Unmasking]:
@@ -248,7 +266,10 @@ class _Exchanges:
         """Send each client its request and return the usable answers, by client."""
         beside = self._beside if message_type == messages.ADVERTISE_KEYS else NOTHING
         records = {
-            client: {messages.RECORD_KEY: messages.about(request, self._topic), **beside}
+            client: {
+                messages.RECORD_KEY: messages.about(request, self._topic, self._step),
+                **beside,
+            }
             for client, request in requests.items()
         }
         replies = ask(self._federation, self._order, message_type, records)

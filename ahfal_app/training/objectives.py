@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -28,9 +30,20 @@ def make_local_update(settings: Settings) -> LocalUpdateMethod:
     UnknownComponent
         No local update has this name.
     """
+    return local_update_maker(settings)()
+
+
+def local_update_maker(settings: Settings) -> Callable[[], LocalUpdateMethod]:
+    """Return what makes the local update that is set anew each time.
+
+    Raises
+    ------
+    UnknownComponent
+        No local update has this name.
+    """
     method: type[LocalUpdateMethod] = LOCAL_UPDATES.component(settings.local_update)
     values = settings.parameters_of(LOCAL_UPDATES.setting)
-    return method(method.Parameters.model_validate(values))
+    return functools.partial(method, method.Parameters.model_validate(values))
 
 
 def make_objective(

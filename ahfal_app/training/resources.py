@@ -10,7 +10,7 @@ import copy
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal, cast
@@ -37,11 +37,13 @@ from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.data.views import WithViews
 from ahfal_app.errors import ConfigError, ImageSizesDiffer, MessageRefused
+from ahfal_app.flat import Layout
 from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
 from ahfal_app.models.core.finetuned import finetuned
 from ahfal_app.models.core.registry import network_facts, networks_for_vectors
 from ahfal_app.seeds import numpy_generator, torch_seed
 from ahfal_app.training.compilation import extraction_compiles_from, resolve_compile
+from ahfal_app.training.flat import FlatAccess, FlatTensors
 from ahfal_app.training.memory import keep_freed_memory
 from ahfal_app.training.sgd import Recipe, resolve_precision
 from ahfal_app.training.update import is_trained_elsewhere
@@ -313,27 +315,32 @@ class Resources:
         parameters = self.model().named_parameters(remove_duplicate=False)
         return tuple(name for name, parameter in parameters if parameter.requires_grad)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return all that this thread's model holds, by name: its own memory, not copies."""
-        name = f"state on {self._model_device().type}"
-        if not hasattr(self._local, name):
-            setattr(self._local, name, dict(self.model().state_dict()))
-        return cast(dict[str, torch.Tensor], getattr(self._local, name))
+    @property
+    def layout(self) -> Layout:
+        """Which arrays a model's state has; the same object always."""
+        return self._access().layout
 
-    def model_with(self, tensors: dict[str, torch.Tensor]) -> Classifier:
-        """Return this thread's model with other weights, of the names and shapes of `state`.
+    def model_with(self, tensors: Mapping[str, torch.Tensor]) -> Classifier:
+        """Return this thread's model with other weights, of the names and shapes of its state.
 
         What `load_state_dict` does, without its walk through all modules.
         """
-        state = self.state()
-        if state.keys() != tensors.keys():
-            raise KeyError(f"{sorted(state.keys() ^ tensors.keys())[:3]}: missing or unknown")
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                state[name].copy_(tensor)
+        self._access().set(tensors)
         return self.model()
 
-    def loaded_model(self, tensors: dict[str, torch.Tensor]) -> Classifier:
+    def model_tensors(self) -> FlatTensors:
+        """Return a copy of all that this thread's model holds, by name, on its device."""
+        return self._access().read()
+
+    def _access(self) -> FlatAccess:
+        name = f"state on {self._model_device().type}"
+        if not hasattr(self._local, name):
+            setattr(
+                self._local, name, FlatAccess(self.model().state_dict(keep_vars=True), move=True)
+            )
+        return cast(FlatAccess, getattr(self._local, name))
+
+    def loaded_model(self, tensors: Mapping[str, torch.Tensor]) -> Classifier:
         """Return a model of its own with these weights, where this thread's model is."""
         model = copy.deepcopy(self.model())
         model.load_state_dict(tensors)

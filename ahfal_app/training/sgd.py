@@ -10,12 +10,12 @@ Shapes: N samples, B of a batch, C classes, c channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import Augmentation
@@ -28,7 +28,7 @@ from ahfal_app.data.device import (
 )
 from ahfal_app.models import Classifier, network_facts
 from ahfal_app.training.compilation import compiled
-from ahfal_app.training.optimiser import FusedSGD
+from ahfal_app.training.optimiser import FusedSGD, set_training
 
 # Images: what fits into a core's cache.
 _AUGMENTED_AT_ONCE = 256
@@ -74,7 +74,7 @@ class Recipe:
 class TrainingState:
     """What persists over the rounds of a cycle: momentum by parameter, and epochs done."""
 
-    momentum: dict[str, Tensor]
+    momentum: Mapping[str, Tensor]
     epochs: int
 
 
@@ -204,7 +204,7 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     )
     labels_N = uploaded(update.labels_N, update.images.device)
     was_training = model.training
-    _into_training(model)
+    set_training(model)
     total = 0.0
     for epoch in range(epochs_before, epochs):
         losses = _train_epoch(update, labels_N, optimiser, recipe.learning_rate_at(epoch))
@@ -218,13 +218,6 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
     return TrainingResult(
         num_examples, total / num_examples, TrainingState(optimiser.buffers, epochs)
     )
-
-
-def _into_training(model: Classifier) -> None:
-    """Set the model to training, unless it is: that takes long for a module that is told."""
-    is_set = all(each.training and type(each).train is nn.Module.train for each in model.modules())
-    if not is_set:
-        model.train()
 
 
 def _train_epoch(

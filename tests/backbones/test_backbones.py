@@ -37,6 +37,7 @@ def lite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_converted_weights_give_what_the_original_network_gives() -> None:
     ours = timm.create_model(TIMM_NAME, pretrained=False).eval()
     ours.load_state_dict(converted_weights())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 from support.attacks import CLASSES, IMAGES, Target
 from support.site_images import write_images, write_labels
 from support.small_backbone import SETTINGS, small_backbone, write_weights
@@ -16,6 +17,7 @@ RUN = {**SETTINGS, "model": "linear"}
 SAME = {"backbone": small_backbone().digest}
 
 
+@pytest.mark.slow
 def test_features_are_computed_at_the_site_when_it_joins(tmp_path: Path) -> None:
     target = Target(tmp_path)
     reply = target.send("query.join", RUN, order=SAME)
@@ -29,6 +31,7 @@ def test_features_are_computed_at_the_site_when_it_joins(tmp_path: Path) -> None
     assert len(str(reply.content)) < 4000
 
 
+@pytest.mark.slow
 def test_features_of_images_for_testing_go_with_these(tmp_path: Path) -> None:
     tests = tmp_path / "tests"
     write_labels(tests / "labels.csv", truth := write_images(tests, range(100, 104), CLASSES))
@@ -46,6 +49,7 @@ def test_features_of_images_for_testing_go_with_these(tmp_path: Path) -> None:
     assert joined() == [3, IMAGES]
 
 
+@pytest.mark.slow
 def test_views_are_computed_at_the_site_and_count_for_its_room(tmp_path: Path) -> None:
     target = Target(tmp_path)
     # The format that the server tells says that nothing is augmented, but for this one.

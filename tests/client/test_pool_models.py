@@ -104,6 +104,7 @@ def test_feature_maps_are_averaged_to_three_by_three(
     torch.testing.assert_close(maps.view_as(expected), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
 def test_each_networks_feature_maps_lead_to_its_logits(name: str) -> None:
     model = build_model(name, (32, 32, 3), 10, 0).eval()
@@ -226,6 +227,7 @@ class TestLocalOnly:
 
 
 # Convolutions, and choices of parameters: tests of whole runs have every strategy as it is.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [

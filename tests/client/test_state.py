@@ -34,7 +34,7 @@ def test_the_last_rounds_of_training_are_kept(state: ClientState):
 
 
 def test_what_another_process_has_written_is_read(tmp_path: Path):
-    """A client's newest round is remembered, unless its file has been replaced."""
+    """Nothing is remembered that a file does not hold any more."""
     ours, theirs = ClientState.on_disk(tmp_path / "a"), ClientState.on_disk(tmp_path / "b")
     ours.save_training(0, 1, _after(1))
     theirs.save_training(0, 1, _after(7))

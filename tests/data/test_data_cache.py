@@ -55,6 +55,7 @@ def test_an_entry_is_built_once_and_mapped_read_only(tmp_path: Path) -> None:
     assert not images.flags.writeable
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_one_entry(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         entries = pool.map(_open_in_process, [tmp_path] * 4, chunksize=1)
@@ -179,6 +180,7 @@ def test_arrays_are_kept_and_damage_is_noticed(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["rows.npz"]
 
 
+@pytest.mark.slow
 def test_opening_decoded_data_imports_no_heavy_package(tmp_path: Path) -> None:
     program = (
         "import sys; from ahfal_app.config import Settings;"

@@ -86,6 +86,7 @@ def test_rows_that_are_no_images_have_no_features(tmp_path: Path) -> None:
     assert len(found.values_MD) == 2
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_has_computed_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_any_request_ends_with_a_partition_or_the_named_error(
         assert sizes.max() - sizes.min() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in partition_names() if name != "sites"])
 @pytest.mark.parametrize("num_clients", [1, 2, 7, 40])
 def test_rows_are_dealt_once_and_equal_for_equal_seeds(
@@ -181,6 +182,7 @@ def test_samples_of_a_class_are_drawn_at_random() -> None:
         assert zeros.mean() == pytest.approx(500, abs=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "num_clients", "message"),
     [
@@ -217,6 +219,7 @@ def test_labels_outside_the_classes_are_refused() -> None:
         make_partition(Settings(), LABELS, 9, 10)
 
 
+@pytest.mark.slow
 def test_the_partition_of_flwr_datasets_is_kept_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def test_the_partition_of_flwr_datasets_is_kept_on_disk(
     check_rows(again, len(FEW_LABELS), 10)
 
 
+@pytest.mark.slow
 def test_other_settings_are_kept_apart(tmp_path: Path) -> None:
     common = {"partition": "dirichlet", "data_dir": str(tmp_path)}
     variants: list[dict[str, Any]] = [{}, {"alpha": 0.5}, {"seed": 1}, {"min_partition_size": 9}]

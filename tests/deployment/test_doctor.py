@@ -111,6 +111,7 @@ def test_a_site_that_is_ready(site: Site, certificates: Path):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_lines_and_in_its_exit_code(site: Site, certificates: Path):
     def run(address: str, node_config: str) -> tuple[int, list[str]]:
         options = ["--superlink", address, "--node-config", node_config]
@@ -482,7 +483,8 @@ def test_a_policy_is_told_rule_by_rule(tmp_path: Path):
         "cycles: not limited",
         *("labels-per-cycle: not limited", "labels-per-run: 500", "total-labels: not limited"),
         "image-size: not limited",
-        *("strategies: ahfal|random", "oracles: not limited", "models: not limited"),
+        *("strategies: ahfal|random", "reveals: nothing", "oracles: not limited"),
+        "models: not limited",
         *("local-epochs: not limited", "fewest-tested: not limited", "disk-gib: 50.0"),
     ]
 

@@ -22,9 +22,11 @@ SETTINGS: dict[str, object] = {
     "classes": ",".join(DIGITS),
     "image-size": 8,
     "image-channels": 1,
-    "initial-fraction": 0.3,
+    # Each message is a process of its own, which imports torch: one cycle of one round.
+    "initial-fraction": 0.4,
     "query-fraction": 0.1,
     "target-fraction": 0.4,
+    "rounds": 1,
 }
 
 

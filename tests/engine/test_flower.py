@@ -59,6 +59,12 @@ def _vectors(folder: Path) -> dict[str, object]:
     return {"dataset": str(path), "model": "auto"}
 
 
+def _together(folder: Path) -> dict[str, object]:
+    """Return settings of a run whose clients choose together, each message in any process."""
+    few = {"initial-labels": 8, "query-labels": 4, "target-labels": 12}
+    return {**few, "max-train-samples": 150, "strategy": "coordinated-typicality"}
+
+
 def _arriving(folder: Path) -> dict[str, object]:
     """Return settings of a run whose images come over time, and look different then."""
     return {
@@ -75,7 +81,9 @@ def _arriving(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "data", [_images, _vectors, _arriving], ids=["images", "vectors", "arriving"]
+    "data",
+    [_images, _vectors, _arriving, _together],
+    ids=["images", "vectors", "arriving", "together"],
 )
 def test_flowers_simulation_gives_the_same_result_as_this_process(
     data: Callable[[Path], dict[str, object]],

@@ -55,6 +55,7 @@ def rehearsed(simulation: Simulation, sites: list[str], **more: object) -> Outco
     return Outcome(folder, output.getvalue())
 
 
+@pytest.mark.slow
 def test_it_is_the_run_over_these_sites_to_the_last_bit(
     simulation: Simulation, sites: list[str], tmp_path: Path
 ):
@@ -80,6 +81,7 @@ def test_it_is_the_run_over_these_sites_to_the_last_bit(
     assert outcome.result == simulation(run, handler=handler).result
 
 
+@pytest.mark.slow
 def test_it_needs_no_test_set_of_a_server(simulation: Simulation, sites: list[str], tmp_path: Path):
     root = tmp_path / "for-testing"
     write_labels(root / "labels.csv", write_images(root, range(400, 420), DIGITS))
@@ -99,6 +101,7 @@ def test_it_needs_no_test_set_of_a_server(simulation: Simulation, sites: list[st
         rehearsed(simulation, own, **{**without, "classes": ""})
 
 
+@pytest.mark.slow
 def test_a_backbone_is_rehearsed_with_the_files_of_the_sites(
     simulation: Simulation, sites: list[str], tmp_path: Path
 ):
@@ -123,12 +126,14 @@ def test_a_backbone_is_rehearsed_with_the_files_of_the_sites(
     assert "hospital-1: backbone-weights: missing; allowed is this site's own" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_all_have_needs_no_file(simulation: Simulation, sites: list[str]):
     views = {"feature-views": 1, "augment": "crop"}
     outcome = rehearsed(simulation, sites, **BACKBONE, **{"model": "linear", "cycles": 1}, **views)
     assert outcome.summary["complete"]
 
 
+@pytest.mark.slow
 def test_a_sites_own_folders_are_not_touched(
     simulation: Simulation, sites: list[str], tmp_path: Path
 ):
@@ -141,6 +146,7 @@ def test_a_sites_own_folders_are_not_touched(
         assert found.ledger.spent == [20, 12][number]
 
 
+@pytest.mark.slow
 def test_where_people_label_is_told(simulation: Simulation, sites: list[str]):
     without = sites[1][: sites[1].index("truth=")]
     outcome = rehearsed(simulation, [sites[0], without], **{"label-deadline": 0.0, "cycles": 1})
@@ -154,6 +160,7 @@ def test_where_people_label_is_told(simulation: Simulation, sites: list[str]):
     )
 
 
+@pytest.mark.slow
 def test_it_is_one_command_with_the_file_that_flwr_run_gets(
     simulation: Simulation, sites: list[str], tmp_path: Path
 ):

@@ -96,6 +96,7 @@ _SCALARS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     own=st.dictionaries(st.sampled_from(["dataset", "output-dir"]), _TEXTS),
     more=st.dictionaries(

@@ -64,6 +64,7 @@ def test_sums_over_sites_are_those_of_the_pooled_samples(
     assert total.to_vector().tolist() == whole.to_vector().tolist()
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(2, 80), st.sampled_from([0.01, 1.0, 30.0]))
 def test_figures_are_those_of_scikit_learn_on_the_pooled_samples(
     seed: int, size: int, scale: float

@@ -185,6 +185,7 @@ class TestScales:
         assert (settings.dataset, settings.num_clients, settings.num_cycles) == ("digits", 5, 2)
         assert seeds_at(Scale.SMOKE, [7, 8]) == [7]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("file", sorted(Path("conf").glob("*/*.yaml")), ids=lambda f: f.stem)
     @pytest.mark.parametrize("scale", list(Scale))
     def test_every_file_of_the_paper_is_valid(self, file: Path, scale: Scale) -> None:
@@ -206,6 +207,7 @@ def sweep(
 
 
 class TestSweep:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("sweeps_here")
     def test_runs_what_is_missing_and_nothing_twice(self, tiny: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -236,6 +238,7 @@ class TestSweep:
         forced, _ = sweep(tiny, out, force=True)
         assert len(forced.done) == 2
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("sweeps_here")
     def test_what_experiments_have_in_common_is_done_once(self, tiny: Path, tmp_path: Path) -> None:
         base = "base: tiny.yaml\n"
@@ -262,6 +265,7 @@ class TestSweep:
         with pytest.raises(ConfigError, match="no experiment: allowed is at least one YAML file"):
             load_experiments([])
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("sweeps_here")
     def test_a_failure_does_not_stop_the_others(self, tiny: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"

@@ -69,6 +69,7 @@ def rows(out: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if "second" not in k.lower()} for row in found]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_from_its_lines_and_reports_the_same(file: Path, tmp_path: Path) -> None:
     whole, half, none = (tmp_path / name for name in ("whole", "half", "none"))
     assert len(sweep(file, whole).done) == 4
@@ -92,6 +93,7 @@ def test_a_sweep_goes_on_from_its_lines_and_reports_the_same(file: Path, tmp_pat
     assert SUMMARIES not in (whole / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_runs_whose_folders_are_there_get_lines_once(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     sweep(file, out, strategy="random")
@@ -107,6 +109,7 @@ def test_runs_whose_folders_are_there_get_lines_once(file: Path, tmp_path: Path)
     assert len((out / SUMMARIES).read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_another_code_is_another_run(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +133,7 @@ def write_photographs(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_data_may_lie_elsewhere_and_must_be_the_same(file: Path, tmp_path: Path) -> None:
     first, second = write_photographs(tmp_path / "here"), tmp_path / "there" / "pictures"
     shutil.copytree(first, second)
@@ -148,6 +152,7 @@ def test_data_may_lie_elsewhere_and_must_be_the_same(file: Path, tmp_path: Path)
     assert len(sweep(file, other, dataset=str(changed), **settings).done) == 1
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_done_again_and_a_false_one_is_named(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     sweep(file, out, strategy="random")

@@ -214,6 +214,7 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_the_page_says_first_what_it_is_not(results: ExperimentResults) -> None:
     page = Page(render_sweep_report(results))
@@ -289,6 +290,7 @@ def swept(swept_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(swept_once, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_report_and_files(swept: Path) -> None:
     assert "Final test accuracy" in (swept / "report.html").read_text()
     rows = list(csv.DictReader((swept / "tables" / "tiny-paper.csv").read_text().splitlines()))
@@ -306,6 +308,7 @@ def test_a_sweep_ends_in_a_report_and_files(swept: Path) -> None:
     assert "**Final test accuracy in %**" in (swept / "tables" / "tiny-paper.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_of_part_of_a_sweep(swept: Path) -> None:
     import shutil
 
@@ -319,6 +322,7 @@ def test_a_report_of_part_of_a_sweep(swept: Path) -> None:
     assert "4 runs are missing." in write_sweep_report(swept).read_text()
 
 
+@pytest.mark.slow
 def test_several_experiments_in_one_folder(swept: Path) -> None:
     plan = swept / "experiments" / "tiny-paper.json"
     (swept / "experiments" / "other-small.json").write_text(

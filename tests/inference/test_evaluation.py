@@ -23,6 +23,7 @@ from ahfal_app.inference.predicting import Predictor
 from ahfal_app.results.reading import read_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["network", "head"])
 def test_a_runs_own_data_give_its_own_accuracy(
     shared_runs: SharedRuns, kind: str, data_dir: Path

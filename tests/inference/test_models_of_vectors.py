@@ -43,6 +43,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, patients: 
     return simulation(settings, dataset=str(patients), strategy="random", **{"learning-rate": 0.05})
 
 
+@pytest.mark.slow
 def test_vectors_are_used_as_in_the_run(
     outcome: Outcome, patients: Path, tmp_path: Path, data_dir: Path
 ) -> None:

@@ -23,6 +23,7 @@ from ahfal_app.training.prediction import predict
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_gives_what_the_run_tested(
     shared_runs: SharedRuns, kind: str, tmp_path: Path, data_dir: Path
@@ -41,6 +42,7 @@ def test_it_gives_what_the_run_tested(
     assert int(right) / 60 == read_metrics(folder).cycles[-1].accuracy
 
 
+@pytest.mark.slow
 def test_it_says_what_it_is(shared_runs: SharedRuns) -> None:
     folder = shared_runs(KINDS["head"]).folder
     saved = load_model(folder / "model.safetensors")

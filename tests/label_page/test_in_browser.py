@@ -16,9 +16,13 @@ from support.labelling import request
 from ahfal_app.label_page.desk import Answer, Desk
 from ahfal_app.oracle import Oracle
 
-pytestmark = pytest.mark.skipif(
-    browser.CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        browser.CHROMIUM is None,
+        reason="no chromium, chromium-browser or google-chrome on the path",
+    ),
+]
 
 _ROOT = "document.documentElement"
 

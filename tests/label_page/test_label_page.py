@@ -128,6 +128,7 @@ def _answer_then_hang(folder: Path) -> None:
     signal.raise_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_an_acknowledged_answer_survives_a_kill(oracle: Oracle, tmp_path: Path):
     oracle.submit(request(7))
     context = multiprocessing.get_context("spawn")

@@ -135,6 +135,7 @@ def _answer_all(folder: Path, who: str, samples: list[int]) -> None:
         desk.answer(Answer("request1", sample, 0, who))
 
 
+@pytest.mark.slow
 def test_people_who_take_at_the_same_time_are_handed_different_images(desk: Desk):
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -150,6 +151,7 @@ def test_people_who_take_at_the_same_time_are_handed_different_images(desk: Desk
         assert sorted(samples) == list(range(20, 30))
 
 
+@pytest.mark.slow
 def test_two_people_at_two_commands_answer_each_image_once(tmp_path: Path):
     """As over the network: each asks what is next, and answers it, in turn."""
     oracle = asked_site(tmp_path, [request(*range(20, 30))])
@@ -215,6 +217,7 @@ def test_a_desk_of_a_newer_version_is_refused(desk: Desk):
 # --- the command ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_address_is_told_once_it_can_be_opened(tmp_path: Path):
     """Whoever reads it opens it at once; a socket that is bound refuses until it listens."""
     asked_site(tmp_path, [request(20)])

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.killed_buyer import kill_buyer
 
 from ahfal_app.errors import BudgetExceeded, LabelConflict, PoolExhausted, StoreError
+from ahfal_app.labels.records import AUDIT
 from ahfal_app.labels.store import (
     LabelReceipt,
     LabelRequest,
@@ -94,6 +95,32 @@ def test_what_waits_longest_is_what_is_unanswered_of_the_oldest_request(reopen):
     assert store.longest_waiting() == (2, 0.0)
     store.commit(_answers(second))
     assert store.longest_waiting() == (0, 0.0)
+
+
+def test_an_audit_waits_with_what_was_chosen_beside_it(reopen):
+    store = reopen()
+    store.allot(9)
+    with store.one_change():
+        store.reserve(LabelRequest(request_id("run", 1, 0, AUDIT), 0, AUDIT, (2, 6)))
+        store.reserve(_request(4, 0, 8))
+    assert store.longest_waiting().images == 5
+    assert store.ledger().reserved == 5
+    # One change: where the second request cannot be made, the first is not, either.
+    audit = LabelRequest(request_id("run", 1, 1, AUDIT), 1, AUDIT, (10,))
+
+    def reserve_both() -> None:
+        with store.one_change():
+            store.reserve(audit)
+            store.reserve(_request(4, cycle=1))
+
+    with pytest.raises(PoolExhausted):
+        reserve_both()
+    assert store.ledger().reserved == 5
+    assert 10 in store.unlabelled()
+    with store.set_aside(np.array([10, 12])):
+        assert not {10, 12} & set(store.unlabelled().tolist())
+        assert {10, 12} <= set(store.unasked().tolist())
+    assert {10, 12} <= set(store.unlabelled().tolist())
 
 
 def test_repeated_request_returns_the_first_and_buys_nothing(reopen):
@@ -585,6 +612,7 @@ _WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_no_acknowledged_label_is_lost_to_sigkill(tmp_path):
     path = tmp_path / "labels.sqlite"
     acknowledged: list[int] = []

@@ -14,12 +14,12 @@ from flwr.app import Array, ArrayRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ahfal_app.flat import ArrayForm
 from ahfal_app.messages.arrays import (
-    ArrayForm,
     HeldArray,
     decode_all,
-    forms_of,
     held_record,
+    layout_of,
     size_in_bytes,
 )
 
@@ -50,7 +50,7 @@ def test_what_numpy_saves_comes_back(shape: list[int], dtype: str, by_columns: b
     if by_columns:
         array = np.asfortranarray(array).reshape(shape)
     record = ArrayRecord({"a": Array(array)})
-    decoded = decode_all(record, forms_of(record))["a"]
+    decoded = decode_all(record, layout_of(record))["a"]
     assert decoded.dtype == array.dtype
     assert decoded.shape == array.shape
     assert np.array_equal(decoded, array)

@@ -182,6 +182,7 @@ def refusal(name: str, shape: Shape = (8, 8, 1)) -> str:
 
 
 class TestTorchvision:
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", FAMILIES)
     def test_a_network_of_each_kind(self, family: str) -> None:
         model = build_model(f"torchvision/{family}", (32, 32, 3), 7, 0)
@@ -223,6 +224,7 @@ class TestTorchvision:
             assert not norm.running_mean.any()
             assert not norm.num_batches_tracked.any()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("side", "stride", "has_pooling"), [(32, 1, False), (64, 1, False), (65, 2, True)]
     )
@@ -302,12 +304,14 @@ class TestBeforeTraining:
             simulation(model="torchvision/densenet121")
         assert not Path(simulation.base["output-dir"]).exists()
 
-    def test_a_client_of_a_built_in_network_loads_neither_torchvision_nor_a_compiler(self) -> None:
+    @pytest.mark.slow
+    def test_a_client_of_a_built_in_network_loads_nothing_heavy_that_it_does_not_need(self) -> None:
         program = (
             "import sys, ahfal_app.client_app; "
             "from ahfal_app.models import build_model, model_names; model_names(); "
             "build_model('resnet8', (8, 8, 1), 10, 0); "
-            "assert not {'torchvision', 'torch._dynamo'} & set(sys.modules)"
+            "heavy = {'matplotlib', 'pandas', 'scipy', 'sklearn', 'torchvision', 'torch._dynamo'}; "
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -442,6 +446,7 @@ class TestRuns:
                 mean = sum(w * each[name] for w, each in zip(weights, local, strict=True))
                 torch.testing.assert_close(value, mean / weights.sum(), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_equal_seeds_give_equal_results_on_any_number_of_threads(
         self, simulation: Simulation
     ) -> None:
@@ -461,6 +466,7 @@ class TestRuns:
         for one, other in (("first.weight", "second.weight"), ("norm.bias", "same_norm.bias")):
             assert torch.equal(trained[f"network.{one}"], trained[f"network.{other}"])
 
+    @pytest.mark.slow
     def test_example_of_the_documentation(
         self, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

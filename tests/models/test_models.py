@@ -220,6 +220,7 @@ def test_a_batch_of_one_can_be_trained_on(name: str) -> None:
     assert model(torch.rand(1, 1, 8, 8)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone(name: str) -> None:
     before = torch.random.get_rng_state()
@@ -230,6 +231,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone(nam
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "mobilenet-v2", "torchvision/shufflenet_v2_x0_5"])
 def test_threads_that_build_at_the_same_time_get_equal_weights(name: str) -> None:
     def weights(_: int) -> Tensor:

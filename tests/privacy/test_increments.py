@@ -168,6 +168,7 @@ def test_forgetting_with_noise_needs_increments():
         parse_settings({"privacy.releases": "increments"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", ["local-dp", "local-dp+secure-aggregation"])
 def test_a_run_spends_its_budget_once(privacy: str, simulation: Simulation):
     settings = {**NOISY, "privacy": privacy, "privacy.epsilon": 1e6, "forget": 1.0}
@@ -180,6 +181,7 @@ def test_a_run_spends_its_budget_once(privacy: str, simulation: Simulation):
     assert exact.metrics.cycles[1].forgetting.deviation != exact.metrics.cycles[1].deviation
 
 
+@pytest.mark.slow
 def test_secure_sums_are_of_forgotten_counts(simulation: Simulation):
     secure = simulation({"forget": 1.0, "num-clients": 3, "privacy": "secure-aggregation"})
     exact = simulation({"forget": 1.0, "num-clients": 3})

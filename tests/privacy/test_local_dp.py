@@ -52,6 +52,7 @@ def test_scale_is_the_smallest_that_opendp_says_is_private_enough(epsilon: float
         assert mechanism.scale == pytest.approx(float(sensitivity / cost), rel=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sensitivity", "epsilon"), [(2, 1.0), (1, 1.0), (2, 0.25)])
 def test_noise_has_the_promised_distribution(sensitivity: int, epsilon: float):
     """P(k) = (1 - q) / (1 + q) q^|k| with q = exp(-ε / Δ); false alarms: one in 10^9."""

@@ -143,6 +143,7 @@ def _traces(content: RecordDict, counts_C: np.ndarray) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_server_sees_no_clients_histogram(
     plain: tuple[Outcome, Watch], secure: tuple[Outcome, Watch]
 ):
@@ -157,6 +158,7 @@ def test_server_sees_no_clients_histogram(
             assert not _traces(content, counts_C), f"{kind} of client {client}"
 
 
+@pytest.mark.slow
 def test_the_inspection_would_see_a_histogram(plain: tuple[Outcome, Watch]):
     histograms = _histograms(plain[1])
     contents = [content for _, content in plain[1].of("query.histogram")]
@@ -173,6 +175,7 @@ def test_the_inspection_would_see_a_histogram(plain: tuple[Outcome, Watch]):
         assert _traces(RecordDict({"any": record}), histograms[0])
 
 
+@pytest.mark.slow
 def test_server_sees_no_exact_histogram_with_local_dp(
     runs: Simulation, plain: tuple[Outcome, Watch]
 ):
@@ -184,6 +187,7 @@ def test_server_sees_no_exact_histogram_with_local_dp(
         assert not _traces(content, counts_C)
 
 
+@pytest.mark.slow
 def test_what_travels_is_known(secure: tuple[Outcome, Watch]):
     expected = {
         "query.advertise_keys": {"cipher-key", "mask-key", "has-labels", "epsilon-spent"},
@@ -202,6 +206,7 @@ def test_what_travels_is_known(secure: tuple[Outcome, Watch]):
 # --- what comes of it ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_secure_sum_gives_the_plain_runs_selections(
     plain: tuple[Outcome, Watch], secure: tuple[Outcome, Watch]
 ):
@@ -219,6 +224,7 @@ def test_secure_sum_gives_the_plain_runs_selections(
     }
 
 
+@pytest.mark.slow
 def test_spent_budget_is_in_records_summary_and_report(runs: Simulation):
     outcome = runs(DP)
     assert [cycle.epsilon_spent for cycle in outcome.metrics.cycles] == [2.0, 4.0, None]
@@ -232,6 +238,7 @@ def test_spent_budget_is_in_records_summary_and_report(runs: Simulation):
         assert words in report
 
 
+@pytest.mark.slow
 def test_both_together(runs: Simulation, plain: tuple[Outcome, Watch]):
     watch = Watch()
     outcome = runs(BOTH, handler=watch)
@@ -244,6 +251,7 @@ def test_both_together(runs: Simulation, plain: tuple[Outcome, Watch]):
     assert not np.allclose(first.mean, exact.mean, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_much_budget_gives_the_plain_runs_result(runs: Simulation, plain: tuple[Outcome, Watch]):
     for mode in ("local-dp", "local-dp+secure-aggregation"):
         outcome = runs({"privacy": mode, "privacy.epsilon": 1e6})
@@ -258,6 +266,7 @@ def test_report_of_a_run_without_privacy_promises_none(plain: tuple[Outcome, Wat
 # --- drop-outs -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_drop_out_at_any_step_is_survived_and_named(runs: Simulation, step: str):
     outcome = runs(FIVE, **SECURE, handler=Watch({(step, 3): _raising}))
@@ -270,6 +279,7 @@ def test_drop_out_at_any_step_is_survived_and_named(runs: Simulation, step: str)
     np.testing.assert_allclose(first.deviation, expected.deviation, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_below_the_threshold_the_run_stops_and_can_be_resumed(
     runs: Simulation, five: Outcome, step: str
@@ -404,6 +414,7 @@ def test_server_that_asks_in_another_way_is_refused(
     assert all(reason in words for words in refused)
 
 
+@pytest.mark.slow
 def test_server_that_asks_again_gets_the_same_noise_and_then_nothing(runs: Simulation):
     def ask(message: Message, context: Context, cycle: int) -> list[int]:
         record = message.content.config_records["config"]
@@ -436,6 +447,7 @@ def test_server_that_asks_again_gets_the_same_noise_and_then_nothing(runs: Simul
 # --- resumed ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resumed_run_uses_the_sum_that_was_unmasked(runs: Simulation, five: Outcome):
     """The server dies in the selection, and a client that was in the sum is gone for good."""
     spoil = {("query.select", client): _raising for client in range(5)}
@@ -447,6 +459,7 @@ def test_resumed_run_uses_the_sum_that_was_unmasked(runs: Simulation, five: Outc
     assert outcome.selections == five.selections
 
 
+@pytest.mark.slow
 def test_damaged_sum_is_named(runs: Simulation):
     spoil = {("query.select", client): _raising for client in range(5)}
     with pytest.raises(QuorumNotReached):
@@ -457,6 +470,7 @@ def test_damaged_sum_is_named(runs: Simulation):
         runs.resume(folder)
 
 
+@pytest.mark.slow
 def test_sum_that_some_have_unmasked_is_over_the_same_clients_or_none(
     runs: Simulation, five: Outcome
 ):
@@ -473,6 +487,7 @@ def test_sum_that_some_have_unmasked_is_over_the_same_clients_or_none(
     assert runs.resume(folder).selections == five.selections
 
 
+@pytest.mark.slow
 def test_client_that_was_not_in_the_begun_sum_is_left_out_of_it(runs: Simulation):
     """Client 4 is away when the sum is begun, and there when it is begun again."""
     spoil = {("query.mask", 4): _raising, ("query.unmask", 0): _raising}
@@ -493,6 +508,7 @@ def test_traffic_of_the_protocol_is_counted(
     assert more > 3 * (2 * 32 + 2 * 77 + 168 + 3 * 16) - 3 * 10 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound_to", [[0, 1, 2], [0, 1, 2, 3, 99], [1], [2, 3]])
 def test_a_client_that_lies_about_a_begun_sum_holds_up_nobody(
     runs: Simulation, five: Outcome, bound_to: list[int]

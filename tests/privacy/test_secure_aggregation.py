@@ -76,6 +76,7 @@ def _courses(draw: st.DrawFn) -> tuple[np.ndarray, list[list[int]]]:
     return np.array(rows, dtype=np.int64), steps
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(_courses())
 def test_statistics_are_the_plain_ones_whoever_drops_out(course):
@@ -153,6 +154,7 @@ def test_a_repeated_step_gives_the_same_answer(group: Group):
 # --- what stays in ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_masked_vectors_look_uniform():
     """Bytes of 100 sessions with one and the same histogram; false alarms: one in 10^9."""
     group = Group(np.array([[7, 0, 1]] * 3))

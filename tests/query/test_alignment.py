@@ -134,6 +134,7 @@ def test_runs_come_closer_to_the_true_classes(shared_runs: SharedRuns) -> None:
     assert aligned < plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align", ["true-global", "estimated"])
 def test_equal_seeds_give_equal_aligned_runs(
     simulation: Simulation, shared_runs: SharedRuns, align: str

@@ -85,6 +85,7 @@ class TestSelection:
         # With 3 degrees of freedom, exceeded once in a thousand.
         assert chi_square(drawn, dict.fromkeys(range(4), 0.25)) < 16.3
 
+    @pytest.mark.slow
     def test_second_by_squared_distance(self) -> None:
         strategy, both = badge(), by_hand()
         drawn = Counter(
@@ -114,6 +115,7 @@ class TestSelection:
         both = pool([[2000.0, 0.0, 0.0]] * 9, np.random.default_rng(0).normal(size=(9, 4)))
         assert len(set(checked_select(badge(), both, context_of(5, [9, 0, 0])))) == 5
 
+    @pytest.mark.slow
     @settings(max_examples=20)
     @given(seed=st.integers(0, 2**32 - 1), bias=st.booleans())
     def test_agrees_with_the_slow_version_on_equal_draws(self, seed: int, bias: bool) -> None:

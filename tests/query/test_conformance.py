@@ -44,7 +44,9 @@ MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_
 
 #: Strategies that may draw in vain: starts of a k-means that come to the same end, and an order of
 #: equals where none are.
-IN_VAIN = frozenset({"chase", "ifal", "prob-cover"})
+IN_VAIN = frozenset(
+    {"chase", "ifal", "prob-cover", "coordinated-prob-cover", "coordinated-max-herding"}
+)
 
 LOGITS = Signal.LOCAL_LOGITS
 TRAINING = LocalOnlyTraining(1, 2, 0.1, 0.0, 0.0, 1, False, 1.0)
@@ -136,7 +138,9 @@ def select_and_watch(
 
 
 def draws(strategy: QueryStrategy) -> bool:
-    """Return whether the strategy is random."""
+    """Return whether the strategy, or its half at the server, may be random."""
+    if strategy.is_coordinated:
+        return True
     return "generator" in select_and_watch(strategy, make_tensors(40, 4), make_context(5, 4))[1]
 
 

@@ -106,6 +106,7 @@ class TestGreedyCoverage:
         torch.testing.assert_close(student(2)(squared), 1 / (1 + squared / 4))
         assert top_hat(2)(squared).tolist() == [1, 1, 0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("again", [True, False])
     @settings(max_examples=20)
     @given(
@@ -152,6 +153,7 @@ class TestGreedyCoverage:
             ]
             torch.testing.assert_close(*covered)
 
+    @pytest.mark.slow
     def test_looks_at_few_candidates_after_the_first_pick(self) -> None:
         values = np.random.default_rng(0).normal(size=(2000, 3))
         looked_at = []
@@ -234,6 +236,7 @@ class TestCoveringStrategies:
         plain = [select(name, v.tolist(), [], 6, radius=0.3) for v in (plane, longer)]
         assert plain[0] != plain[1]
 
+    @pytest.mark.slow
     def test_of_many_samples_some_are_covered_and_all_may_be_chosen(self, name: str) -> None:
         plane = np.random.default_rng(0).normal(size=(300, 2)).tolist()
         thinned: dict[str, Scalar] = {"radius": 0.3, "reference-points": 30}

@@ -369,6 +369,7 @@ class TestLoss:
         assert Feal().has_training_loss
 
 
+@pytest.mark.slow
 def test_a_run_with_the_evidential_loss_learns(simulation: Simulation) -> None:
     outcome = simulation(
         {"initial-fraction": 0.3, "target-fraction": 0.3, "local-epochs": 4, "batch-size": 32},
@@ -380,6 +381,7 @@ def test_a_run_with_the_evidential_loss_learns(simulation: Simulation) -> None:
     assert outcome.summary["final_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_loss_of_training_is_the_setting_s(simulation: Simulation) -> None:
     losses = {
         loss: simulation({"strategy": "feal", "strategy.loss": loss}, cycles=1, name=loss).result[2]

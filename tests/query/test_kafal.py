@@ -103,6 +103,7 @@ class TestUndecided:
         ]
         assert orders[0] == orders[1]
 
+    @pytest.mark.slow
     def test_nan_as_random_is_uniform(self) -> None:
         strategy, both = kafal("nan-as-random"), random_logits(4, 3)
         drawn = Counter(

@@ -123,6 +123,7 @@ class TestDSquaredSampling:
     # A draw of 10 makes 7 less likely by 40/49, 6 by 20/36, and leaves 4 and -3 as they were.
     LINE = ((0.0,), (10.0,), (7.0,), (6.0,), (4.0,), (-3.0,))
 
+    @pytest.mark.slow
     def test_sequences_have_their_probability(self) -> None:
         line = embedding_points(self.LINE)
         drawn = Counter(
@@ -169,6 +170,7 @@ class TestKMeans:
         assert numbers.dtype == np.int64
         assert numbers.max() < num_clusters
 
+    @pytest.mark.slow
     @given(
         seed=st.integers(0, 1000),
         size=st.integers(1, 80),

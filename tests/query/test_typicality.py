@@ -156,6 +156,7 @@ class TestTurns:
             assert scores[position] == max(scores.values())
             taken.append(position)
 
+    @pytest.mark.slow
     def test_equal_samples_are_not_searched_again_for_each_that_is_taken(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -195,6 +196,7 @@ class TestTurns:
         assert wanted == [14, 6]
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(2, 50),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from support.simulation import SharedRuns
 
+from ahfal_app.drift import smoothed_divergence
 from ahfal_app.results.arrivals import (
     arrivals_table,
     average_forgetting,
     forgetting_table,
     mix_table,
-    smoothed_divergence,
     statistics_warnings,
     tasks_table,
 )
@@ -44,6 +44,7 @@ def test_divergence_of_smoothed_mixes():
     assert smoothed_divergence(np.array([1, 0]), np.array([2, 2])) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_report_tells_what_came_and_went(shared_runs: SharedRuns):
     run = read_run(shared_runs(STREAM).folder)
     table = arrivals_table(run)

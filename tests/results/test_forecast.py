@@ -123,6 +123,7 @@ class TestCost:
             assert not any("cost" in row[0] for row in table.rows)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_fake_run(tmp_path)
     for accuracy, said in (("0.2", "has it already"), ("0.99", "not from these data")):

@@ -112,6 +112,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> ExperimentResults:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 @needs_browser
 def test_the_report_of_a_sweep(
@@ -121,6 +122,7 @@ def test_the_report_of_a_sweep(
     check(render_sweep_report(results), tmp_path, chromium, figures=3 * 4 + 1 + 1, tables=6)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_contents_of_several_reports(tmp_path: Path, chromium: Chromium) -> None:
     (tmp_path / EXPERIMENTS).mkdir()

@@ -102,6 +102,7 @@ def svgs(html: str) -> list[ElementTree.Element]:
     ]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     for name, value in page.attributes:
@@ -113,6 +114,7 @@ def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
     assert any(str(policy).startswith("default-src 'none'") for policy in policies)
 
 
+@pytest.mark.slow
 def test_figures_are_well_formed_and_speak(html: str) -> None:
     figures = svgs(html)
     assert len(figures) == 6
@@ -127,6 +129,7 @@ def test_figures_are_well_formed_and_speak(html: str) -> None:
         assert "width" not in figure.attrib
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_references_lead_somewhere(html: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
@@ -201,6 +204,7 @@ def test_settings_and_environment_are_complete(page: Page, run_folder: Path) -> 
     assert environment["code: hash"] == run.environment["code"]["hash"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_names_from_people_stay_text(tmp_path: Path, html: str, page: Page) -> None:
     assert EVIL not in html
@@ -220,6 +224,7 @@ def test_names_from_people_stay_text(tmp_path: Path, html: str, page: Page) -> N
     assert "$x^$" in labels
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(run_folder: Path, html: str, tmp_path: Path) -> None:
     with with_charts():
         write_report(run_folder)
@@ -238,6 +243,7 @@ def test_complete_run_has_no_banner(page: Page) -> None:
     assert "Final test accuracy" in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cycles_done", [0, 1, 3])
 def test_partial_run_has_a_banner(
     tmp_path: Path, cycles_done: int, request: pytest.FixtureRequest
@@ -257,6 +263,7 @@ def test_real_clients_tell_less_and_it_still_reports(tmp_path: Path) -> None:
     assert not (folder / "partition.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_one_cycle_without_selection(tmp_path: Path) -> None:
     folder = make_fake_run(tmp_path, num_clients=2, samples=100, rounds=1, cycles_done=6, cycles=6)
@@ -267,6 +274,7 @@ def test_one_cycle_without_selection(tmp_path: Path) -> None:
     assert "Deviation of the classes" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_many_classes_and_clients_thin_their_labels(tmp_path: Path) -> None:
     folder = make_fake_run(
@@ -284,6 +292,7 @@ def test_many_classes_and_clients_thin_their_labels(tmp_path: Path) -> None:
     assert len(text) < 2_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_untrained_model_and_absent_classes(tmp_path: Path) -> None:
     folder = make_fake_run(tmp_path, num_clients=2, samples=100, rounds=1, cycles_done=1)

@@ -150,6 +150,7 @@ class TestAtomicFiles:
             files.write_json(tmp_path / "x.json", {"loss": math.nan})
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_readers_see_whole_files_only(self, tmp_path: Path) -> None:
         path = tmp_path / "x.json"
         files.write_json(path, {"value": [0] * 5000})
@@ -398,6 +399,7 @@ class TestStart:
         with pytest.raises(ReportError, match=r"config\.yaml.*no-such-setting|no-such-setting"):
             read_run(tmp_path)
 
+    @pytest.mark.slow
     def test_neither_torch_nor_flower_is_loaded(self) -> None:
         code = (
             "import sys\n"

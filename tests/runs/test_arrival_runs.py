@@ -40,6 +40,7 @@ def _bought(outcome: Outcome) -> list[tuple[int, int, int]]:
     return [(each["client"], each["cycle"], each["sample"]) for each in outcome.selections]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -93,6 +94,7 @@ def _check_records(outcome: Outcome) -> None:
         store.close()
 
 
+@pytest.mark.slow
 def test_images_look_as_they_did_when_they_arrived(shared_runs: SharedRuns):
     more = {"covariate-drift": "rotation", "local-update": "kcfu", "rounds": 2}
     outcome = shared_runs({**STREAM, **more})
@@ -197,6 +199,7 @@ def test_a_skipped_label_buys_one_of_the_next_cycle(tmp_path: Path):
     store.close()
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_the_ledger_adds_up_whatever_comes_and_goes(data: st.DataObject):
     store, asked = LabelStore.from_bytes(b"", np.arange(40), 2), []
@@ -237,6 +240,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninte
     return uninterrupted(simulation, **RECYCLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.08, 0.3, 0.45, 0.6, 0.85])
 def test_a_killed_run_sees_the_same_arrivals(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -254,6 +258,7 @@ def test_more_cycles_than_a_path_had_are_refused(simulation: Simulation):
         prepare({"resume": str(outcome.folder), "cycles": 3})
 
 
+@pytest.mark.slow
 def test_a_stream_of_longer_life_goes_on_as_if_it_had_been_that_long(
     simulation: Simulation, shared_runs: SharedRuns
 ):

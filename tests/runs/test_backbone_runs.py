@@ -26,6 +26,7 @@ SMALL: dict[str, object] = {
 FEATURES = 256
 
 
+@pytest.mark.slow
 def test_only_the_head_is_trained_and_travels(simulation: Simulation) -> None:
     outcome = simulation(SMALL, strategy="entropy")
     model = load_file(outcome.folder / "model.safetensors")
@@ -42,6 +43,7 @@ def test_only_the_head_is_trained_and_travels(simulation: Simulation) -> None:
     assert backbone["features"] == FEATURES
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_for_all_runs(simulation: Simulation, tmp_path: Path) -> None:
     settings = {**SMALL, "data-dir": str(tmp_path / "data"), "cycles": 1}
     folders = [simulation(settings, seed=seed).folder for seed in (0, 1)]
@@ -65,6 +67,7 @@ def test_every_strategy_chooses_by_features(simulation: Simulation, strategy: st
     assert [cycle.labels for cycle in outcome.metrics.cycles] == [6, 12]
 
 
+@pytest.mark.slow
 def test_first_labels_are_chosen_by_features(simulation: Simulation) -> None:
     few = {"initial-labels": 10, "query-labels": 1, "target-labels": 10, "rounds": 1}
     losses = []
@@ -102,6 +105,7 @@ def test_whatever_else_a_run_has(simulation: Simulation, settings: dict[str, obj
 VIEWS = {"feature-views": 2, "augment": "crop"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_update", ["plain", "kcfu"])
 def test_views_are_drawn_alike_together_and_in_turns(
     simulation: Simulation, local_update: str
@@ -204,6 +208,7 @@ def test_what_shows_when_the_backbone_is_there(
     assert said in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_another_backbone_is_refused(simulation: Simulation, tmp_path: Path) -> None:
     before = simulation(SMALL, cycles=1, rounds=1).folder
     weights = write_weights(tmp_path / "weights.safetensors", change=0.1)

@@ -126,6 +126,7 @@ def test_little_is_kept_of_the_others(straight: Uninterrupted) -> None:
     assert len(names) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.15, 0.55, 0.7, 0.99])
 def test_a_kill_changes_nothing(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -142,6 +143,7 @@ def test_killed_at_every_fourth_event(straight: Uninterrupted, simulation: Simul
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_damaged_checkpoint_changes_nothing(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -152,6 +154,7 @@ def test_a_damaged_checkpoint_changes_nothing(
     assert left(simulation.resume(folder)) == left(straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [None, 0.3])
 def test_more_cycles_end_as_one_that_had_them_from_the_start(
     share: float | None,

@@ -291,6 +291,7 @@ def test_below_the_quorum_the_run_stops_with_a_named_error(simulation: Simulatio
         simulation(handler=handler, quorum=0.5, name="stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_stopped_run_says_so_and_can_go_on(simulation: Simulation, shared_runs: SharedRuns):
     def handler(message: Message, context: Context) -> Message:
@@ -306,6 +307,7 @@ def test_stopped_run_says_so_and_can_go_on(simulation: Simulation, shared_runs: 
     assert simulation.resume(folder).result == shared_runs().result
 
 
+@pytest.mark.slow
 def test_answers_that_never_come(simulation: Simulation):
     """A client that hangs is reported after the timeout, and the round goes on."""
     released = threading.Event()
@@ -331,6 +333,7 @@ def test_answers_that_never_come(simulation: Simulation):
     assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 4 s")]
 
 
+@pytest.mark.slow
 def test_busy_client_gets_no_second_message(simulation: Simulation):
     """Flower would run both at once, each on its copy of the client's state."""
     running: set[int] = set()
@@ -403,6 +406,7 @@ def test_other_data_at_the_clients_is_refused(simulation: Simulation):
         simulation(handler=_when("query.join", 1, other_data))
 
 
+@pytest.mark.slow
 def test_repeated_select_returns_the_first_answer_and_buys_nothing(
     simulation: Simulation, shared_runs: SharedRuns
 ):
@@ -450,6 +454,7 @@ def _people(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ahfal_app.server.purchase._FIRST_PAUSE_S", 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_people")
 def test_labels_that_come_in_parts_are_waited_for(simulation: Simulation):
     outcome = simulation()
@@ -459,6 +464,7 @@ def test_labels_that_come_in_parts_are_waited_for(simulation: Simulation):
     assert last.spent == last.allotted
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_people")
 def test_at_the_deadline_the_cycle_goes_on_and_late_labels_are_used_later(simulation: Simulation):
     outcome = simulation(**{"label-deadline": 0.0})

@@ -107,6 +107,7 @@ SPOILT_ROUNDS: list[tuple[Spoil, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_what_would_spoil_a_round_is_named_and_left_out(simulation: Simulation):
     """A round for each attack; the model is that of the others, as if the client were away."""
     attacks = iter(SPOILT_ROUNDS)
@@ -123,6 +124,7 @@ def test_what_would_spoil_a_round_is_named_and_left_out(simulation: Simulation):
     assert outcome.result[3] == away.result[3]
 
 
+@pytest.mark.slow
 def test_records_that_flower_cannot_count_do_no_harm(simulation: Simulation):
     empty = ConfigRecord({"list": [], "text": "", "bytes": b""})
     outcome = simulation(handler=of_client(HOSTILE, "train", _record("more", empty)))
@@ -201,6 +203,7 @@ MANY_CYCLES: dict[str, object] = {
 }
 
 
+@pytest.mark.slow
 def test_who_lies_as_it_joins_is_away_and_the_others_go_on(simulation: Simulation):
     """It tries again in each cycle, with another lie; then it tells the truth, and takes part."""
     lies = iter(LIES)
@@ -261,6 +264,7 @@ class Latecomer(InProcessGrid):
         super().__init__(watched, num_clients, workers)
 
 
+@pytest.mark.slow
 def test_a_newcomer_cannot_stop_a_run_that_is_under_way(
     simulation: Simulation, caplog: pytest.LogCaptureFixture
 ):
@@ -310,6 +314,7 @@ PURCHASES: list[tuple[str, Spoil, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_lies_about_labels_are_named_and_left_out(simulation: Simulation):
     def handler(message: Message, context: Context) -> Message:
         cycle = int(str(message.content.config_records["config"]["cycle"]))
@@ -339,6 +344,7 @@ BEGINNINGS: list[tuple[Spoil, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_lies_about_first_labels_are_named_and_left_out(simulation: Simulation):
     """It is told to begin in each cycle, until it says what can be; then it takes part."""
     lies = [spoil for spoil, _ in BEGINNINGS]
@@ -413,6 +419,7 @@ def _accuracy(simulation: Simulation, **settings: object) -> float:
     return outcome.metrics.cycles[-1].accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ROBUST, ids=lambda settings: str(settings["aggregation"]))
 def test_one_of_three_sites_cannot_take_over_a_robust_choice(
     simulation: Simulation, settings: dict[str, object]

@@ -390,6 +390,7 @@ def test_every_kind_of_message_is_guarded(target: Target):
 NOISY = {"privacy": "local-dp", "privacy.epsilon": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "settings", "rules"),
     [
@@ -428,7 +429,7 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
 ):
     target = Target(tmp_path, **{f"policy-{key}": value for key, value in policy.items()})
     done: list[str] = []
-    for name in (*KINDS, "query.advertise_histogram"):
+    for name in (*KINDS, "query.drift", "query.advertise_histogram"):
         method = name.removeprefix("query.")
         monkeypatch.setattr(Client, method, lambda *_, name=name, **__: done.append(name))
     data = _format(image_shape=[32, 32, 1]) if settings.get("image-size") == 32 else None
@@ -437,7 +438,7 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
         monkeypatch.undo()
         assert not target.send("query.join", settings, order=order).has_error()
         return
-    for kind in (*KINDS, "query.advertise_keys"):
+    for kind in (*KINDS, "query.drift", "query.advertise_keys"):
         reason = target.refused(kind, "policy", settings, _secure, order)
         told = re.search(r": ([a-z, -]+);", reason)
         assert told
@@ -527,6 +528,7 @@ def test_terms_of_privacy_do_not_change(target: Target):
     target.refused("query.histogram", "privacy", NOISY | {"target-fraction": 0.3})
 
 
+@pytest.mark.slow
 def test_disk_is_not_filled(tmp_path: Path):
     """Neither by larger and larger images, each decoded anew, nor by what training keeps."""
     target = Target(tmp_path, **{"policy-disk-gib": 2 / 1024})
@@ -695,6 +697,7 @@ def test_errors_that_come_of_each_other_are_told_as_the_first(target: Target, mo
     target.refused("train", "disk")
 
 
+@pytest.mark.slow
 def test_a_site_whose_files_are_damaged_names_none(target: Target, caplog):
     """What really happens to folders: labels with a mistake, images that go, stores that break."""
     _joined(target)
@@ -755,3 +758,35 @@ def test_the_settings_of_an_attack_are_those_of_a_run():
     """Or each refusal above might be one of these settings."""
     assert model_arrays().keys()
     assert set(SETTINGS) >= {"partition", "model", "strategy"}
+
+
+# --- windows of cycles that are compared -------------------------------------------------------
+
+
+def test_windows_are_compared_under_the_terms_of_joining_alone(target: Target):
+    terms = {"drift-test": "predicted", "drift-window": 1}
+    _joined(target)
+    target.refused("query.drift", "message", order={"cycle": 1})
+    target.refused("query.drift", "privacy", terms, order={"cycle": 1})
+
+
+@pytest.mark.parametrize("test", ["predicted", "permutation"])
+def test_a_comparison_of_windows_tells_a_few_numbers(target: Target, test: str):
+    share = 0.0 if test == "predicted" else 0.5
+    terms = {"drift-test": test, "drift-window": 1, "audit-share": share}
+    _joined(target, **terms)
+    assert not target.send("query.select", terms).has_error()
+
+    def with_model(content: RecordDict) -> None:
+        content["arrays"] = target.arrays()
+
+    spoil = with_model if test == "predicted" else None
+    target.refused("query.drift", "message", terms, spoil, {"cycle": 0})
+    if spoil is not None:
+        target.refused("query.drift", "message", terms, None, {"cycle": 1})
+    reply = target.send("query.drift", terms, spoil, {"cycle": 1})
+    assert not reply.has_error()
+    (told,) = reply.content.metric_records.values()
+    assert set(told) <= {"refusal", "statistic", "log_ratio", "df", "p"}
+    # Nothing has come since the first cycle, so that there is nothing to predict.
+    assert (told["refusal"] > 0) == (test == "predicted")

@@ -46,6 +46,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_patients(tmp_path_factory.mktemp("data") / "patients.parquet", slice(0, 200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", strategy_names())
 def test_every_strategy_chooses_where_clients_have_one_label_or_none(
     strategy: str, patients: Path, simulation: Simulation
@@ -54,6 +55,7 @@ def test_every_strategy_chooses_where_clients_have_one_label_or_none(
     _check_choice(outcome, [4, 6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["badge", "feal", "logo"])
 def test_a_network_on_images_is_trained_on_one_label_or_none(strategy: str, simulation: Simulation):
     _check_choice(simulation(SHARED, strategy=strategy), [4, 6, 8])
@@ -66,6 +68,7 @@ def _check_choice(outcome: Outcome, labels: list[int]) -> None:
     assert last.ledger.free == 0
 
 
+@pytest.mark.slow
 def test_a_pool_smaller_than_the_numbers_is_labelled_whole(shared_runs: SharedRuns):
     settings = FEW | {"alpha": 0.1, "target-labels": 150, "query-labels": 70}
     outcome = shared_runs(settings, partition="dirichlet", strategy="badge")
@@ -81,6 +84,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninte
     return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **SHARED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.12, 0.18, 0.25, 0.5, 0.75])
 def test_a_shared_budget_is_granted_once_whatever_happens(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -112,6 +116,7 @@ def _check_stores(folder: Path, labels: int) -> None:
     assert spent == labels
 
 
+@pytest.mark.slow
 def test_a_client_that_comes_later_has_its_share_of_what_is_bought_from_then_on(
     simulation: Simulation,
 ):

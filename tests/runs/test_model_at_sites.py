@@ -203,6 +203,7 @@ def _same(outcome: Outcome, sites: Sites) -> None:
         assert (folder / "model.safetensors").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_of_earlier_runs_nothing_is_left(
     simulation: Simulation, sites: Sites, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +217,7 @@ def test_of_earlier_runs_nothing_is_left(
     _same(simulation(RUN, handler=sites.handler, seed=1), sites)
 
 
+@pytest.mark.slow
 def test_the_sites_own_is_the_head_where_that_was_trained(
     simulation: Simulation, sites: Sites, tmp_path: Path
 ) -> None:

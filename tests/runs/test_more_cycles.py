@@ -50,6 +50,7 @@ def more(
         return simulation.resume(folder, switch.handler, **said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [{"target-fraction": 0.15}, {"cycles": "+1"}, {"cycles": 3}])
 def test_it_ends_as_one_that_had_them_from_the_start(
     said: dict[str, object], straight: Outcome, short: Path, simulation: Simulation
@@ -64,6 +65,7 @@ def test_it_ends_as_one_that_had_them_from_the_start(
     assert more(simulation, short).result == straight.result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [True, False])
 def test_numbers_of_labels_and_cycles_in_steps(reset: bool, simulation: Simulation) -> None:
     settings = {**NUMBERS, "reset-model": reset}
@@ -85,6 +87,7 @@ def events(shared_runs: SharedRuns, tmp_path_factory: pytest.TempPathFactory) ->
     return counted.events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
 def test_a_kill_while_it_goes_on_changes_nothing(
     share: float, events: int, straight: Outcome, short: Path, simulation: Simulation
@@ -133,6 +136,7 @@ def test_what_epsilon_was_promised_for_is_not_extended(simulation: Simulation) -
     assert "promised privacy.epsilon=1.0 for all 1 histograms together" in str(error.value)
 
 
+@pytest.mark.slow
 def test_sums_alone_may_be_told_of_more_cycles(simulation: Simulation) -> None:
     """Also of the stop set, whose sums are of each cycle, the last one included."""
     private = {"privacy": "secure-aggregation", "rounds": 1, **WATCHED}
@@ -164,6 +168,7 @@ def _coming_and_going(message: Message, context: Context) -> Message:
     return client_app(message, context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["client", "global"])
 def test_sites_come_and_go_in_a_run_that_goes_on(budget: str, simulation: Simulation) -> None:
     settings = {"rounds": 1, "budget": budget, **WATCHED}

@@ -36,6 +36,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninte
     return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **NETWORK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_resumed_run_equals_an_uninterrupted_one(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -64,6 +65,7 @@ def test_killed_at_every_event(first: int, straight_two: Uninterrupted, simulati
 
 
 # What a client has seen of its pool while it trained is part of what a resumed run goes on with.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", [{"strategy": "chase", "strategy.window": "cycle"}, {"strategy": "temporal"}]
 )
@@ -80,6 +82,7 @@ def test_what_was_watched_survives_a_kill(
 
 
 # Features that a killed run has computed are there for the one that goes on.
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [0, 1])
 def test_a_run_on_features_survives_a_kill(
     simulation: Simulation, tmp_path: Path, views: int
@@ -107,6 +110,7 @@ def straight_secure(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) ->
 
 
 # While keys are told, vectors masked, the sum unmasked (twice) and kept.
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.353, 0.392, 0.737])
 def test_secure_sums_are_the_same_after_a_resume(
     share: float,
@@ -163,6 +167,7 @@ def _check_noise(heard: Heard, outcome: Outcome) -> None:
 
 
 # With a release stored and not told, told by one client, told by two; in the next cycle.
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.288, 0.294, 0.318, 0.641])
 def test_noise_is_the_same_after_a_resume(share: float, noisy_events: int, simulation: Simulation):
     heard = Heard()
@@ -179,6 +184,7 @@ def test_noisy_run_killed_at_every_fifth_event(noisy_events: int, simulation: Si
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(straight: Uninterrupted, simulation: Simulation):
     folder = killed_at(20, simulation, **NETWORK)
     for event in (5, 17, 31):
@@ -217,6 +223,7 @@ def test_sigkilled_process_is_resumed(
     assert (status.state, status.resumed, status.started) == (State.FINISHED, 1, left.started)
 
 
+@pytest.mark.slow
 def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ):
@@ -253,6 +260,7 @@ def test_client_that_missed_a_purchase_does_not_stand_in_the_way(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_damaged_newest_checkpoint_gives_the_same_result(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -295,6 +303,7 @@ def test_resume_without_a_usable_checkpoint(simulation: Simulation):
         simulation.resume(folder)
 
 
+@pytest.mark.slow
 def test_resume_notices_lost_labels(simulation: Simulation):
     folder = simulation(**{"client-state": "memory"}).folder
     with pytest.raises(ResumeError, match="3 clients have lost labels"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import random
@@ -16,12 +17,14 @@ from support.image_files import noise, png
 from support.simulation import TINY, SharedRuns, Simulation
 from support.site_images import write_images
 
+from ahfal_app.class_statistics import otsu_threshold
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import parse_settings
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.query import strategy_names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charts")
 def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation):
     outcome = simulation()
@@ -49,6 +52,7 @@ def test_a_run_leaves_everything_that_its_folder_promises(simulation: Simulation
     assert (outcome.folder / "report.html").read_text().count('role="img"') == 8
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
     simulation: Simulation, shared_runs: SharedRuns, tmp_path: Path
 ):
@@ -105,6 +109,7 @@ _FEW: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", strategy_names())
 def test_equal_seeds_give_equal_runs_for_every_strategy(
     simulation: Simulation, shared_runs: SharedRuns, name: str
@@ -118,6 +123,7 @@ def test_equal_seeds_give_equal_runs_for_every_strategy(
     assert first.selections
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run_and_the_same_one_the_same_convolutions(
     simulation: Simulation,
 ):
@@ -127,6 +133,7 @@ def test_another_seed_gives_another_run_and_the_same_one_the_same_convolutions(
     assert simulation(settings, seed=1).result != first.result
 
 
+@pytest.mark.slow
 def test_strategies_choose_differently(shared_runs: SharedRuns):
     chosen = {
         name: tuple(row["sample"] for row in shared_runs(_ONE_CHOICE, strategy=name).selections)
@@ -153,6 +160,7 @@ class RelabelledGrid(ShuffledGrid):
         self._contexts = dict(zip(ids, reversed(contexts), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [ShuffledGrid, RelabelledGrid])
 def test_order_and_ids_of_nodes_do_not_matter(
     simulation: Simulation, shared_runs: SharedRuns, grid: type[InProcessGrid]
@@ -235,6 +243,7 @@ def test_raw_data_labels_and_ids_stay_with_the_client(simulation: Simulation):
     assert seen["train"] - arrays == {"metrics.num-examples", "metrics.loss", "metrics.seconds"}
 
 
+@pytest.mark.slow
 def test_model_starts_anew_each_cycle_or_goes_on(simulation: Simulation):
     """What round 1 of the second cycle is sent: the fresh model, or the first cycle's."""
 
@@ -285,7 +294,26 @@ def test_fewer_cycles_by_setting(shared_runs: SharedRuns):
     assert len(shared_runs(cycles=2).metrics.cycles) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_clients", [1, 2, 7])
 def test_any_number_of_clients(simulation: Simulation, num_clients: int):
     outcome = simulation(cycles=2, **{"num-clients": num_clients})
     assert len(outcome.metrics.cycles[0].labels_per_client) == num_clients
+
+
+@pytest.mark.usefixtures("charts")
+def test_a_threshold_that_follows_the_deviations_is_recorded_and_drawn(
+    simulation: Simulation,
+) -> None:
+    settings = {"tau-rule": "otsu", "initial-fraction": 0.1, "target-fraction": 0.3}
+    outcome = simulation(settings, **{"query-fraction": 0.1})
+    chose = [cycle for cycle in outcome.metrics.cycles if cycle.deviation is not None]
+    assert len(chose) == 2
+    for cycle in chose:
+        threshold = otsu_threshold(100 * np.array(cycle.deviation))
+        assert cycle.tau == threshold != 12
+        assert cycle.low == tuple(100 * value < threshold for value in cycle.deviation or ())
+    page = (outcome.folder / "report.html").read_text()
+    words = ", ".join(f"{cycle.tau:.1f}" for cycle in chose)
+    assert f"below the threshold of {words} percentage points" in page
+    assert "by Otsu's method in each cycle" in html.unescape(page)

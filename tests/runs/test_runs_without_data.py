@@ -95,6 +95,7 @@ def _use(outcome: Outcome) -> dict[str, Any]:
     return said
 
 
+@pytest.mark.slow
 def test_pixels_are_normalised_by_all_sites_images_and_all_is_tested_at_sites(
     simulation: Simulation, wards: Wards
 ):
@@ -127,6 +128,7 @@ def test_pixels_are_normalised_by_all_sites_images_and_all_is_tested_at_sites(
     assert last.accuracy > 0.6
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_the_same_in_secret_and_after_a_kill(simulation: Simulation, wards: Wards):
     straight = simulation(SETTINGS, handler=wards.handler)
     summed = simulation(SETTINGS, handler=wards.handler, privacy="secure-aggregation")
@@ -141,6 +143,7 @@ def test_what_is_kept_is_the_same_in_secret_and_after_a_kill(simulation: Simulat
     assert resumed.result[1:] == straight.result[1:]
 
 
+@pytest.mark.slow
 def test_what_the_run_says_of_data_that_the_server_has_not(simulation: Simulation, wards: Wards):
     outcome = simulation(SETTINGS, handler=wards.handler, cycles=1)
     data = json.loads((outcome.folder / "environment.json").read_text())["data"]
@@ -157,6 +160,7 @@ def test_what_the_run_says_of_data_that_the_server_has_not(simulation: Simulatio
     assert "ahfal on the sites' own data" in outcome.log
 
 
+@pytest.mark.slow
 def test_a_model_that_is_there_says_how_its_images_are_normalised(
     simulation: Simulation, wards: Wards
 ):
@@ -207,6 +211,7 @@ def test_a_site_whose_sums_cannot_be_is_not_counted(simulation: Simulation, ward
     assert "pixels are standardised without client 1: moments: sums that no samples" in outcome.log
 
 
+@pytest.mark.slow
 def test_sums_that_no_sites_have_end_a_run_whose_sums_are_secret(
     simulation: Simulation, wards: Wards, monkeypatch: pytest.MonkeyPatch
 ):
@@ -221,6 +226,7 @@ def test_sums_that_no_sites_have_end_a_run_whose_sums_are_secret(
         simulation(SETTINGS, handler=wards.handler, privacy="secure-aggregation", cycles=1)
 
 
+@pytest.mark.slow
 def test_a_backbone_says_how_images_are_normalised(
     simulation: Simulation, wards: Wards, tmp_path: Path
 ):
@@ -246,6 +252,7 @@ def test_a_backbone_says_how_images_are_normalised(
     assert outcome.metrics.cycles[-1].accuracy == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 def test_vectors_of_any_scale_are_standardised_over_all_sites(
     simulation: Simulation, tmp_path: Path
 ):
@@ -304,6 +311,7 @@ def test_vectors_of_any_scale_are_standardised_over_all_sites(
         simulation(settings, handler=handler, quorum=1.0, **{"vector-length": 29})
 
 
+@pytest.mark.slow
 def test_what_a_site_has_told_stays_though_the_server_has_forgotten_it(
     simulation: Simulation, wards: Wards, tmp_path: Path
 ):
@@ -327,6 +335,7 @@ def test_what_a_site_has_told_stays_though_the_server_has_forgotten_it(
     assert _kept(simulation.resume(folder, wards.handler))["samples"] == 120
 
 
+@pytest.mark.slow
 def test_what_sites_test_decides_when_a_run_ends(simulation: Simulation, wards: Wards):
     enough = {"stopping": "target", "stopping.accuracy": 0.001, "stopping.after": 1}
     cycles = simulation(SETTINGS, handler=wards.handler, rounds=1, **enough).metrics.cycles

@@ -16,6 +16,7 @@ from flwr.app import Context, Message
 from support.simulation import Outcome, Simulation
 from support.site_images import write_images, write_labels
 
+from ahfal_app.client import coordination
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.label_page.answers import DECISION
@@ -117,6 +118,7 @@ def _learned(outcome: Outcome) -> tuple[object, ...]:
     return cycles, losses, model
 
 
+@pytest.mark.slow
 def test_people_who_label_files_give_the_result_of_the_simulated_oracle(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -156,6 +158,27 @@ def test_people_who_label_files_give_the_result_of_the_simulated_oracle(
     )
 
 
+@pytest.mark.slow
+def test_sites_choose_together_where_all_of_them_allow_it(
+    simulation: Simulation, hospitals: Hospitals
+) -> None:
+    settings = SITES | {"strategy": "coordinated-prob-cover", "strategy.least-region": 2}
+    for node in hospitals.nodes:
+        node["policy-reveals"] = "centroids,embeddings,distances,radius,sums"
+    straight = simulation(settings, handler=hospitals.handler)
+    assert not any(cycle.failed for cycle in straight.metrics.cycles)
+
+    def anew(message: Message, context: Context) -> Message:
+        coordination._under_way.clear()  # As at a site, where each message has its process.
+        return hospitals.handler(message, context)
+
+    assert _learned(simulation(settings, handler=anew)) == _learned(straight)
+    del hospitals.nodes[2]["policy-reveals"]
+    with pytest.raises(QuorumNotReached, match="policy-reveals"):
+        simulation(settings | {"quorum": 1.0}, handler=hospitals.handler)
+
+
+@pytest.mark.slow
 def test_guesses_and_scores_go_to_people(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -173,6 +196,7 @@ def test_guesses_and_scores_go_to_people(
     assert len(set(scores)) > 1
 
 
+@pytest.mark.slow
 def test_skipped_images_are_free_and_others_bought(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -192,6 +216,7 @@ def test_skipped_images_are_free_and_others_bought(
     assert ledger.free > 0
 
 
+@pytest.mark.slow
 def test_what_one_run_bought_the_next_one_has(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -224,6 +249,7 @@ def _newest_run(root: Path) -> str:
     return max(runs, key=lambda path: path.stat().st_mtime_ns).name
 
 
+@pytest.mark.slow
 def test_an_image_that_goes_before_it_is_labelled_is_given_back(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -256,6 +282,7 @@ def test_an_image_that_goes_before_it_is_labelled_is_given_back(
     assert len(list((folder / "images").iterdir())) == len(removed) - 1
 
 
+@pytest.mark.slow
 def test_an_image_that_goes_leaves_the_page_and_is_not_paid_for(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -366,6 +393,7 @@ class _Readers:
                 write_csv(folder / "decisions-prof.csv", ("file", "label"), [line])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("oracle", "cycles"), [("page", 1), ("files", 1)])
 def test_several_readers_give_the_labels_that_the_budget_is_for(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path, oracle: str, cycles: int
@@ -403,6 +431,7 @@ def test_several_readers_give_the_labels_that_the_budget_is_for(
     assert (found.images, found.unanimous, found.settled) == (bought, bought - cycles, cycles)
 
 
+@pytest.mark.slow
 def test_a_deleted_request_is_written_again_with_what_is_still_open(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -435,6 +464,7 @@ def test_a_deleted_request_is_written_again_with_what_is_still_open(
     assert not list(requests.glob("cycle-*"))
 
 
+@pytest.mark.slow
 def test_the_home_of_a_site_is_found_for_its_state_as_well(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -447,6 +477,7 @@ def test_the_home_of_a_site_is_found_for_its_state_as_well(
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_come_late_change_nothing_that_was_trained(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -543,6 +574,7 @@ def test_settings_that_do_not_fit_sites_are_refused(simulation: Simulation, sett
         simulation(SITES | settings)
 
 
+@pytest.mark.slow
 def test_classes_and_size_of_the_run_are_those_of_all_sites(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):
@@ -566,6 +598,7 @@ def test_classes_and_size_of_the_run_are_those_of_all_sites(
         assert DIGITS[10 - label] == hospitals.truth[names[sample]]
 
 
+@pytest.mark.slow
 def test_an_image_is_asked_for_while_the_pool_remembers_it(
     simulation: Simulation, hospitals: Hospitals
 ):
@@ -583,3 +616,39 @@ def test_an_image_is_asked_for_while_the_pool_remembers_it(
     assert told[0].classes == ()
     assert told[0].tests is None
     assert "Arrivals" in (outcome.folder / "report.html").read_text()
+
+
+def test_sites_draw_their_audits_and_test_themselves(simulation: Simulation, hospitals: Hospitals):
+    more = {"audit-share": 0.3, "drift-test": "permutation", "drift-window": 1}
+    outcome = simulation({**SITES, **more}, handler=hospitals.handler)
+    cycles = outcome.metrics.cycles
+    assert cycles[0].drift is None
+    for cycle in cycles[1:]:
+        assert cycle.drift is not None
+        # Of 4, 6 and 8 labels of the smallest site 2, 2 and 3 are due of its audit.
+        refusals = ["", "", "a window has no audit label"]
+        assert [site.refusal for site in cycle.drift.sites] == refusals
+        assert not cycle.drift.is_drift
+    # The ten labels that site 2 has are not paid for.
+    assert cycles[-1].ledger.spent == cycles[-1].labels - 10
+    assert "Drift of the class mix" in (outcome.folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_audit_tells_people_no_guess(
+    simulation: Simulation, hospitals: Hospitals, tmp_path: Path
+):
+    requests = tmp_path / "requests"
+    hospitals.nodes[1] |= {"oracle": "files", "oracle-dir": str(requests)}
+    with _annotator(requests, hospitals.truth) as labelled:
+        settings = {**SITES, "audit-share": 0.3, "strategy": "margin"}
+        simulation(settings, handler=hospitals.handler, cycles=2)
+    told = []
+    for folder in requests.glob("cycle-001-*"):
+        with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        told.append((len(rows), {bool(row["score"]) for row in rows}))
+        assert {bool(row["guess"]) for row in rows} == told[-1][1]
+    # Of the 18 labels of this site 6 are due of its audit, of the 12 before 4.
+    assert sorted(told) == [(2, {False}), (4, {True})]
+    assert len(set(labelled)) == len(labelled) == 18

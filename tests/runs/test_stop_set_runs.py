@@ -16,6 +16,7 @@ from support.simulation import Outcome, Simulation
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError
+from ahfal_app.messages.arrays import held_record
 from ahfal_app.server.preflight import check_settings
 from ahfal_app.stop_set import Observation, sums_size
 
@@ -79,6 +80,7 @@ def secure(runs: Simulation) -> tuple[Outcome, Watch]:
 # --- what is recorded --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_to_watch_changes_nothing_else(runs: Simulation, straight: Uninterrupted) -> None:
     without = runs(name="without")
     assert straight.result == without.result
@@ -111,6 +113,7 @@ def test_values_are_those_of_the_predictions_that_clients_keep(straight: Uninter
         before = ids, now
 
 
+@pytest.mark.slow
 def test_a_rule_that_goes_by_predictions_ends_a_run(runs: Simulation) -> None:
     settings = {"stopping": "change,uncertainty", "stopping.changed": 0.99, "stopping.after": 2}
     outcome = runs({**settings, "stop-set-size": 300, "stopping-mode": "any"}, name="stopped")
@@ -137,6 +140,7 @@ def test_what_a_client_tells_is_its_sums_and_no_more(heard: tuple[Outcome, Watch
         assert sums_E[0] == 100
 
 
+@pytest.mark.slow
 def test_secure_sums_give_the_same_values_and_no_clients_own(
     heard: tuple[Outcome, Watch], secure: tuple[Outcome, Watch]
 ) -> None:
@@ -160,6 +164,7 @@ def test_secure_sums_give_the_same_values_and_no_clients_own(
 # --- kill and resume ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.32, 0.36, 0.66, 0.7, 0.98])
 def test_a_killed_run_observes_what_one_that_ran_through_does(
     share: float, straight: Uninterrupted, simulation: Simulation
@@ -170,6 +175,7 @@ def test_a_killed_run_observes_what_one_that_ran_through_does(
     assert resumed.result == straight.result
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_a_secure_sum_observes_the_same(simulation: Simulation) -> None:
     settings = {**SECURE, "rounds": 1, "target-fraction": 0.1}
     straight = uninterrupted(simulation, **settings)
@@ -196,6 +202,7 @@ def _drop(content: RecordDict) -> None:
     content["metrics"] = MetricRecord({"other": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -222,6 +229,7 @@ def test_a_lie_is_named_and_moves_nobody_elses_figures(
         assert values.uncertainty == sum(each[1] for each in expected) / (200 * 2**20)
 
 
+@pytest.mark.slow
 def test_below_half_of_the_stop_set_no_rule_decides(simulation: Simulation) -> None:
     def away(message: Message, context: Context) -> Message:
         if message.metadata.message_type == "query.predictions" and context.node_id != 1:
@@ -234,6 +242,7 @@ def test_below_half_of_the_stop_set_no_rule_decides(simulation: Simulation) -> N
     assert not any(cycle.stopped_by for cycle in outcome.metrics.cycles)
 
 
+@pytest.mark.slow
 def test_a_secure_sum_that_cannot_be_had_stops_no_run(simulation: Simulation) -> None:
     def cut(message: Message, context: Context) -> Message:
         content, kind = message.content, message.metadata.message_type
@@ -258,7 +267,7 @@ def test_a_server_that_asks_again_with_another_model_hears_the_same(
         reply = client_app(message, context)
         if message.metadata.message_type == "query.predictions":
             arrays = message.content.array_records["arrays"]
-            other = type(arrays)({n: type(a)(-a.numpy()) for n, a in arrays.items()})
+            other = held_record({name: -array.numpy() for name, array in arrays.items()})
             message.content["arrays"] = other
             again = client_app(message, context)
             told.append([np.array(r.content["metrics"]["sums"]) for r in (reply, again)])

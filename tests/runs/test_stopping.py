@@ -29,6 +29,7 @@ def go_on(outcome: Outcome, **said: object) -> Outcome:
     return Outcome(outcome.folder, "")
 
 
+@pytest.mark.slow
 def test_a_rule_ends_a_run_without_a_purchase_and_the_run_can_go_on(
     simulation: Simulation,
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_rule_ends_a_run_without_a_purchase_and_the_run_can_go_on(
     assert went_on.summary["stopped_by"] == ""
 
 
+@pytest.mark.slow
 def test_a_killed_run_stops_where_one_that_ran_through_does(simulation: Simulation) -> None:
     straight = uninterrupted(simulation, **STOPS)
     for share in (0.5, 0.97):

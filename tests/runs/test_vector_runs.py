@@ -60,6 +60,7 @@ def test_every_strategy_does_with_ten_vectors_labelled_at_each_client(
     assert outcome.metrics.cycles[-1].accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_vectors_ends_as_one_that_ran_through(
     patients: Path, simulation: Simulation
 ):
@@ -117,6 +118,7 @@ class Clinics:
         return client_app(message, context)
 
 
+@pytest.mark.slow
 def test_sites_are_standardised_together_secretly_or_not(tmp_path: Path, simulation: Simulation):
     clinics = Clinics(tmp_path)
     settings = SETTINGS | {
@@ -167,6 +169,7 @@ def test_a_model_on_vectors_can_be_used_by_what_its_file_says(
     assert accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_a_model_keeps_its_standardisation(
     patients: Path, tmp_path: Path, simulation: Simulation
 ):
@@ -201,6 +204,7 @@ def test_a_run_that_goes_on_with_a_model_keeps_its_standardisation(
         simulation(going_on, dataset=str(shorter))
 
 
+@pytest.mark.slow
 def test_a_site_whose_sums_cannot_be_is_not_counted(tmp_path: Path, simulation: Simulation):
     clinics = Clinics(tmp_path)
 
@@ -219,6 +223,7 @@ def test_a_site_whose_sums_cannot_be_is_not_counted(tmp_path: Path, simulation: 
     assert "moments: sums that no samples have" in outcome.log
 
 
+@pytest.mark.slow
 def test_a_run_over_sites_keeps_its_standardisation_when_it_is_resumed(
     tmp_path: Path, simulation: Simulation
 ):

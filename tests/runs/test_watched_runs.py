@@ -143,6 +143,7 @@ def test_a_run_says_what_became_of_it_and_of_its_sites(simulation: Simulation):
     assert [point.accuracy for point in run.curve] == outcome.summary["accuracy_per_cycle"]
 
 
+@pytest.mark.slow
 def test_while_people_label_the_run_says_for_whom_it_waits(simulation: Simulation):
     folder = Path(str(simulation.base["output-dir"])) / "labelled"
     people = People(
@@ -176,6 +177,7 @@ def test_while_people_label_the_run_says_for_whom_it_waits(simulation: Simulatio
     assert [(site.wanted, site.given) for site in status.sites] == [(16, 16)] * 3
 
 
+@pytest.mark.slow
 def test_since_when_labels_are_missing_outlives_the_server(simulation: Simulation):
     folder = Path(str(simulation.base["output-dir"])) / "killed"
     asked = 0

@@ -58,6 +58,7 @@ def _floats(folder: Path) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_aggregation_runs_although_a_client_fails(
     name: str, simulation: Simulation, averaged: Outcome
@@ -71,6 +72,7 @@ def test_every_aggregation_runs_although_a_client_fails(
     assert (outcome.result == averaged.result) is (name == "fedavg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedprox", "fedadam", "bulyan"])
 def test_equal_seeds_give_equal_runs(name: str, simulation: Simulation):
     settings = {**EIGHT, "cycles": 2, "rounds": 1, "aggregation": name, "reset-model": False}
@@ -108,6 +110,7 @@ def test_a_client_that_sends_huge_weights(name: str, simulation: Simulation):
         assert any(all((model[k] == aggregate[k]).all() for k in aggregate) for model in honest)
 
 
+@pytest.mark.slow
 def test_too_few_answers_stop_the_run_by_name_and_it_can_go_on(simulation: Simulation):
     settings = {**EIGHT, "num-clients": 5, "aggregation": "krum"}
     needed = (
@@ -150,6 +153,7 @@ def test_state_of_the_server_lives_as_long_as_its_model(
     assert has_state == {(0, 0): False, (0, 1): True, (1, 1): True, (2, 0): True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam"])
 def test_killed_run_goes_on_with_the_servers_state(name: str, simulation: Simulation):
     """In the middle of a cycle, and between the last round of a cycle and its end."""
@@ -170,6 +174,7 @@ def test_killed_run_goes_on_with_the_servers_state(name: str, simulation: Simula
         assert simulation.resume(folder).result == straight.result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["fedavg", "fedadam", "fedmedian"])
 def test_clients_in_groups_give_the_model_of_all_at_once(
     simulation: Simulation, aggregation: str, monkeypatch: pytest.MonkeyPatch

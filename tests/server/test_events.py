@@ -19,7 +19,7 @@ from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.ledger import Ledger
 from ahfal_app.messages.protocol import Order
-from ahfal_app.results.records import CycleRecord, Failure
+from ahfal_app.results.records import CycleRecord, DriftRecord, Failure, SiteDrift
 from ahfal_app.results.status import SiteStatus
 from ahfal_app.server import events as events_module
 from ahfal_app.server.events import EVENTS, Events, EventSource, checked_target, deliver
@@ -138,6 +138,32 @@ def test_an_address_is_told_of_all_events(tmp_path: Path, listener: Listener):
     assert finished["event"] == "run-finished"
     for heard in listener.heard:
         assert (heard["run"], heard["name"]) == ("0" * 16, tmp_path.name)
+
+
+def test_drift_is_an_event_where_a_test_says_so(tmp_path: Path, listener: Listener):
+    def drifting(corrected: float, pooled: float | None) -> CycleRecord:
+        sites = (
+            SiteDrift(client=0, site="St Anne", p=0.02, corrected=corrected, statistic=9, df=2),
+            SiteDrift(client=1, refusal="a window has no audit label"),
+        )
+        drift = DriftRecord(method="chi-square", window=2, sites=sites, pooled=pooled)
+        return cycle(3).model_copy(update={"drift": drift})
+
+    with events(tmp_path, listener.url) as told:
+        told.drifted(cycle(3))
+        told.drifted(drifting(0.05, 0.05))
+        told.drifted(drifting(0.04, 0.2))
+        told.drifted(drifting(0.04, 0.2))
+    drift, finished = listener.heard
+    assert (drift["event"], drift["cycle"], drift["window"]) == ("drift", 3, 2)
+    assert drift["sites"] == [{"client": 0, "site": "St Anne", "p": 0.04}]
+    assert drift["text"] == (
+        f"{tmp_path.name} sees the class mix drift in cycle 4, at 1 of 2 clients"
+    )
+    assert finished["event"] == "run-finished"
+    # All clients' tests together may say what no single one does.
+    assert drifting(0.2, 0.01).drift.is_drift
+    assert not drifting(0.2, 0.01).drift.drifting
 
 
 def test_a_command_reads_the_same_and_no_word_of_a_site_is_part_of_it(

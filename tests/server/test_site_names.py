@@ -143,6 +143,7 @@ def waiting(log: str) -> list[tuple[int, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_labels_that_are_waited_for_are_counted_by_site(
     simulation: Simulation, people: dict[int, int]
 ):

@@ -9,11 +9,12 @@ import pytest
 from flwr.app import Context, Message
 from support.simulation import Handler, Outcome, Simulation
 
+from ahfal_app.client.momentum import MomentumFiles
 from ahfal_app.client_app import app as client_app
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.run_folder import Recorder
-from ahfal_app.server import candidates, secure_sum, shared_budget
+from ahfal_app.server import candidates, coordination, secure_sum, shared_budget
 from ahfal_app.server import run as run_module
 
 
@@ -52,6 +53,7 @@ class KillSwitch:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
         patch.setattr(candidates, "write_bytes", self.around(candidates.write_bytes))
+        patch.setattr(MomentumFiles, "write", self.around(MomentumFiles.write))
         patch.setattr(Recorder, "record", self.around(Recorder.record))
         patch.setattr(LabelStore, "allot", self.around(LabelStore.allot))
         patch.setattr(LabelStore, "reserve", self.around(LabelStore.reserve))
@@ -61,6 +63,7 @@ class KillSwitch:
         patch.setattr(PrivacyStore, "save_session", self.around(PrivacyStore.save_session))
         patch.setattr(PrivacyStore, "keep_survivors", self.around(PrivacyStore.keep_survivors))
         patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
+        patch.setattr(coordination, "write_bytes", self.around(coordination.write_bytes))
         patch.setattr(shared_budget, "write_json", self.around(shared_budget.write_json))
 
 
@@ -69,6 +72,14 @@ class Uninterrupted(Outcome):
     """A run that went through, and how many events it had."""
 
     events: int
+
+    def spread(self, number: int) -> list[int]:
+        """Return so many events that are spread over all.
+
+        A long exchange has hundreds, of which the same kinds come again and again.
+        """
+        last = self.events - 1
+        return sorted({3 + round(k * (last - 3) / (number - 1)) for k in range(number)})
 
 
 def uninterrupted(simulation: Simulation, **settings: object) -> Uninterrupted:

@@ -164,6 +164,7 @@ def kill_at(call: int, patch: pytest.MonkeyPatch, *, written: bool) -> None:
     patch.setattr(Tracking, "__exit__", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_appears_once(
     tracker: str, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def points(values: Sequence[float]) -> list[Point]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_falls_back_replaces_what_mlflow_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

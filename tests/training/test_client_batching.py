@@ -161,6 +161,7 @@ def cases() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "update"), cases())
 def test_together_as_alone(network: str, update: str) -> None:
     """Weights, batch-norm statistics, momentum, losses; the rate drops in the second round."""
@@ -187,6 +188,7 @@ def test_together_as_alone(network: str, update: str) -> None:
         federation.model = alone[0].model
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near() -> None:
     recipe = dataclasses.replace(RECIPE, precision="bf16", learning_rate=0.01)
     federation = Federation("resnet8", "kcfu", recipe)
@@ -244,6 +246,7 @@ class TestTooLittleMemory:
         monkeypatch.setattr(trainer, "train_locally", limited_alone)
         return room
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("update", ["plain", "kcfu"])
     def test_groups_of_half_as_many_see_what_they_would_see_alone(
         self, update: str, room: list[int]
@@ -287,6 +290,7 @@ class TestTooLittleMemory:
             TogetherTrainer(graphs=False)(Federation("small-cnn", "plain", RECIPE).updates(0))
 
 
+@pytest.mark.slow
 def test_a_program_serves_other_clients_of_the_same_shapes() -> None:
     """Nothing of the last round's clients is left in it."""
     train_together = TogetherTrainer(graphs=False)
@@ -439,6 +443,7 @@ class FakeGraphs:
         return Recording(rates, batch, mixed, replay, losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["plain", "kcfu"])
 def test_recorded_steps_train_as_they_are(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What recording changes is undone, inputs reach their places, each shape is recorded once."""
@@ -559,6 +564,7 @@ def losses_of(simulation: Simulation, **given: object) -> list[float]:
     return [record.train_loss for record in read_run(folder).metrics.rounds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["plain", "kcfu"])
 def test_a_run_together_is_a_run_alone(
     simulation: Simulation, update: str, monkeypatch: pytest.MonkeyPatch

@@ -258,6 +258,7 @@ def assert_close_models(model: nn.Module, other: nn.Module) -> None:
 
 
 class TestUpdate:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "changes",
         [
@@ -280,6 +281,7 @@ class TestUpdate:
         without = dataclasses.replace(case.objective(), penalty=None)
         assert loss > case.train(case.student(), without) * 1.001
 
+    @pytest.mark.slow
     def test_the_variants_differ(self, data_dir: Path) -> None:
         cases = [
             Situation(data_dir),
@@ -458,6 +460,7 @@ class TestRun:
         with pytest.raises(ConfigError, match=r"local-update='kcfu': allowed is 'plain', since"):
             check_settings({**KCFU, "strategy": "feal"})
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
     def test_resumed_run_equals_an_uninterrupted_one(
         self, share: float, straight: Uninterrupted, simulation: Simulation

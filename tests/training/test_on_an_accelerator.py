@@ -108,6 +108,7 @@ def trained(each: list[LocalUpdate], results: list[TrainingResult]) -> list[Any]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kcfu", [False, True])
 @pytest.mark.parametrize("together", [False, True])
 def test_clients_train_as_on_the_cpu(kcfu: bool, together: bool, accelerator: Accelerator) -> None:
@@ -121,6 +122,7 @@ def test_clients_train_as_on_the_cpu(kcfu: bool, together: bool, accelerator: Ac
     assert trained(near, carried_out(near)) == trained(far, carried_out(far))
 
 
+@pytest.mark.slow
 def test_a_client_trained_alone_comes_back_to_the_cpu(accelerator: Accelerator) -> None:
     """As in a group whose losses cannot be stacked."""
     far = updates(make_images(), on_host=True, kcfu=True)[:1]
@@ -142,6 +144,7 @@ def test_in_turns_no_step_waits(accelerator: Accelerator) -> None:
         assert accelerator.count("upload") == 1 + 4 * recipe.local_epochs
 
 
+@pytest.mark.slow
 def test_a_round_together_waits_twice(accelerator: Accelerator) -> None:
     """For what was trained, and for the losses; momentum that it left is not sent again."""
     images = make_images(device=DEVICE)
@@ -160,6 +163,7 @@ def test_a_round_together_waits_twice(accelerator: Accelerator) -> None:
         assert accelerator.count("upload") == 5 + 6 * AUGMENTED.local_epochs + (not keeps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kcfu", [False, True])
 def test_a_captured_step_neither_transfers_nor_waits(
     kcfu: bool, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch

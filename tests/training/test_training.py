@@ -426,6 +426,7 @@ def test_large_images_are_predicted_in_smaller_batches() -> None:
     assert sizes == [2, 2, 1]
 
 
+@pytest.mark.slow
 def test_predictions_use_running_statistics_and_leave_them_alone() -> None:
     images, model = make_images(), make_model()
     train(model, images, RECIPE)

@@ -12,9 +12,13 @@ from support.watched_runs import HOSTILE_NAME, tell_status, waiting_run
 
 from ahfal_app.results.status import Phase, State
 
-pytestmark = pytest.mark.skipif(
-    browser.CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        browser.CHROMIUM is None,
+        reason="no chromium, chromium-browser or google-chrome on the path",
+    ),
+]
 
 _ROOT = "document.documentElement"
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 #: Strength at the levels 0, 1, ..., 5; in between it is interpolated.
 STRENGTHS: Mapping[str, tuple[float, ...]] = {
@@ -111,11 +110,15 @@ def _contrast(pixels_NHWC: Pixels, amount: float) -> Pixels:
 
 
 def _blur(pixels_NHWC: Pixels, amount: float) -> Pixels:
+    from scipy import ndimage
+
     blurred: Pixels = ndimage.gaussian_filter(pixels_NHWC, sigma=(0, amount, amount, 0))
     return blurred
 
 
 def _rotation(pixels_NHWC: Pixels, amount: float) -> Pixels:
+    from scipy import ndimage
+
     turned: Pixels = ndimage.rotate(pixels_NHWC, amount, axes=(2, 1), reshape=False, order=1)
     return turned
 

@@ -58,10 +58,11 @@ class ClassBalanced(ScoringStrategy):
         return selection_within(scores_N, pool, pseudo_labels(pool), context.num_classes, budgets)
 
     def _budgets(self, capacity_C: list[int], context: QueryContext) -> NDArray[np.int64]:
-        counts_C, mean_C = context.class_counts_C.tolist(), context.statistics.mean_C
+        mean_C = context.statistics.mean_C
         if self.parameters.balance == "representation-ratio":
-            return representation_ratio_budgets(counts_C, mean_C, capacity_C, context.budget)
-        deficits_C = None
+            counts = context.class_counts_C.tolist()
+            return representation_ratio_budgets(counts, mean_C, capacity_C, context.budget)
+        counts_C, deficits_C = context.budget_counts_C.tolist(), None
         if self.parameters.deficits == "shortfall":
             deficits_C = shortfall_weights(counts_C, mean_C.tolist())
         weights_C = inverse_count_weights(counts_C)

@@ -20,6 +20,8 @@ from ahfal_app.errors import InvalidSelection
 from ahfal_app.parameters import Parameters as NoParameters
 from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
+from ahfal_app.query.core.questions import Part
+from ahfal_app.query.core.reveals import Reveal
 from ahfal_app.seeds import numpy_generator
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
@@ -63,6 +65,11 @@ class QueryContext:
         Key of everything random in this selection.
     labels_L : NDArray[np.int64]
         Labels of the client's labelled set, in the order of the signals of it. Shape (L,).
+    weighted_counts_C : NDArray[np.float64] | None
+        Class counts in which older labels count less, for class budgets to go by; None where these
+        go by `class_counts_C`. Shape (C,).
+    coordinated : Part | None
+        What the clients have coordinated before they choose, where they have.
 
     Raises
     ------
@@ -79,6 +86,8 @@ class QueryContext:
     client: int
     cycle: int
     labels_L: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    weighted_counts_C: NDArray[np.float64] | None = None
+    coordinated: Part | None = None
 
     def __post_init__(self) -> None:
         """Refuse a context that no strategy could use."""
@@ -87,6 +96,7 @@ class QueryContext:
         expected = (self.num_classes,)
         for name, shape in (
             ("class_counts_C", self.class_counts_C.shape),
+            ("weighted_counts_C", np.shape(self.budget_counts_C)),
             ("statistics.mean_C", self.statistics.mean_C.shape),
             ("statistics.low_C", self.statistics.low_C.shape),
         ):
@@ -95,6 +105,11 @@ class QueryContext:
         labels_L = self.labels_L
         if labels_L.ndim != 1 or ((labels_L < 0) | (labels_L >= self.num_classes)).any():
             raise ValueError(f"labels_L: a vector of classes 0 to {self.num_classes - 1} is needed")
+
+    @property
+    def budget_counts_C(self) -> NDArray[np.int64] | NDArray[np.float64]:
+        """The class counts that class budgets go by. Shape (C,)."""
+        return self.class_counts_C if self.weighted_counts_C is None else self.weighted_counts_C
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the generator of a purpose: the same for a retry of the same selection."""
@@ -123,6 +138,8 @@ class QueryStrategy(ABC):
 
     Where it is false, `select` also chooses a client's first labels: from embeddings of any
     fixed network, with a labelled set and class counts that are empty."""
+    is_coordinated: ClassVar[bool] = False
+    """Whether the clients choose together: `coordination.CoordinatedStrategy`."""
 
     class Parameters(NoParameters):
         """Parameters of the strategy; each has a default and a description."""
@@ -131,6 +148,11 @@ class QueryStrategy(ABC):
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         self.parameters = self.Parameters() if parameters is None else parameters
+
+    @property
+    def reveals(self) -> frozenset[Reveal]:
+        """What the server learns of a single client's samples, besides how many were chosen."""
+        return frozenset()
 
     @property
     def has_training_loss(self) -> bool:

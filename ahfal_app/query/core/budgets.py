@@ -21,30 +21,31 @@ GAP_STEPS = 10**12
 Weight = int | float | Fraction
 
 
-def inverse_count_weights(counts_C: Iterable[int]) -> tuple[Fraction, ...]:
+def inverse_count_weights(counts_C: Iterable[float]) -> tuple[Fraction, ...]:
     """Return the weights of equation 4 of the AHFAL paper: 1/count, and 1 for a count of 0.
 
     As printed, a class without labels weighs the same as one with a single label.
 
     Parameters
     ----------
-    counts_C : Iterable[int]
-        Labelled samples of each class.
+    counts_C : Iterable[float]
+        Labelled samples of each class; no whole numbers where old labels count less.
     """
-    return tuple(Fraction(1, max(int(count), 1)) for count in counts_C)
+    return tuple(1 / max(_exact(count), Fraction(1)) for count in counts_C)
 
 
-def shortfall_weights(counts_C: Iterable[int], mean_C: Iterable[float]) -> tuple[Fraction, ...]:
+def shortfall_weights(counts_C: Iterable[float], mean_C: Iterable[float]) -> tuple[Fraction, ...]:
     """Return how far each class's share of the labels is below a mean: max(0, p̄_c - p_c).
 
     Parameters
     ----------
-    counts_C : Iterable[int]
-        Labelled samples of each class; where there are none at all, all shares are 0.
+    counts_C : Iterable[float]
+        Labelled samples of each class, as of `inverse_count_weights`; where there are none at all,
+        all shares are 0.
     mean_C : Iterable[float]
         Mean proportions p̄ of the classes over clients.
     """
-    counts = [int(count) for count in counts_C]
+    counts = list(counts_C)
     labelled = max(sum(counts), 1)
     gaps = (mean - count / labelled for count, mean in zip(counts, mean_C, strict=True))
     # Whole numbers of the grid, so that rounding parts no two classes that lack the same.
@@ -119,6 +120,11 @@ def _split(weights: Sequence[int], total: int) -> list[int]:
     for c in largest_first[: total - sum(shares)]:
         result[c] += 1
     return result
+
+
+def _exact(count: float) -> Fraction:
+    """Return a count; of weighted ones what rounding cannot part."""
+    return Fraction(round(count * GAP_STEPS), GAP_STEPS)
 
 
 def _integers(weights_C: Sequence[Weight]) -> list[int]:

@@ -101,6 +101,44 @@ def lloyd(
     return _fitted(model, points_ND)
 
 
+def weighted_centres(
+    points_ND: NDArray[np.float64],
+    weights_N: NDArray[np.float64],
+    num_clusters: int,
+    iterations: int,
+    generator: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Return the centres of clusters of points that stand for several each.
+
+    Parameters
+    ----------
+    points_ND : NDArray[np.float64]
+        Finite; there may be none. Shape (N, D).
+    weights_N : NDArray[np.float64]
+        How many each stands for, above 0. Shape (N,).
+    num_clusters : int
+        Number of clusters K; where there are no more distinct points, all of these are centres.
+    iterations : int
+        Most steps of Lloyd's algorithm, after a start by k-means++.
+    generator : np.random.Generator
+        What the seed is drawn from.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Shape (K, D), or fewer.
+    """
+    distinct_ND = np.unique(points_ND, axis=0)
+    if len(distinct_ND) <= num_clusters:
+        return distinct_ND
+    seed = int(generator.integers(2**31))
+    model = KMeans(num_clusters, n_init=1, max_iter=iterations, random_state=seed)
+    _use_one_blas_thread()
+    with _libraries().limit(limits=1, user_api="openmp"):
+        model.fit(points_ND, sample_weight=weights_N)
+    return np.asarray(model.cluster_centers_, dtype=np.float64)
+
+
 def representatives(
     points_ND: Tensor, count: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:

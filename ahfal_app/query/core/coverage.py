@@ -5,7 +5,7 @@ Shape suffixes: N candidates, P points, R reference points, L chosen before, K r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +137,32 @@ def greedy_coverage(
     NDArray[np.int64]
         Distinct positions. Shape (count,).
     """
-    search = _Search(coverage, size, coverage.covered_by(chosen_L))
+    search = Search(coverage, size, coverage.covered_by(chosen_L))
+    return greedy_from(search, count, again)
+
+
+def greedy_from(
+    search: Search, count: int, again: bool = True, taken: Sequence[int] = ()
+) -> NDArray[np.int64]:
+    """Return more picks as of `greedy_coverage`, from where a search is.
+
+    Parameters
+    ----------
+    search : Search
+        What is covered so far; it goes on from there.
+    count : int
+        Number of picks, at most as many as there are candidates that are not taken.
+    again : bool
+        As of `greedy_coverage`.
+    taken : Sequence[int]
+        Candidates that the search has taken before.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Distinct positions, none of them taken before. Shape (count,).
+    """
+    coverage, size = search.coverage, search.size
     picks: list[int] = []
     is_fresh = False
     while len(picks) < count:
@@ -145,50 +170,83 @@ def greedy_coverage(
         if pick is None:
             if is_fresh or not again:
                 break
-            search = _Search(coverage, size, torch.zeros_like(coverage.weights_R), picks)
+            nothing_R = torch.zeros_like(coverage.weights_R)
+            search = Search(coverage, size, nothing_R, [*taken, *picks])
             is_fresh = True
             continue
         search.take(pick)
         picks.append(pick)
         is_fresh = False
-    left = np.setdiff1d(np.arange(size), picks)[: count - len(picks)]
+    left = np.setdiff1d(np.arange(size), [*taken, *picks])[: count - len(picks)]
     return np.concatenate([np.array(picks, dtype=np.int64), left])
 
 
-class _Search:
-    """Candidates with upper bounds of their gains, in one layer of coverage."""
+class Search:
+    """Candidates with upper bounds of their gains, in one layer of coverage.
+
+    Parameters
+    ----------
+    coverage : Coverage
+        What is to be covered.
+    size : int
+        N: the first N points are the candidates.
+    covered_R : Tensor
+        How much of each reference point is covered, float64. Shape (R,).
+    taken : Sequence[int]
+        Candidates that are not picked.
+    bounds_N : Tensor, optional
+        Upper bounds of the gains, as they were when less was covered; -inf of those that are not
+        picked. Shape (N,).
+
+    Attributes
+    ----------
+    covered_R, bounds_N : Tensor
+        As they are now.
+    """
 
     def __init__(
         self,
         coverage: Coverage,
         size: int,
         covered_R: Tensor,
-        taken: list[int] | None = None,
+        taken: Sequence[int] = (),
+        bounds_N: Tensor | None = None,
     ) -> None:
-        self._coverage, self._covered_R = coverage, covered_R
+        self.coverage, self.size, self.covered_R = coverage, size, covered_R
         every_N = torch.arange(size, device=covered_R.device)
-        self._bounds_N = coverage.gains(every_N, covered_R)
-        self._bounds_N[torch.tensor(taken or [], dtype=torch.int64)] = -torch.inf
-        self._is_fresh_N = torch.ones_like(every_N, dtype=torch.bool)
+        self._is_fresh_N = torch.full_like(every_N, bounds_N is None, dtype=torch.bool)
+        self.bounds_N = coverage.gains(every_N, covered_R) if bounds_N is None else bounds_N.clone()
+        self.bounds_N[
+            torch.tensor(list(taken), dtype=torch.int64, device=every_N.device)
+        ] = -torch.inf
 
     def best(self) -> int | None:
         """Return the lowest position with the largest gain, or None where there is no gain."""
         number = FIRST_ROWS
-        while True:
-            highest = float(self._bounds_N.masked_fill(~self._is_fresh_N, -torch.inf).max())
-            reaches_N = self._bounds_N >= level(highest) if highest > 0 else self._bounds_N > 0
+        while self.size:
+            highest = float(self.bounds_N.masked_fill(~self._is_fresh_N, -torch.inf).max())
+            reaches_N = self.bounds_N >= level(highest) if highest > 0 else self.bounds_N > 0
             stale_K = (reaches_N & ~self._is_fresh_N).nonzero()[:, 0]
             if not len(stale_K):
                 return int(reaches_N.int().argmax()) if highest > 0 else None
             if len(stale_K) > number:
-                stale_K = stale_K[self._bounds_N[stale_K].topk(number).indices]
-            self._bounds_N[stale_K] = self._coverage.gains(stale_K, self._covered_R)
+                stale_K = stale_K[self.bounds_N[stale_K].topk(number).indices]
+            self.bounds_N[stale_K] = self.coverage.gains(stale_K, self.covered_R)
             self._is_fresh_N[stale_K] = True
             number = min(2 * number, ROWS)
+        return None
 
     def take(self, pick: int) -> None:
         """Have a candidate cover what it does."""
-        row = torch.tensor([pick], device=self._covered_R.device)
-        self._covered_R = torch.maximum(self._covered_R, self._coverage.covered_by(row))
-        self._bounds_N[pick] = -torch.inf
+        row = torch.tensor([pick], device=self.covered_R.device)
+        self.cover(self.coverage.covered_by(row))
+        self.leave_out(pick)
+
+    def cover(self, covered_R: Tensor) -> None:
+        """Have reference points covered by something, by so much at least."""
+        self.covered_R = torch.maximum(self.covered_R, covered_R)
         self._is_fresh_N[:] = False
+
+    def leave_out(self, pick: int) -> None:
+        """Pick a candidate no more."""
+        self.bounds_N[pick] = -torch.inf

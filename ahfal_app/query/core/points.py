@@ -114,6 +114,11 @@ class EmbeddingPoints(Points):
         super().__init__(_squared_norms(embeddings_ND))
         self._embeddings_ND = embeddings_ND
 
+    @property
+    def embeddings_ND(self) -> Tensor:
+        """The matrix."""
+        return self._embeddings_ND
+
     def inner_products(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
         """Return the inner product of each row with each centre, float64. Shape (R, K)."""
         return _inner_products(self._embeddings_ND, rows_R, centres_K)

@@ -5,8 +5,9 @@ Listing names imports neither the strategies nor torch.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,23 @@ def make_strategy(name: str, parameters: Mapping[str, Scalar] | None = None) -> 
     ConfigError
         A parameter is unknown or its value is not allowed.
     """
+    return strategy_maker(name, parameters)()
+
+
+def strategy_maker(
+    name: str, parameters: Mapping[str, Scalar] | None = None
+) -> Callable[[], QueryStrategy]:
+    """Return what makes a query strategy anew each time, for whoever needs one often.
+
+    Raises
+    ------
+    UnknownComponent, ConfigError
+        As of `make_strategy`.
+    """
     strategy, values = strategy_class(name), dict(parameters or {})
     if problems := parameter_problems(STRATEGIES.setting, name, strategy.Parameters, values):
         raise ConfigError(problems)
-    return strategy(strategy.Parameters.model_validate(values))
+    return functools.partial(strategy, strategy.Parameters.model_validate(values))
 
 
 def strategy_table() -> tuple[StrategyEntry, ...]:

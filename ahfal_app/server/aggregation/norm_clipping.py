@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
-from ahfal_app.messages.keys import ARRAYS_KEY
+from ahfal_app.messages.fields import arrays_of
 from ahfal_app.server.aggregation.core.base import COMMON, AggregationMethod, too_few_for_a_median
 
 
@@ -56,7 +56,7 @@ class _NormClipping(flower.FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the global model, moved by the mean of the clipped moves."""
-        records = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
+        records = [arrays_of(reply.content) for reply in replies]
         averaged = {}
         for name, array in self._current.items():
             current = array.numpy()

@@ -111,6 +111,9 @@ def point_of(record: Record, index: int, run: TrackedRun) -> Point:
         }
     if fields.get("forgetting"):
         fields["forgetting"].pop("effective")
+    if isinstance(record, CycleRecord) and record.drift is not None:
+        drift = record.drift
+        fields["drift"] = {"pooled": drift.pooled, "drifting": len(drift.drifting)}
     metrics: dict[str, float] = {}
     for name, value in fields.items():
         metrics.update(_numbers(f"{record.kind}/{name}", value, run.class_names))

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, FedProx
 from numpy.typing import NDArray
 
 from ahfal_app.config import Settings
 from ahfal_app.errors import NonFiniteModel, QuorumNotReached
-from ahfal_app.messages.arrays import HeldArray, held_record, part_of
+from ahfal_app.flat import FlatArrays, Layout
+from ahfal_app.messages.answers import TrainAnswer
+from ahfal_app.messages.arrays import (
+    FlatRecord,
+    HeldArray,
+    decode_all,
+    first_not_finite,
+    layout_of,
+    part_of,
+)
+from ahfal_app.messages.fields import arrays_of, metrics_of
 from ahfal_app.messages.keys import ARRAYS_KEY, LOSS_KEY, METRICS_KEY, WEIGHT_KEY
-from ahfal_app.server.aggregation.core.base import COMMON
 from ahfal_app.server.aggregation.core.requirements import make_aggregation
 from ahfal_app.server.aggregation.core.server_state import ServerState, read_state, restore_state
 
@@ -45,7 +54,7 @@ class Aggregation:
         self._settings = settings
         self._trainable = sorted(trainable)
         self._method = make_aggregation(settings)
-        self._current = ArrayRecord()
+        self._layout = Layout.of({})
         self.reset()
         restore_state(self._aggregator, state or {})
 
@@ -58,13 +67,13 @@ class Aggregation:
         """Forget all rounds before, since the model starts afresh."""
         with _quiet():
             self._aggregator = self._method.make()
-            self._average = FedAvg(**COMMON)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """Take note of the global model that clients are about to be sent."""
-        self._current = arrays
-        record = part_of(arrays, self._acted_on())
-        self._aggregator.configure_train(server_round, record, ConfigRecord(), grid)
+        self._layout = layout_of(arrays)
+        if not self._is_mean:
+            record = part_of(arrays, self._acted_on())
+            self._aggregator.configure_train(server_round, record, ConfigRecord(), grid)
 
     def aggregate_train(self, cycle: int, round_: int, replies: Sequence[Message]) -> ArrayRecord:
         """Return the next global model, in the order and dtypes of the current one.
@@ -88,22 +97,15 @@ class Aggregation:
         problem = self._method.shortage(len(replies))
         if problem is not None:
             raise QuorumNotReached(f"{where}: too few usable answers: {problem}")
-        acted_on = self._acted_on()
-        step, widen = self._step(cycle, round_), self._method.in_float64
-        aggregated = _aggregated(self._aggregator, step, replies, acted_on, widen)
-        if others := sorted(self._floating().difference(acted_on)):
-            aggregated |= _aggregated(self._average, step, replies, others)
-        received = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
-        result = {}
-        with np.errstate(over="ignore"):
-            for name, array in self._current.items():
-                if name in aggregated:
-                    value = aggregated[name]
-                else:
-                    value = np.max([record[name].numpy() for record in received], axis=0)
-                result[name] = np.asarray(value, dtype=array.dtype)
-        self._require_finite(result | self.state, where)
-        return held_record(result)
+        result = self._averaged(replies)
+        if not self._is_mean:
+            step, widen = self._step(cycle, round_), self._method.in_float64
+            aggregated = _aggregated(self._aggregator, step, replies, self._acted_on(), widen)
+            with np.errstate(over="ignore"):
+                for name, value in aggregated.items():
+                    result[name][...] = value
+        self._require_finite(result, where)
+        return FlatRecord(result)
 
     @property
     def proximal_mu(self) -> float:
@@ -121,16 +123,7 @@ class Aggregation:
         Aggregates of such answers are those of the answers themselves, up to rounding, and a
         model for each client need not be kept.
         """
-        names = sorted(self._floating())
-        arrays = _aggregated(self._average, 1, replies, names)
-        records = [reply.content.array_records[ARRAYS_KEY] for reply in replies]
-        metrics = [reply.content.metric_records[METRICS_KEY] for reply in replies]
-        merged = {}
-        for name in records[0]:
-            value = arrays.get(name)
-            if value is None:
-                value = np.max([record[name].numpy() for record in records], axis=0)
-            merged[name] = np.asarray(value, dtype=records[0][name].dtype)
+        metrics = [metrics_of(reply.content) for reply in replies]
         # A record may hold lists, too; these two are numbers, and were checked to be.
         weights = np.array([float(record[WEIGHT_KEY]) for record in metrics])  # type: ignore[arg-type]
         losses = np.array([float(record[LOSS_KEY]) for record in metrics])  # type: ignore[arg-type]
@@ -140,31 +133,70 @@ class Aggregation:
         }
         message = copy.copy(replies[0])
         message.content = RecordDict(
-            {ARRAYS_KEY: held_record(merged), METRICS_KEY: MetricRecord(dict(about))}
+            {
+                ARRAYS_KEY: FlatRecord(self._averaged(replies)),
+                METRICS_KEY: MetricRecord(dict(about)),
+            }
         )
         return message
 
-    def _floating(self) -> set[str]:
-        return {name for name, array in self._current.items() if np.dtype(array.dtype).kind == "f"}
+    @property
+    def _is_mean(self) -> bool:
+        """Whether the method is the weighted mean of the answers, and nothing besides."""
+        return type(self._aggregator) in (FedAvg, FedProx)
+
+    def _averaged(self, replies: Sequence[Message]) -> FlatArrays:
+        """Return the weighted mean of what is floating, and the largest of what is counted."""
+        answers = [
+            decode_all(arrays_of(reply.content), self._layout, finite=False) for reply in replies
+        ]
+        weights = [
+            TrainAnswer.from_metrics(metrics_of(reply.content)).num_examples for reply in replies
+        ]
+        parts = {}
+        for dtype in self._layout.sizes:
+            values = [answer.parts[dtype] for answer in answers]
+            is_floating = np.dtype(dtype).kind == "f"
+            parts[dtype] = weighted_mean(values, weights) if is_floating else np.max(values, axis=0)
+        return FlatArrays(self._layout, parts)
 
     def _acted_on(self) -> list[str]:
         """Return the arrays that the method acts on; the others are averaged or counted.
 
         Sorted, since distances sum in this order, and it must be the same after a resume.
         """
-        return self._trainable if self._method.trainable_only else sorted(self._floating())
+        if self._method.trainable_only:
+            return self._trainable
+        forms = self._layout.items()
+        return sorted(name for name, form in forms if np.dtype(form.dtype).kind == "f")
 
     def _step(self, cycle: int, round_: int) -> int:
         """Return the number of this round since the model was fresh, from 1."""
         return round_ if self._settings.reset_model else cycle * self._settings.rounds + round_
 
-    def _require_finite(self, arrays: ServerState, where: str) -> None:
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise NonFiniteModel(
-                    f"{where}: aggregation={self._settings.aggregation!r} gave values of {name!r} "
-                    "that are not finite; a client's model is far off, or a learning rate too high"
-                )
+    def _require_finite(self, model: FlatArrays, where: str) -> None:
+        state = {name: array for name, array in self.state.items() if not np.isfinite(array).all()}
+        name = next(iter(state), first_not_finite(model))
+        if name is not None:
+            raise NonFiniteModel(
+                f"{where}: aggregation={self._settings.aggregation!r} gave values of {name!r} "
+                "that are not finite; a client's model is far off, or a learning rate too high"
+            )
+
+
+def weighted_mean(values: Sequence[NDArray[Any]], weights: Sequence[int]) -> NDArray[Any]:
+    """Return the mean of arrays of one shape and type, as Flower's `FedAvg` computes it.
+
+    To the last bit: each is multiplied by its share of the weights, and added in order. What
+    overflows is infinite.
+    """
+    total = sum(weights)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean: NDArray[Any] = values[0] * (weights[0] / total)
+        weighted = np.empty_like(mean)
+        for value, weight in zip(values[1:], weights[1:], strict=True):
+            mean += np.multiply(value, weight / total, out=weighted)
+    return mean
 
 
 class _Arrays(ArrayRecord):
@@ -187,15 +219,10 @@ def _aggregated(
     widen: bool = False,
 ) -> ServerState:
     """Return what Flower's strategy makes of some arrays, in the precision that it computes in."""
-    # A mean is one of each number alone: all arrays of a type are averaged as a single one.
-    joined = _Joined(replies, names) if type(aggregator) is FedAvg and not widen else None
-    contents = (
-        joined.contents if joined else [_reduced(reply.content, names, widen) for reply in replies]
-    )
     messages = []
-    for reply, content in zip(replies, contents, strict=True):
+    for reply in replies:
         message = copy.copy(reply)
-        message.content = content
+        message.content = _reduced(reply.content, names, widen)
         messages.append(message)
     # An overflow is told as an error afterwards, by the name of the array.
     with _quiet(), np.errstate(over="ignore", invalid="ignore"):
@@ -204,53 +231,12 @@ def _aggregated(
         raise QuorumNotReached(
             f"{type(aggregator).__name__} made no model of {len(replies)} answers"
         )
-    result = {name: array.numpy() for name, array in arrays.items()}
-    return joined.apart(result) if joined else result
-
-
-class _Joined:
-    """Answers in which all arrays of a type are one, and how to take it apart.
-
-    Parameters
-    ----------
-    replies : Sequence[Message]
-        Usable answers, all with the same arrays.
-    names : Sequence[str]
-        Which of the arrays.
-    """
-
-    def __init__(self, replies: Sequence[Message], names: Sequence[str]) -> None:
-        arrays = replies[0].content.array_records[ARRAYS_KEY]
-        self._names: dict[str, list[str]] = {}
-        for name in names:
-            self._names.setdefault(arrays[name].dtype, []).append(name)
-        self._shapes = {name: tuple(arrays[name].shape) for name in names}
-        self.contents = [self._joined(reply.content) for reply in replies]
-
-    def _joined(self, content: RecordDict) -> RecordDict:
-        arrays = content.array_records[ARRAYS_KEY]
-        joined = {
-            dtype: np.concatenate([arrays[name].numpy().ravel() for name in names])
-            for dtype, names in self._names.items()
-        }
-        return RecordDict({ARRAYS_KEY: held_record(joined), METRICS_KEY: _metrics(content)})
-
-    def apart(self, joined: ServerState) -> ServerState:
-        """Return the arrays by their names, in the precision of what is joined."""
-        result: ServerState = {}
-        for dtype, names in self._names.items():
-            ends = np.cumsum([math.prod(self._shapes[name]) for name in names])
-            parts = np.split(joined[dtype], ends[:-1])
-            result |= {
-                name: part.reshape(self._shapes[name])
-                for name, part in zip(names, parts, strict=True)
-            }
-        return result
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 def _reduced(content: RecordDict, names: Sequence[str], widen: bool) -> RecordDict:
     """Return an answer with only what Flower's strategies are to aggregate."""
-    arrays = content.array_records[ARRAYS_KEY]
+    arrays = arrays_of(content)
     reduced = _Arrays()
     for name in names:
         reduced[name] = (
@@ -260,7 +246,7 @@ def _reduced(content: RecordDict, names: Sequence[str], widen: bool) -> RecordDi
 
 
 def _metrics(content: RecordDict) -> MetricRecord:
-    metrics = content.metric_records[METRICS_KEY]
+    metrics = metrics_of(content)
     return MetricRecord({key: metrics[key] for key in (WEIGHT_KEY, LOSS_KEY)})
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
+from ahfal_app.flat import FlatArrays
 from ahfal_app.messages.answers import TrainAnswer
-from ahfal_app.messages.arrays import decode_all, forms_of
-from ahfal_app.messages.fields import metrics_of
-from ahfal_app.messages.keys import ARRAYS_KEY, WEIGHT_KEY
+from ahfal_app.messages.arrays import decode_all, own_arrays
+from ahfal_app.messages.fields import arrays_of, metrics_of
+from ahfal_app.messages.keys import WEIGHT_KEY
 
 #: What `problem_with` says of a client that has nothing to train on yet.
 NO_LABELS = "it has no labelled samples"
@@ -37,43 +36,46 @@ class Limits:
     """
 
     def __init__(self, current: ArrayRecord) -> None:
+        arrays = own_arrays(current)
+        self.layout = arrays.layout
+        self._parts = [_Part(arrays, dtype) for dtype, size in self.layout.sizes.items() if size]
         self.most = {
-            name: max(LARGEST_VALUE, LARGEST_GROWTH * _largest(array.numpy()))
-            for name, array in current.items()
+            name: float(most)
+            for part in self._parts
+            for name, most in zip(part.names, part.highest_A, strict=True)
         }
-        by_type: dict[str, list[str]] = {}
-        for name, array in current.items():
-            if math.prod(array.shape):
-                by_type.setdefault(array.dtype, []).append(name)
-        self._parts = [self._part(names, current) for names in by_type.values()]
 
-    def _part(self, names: list[str], current: ArrayRecord) -> _Part:
-        sizes = [math.prod(current[name].shape) for name in names]
-        highest_A = np.array([self.most[name] for name in names])
-        is_variance_A = np.array([name.endswith(_VARIANCE) for name in names])
-        starts_A = np.cumsum([0, *sizes[:-1]])
-        return _Part(names, starts_A, np.where(is_variance_A, 0.0, -highest_A), highest_A)
-
-    def hold(self, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+    def hold(self, arrays: FlatArrays) -> bool:
         """Return whether all values are finite and within the limits; in few passes over all."""
         return all(part.holds(arrays) for part in self._parts)
 
 
-@dataclass(frozen=True, eq=False)
 class _Part:
-    """Arrays of one type, as if they were one: A of them, where each starts, and its limits."""
+    """The limits of all arrays of one type that hold anything: A of them."""
 
-    names: list[str]
-    starts_A: NDArray[np.int64]
-    lowest_A: NDArray[np.float64]
-    highest_A: NDArray[np.float64]
+    def __init__(self, current: FlatArrays, dtype: str) -> None:
+        self._dtype = dtype
+        layout = current.layout
+        self.names = [name for name in layout.names[dtype] if math.prod(layout[name].shape)]
+        self._starts_A = np.array([layout.place(name).start for name in self.names])
+        least_A, most_A = self._extremes(current)
+        # As floats, in which the smallest integer has an absolute value, too.
+        largest_A = np.maximum(most_A.astype(np.float64), -least_A.astype(np.float64))
+        self.highest_A = np.maximum(LARGEST_VALUE, LARGEST_GROWTH * largest_A)
+        is_variance_A = np.array([name.endswith(_VARIANCE) for name in self.names])
+        self._lowest_A = np.where(is_variance_A, 0.0, -self.highest_A)
 
-    def holds(self, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
-        joined = np.concatenate([arrays[name].ravel() for name in self.names])
-        least_A = np.minimum.reduceat(joined, self.starts_A)
-        most_A = np.maximum.reduceat(joined, self.starts_A)
+    def holds(self, arrays: FlatArrays) -> bool:
+        least_A, most_A = self._extremes(arrays)
         # What is not a number is neither below nor above anything.
-        return bool(((least_A >= self.lowest_A) & (most_A <= self.highest_A)).all())
+        return bool(((least_A >= self._lowest_A) & (most_A <= self.highest_A)).all())
+
+    def _extremes(self, arrays: FlatArrays) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+        part = arrays.parts[self._dtype]
+        return (
+            np.minimum.reduceat(part, self._starts_A),
+            np.maximum.reduceat(part, self._starts_A),
+        )
 
 
 def problem_with(
@@ -92,13 +94,12 @@ def problem_with(
         The global model that the client was sent, whose schema the answer must have.
     most_examples : int
         Labelled samples that the client may have trained on.
-    limits : Mapping[str, float], optional
+    limits : Limits, optional
         The `Limits` of the global model, for whoever asks about several answers.
     """
     limits = Limits(current) if limits is None else limits
-    if ARRAYS_KEY not in content.array_records:
-        return f"answer without {ARRAYS_KEY!r}"
     try:
+        record = arrays_of(content, "answer")
         answer = TrainAnswer.from_metrics(metrics_of(content))
         if answer.num_examples > most_examples:
             return (
@@ -107,29 +108,20 @@ def problem_with(
             )
         if answer.num_examples == 0:
             return NO_LABELS
-        record, forms = content.array_records[ARRAYS_KEY], forms_of(current)
-        if limits.hold(decode_all(record, forms, finite=False)):
+        if limits.hold(decode_all(record, limits.layout, finite=False)):
             return None
-        arrays = decode_all(record, forms)
+        arrays = decode_all(record, limits.layout)
     except ValueError as error:
         return str(error)
-    problems = (_implausible(name, array, limits.most[name]) for name, array in arrays.items())
+    problems = (_implausible(name, arrays[name], most) for name, most in limits.most.items())
     return next((problem for problem in problems if problem is not None), None)
 
 
 def _implausible(name: str, array: NDArray[np.generic], most: float) -> str | None:
     """Return why no training can have given an array, which is finite, or None."""
-    if not array.size:
-        return None
-    if (largest := _largest(array)) > most:
+    # As floats, in which the smallest integer has an absolute value, too.
+    if (largest := max(float(array.max()), -float(array.min()))) > most:
         return f"array {name!r} has values of {largest:.3g}; allowed is at most {most:.3g}"
     if name.endswith(_VARIANCE) and array.min() < 0:
         return f"array {name!r} has values below 0, which no variance has"
     return None
-
-
-def _largest(array: NDArray[np.generic]) -> float:
-    if not array.size:
-        return 0.0
-    # As floats, in which the smallest integer has an absolute value, too.
-    return max(float(array.max()), -float(array.min()))

@@ -6,6 +6,7 @@ Shape suffixes: N samples, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -50,7 +51,7 @@ class LocalSituation:
     rows_N: NDArray[np.int64]
     labelled_N: NDArray[np.int64]
     initially_labelled_N: NDArray[np.int64]
-    global_tensors: dict[str, Tensor]
+    global_tensors: Mapping[str, Tensor]
 
     @cached_property
     def pool_N(self) -> NDArray[np.int64]:
