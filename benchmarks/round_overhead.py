@@ -60,6 +60,11 @@ def main() -> None:
         return
     checkouts = {"now": Path(__file__).parents[1]}
     if arguments.against is not None:
+        # Of a folder that is none, Python would take the installed package, which is ours.
+        if not (arguments.against / "ahfal_app").is_dir():
+            sys.exit(
+                f"--against={arguments.against}: allowed is a checkout, with `ahfal_app/` in it"
+            )
         checkouts = {"before": arguments.against.resolve(), **checkouts}
     result: dict[str, Any] = {
         "benchmark": "round_overhead",
@@ -77,7 +82,9 @@ def main() -> None:
             run = _in_process(folder)
             result["runs"][name].append(run)
             print(
-                f"{name}: {run['ms_per_round']:.1f} ms a round, load {run['load']:.1f}", flush=True
+                f"{name}: {run['ms_per_round']:.1f} ms a round, {run['ms_per_client']:.2f} ms "
+                f"a client, load {run['load']:.1f}",
+                flush=True,
             )
             result["summary"] = _summary(result["runs"])
             arguments.output.write_text(json.dumps(result, indent=2) + "\n")
@@ -100,6 +107,7 @@ def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         if measured:
             summary[name] = {
                 "ms_per_round": statistics.median(run["ms_per_round"] for run in measured),
+                "ms_per_client": statistics.median(run["ms_per_client"] for run in measured),
                 "parts_ms_per_round": {
                     part: statistics.median(run["parts_ms_per_round"][part] for run in measured)
                     for part in measured[0]["parts_ms_per_round"]
@@ -138,7 +146,8 @@ class _Parts:
     def count(self, part: str, owner: object, *names: str) -> None:
         """Have functions of a module or class count towards a part."""
         for name in names:
-            setattr(owner, name, self.timed(part, getattr(owner, name)))
+            if hasattr(owner, name):  # An older checkout may do it elsewhere.
+                setattr(owner, name, self.timed(part, getattr(owner, name)))
 
 
 def _instrumented(parts: _Parts) -> Callable[[Message, Context], Message]:
@@ -154,6 +163,7 @@ def _instrumented(parts: _Parts) -> Callable[[Message, Context], Message]:
     parts.count("server: aggregate", Aggregation, "aggregate_train", "merged")
     parts.count("server: messages", Federation, "exchange", "message")
     parts.count("server: record", Recorder, "record")
+    parts.count("server: momentum of all to the disk", Federation, "settle")
     parts.count("server: checkpoint", run_module, "write_checkpoint")
     return parts.timed("client: arrays of the answer, Flower's message", client_module.app)
 
@@ -207,8 +217,10 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     total = (end - begin) * 1000 / rounds
     by_part = {part: (after[part] - before.get(part, 0)) * 1000 / rounds for part in sorted(after)}
     by_part["all else, threads among it"] = total - sum(by_part.values())
+    of_clients = sum(spent for part, spent in by_part.items() if part.startswith("client: "))
     return {
         "ms_per_round": total,
+        "ms_per_client": of_clients / arguments.clients,
         "parts_ms_per_round": by_part,
         "load": os.getloadavg()[0],
     }

@@ -55,6 +55,11 @@ def main() -> None:
         return
     checkouts = {"now": Path(__file__).parents[1]}
     if arguments.against is not None:
+        # Of a folder that is none, Python would take the installed package, which is ours.
+        if not (arguments.against / "ahfal_app").is_dir():
+            sys.exit(
+                f"--against={arguments.against}: allowed is a checkout, with `ahfal_app/` in it"
+            )
         checkouts = {"before": arguments.against.resolve(), **checkouts}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     result: dict[str, Any] = {
