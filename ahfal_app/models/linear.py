@@ -35,6 +35,11 @@ class LinearHead(Classifier):
         self.dropout = dropout(parameters.dropout, numbers)
         self.head = nn.Linear(numbers, num_classes)
 
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether nothing lies between vectors and head; dropout would."""
+        return isinstance(self.dropout, nn.Identity)
+
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the normalised vectors, shape (B, D); samples may be (B, D), too."""
         features_BD: Tensor = self.dropout(self.vectors(images_BcHW))

@@ -58,12 +58,16 @@ class ReadyVectors:
 
     def side_by_side(self, rows_kB: Tensor) -> Tensor:
         """Return the vectors of all clients side by side, float32 (B, F)."""
-        rows_n = rows_kB.T.flatten()
+        return self._of(rows_kB.T.flatten()).view(rows_kB.shape[1], -1)
+
+    def by_client(self, rows_kB: Tensor) -> Tensor:
+        """Return the vectors of one client after the other, float32 (k, B, D)."""
+        return self._of(rows_kB.flatten()).view(*rows_kB.shape, -1)
+
+    def _of(self, rows_n: Tensor) -> Tensor:
         if self._vectors_MD is None:
-            vectors_nD = self._made(rows_n)
-        else:
-            vectors_nD = self._vectors_MD.index_select(0, self._position_N[rows_n])
-        return vectors_nD.view(rows_kB.shape[1], -1)
+            return self._made(rows_n)
+        return self._vectors_MD.index_select(0, self._position_N[rows_n])
 
     def _made(self, rows_B: Tensor) -> Tensor:
         vectors_BD: Tensor = self._layer(self._images.batch(rows_B))
