@@ -152,6 +152,23 @@ def test_without_momentum_and_decay() -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_half_precision_stays_near() -> None:
+    half = replace(RECIPE, precision="bf16")
+    model = _model("linear", normalise="unit").float()
+    features = [_features(), _features()]
+    for each in features:
+        each.scale_C, each.shift_C = each.scale_C.float(), each.shift_C.float()
+    together, alone = (_Clients(model, each, half) for each in features)
+    losses = _trained(together, TogetherTrainer(graphs=False), (0, 0, 9))
+    assert losses == pytest.approx(_trained(alone, None, (0, 0, 9)), rel=0.02)
+    # Not what single precision gives: the products were computed in half.
+    exact = _Clients(_model("linear", normalise="unit"), _features())
+    assert losses != pytest.approx(_trained(exact, None, (0, 0, 9)), rel=1e-6)
+    for clients in (alone, exact):
+        for one, other in zip(together.weights, clients.weights, strict=True):
+            torch.testing.assert_close(one, other.float(), rtol=0.05, atol=0.02)
+
+
 def test_the_gradient_is_written_out_for_linear_heads_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -175,7 +192,6 @@ def test_the_gradient_is_written_out_for_linear_heads_alone(
     assert not is_taken("linear", dropout=0.3)
     assert not is_taken("linear", normalise="batch")
     assert not is_taken("mlp", hidden=6)
-    assert not is_taken("linear", replace(RECIPE, precision="bf16"))
 
 
 def test_vectors_are_converted_when_the_samples_change_and_no_oftener() -> None:

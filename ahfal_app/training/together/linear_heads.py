@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ahfal_app.models import Classifier
 from ahfal_app.training.sgd import Recipe
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import Batch, ClientConstants, MixedBatch, mean_of
@@ -22,21 +21,11 @@ from ahfal_app.training.together.vectors import ReadyVectors
 _WEIGHT, _BIAS = "head.weight", "head.bias"
 
 
-def are_linear_heads(model: Classifier, recipe: Recipe) -> bool:
-    """Return whether copies of this network are trained as `LinearHeadsStep` does.
-
-    Parameters
-    ----------
-    model : Classifier
-        One of them.
-    recipe : Recipe
-        How they are trained; with bf16 its conversions are left to autocast.
-    """
-    return model.is_head_alone and recipe.precision == "fp32"
-
-
 class LinearHeadsStep:
     """Takes steps of linear heads on vectors that are ready, as `TogetherStep` does up to rounding.
+
+    With bf16 both products are computed in it, as autocast has it; weights, momentum and the loss
+    are not.
 
     Parameters
     ----------
@@ -77,11 +66,7 @@ class LinearHeadsStep:
         """
         count = len(batch.rows_kB)
         vectors_kBD = self._vectors.by_client(batch.rows_kB)
-        logits_kCB = torch.baddbmm(
-            self._biases_KC[:count, :, None],
-            self._weights_KCD[:count],
-            vectors_kBD.transpose(1, 2),
-        )
+        logits_kCB = self._logits(vectors_kBD)
         logits_kCB += self._constants.log_counts_KC[:count, :, None]
         labels_k1B = batch.labels_kB[:, None]
         logs_kCB = logits_kCB.log_softmax(dim=1)
@@ -94,13 +79,24 @@ class LinearHeadsStep:
         self._descend(by_logits_kCB, vectors_kBD, rates_k.to(by_logits_kCB.dtype))
         return losses_k
 
+    def _logits(self, vectors_kBD: Tensor) -> Tensor:
+        count, turned_kDB = len(vectors_kBD), vectors_kBD.transpose(1, 2)
+        weights_kCD, biases_kC1 = self._weights_KCD[:count], self._biases_KC[:count, :, None]
+        if vectors_kBD.dtype == weights_kCD.dtype:
+            return torch.baddbmm(biases_kC1, weights_kCD, turned_kDB)
+        return torch.bmm(weights_kCD.to(vectors_kBD.dtype), turned_kDB) + biases_kC1
+
     def _descend(self, by_logits_kCB: Tensor, vectors_kBD: Tensor, rates_k: Tensor) -> None:
         """Take a step of SGD with momentum and weight decay, as `StackedNetwork.descend` does."""
         recipe, count = self._recipe, len(rates_k)
         weights_kCD, biases_kC = self._weights_KCD[:count], self._biases_KC[:count]
         momentum_kCD = self._momentum_KCD[:count]
         bias_momentum_kC = self._bias_momentum_KC[:count]
-        momentum_kCD.baddbmm_(by_logits_kCB, vectors_kBD, beta=recipe.momentum)
+        if vectors_kBD.dtype == momentum_kCD.dtype:
+            momentum_kCD.baddbmm_(by_logits_kCB, vectors_kBD, beta=recipe.momentum)
+        else:
+            gradient_kCD = torch.bmm(by_logits_kCB.to(vectors_kBD.dtype), vectors_kBD)
+            momentum_kCD.mul_(recipe.momentum).add_(gradient_kCD)
         momentum_kCD.add_(weights_kCD, alpha=recipe.weight_decay)
         weights_kCD.addcmul_(momentum_kCD, rates_k[:, None, None], value=-1)
         bias_momentum_kC.mul_(recipe.momentum).add_(by_logits_kCB.sum(dim=2))

@@ -30,7 +30,7 @@ from ahfal_app.training.sgd import (
     train_locally,
 )
 from ahfal_app.training.together.cuda_graphs import Replayed, Step
-from ahfal_app.training.together.linear_heads import LinearHeadsStep, are_linear_heads
+from ahfal_app.training.together.linear_heads import LinearHeadsStep
 from ahfal_app.training.together.rewinding import Rewinding
 from ahfal_app.training.together.schedule import (
     Batches,
@@ -255,7 +255,7 @@ class _Program:
             self._teacher,
             self._vectors,
         )
-        if self._vectors is not None and are_linear_heads(first.model, self._recipe):
+        if self._vectors is not None and first.model.is_head_alone:
             step = LinearHeadsStep(self._network, self._recipe, self._constants, self._vectors)
         self._step = Replayed(step, self._changed_by_steps()) if graphs else step
 
