@@ -14,6 +14,7 @@ from rich.text import Text
 from ahfal_app.results.costs import cost_of, money
 from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
 from ahfal_app.results.kept import kept_of
+from ahfal_app.results.last_rounds import last_rounds_per_cycle
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
@@ -73,6 +74,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
             name: [cycle.metrics.get(name) for cycle in cycles]
             for name in sorted({name for cycle in cycles for name in cycle.metrics})
         },
+        "last_rounds_per_cycle": last_rounds_per_cycle(run),
         "labels_per_cycle": [cycle.labels for cycle in cycles],
         "tests": [test.model_dump(mode="json") for test in cycles[-1].tests] if cycles else [],
         "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
