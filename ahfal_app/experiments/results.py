@@ -25,7 +25,7 @@ from ahfal_app.experiments.scales import Scale
 from ahfal_app.experiments.summaries import Summaries
 from ahfal_app.parameters import Scalar, suggestion
 from ahfal_app.results.kept import ACCURACY, LOWER_IS_BETTER, value_of
-from ahfal_app.results.last_rounds import LastRounds
+from ahfal_app.results.last_rounds import LastRounds, last_rounds_per_cycle
 from ahfal_app.results.reading import Run, read_run
 
 EXPERIMENTS = "experiments"
@@ -87,9 +87,11 @@ class RunResult:
 
         None where its end alone was tested, or the metric is not defined in all of them.
         """
-        told = self.run.summary.get("last_rounds_per_cycle") or {}
-        of_cycles_TR = told.get(self.metric) or [[] for _ in self.run.metrics.cycles]
-        return [_in_percent(values_R) for values_R in of_cycles_TR]
+        # Of a run that is summarised no rounds are known, but what its summary said of them.
+        told = self.run.summary.get("last_rounds_per_cycle", {})
+        values_by_name = told if self.summarised else last_rounds_per_cycle(self.run)
+        values_TR = values_by_name.get(self.metric) or [()] * len(self.labels_T)
+        return [_in_percent(values_R) for values_R in values_TR]
 
     @property
     def last_rounds(self) -> LastRounds | None:
@@ -201,6 +203,11 @@ class ExperimentResults:
         """Return a measure of a method's runs at a point, by seed, where there is one."""
         measured = {result.seed: measure(result) for result in self.at(point, method)}
         return {seed: value for seed, value in measured.items() if value is not None}
+
+    def last_rounds(self, point: Point, method: Scalar) -> dict[int, LastRounds]:
+        """Return the last rounds of a method's runs at a point, by seed, where they are tested."""
+        found = {result.seed: result.last_rounds for result in self.at(point, method)}
+        return {seed: last for seed, last in found.items() if last is not None}
 
     def paper_number(self, point: Point, method: Scalar) -> PaperNumber | None:
         """Return what the paper reports of a method at a point."""

@@ -47,6 +47,11 @@ class LastRounds:
         """How far the highest is from the lowest."""
         return self.high - self.low
 
+    @property
+    def rise(self) -> float:
+        """How far the last is above the first: near the swing where a model still gets better."""
+        return self.values_R[-1] - self.values_R[0]
+
 
 def last_rounds_of(run: Run, cycle: CycleRecord) -> list[Record]:
     """Return the records of a cycle's last rounds, as its `evaluate-last` has them tested.
@@ -56,12 +61,13 @@ def last_rounds_of(run: Run, cycle: CycleRecord) -> list[Record]:
     list[Record]
         R records of tests in the order of the rounds; the cycle's own is the last.
     """
-    first = run.settings.rounds - run.settings.last_rounds + 1
+    end = run.settings.rounds
+    wanted = range(end - run.settings.last_rounds + 1, end)
     between = [
         record
         for record in run.metrics.rounds
         if record.cycle == cycle.cycle
-        and record.round >= first
+        and record.round in wanted
         and record.test_accuracy is not None
     ]
     return [*sorted(between, key=lambda record: record.round), cycle]

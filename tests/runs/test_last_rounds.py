@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from support.fake_run import make_fake_run
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError
 from ahfal_app.results.reading import read_run
+from ahfal_app.results.report import render_report
+from ahfal_app.results.summary import summary_text
 
 #: `rounds`, `evaluate-every`, `evaluate-last`, and the rounds with a test before a cycle's end.
 TESTED = [
@@ -84,3 +89,18 @@ def test_the_sites_test_the_last_rounds_too(simulation: Simulation) -> None:
     assert [r.test_accuracy is None for r in outcome.metrics.rounds] == [True, False, True]
     (found,) = outcome.summary["last_rounds_per_cycle"]["accuracy"]
     assert len(found) == 2
+
+
+@pytest.mark.usefixtures("charts")
+def test_a_run_s_own_report_shows_the_range(tmp_path: Path) -> None:
+    folder = make_fake_run(tmp_path, evaluate_rounds=True, evaluate_last=3)
+    # 0.7 − 0.5 e^−5.8, 0.7 − 0.5 e^−5.9 and, at the end of the cycle, 0.66 − 0.3 e^−2.75.
+    assert "last 3 rounds: accuracy 67.93 % on average, 64.08 to 69.86 %" in summary_text(folder)
+    page = render_report(read_run(folder))
+    assert "Bars: from the lowest to the highest of the last 3 rounds." in page
+    # The first cycle's: 0.7 − 0.5 e^−0.8, 0.7 − 0.5 e^−0.9 and 0.66 − 0.3 e^−0.25.
+    for cell in ("46.61 %", "42.64 to 49.67 %", "64.08 to 69.86 %"):
+        assert f">{cell}</td>" in page
+    plain = make_fake_run(tmp_path / "plain", evaluate_rounds=True)
+    assert "last 3 rounds" not in summary_text(plain)
+    assert "Bars:" not in render_report(read_run(plain))
