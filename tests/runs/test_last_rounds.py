@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.fake_run import make_fake_run
+from support.killing import killed_at, uninterrupted
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.config import parse_settings
@@ -89,6 +90,25 @@ def test_the_sites_test_the_last_rounds_too(simulation: Simulation) -> None:
     assert [r.test_accuracy is None for r in outcome.metrics.rounds] == [True, False, True]
     (found,) = outcome.summary["last_rounds_per_cycle"]["accuracy"]
     assert len(found) == 2
+
+
+def test_the_best_model_is_chosen_from_all_that_were_tested(simulation: Simulation) -> None:
+    outcome = simulation(cycles=1, rounds=4, keep="best", **{"evaluate-last": 3})
+    accuracies = outcome.summary["last_rounds_per_cycle"]["accuracy"][0]
+    kept = outcome.summary["kept"]
+    assert (kept["compared"], kept["value"]) == (3, max(accuracies))
+    assert kept["round"] == 2 + accuracies.index(max(accuracies))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_kill_changes_nothing(share: float, simulation: Simulation) -> None:
+    settings: dict[str, object] = {"cycles": 2, "rounds": 3, "evaluate-last": 3}
+    straight = uninterrupted(simulation, **settings)
+    folder = killed_at(round(share * straight.events), simulation, **settings)
+    last = simulation.resume(folder).summary["last_rounds_per_cycle"]
+    assert last == straight.summary["last_rounds_per_cycle"]
+    assert [len(values) for values in last["accuracy"]] == [3, 3]
 
 
 @pytest.mark.usefixtures("charts")
