@@ -128,6 +128,10 @@ def test_which_of_the_paper_s_differences_are_smaller_than_the_swing(
     ]
     assert table is not None
     assert table.note.startswith("1 of the paper's 2 differences is smaller than the swing")
+    # Larger than the swing is one of either sign.
+    wider = tuple(n.model_copy(update={"accuracy": 1.2 * n.accuracy}) for n in results.paper)
+    found = rows_of(paper_difference_table(dataclasses.replace(results, paper=wider)))
+    assert [row[2:5] for row in found] == [("-9.60", "9.00", "no"), ("+8.40", "6.00", "no")]
     without = tuple(n for n in results.paper if n.labels != {"strategy": "ahfal"})
     assert paper_difference_table(dataclasses.replace(results, paper=without)) is None
     alone = tuple(n for n in results.paper if n.labels != {"strategy": "random"})
