@@ -201,7 +201,9 @@ def main() -> None:
         "times_as_fast": {n: round(r / base, 3) for n, r in rates.items()} if base else {},
         "turns": arguments.turns,
         "load": os.getloadavg(),
-        "environment": describe_environment(),
+        "environment": describe_environment(
+            class_names=[], data_fingerprint="", partition_fingerprint=None
+        ),
     }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -113,7 +113,7 @@ def make_pool(
 class _Samples:
     """Samples that several models look at.
 
-    Where these are heads alone, what they see, the backbone's features, is read and normalised once.
+    Where these are heads alone, what they see, a backbone's features, is read and normalised once.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class _Samples:
         self._by_a_head: Predictions | None = None
 
     def seen_by(self, model: Classifier, feature_maps: bool = False) -> Predictions:
-        """Return what a model gives for them, in evaluation mode, with feature maps if asked for."""
+        """Return what a model gives for them, with feature maps if asked for."""
         if not model.is_head_alone:
             return predict(model, self._images, self._rows_N, feature_maps)
         if self._by_a_head is None:
