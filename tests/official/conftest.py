@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -18,5 +19,20 @@ def agreement() -> Iterator[Agreement]:
 
 @pytest.fixture
 def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `.cuda()`, which the authors' code calls everywhere, stay on the CPU."""
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    """Have `.cuda()` and `.to("cuda")`, which the authors' code has everywhere, stay on the CPU."""
+    for kind in (torch.Tensor, torch.nn.Module):
+        moves = kind.to
+
+        def moved(self: Any, where: Any, moves: Any = moves) -> Any:
+            return self if where == "cuda" else moves(self, where)
+
+        monkeypatch.setattr(kind, "to", moved)
+        monkeypatch.setattr(kind, "cuda", lambda self, *device, **options: self)
+
+
+@pytest.fixture
+def _double() -> Iterator[None]:
+    """Have tensors that the authors' code makes be of double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
