@@ -114,7 +114,7 @@ class Looked(torch.nn.Module):
     def __init__(self, *outputs: Tensor) -> None:
         super().__init__()
         for number, values in enumerate(outputs):
-            self.register_buffer(str(number), values)
+            self.register_buffer(str(number), values.clone())
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         return tuple(values[rows] for values in self.buffers())
@@ -169,6 +169,17 @@ class OurClusters:
 def pairwise_cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     """Return cosines of rows, as torchmetrics' function of this name does."""
     return torch.nn.functional.normalize(first) @ torch.nn.functional.normalize(second).T
+
+
+class Replaced:
+    """A module, but for some of its functions."""
+
+    def __init__(self, module: Any, **functions: Any) -> None:
+        self._module = module
+        vars(self).update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class WithOurNoise:
