@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,16 +18,15 @@ def agreement() -> Iterator[Agreement]:
     found.write(os.environ)
 
 
+def _moved(self: Any, moves: Any, *where: Any, **options: Any) -> Any:
+    return self if where == ("cuda",) else moves(self, *where, **options)
+
+
 @pytest.fixture
 def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `.cuda()` and `.to("cuda")`, which the authors' code has everywhere, stay on the CPU."""
     for kind in (torch.Tensor, torch.nn.Module):
-        moves = kind.to
-
-        def moved(self: Any, where: Any, moves: Any = moves) -> Any:
-            return self if where == "cuda" else moves(self, where)
-
-        monkeypatch.setattr(kind, "to", moved)
+        monkeypatch.setattr(kind, "to", functools.partialmethod(_moved, kind.to))
         monkeypatch.setattr(kind, "cuda", lambda self, *device, **options: self)
 
 
