@@ -44,8 +44,8 @@ class MaxHerding(CoveringStrategy):
 
         kernel: Literal["gaussian", "laplace", "student", "top-hat"] = Field(
             default="gaussian",
-            description="exp(-d²/h²), exp(-d/h), 1/(1 + d²/h²), or 1 for d < h; the published "
-            "experiments have the first.",
+            description="exp(-d²/h²), exp(-d/h), (1 + 2 d²/h²)^(-3/4), or 1 for d < h; the "
+            "published experiments have the first.",
         )
         radius: float = Field(default=1.0, gt=0, description="The kernel's h.")
 

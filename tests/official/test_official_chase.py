@@ -77,9 +77,7 @@ def training(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     update = module.LocalUpdate(arguments, None)
     rows = Rows(SIZE + 1)
     model = Trained(torch.cat([logits, logits[:, :1]], dim=1))
-    _, _, flips, scores, _ = update.update_weights(
-        0, model, [SIZE], np.arange(SIZE), rows, round=0
-    )
+    _, _, flips, scores, _ = update.update_weights(0, model, [SIZE], np.arange(SIZE), rows, round=0)
     return flips, scores
 
 

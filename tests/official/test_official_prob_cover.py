@@ -157,7 +157,9 @@ def test_radius_where_none_or_all_are_pure(agreement: Agreement) -> None:
     assert own == [0.05, 1.0]
 
 
-def uherding_radius(points: NDArray[np.float64], clusters: NDArray[np.int64], purity: float) -> float:
+def uherding_radius(
+    points: NDArray[np.float64], clusters: NDArray[np.int64], purity: float
+) -> float:
     def clustering(**options: int) -> SimpleNamespace:
         return SimpleNamespace(fit_predict=lambda rows: None, labels_=clusters)
 

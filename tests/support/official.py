@@ -124,21 +124,19 @@ class Looked(torch.nn.Module):
 
 
 class ExactSearch:
-    """Nearest neighbours by squared distance in float32, as `faiss.IndexFlatL2` defines them."""
+    """Nearest neighbours by squared distance, in float32 as `faiss.IndexFlatL2` has them."""
 
     IndexFlatL2: Any
     index_cpu_to_all_gpus = staticmethod(lambda index: index)
 
-    def __init__(self, width: int) -> None:
-        self.rows: NDArray[np.float32] = np.empty((0, width), dtype=np.float32)
+    def __init__(self, width: int, dtype: Any = np.float32) -> None:
+        self.rows: NDArray[Any] = np.empty((0, width), dtype=dtype)
 
-    def add(self, rows: NDArray[np.float32]) -> None:
-        self.rows = np.concatenate([self.rows, rows])
+    def add(self, rows: NDArray[Any]) -> None:
+        self.rows = np.concatenate([self.rows, rows.astype(self.rows.dtype)])
 
-    def search(
-        self, queries: NDArray[np.float32], count: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        squares = ((queries[:, None] - self.rows) ** 2).sum(axis=2, dtype=np.float32)
+    def search(self, queries: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        squares = ((queries[:, None] - self.rows) ** 2).sum(axis=2, dtype=self.rows.dtype)
         order = np.argsort(squares, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(squares, order, axis=1), order
 
@@ -180,6 +178,11 @@ class Replaced:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+def first_of_level(values: Tensor) -> Tensor:
+    """Return the position of the largest value, the first of those that differ by rounding."""
+    return (values >= values.max() - 1e-9).int().argmax()
 
 
 class WithOurNoise:

@@ -37,8 +37,8 @@ def laplace(bandwidth: float) -> Kernel:
 
 
 def student(bandwidth: float) -> Kernel:
-    """Return 1 / (1 + d²/h²)."""
-    return lambda squared: 1 / (1 + squared / bandwidth**2)
+    """Return (1 + 2 d²/h²)^(-3/4): Student's t with half a degree of freedom."""
+    return lambda squared: (1 + 2 * squared / bandwidth**2) ** -0.75
 
 
 def top_hat(radius: float) -> Kernel:
