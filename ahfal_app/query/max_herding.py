@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.coverage import Kernel, gaussian, laplace, student, top_hat
-from ahfal_app.query.core.covering import CoveringStrategy
+from ahfal_app.query.core.covering import GreedyCovering
 
 _KERNELS = {"gaussian": gaussian, "laplace": laplace, "student": student, "top-hat": top_hat}
 
 
-class MaxHerding(CoveringStrategy):
+class MaxHerding(GreedyCovering):
     """Samples that most increase how well a kernel covers all of the client's samples.
 
     A sample n is covered by a set to the degree of the largest k(z, n) of its members z. Again
@@ -39,7 +39,7 @@ class MaxHerding(CoveringStrategy):
         "learning, ECCV 2024"
     )
 
-    class Parameters(CoveringStrategy.Parameters):
+    class Parameters(GreedyCovering.Parameters):
         """The kernel."""
 
         kernel: Literal["gaussian", "laplace", "student", "top-hat"] = Field(

@@ -77,7 +77,7 @@ class FaissOf:
     def __init__(self, generator: Callable[[], np.random.Generator]) -> None:
         self._generator = generator
 
-    def Kmeans(self, width: int, number: int, **options: Any) -> Any:  # noqa: N802 their name
+    def Kmeans(self, width: int, number: int, **options: Any) -> Any:
         clusters = code.OurClusters(number, self._generator())
         index = code.ExactSearch(width, np.float64)
 

@@ -85,7 +85,7 @@ class Client:
         context = self.case.context(BUDGET, labels=self.labels)
         return chosen(name, parameters, self.pool(), context)
 
-    def getSequentialDataLoader(  # noqa: N802 the authors' name
+    def getSequentialDataLoader(
         self, indexes: NDArray[np.int64], batch_size: int, data: Any
     ) -> Any:
         rows = torch.utils.data.Subset(Rows(SIZE + self.labelled), indexes.tolist())
