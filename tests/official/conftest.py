@@ -12,7 +12,7 @@ from support.official import Agreement
 
 @pytest.fixture(scope="session")
 def agreement() -> Iterator[Agreement]:
-    """Collects what was found; `AHFAL_OFFICIAL_TABLE` names a file for the table."""
+    """Collects what was found; `AHFAL_OFFICIAL_TABLE` names the page for the table."""
     found = Agreement()
     yield found
     found.write(os.environ)

@@ -28,6 +28,9 @@ from ahfal_app.query.core.clustering import k_means
 #: The environment variable that names the folder of the repositories.
 FOLDER = "AHFAL_OFFICIAL"
 
+#: Comments of a page around the table of what was found.
+FOUND, END = "<!-- found -->", "<!-- end -->"
+
 #: Whose they are on GitHub, and the commits that the committed table was made with.
 REPOSITORIES = {
     "AL-foundation-models": ("sanketx", "aa015d2327231ecb2b1300501196f8169b204540"),
@@ -200,7 +203,7 @@ class WithOurNoise:
 
 
 class Agreement:
-    """What the tests found, one row for each method; written as a table at the end."""
+    """What the tests found, one row for each comparison; written as a table at the end."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str, str]] = []
@@ -213,6 +216,11 @@ class Agreement:
         return "\n".join(lines + [f"| {' | '.join(row)} |" for row in sorted(self.rows)]) + "\n"
 
     def write(self, environment: Mapping[str, str]) -> None:
+        """Put the table into the file that `AHFAL_OFFICIAL_TABLE` names, between its comments."""
         path = environment.get("AHFAL_OFFICIAL_TABLE")
         if path and self.rows:
-            Path(path).write_text(self.table(), encoding="utf-8")
+            page = Path(path).read_text(encoding="utf-8")
+            before, _, rest = page.partition(FOUND)
+            after = rest.partition(END)[2]
+            page = f"{before}{FOUND}\n\n{self.table()}\n{END}{after}"
+            Path(path).write_text(page, encoding="utf-8")

@@ -45,7 +45,7 @@ class Balls:
             Float64. Shape (L,).
         """
         covered_R = torch.zeros_like(self.references_R, dtype=torch.bool)
-        for rows in torch.arange(len(self.centres_L)).split(ROWS):
+        for rows in torch.split(self._rows(), ROWS):
             centres, squared_K1 = self.centres_L[rows], radii_L[rows].square()[:, None]
             for start in range(0, len(covered_R), REFERENCES):
                 columns = slice(start, start + REFERENCES)
@@ -72,7 +72,7 @@ class Balls:
         """
         radii_L = torch.zeros_like(self.centres_L, dtype=torch.float64)
         number = max(1, _BLOCK // max(1, len(self.references_R)))
-        for rows in torch.arange(len(self.centres_L)).split(number):
+        for rows in torch.split(self._rows(), number):
             distances_KR = self.points.squared_distances(self.centres_L[rows], self.references_R)
             is_same_KR = labels_L[rows][:, None] == classes_R
 
@@ -81,10 +81,12 @@ class Balls:
             ) -> Tensor:
                 return ball_purity(distances, is_same, radii_K)
 
-            radii_L[rows] = bisected(purity, len(rows), least_purity, largest, resolution).to(
-                radii_L.device
-            )
+            found_K = bisected(purity, len(rows), least_purity, largest, resolution)
+            radii_L[rows] = found_K.to(radii_L.device)
         return radii_L
+
+    def _rows(self) -> Tensor:
+        return torch.arange(len(self.centres_L), device=self.centres_L.device)
 
 
 def ball_purity(distances_KR: Tensor, is_same_KR: Tensor, radii_K: Tensor) -> Tensor:

@@ -235,17 +235,20 @@ class Search:
             falls for none of them as its gain rises; -inf stays -inf. Shape (N,).
         """
         number = FIRST_ROWS
+        positions_N = torch.arange(self.size, device=self.bounds_N.device)
         while True:
             worth_N = worth(self.bounds_N)
-            highest = float(worth_N.masked_fill(~self._is_fresh_N, -torch.inf).max())
-            reaches_N = worth_N >= level(highest)
-            stale_K = (reaches_N & ~self._is_fresh_N).nonzero()[:, 0]
+            fresh_N = worth_N.masked_fill(~self._is_fresh_N, -torch.inf)
+            highest = float(fresh_N.max())
+            first = int((fresh_N >= level(highest)).int().argmax())
+            # One that is level at most and comes later changes nothing.
+            may_be_first_N = (worth_N >= level(highest)) & (positions_N < first)
+            stale_K = (((worth_N > highest) | may_be_first_N) & ~self._is_fresh_N).nonzero()[:, 0]
             if not len(stale_K):
-                return int(reaches_N.int().argmax())
-            if len(stale_K) > number:
-                stale_K = stale_K[worth_N[stale_K].topk(number).indices]
-            self.bounds_N[stale_K] = self.coverage.gains(stale_K, self.covered_R)
-            self._is_fresh_N[stale_K] = True
+                return first
+            rows_K = stale_K[_highest(worth_N[stale_K], number)]
+            self.bounds_N[rows_K] = self.coverage.gains(rows_K, self.covered_R)
+            self._is_fresh_N[rows_K] = True
             number = min(2 * number, ROWS)
 
     def take(self, pick: int) -> None:
@@ -263,3 +266,13 @@ class Search:
     def leave_out(self, pick: int) -> None:
         """Pick a candidate no more."""
         self.bounds_N[pick] = -torch.inf
+
+
+def _highest(values_K: Tensor, count: int) -> Tensor:
+    """Return the positions of the highest values, of equal ones the first, in some order."""
+    if len(values_K) <= count:
+        return torch.arange(len(values_K), device=values_K.device)
+    least = values_K.topk(count).values[-1]
+    above = (values_K > least).nonzero()[:, 0]
+    equal = (values_K == least).nonzero()[:, 0]
+    return torch.cat([above, equal[: count - len(above)]])
