@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from support.official import FOUND, REPOSITORIES
 
 ROOT = Path(__file__).parents[1]
 _GLOBS = ("*.md", "docs/*.md", "results/*.md", "benchmarks/*.md")
@@ -68,6 +69,14 @@ def test_files_of_the_package_that_are_named_are_there(page: Path) -> None:
         if (ROOT / path).suffix and not (ROOT / path).exists():
             # A file that the reader is to write.
             assert "logit_gap" in path, path
+
+
+def test_repositories_of_the_authors_are_named() -> None:
+    """Those of the tests beside their code, at the commits that the table was made with."""
+    text = (ROOT / "docs" / "official-code.md").read_text(encoding="utf-8")
+    rows = [f"| `{owner}/{name}` | `{commit}` |" for name, (owner, commit) in REPOSITORIES.items()]
+    assert all(row in text for row in rows)
+    assert text.count(FOUND) == 1
 
 
 def _anchors(page: Path) -> set[str]:

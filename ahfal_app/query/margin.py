@@ -12,7 +12,7 @@ from torch import Tensor
 from ahfal_app.query.core.base import QueryContext, ScoringStrategy
 from ahfal_app.query.core.one_model import LOGITS, OneModelStrategy
 from ahfal_app.query.core.pool import PoolView, Signal
-from ahfal_app.query.core.scores import other_probabilities
+from ahfal_app.query.core.scores import margin_doubt
 
 
 class Margin(OneModelStrategy, ScoringStrategy):
@@ -30,6 +30,4 @@ class Margin(OneModelStrategy, ScoringStrategy):
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return 1 - margin of each prediction. Shape (N,)."""
-        others_NC = other_probabilities(self.logits(pool))
-        # 1 - (p₁ - p₂) = 2 p₂ + p₃ + … + p_C, where nothing is lost of small probabilities.
-        return others_NC.sum(dim=1) + others_NC[:, 0]
+        return margin_doubt(self.logits(pool))

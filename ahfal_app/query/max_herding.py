@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.coverage import Kernel, gaussian, laplace, student, top_hat
-from ahfal_app.query.core.covering import CoveringStrategy
+from ahfal_app.query.core.covering import GreedyCovering
 
 _KERNELS = {"gaussian": gaussian, "laplace": laplace, "student": student, "top-hat": top_hat}
 
 
-class MaxHerding(CoveringStrategy):
+class MaxHerding(GreedyCovering):
     """Samples that most increase how well a kernel covers all of the client's samples.
 
     A sample n is covered by a set to the degree of the largest k(z, n) of its members z. Again
@@ -39,13 +39,13 @@ class MaxHerding(CoveringStrategy):
         "learning, ECCV 2024"
     )
 
-    class Parameters(CoveringStrategy.Parameters):
+    class Parameters(GreedyCovering.Parameters):
         """The kernel."""
 
         kernel: Literal["gaussian", "laplace", "student", "top-hat"] = Field(
             default="gaussian",
-            description="exp(-d²/h²), exp(-d/h), 1/(1 + d²/h²), or 1 for d < h; the published "
-            "experiments have the first.",
+            description="exp(-d²/h²), exp(-d/h), (1 + 2 d²/h²)^(-3/4), or 1 for d < h; the "
+            "published experiments have the first.",
         )
         radius: float = Field(default=1.0, gt=0, description="The kernel's h.")
 

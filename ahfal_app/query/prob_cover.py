@@ -15,7 +15,7 @@ from torch import Tensor
 from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.clustering import lloyd
 from ahfal_app.query.core.coverage import Kernel, top_hat
-from ahfal_app.query.core.covering import CoveringStrategy
+from ahfal_app.query.core.covering import GreedyCovering
 from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 
 #: Radii that are tried: .05, .1, ..., 1.
@@ -28,7 +28,7 @@ _PURITY_POINTS = 10_000
 _STARTS = 1
 
 
-class ProbCover(CoveringStrategy):
+class ProbCover(GreedyCovering):
     """Samples within whose radius lie most samples that are not covered yet.
 
     A sample covers all that are nearer than δ, itself among them. Again and again the sample is
@@ -52,7 +52,7 @@ class ProbCover(CoveringStrategy):
         "2022"
     )
 
-    class Parameters(CoveringStrategy.Parameters):
+    class Parameters(GreedyCovering.Parameters):
         """The radius."""
 
         radius: float = Field(

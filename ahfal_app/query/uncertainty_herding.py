@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.coverage import Kernel, gaussian
-from ahfal_app.query.core.covering import CoveringStrategy
+from ahfal_app.query.core.covering import GreedyCovering
 from ahfal_app.query.core.one_model import EMBEDDINGS, LABELLED_EMBEDDINGS, LABELLED_LOGITS, LOGITS
 from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 from ahfal_app.query.core.pool import PoolView, Signal
-from ahfal_app.query.core.scores import entropy, other_probabilities
+from ahfal_app.query.core.scores import entropy, margin_doubt, other_probabilities
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 TEMPERATURES = tuple(step / 10 for step in range(10, 200))
 
 
-class UncertaintyHerding(CoveringStrategy):
+class UncertaintyHerding(GreedyCovering):
     """Samples that most increase how well a kernel covers what a model is uncertain of.
 
     As `max-herding`, but each sample of the pool counts by the uncertainty of the model's
@@ -55,7 +55,7 @@ class UncertaintyHerding(CoveringStrategy):
         EMBEDDINGS | LABELLED_EMBEDDINGS | LOGITS | LABELLED_LOGITS
     )
 
-    class Parameters(CoveringStrategy.Parameters):
+    class Parameters(GreedyCovering.Parameters):
         """Uncertainty and radius."""
 
         uncertainty: Literal["margin", "entropy", "least-confidence"] = Field(
@@ -99,11 +99,9 @@ class UncertaintyHerding(CoveringStrategy):
     def _uncertainty(self, logits_NC: Tensor) -> Tensor:
         if self.parameters.uncertainty == "entropy":
             return entropy(logits_NC)
-        others = other_probabilities(logits_NC)
-        doubt_N = others.sum(dim=1)
-        return (
-            doubt_N if self.parameters.uncertainty == "least-confidence" else doubt_N + others[:, 0]
-        )
+        if self.parameters.uncertainty == "margin":
+            return margin_doubt(logits_NC)
+        return other_probabilities(logits_NC).sum(dim=1)
 
     def _temperature(self, pool: PoolView, context: QueryContext) -> float:
         if self.parameters.calibration == "none":

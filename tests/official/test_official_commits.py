@@ -8,6 +8,6 @@ from support import official as code
 pytestmark = [pytest.mark.official, pytest.mark.usefixtures("_cpu")]
 
 
-@pytest.mark.parametrize("repository", sorted(code.COMMITS))
+@pytest.mark.parametrize("repository", sorted(code.REPOSITORIES))
 def test_the_repositories_are_at_the_commits_of_the_table(repository: str) -> None:
-    assert code.commit(repository) == code.COMMITS[repository]
+    assert code.commit(repository) == code.REPOSITORIES[repository][1]

@@ -103,7 +103,9 @@ class TestGreedyCoverage:
         squared = torch.tensor([0.0, 1.0, 4.0])
         torch.testing.assert_close(gaussian(2)(squared), torch.exp(-squared / 4))
         torch.testing.assert_close(laplace(2)(squared), torch.exp(-squared.sqrt() / 2))
-        torch.testing.assert_close(student(2)(squared), 1 / (1 + squared / 4))
+        # 1 / ∜(1 + 2 · 0 / 4)³, and so on; and 16 to the power of -3/4.
+        assert_near(student(2)(squared), torch.tensor([1.0, 1.5**-0.75, 3**-0.75]))
+        assert_near(student(2)(torch.tensor([30.0])), torch.tensor([0.125]))
         assert top_hat(2)(squared).tolist() == [1, 1, 0]
 
     @pytest.mark.slow

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +23,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-#: The environment variable, and the commits that the committed table was made with.
+from ahfal_app.query.core.clustering import k_means
+
+#: The environment variable that names the folder of the repositories.
 FOLDER = "AHFAL_OFFICIAL"
-COMMITS = {
-    "AL-noise-stability": "d17f94a9e33ccf53a57f1acbbef95f99ff491125",
-    "FEAL": "350e52a7872c725e4bc6c871b4d5229b5f8339f4",
-    "KAFAL": "f4f1875f96bad756d9c710dafab31202462e0359",
-    "LoGo": "536e8cbd6cc8bba55181d8afb5fd09111ea61ac8",
-    "TypiClust": "4097a71c348f60492ab22be0c4c9da224e637af6",
-    "badge": "a2d18acd372cf0f61d9e75bfb0c879c107fbf9f6",
+
+#: Comments of a page around the table of what was found.
+FOUND, END = "<!-- found -->", "<!-- end -->"
+
+#: Whose they are on GitHub, and the commits that the committed table was made with.
+REPOSITORIES = {
+    "AL-foundation-models": ("sanketx", "aa015d2327231ecb2b1300501196f8169b204540"),
+    "AL-noise-stability": ("lixingjian", "d17f94a9e33ccf53a57f1acbbef95f99ff491125"),
+    "badge": ("JordanAsh", "a2d18acd372cf0f61d9e75bfb0c879c107fbf9f6"),
+    "CHASe": ("junzhang-zj", "4d04b83dcf32b714061c8a5f32e601e21c29bf9e"),
+    "FairFAL": ("chenchenzong", "ca14e07bad60c1d1d29a5cb1d6bc8ff81269e87e"),
+    "FEAL": ("JiayiChen815", "350e52a7872c725e4bc6c871b4d5229b5f8339f4"),
+    "IFAL": ("chenchenzong", "39c3989ff8baf21c99c418aa384c13c4b576d3c6"),
+    "KAFAL": ("ycao5602", "f4f1875f96bad756d9c710dafab31202462e0359"),
+    "LoGo": ("raymin0223", "536e8cbd6cc8bba55181d8afb5fd09111ea61ac8"),
+    "TM-FAL": ("IAMJackYan", "6591ddfaabf3e4b388ecf8a5a9bee611253022fc"),
+    "TypiClust": ("avihu111", "4097a71c348f60492ab22be0c4c9da224e637af6"),
+    "uherding": ("BorealisAI", "75299cd2acaba2a47d5f5218f2b55c28f308aaf7"),
 }
 
 
@@ -82,48 +95,51 @@ def loader(dataset: Any, **options: Any) -> DataLoader[Any]:
 
 
 class Rows(torch.utils.data.Dataset[Any]):
-    """Samples that are their own numbers, for networks that look up what they answer."""
+    """Samples that are their own numbers, for networks that look up what they answer.
 
-    def __init__(self, size: int) -> None:
+    The first ones have the label 0, the last ones those that are given.
+    """
+
+    def __init__(self, size: int, last_labels: Sequence[int] = ()) -> None:
         self.size = size
+        self.labels = [0] * (size - len(last_labels)) + [int(label) for label in last_labels]
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return torch.tensor(row), 0
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
+        return torch.tensor(row), self.labels[row]
 
 
 class Looked(torch.nn.Module):
-    """A network that gives each sample's row of some matrices."""
+    """A network that gives each sample's row of some matrices, which are its state."""
 
     def __init__(self, *outputs: Tensor) -> None:
         super().__init__()
-        self.outputs = outputs
+        for number, values in enumerate(outputs):
+            self.register_buffer(str(number), values.clone())
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return tuple(values[rows] for values in self.outputs)
+        return tuple(values[rows] for values in self.buffers())
 
     def get_embedding_dim(self) -> int:
-        return self.outputs[1].shape[1]
+        return list(self.buffers())[1].shape[1]
 
 
 class ExactSearch:
-    """Nearest neighbours by squared distance in float32, as `faiss.IndexFlatL2` defines them."""
+    """Nearest neighbours by squared distance, in float32 as `faiss.IndexFlatL2` has them."""
 
     IndexFlatL2: Any
     index_cpu_to_all_gpus = staticmethod(lambda index: index)
 
-    def __init__(self, width: int) -> None:
-        self.rows: NDArray[np.float32] = np.empty((0, width), dtype=np.float32)
+    def __init__(self, width: int, dtype: Any = np.float32) -> None:
+        self.rows: NDArray[Any] = np.empty((0, width), dtype=dtype)
 
-    def add(self, rows: NDArray[np.float32]) -> None:
-        self.rows = np.concatenate([self.rows, rows])
+    def add(self, rows: NDArray[Any]) -> None:
+        self.rows = np.concatenate([self.rows, rows.astype(self.rows.dtype)])
 
-    def search(
-        self, queries: NDArray[np.float32], count: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        squares = ((queries[:, None] - self.rows) ** 2).sum(axis=2, dtype=np.float32)
+    def search(self, queries: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        squares = ((queries[:, None] - self.rows) ** 2).sum(axis=2, dtype=self.rows.dtype)
         order = np.argsort(squares, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(squares, order, axis=1), order
 
@@ -131,9 +147,45 @@ class ExactSearch:
 ExactSearch.IndexFlatL2 = ExactSearch
 
 
+class OurClusters:
+    """scikit-learn's `KMeans`, but for the clusters, which are those of our `k_means`."""
+
+    cluster_centers_: NDArray[np.float64]
+
+    def __init__(self, n_clusters: int, generator: np.random.Generator) -> None:
+        self._number, self._generator = n_clusters, generator
+
+    def fit(self, points: NDArray[Any]) -> None:
+        self._clusters = k_means(torch.from_numpy(points), self._number, self._generator)
+        members = [points[self._clusters == c] for c in range(self._number)]
+        # Two alone are equally far from their mean: ever so little nearer to the first.
+        self.cluster_centers_ = np.stack(
+            [rows.mean(axis=0) * (1 - 1e-9) + rows[0] * 1e-9 for rows in members]
+        )
+
+    def predict(self, points: NDArray[Any]) -> NDArray[np.int64]:
+        return self._clusters
+
+
 def pairwise_cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     """Return cosines of rows, as torchmetrics' function of this name does."""
     return torch.nn.functional.normalize(first) @ torch.nn.functional.normalize(second).T
+
+
+class Replaced:
+    """A module, but for some of its functions."""
+
+    def __init__(self, module: Any, **functions: Any) -> None:
+        self._module = module
+        vars(self).update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def first_of_level(values: Tensor) -> Tensor:
+    """Return the position of the largest value, the first of those that differ by rounding."""
+    return (values >= values.max() - 1e-9).int().argmax()
 
 
 class WithOurNoise:
@@ -151,7 +203,7 @@ class WithOurNoise:
 
 
 class Agreement:
-    """What the tests found, one row for each method; written as a table at the end."""
+    """What the tests found, one row for each comparison; written as a table at the end."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str, str]] = []
@@ -164,6 +216,11 @@ class Agreement:
         return "\n".join(lines + [f"| {' | '.join(row)} |" for row in sorted(self.rows)]) + "\n"
 
     def write(self, environment: Mapping[str, str]) -> None:
+        """Put the table into the file that `AHFAL_OFFICIAL_TABLE` names, between its comments."""
         path = environment.get("AHFAL_OFFICIAL_TABLE")
         if path and self.rows:
-            Path(path).write_text(self.table(), encoding="utf-8")
+            page = Path(path).read_text(encoding="utf-8")
+            before, _, rest = page.partition(FOUND)
+            after = rest.partition(END)[2]
+            page = f"{before}{FOUND}\n\n{self.table()}\n{END}{after}"
+            Path(path).write_text(page, encoding="utf-8")

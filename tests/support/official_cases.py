@@ -24,17 +24,20 @@ class Case:
         self.seed = seed
 
     def embeddings(self, size: int) -> NDArray[np.float32]:
-        labels = self.random.choice(self.classes, size, p=self.shares)
-        noise = self.random.normal(size=(size, self.width)) / 2
+        return self.embeddings_of(self.random.choice(self.classes, size, p=self.shares))
+
+    def embeddings_of(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        noise = self.random.normal(size=(len(labels), self.width)) / 2
         return np.maximum(self.centres[labels] + noise, 0).astype(np.float32)
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         noise = self.random.normal(size=(len(embeddings), self.classes))
         return (embeddings @ self.centres.T + noise).astype(np.float32)
 
-    def context(self, budget: int, counts: Any = None) -> QueryContext:
+    def context(self, budget: int, counts: Any = None, labels: Any = ()) -> QueryContext:
         changes = {} if counts is None else {"class_counts_C": np.asarray(counts, dtype=np.int64)}
-        return context_for(budget, self.classes, seed=self.seed, **changes)
+        labels_L = np.asarray(labels, dtype=np.int64)
+        return context_for(budget, self.classes, seed=self.seed, labels_L=labels_L, **changes)
 
 
 def chosen(

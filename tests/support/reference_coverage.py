@@ -15,7 +15,7 @@ def similarity(kernel: str, squared: float) -> float:
     if kernel == "laplace":
         return math.exp(-math.sqrt(squared) / RADIUS)
     if kernel == "student":
-        return 1 / (1 + squared / RADIUS**2)
+        return float(1 + 2 * squared / RADIUS**2) ** -0.75
     return float(squared < RADIUS**2)
 
 

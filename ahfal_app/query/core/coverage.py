@@ -37,8 +37,8 @@ def laplace(bandwidth: float) -> Kernel:
 
 
 def student(bandwidth: float) -> Kernel:
-    """Return 1 / (1 + d²/h²)."""
-    return lambda squared: 1 / (1 + squared / bandwidth**2)
+    """Return (1 + 2 d²/h²)^(-3/4): Student's t with half a degree of freedom."""
+    return lambda squared: (1 + 2 * squared / bandwidth**2) ** -0.75
 
 
 def top_hat(radius: float) -> Kernel:
@@ -214,27 +214,42 @@ class Search:
     ) -> None:
         self.coverage, self.size, self.covered_R = coverage, size, covered_R
         every_N = torch.arange(size, device=covered_R.device)
-        self._is_fresh_N = torch.full_like(every_N, bounds_N is None, dtype=torch.bool)
         self.bounds_N = coverage.gains(every_N, covered_R) if bounds_N is None else bounds_N.clone()
         self.bounds_N[
             torch.tensor(list(taken), dtype=torch.int64, device=every_N.device)
         ] = -torch.inf
+        self._is_fresh_N = (self.bounds_N <= 0) | (bounds_N is None)
 
     def best(self) -> int | None:
         """Return the lowest position with the largest gain, or None where there is no gain."""
+        position = self.foremost(lambda gains_N: gains_N) if self.size else 0
+        return position if self.size and float(self.bounds_N[position]) > 0 else None
+
+    def foremost(self, worth: Callable[[Tensor], Tensor]) -> int:
+        """Return the lowest position of the candidate that is worth most; there is one.
+
+        Parameters
+        ----------
+        worth : Callable[[Tensor], Tensor]
+            Maps gains of all candidates, or upper bounds of them, to what these are worth, which
+            falls for none of them as its gain rises; -inf stays -inf. Shape (N,).
+        """
         number = FIRST_ROWS
-        while self.size:
-            highest = float(self.bounds_N.masked_fill(~self._is_fresh_N, -torch.inf).max())
-            reaches_N = self.bounds_N >= level(highest) if highest > 0 else self.bounds_N > 0
-            stale_K = (reaches_N & ~self._is_fresh_N).nonzero()[:, 0]
+        positions_N = torch.arange(self.size, device=self.bounds_N.device)
+        while True:
+            worth_N = worth(self.bounds_N)
+            fresh_N = worth_N.masked_fill(~self._is_fresh_N, -torch.inf)
+            highest = float(fresh_N.max())
+            first = int((fresh_N >= level(highest)).int().argmax())
+            # One that is level at most and comes later changes nothing.
+            may_be_first_N = (worth_N >= level(highest)) & (positions_N < first)
+            stale_K = (((worth_N > highest) | may_be_first_N) & ~self._is_fresh_N).nonzero()[:, 0]
             if not len(stale_K):
-                return int(reaches_N.int().argmax()) if highest > 0 else None
-            if len(stale_K) > number:
-                stale_K = stale_K[self.bounds_N[stale_K].topk(number).indices]
-            self.bounds_N[stale_K] = self.coverage.gains(stale_K, self.covered_R)
-            self._is_fresh_N[stale_K] = True
+                return first
+            rows_K = stale_K[_highest(worth_N[stale_K], number)]
+            self.bounds_N[rows_K] = self.coverage.gains(rows_K, self.covered_R)
+            self._is_fresh_N[rows_K] = True
             number = min(2 * number, ROWS)
-        return None
 
     def take(self, pick: int) -> None:
         """Have a candidate cover what it does."""
@@ -245,8 +260,19 @@ class Search:
     def cover(self, covered_R: Tensor) -> None:
         """Have reference points covered by something, by so much at least."""
         self.covered_R = torch.maximum(self.covered_R, covered_R)
-        self._is_fresh_N[:] = False
+        # A gain that has fallen to 0 stays there.
+        self._is_fresh_N = self.bounds_N <= 0
 
     def leave_out(self, pick: int) -> None:
         """Pick a candidate no more."""
         self.bounds_N[pick] = -torch.inf
+
+
+def _highest(values_K: Tensor, count: int) -> Tensor:
+    """Return the positions of the highest values, of equal ones the first, in some order."""
+    if len(values_K) <= count:
+        return torch.arange(len(values_K), device=values_K.device)
+    least = values_K.topk(count).values[-1]
+    above = (values_K > least).nonzero()[:, 0]
+    equal = (values_K == least).nonzero()[:, 0]
+    return torch.cat([above, equal[: count - len(above)]])

@@ -22,15 +22,13 @@ from ahfal_app.query.core.pool import PoolView, Signal
 
 
 class CoveringStrategy(OneModelStrategy):
-    """Samples by greedy coverage of the client's samples, which the labelled ones cover already.
+    """Samples that cover the client's samples, those with a label and those without.
 
-    A subclass says by which kernel, and how much each sample counts. All of the pool may be
-    chosen; what is covered are at most `reference-points` of the client's samples, drawn at
-    random.
+    All of the pool may be chosen; what is covered are at most `reference-points` of the client's
+    samples, drawn at random.
     """
 
     signals: ClassVar[frozenset[Signal]] = EMBEDDINGS | LABELLED_EMBEDDINGS
-    needs_labels: ClassVar[bool] = False
 
     class Parameters(OneModelStrategy.Parameters):
         """What is covered, and what comes when it is."""
@@ -50,10 +48,32 @@ class CoveringStrategy(OneModelStrategy):
 
     parameters: Parameters
 
+    def points(self, pool: PoolView) -> Tensor:
+        """Return embeddings of the pool, then of the labelled set, float64. Shape (N + L, D)."""
+        both_ND = torch.cat([self.embeddings(pool), self.labelled_embeddings(pool)]).double()
+        return directions(both_ND) if self.parameters.normalise else both_ND
+
+    def references(self, number: int, context: QueryContext) -> Tensor:
+        """Return the positions of what is to be covered, of so many points, int64. Shape (R,)."""
+        most = self.parameters.reference_points
+        if most == 0 or number <= most:
+            return torch.arange(number)
+        generator = context.generator(f"{self.name}.reference")
+        return torch.from_numpy(np.sort(generator.choice(number, most, replace=False)))
+
+
+class GreedyCovering(CoveringStrategy):
+    """Samples by greedy coverage of the client's samples, which the labelled ones cover already.
+
+    A subclass says by which kernel, and how much each sample counts.
+    """
+
+    needs_labels: ClassVar[bool] = False
+
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return samples in the order in which they covered most."""
         points_ND = self.points(pool)
-        references_R = self._references(len(points_ND), context).to(points_ND.device)
+        references_R = self.references(len(points_ND), context).to(points_ND.device)
         coverage = Coverage(
             EmbeddingPoints(points_ND),
             self.kernel(points_ND, len(pool), context),
@@ -65,11 +85,6 @@ class CoveringStrategy(OneModelStrategy):
         picks_B = greedy_coverage(coverage, len(pool), labelled_L, context.budget, again)
         return pool.ids_N[picks_B]
 
-    def points(self, pool: PoolView) -> Tensor:
-        """Return embeddings of the pool, then of the labelled set, float64. Shape (N + L, D)."""
-        both_ND = torch.cat([self.embeddings(pool), self.labelled_embeddings(pool)]).double()
-        return directions(both_ND) if self.parameters.normalise else both_ND
-
     @abstractmethod
     def kernel(self, points_ND: Tensor, size: int, context: QueryContext) -> Kernel:
         """Return the kernel; the first `size` of the points are the pool's."""
@@ -77,10 +92,3 @@ class CoveringStrategy(OneModelStrategy):
     def weights(self, pool: PoolView, references_R: Tensor, context: QueryContext) -> Tensor:
         """Return how much each reference point counts, float64. Shape (R,)."""
         return torch.ones_like(references_R, dtype=torch.float64)
-
-    def _references(self, number: int, context: QueryContext) -> Tensor:
-        most = self.parameters.reference_points
-        if most == 0 or number <= most:
-            return torch.arange(number)
-        generator = context.generator(f"{self.name}.reference")
-        return torch.from_numpy(np.sort(generator.choice(number, most, replace=False)))

@@ -34,3 +34,12 @@ def other_probabilities(logits_NC: Tensor) -> Tensor:
     """
     probabilities_NC = torch.softmax(logits_NC.double(), dim=1)
     return probabilities_NC.sort(dim=1, descending=True).values[:, 1:]
+
+
+def margin_doubt(logits_NC: Tensor) -> Tensor:
+    """Return 1 - (p₁ - p₂), how near the two likeliest classes are, float64. Shape (N,).
+
+    As 2 p₂ + p₃ + … + p_C, where nothing is lost of small probabilities.
+    """
+    others_NC = other_probabilities(logits_NC)
+    return others_NC.sum(dim=1) + others_NC[:, 0]
