@@ -138,6 +138,22 @@ class LabelViews:
             rule=rule,
         )
 
+    def report(self, request_id: str) -> bytes:
+        """Return what was told of a request; empty where nothing was, or there is no request."""
+        row = self._connection.execute(
+            "SELECT report FROM requests WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        return (row[0] or b"") if row is not None else b""
+
+    def reports(self, first: int, end: int) -> dict[int, bytes]:
+        """Return what was told of requests before the cycles from `first` on, and before `end`."""
+        rows = self._connection.execute(
+            "SELECT cycle, report FROM requests WHERE report IS NOT NULL AND cycle >= ? "
+            "AND cycle < ? ORDER BY cycle",
+            (first, end),
+        )
+        return dict(rows.fetchall())
+
     def open_requests(self) -> tuple[LabelRequest, ...]:
         """Return the requests with unanswered samples, oldest first."""
         return self._requests("reserved")
