@@ -159,11 +159,14 @@ def _read_file(path: Path, sha256: str) -> bytes:
 
 
 def _same_file(folder: Path, numbers: list[int], state: Mapping[str, Any]) -> Path | None:
-    """Return the policy of the checkpoint before, where a new one has the same."""
+    """Return the policy of the last checkpoint but one, where a new one has the same.
+
+    That of the last one stays a file of its own, so that one damaged file spoils one checkpoint.
+    """
     wanted = state["files-sha256"].get(_POLICY)
-    if not numbers or wanted is None:
+    if len(numbers) < _KEPT or wanted is None:
         return None
-    before = folder / f"{numbers[-1]:08d}" / _POLICY
+    before = folder / f"{numbers[-_KEPT]:08d}" / _POLICY
     try:
         # What is linked is checked: a damaged file must not live on.
         return before if hashlib.sha256(before.read_bytes()).hexdigest() == wanted else None
