@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
 from flwr.app import ArrayRecord
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
@@ -17,6 +16,7 @@ from ahfal_app.messages.keys import POLICY_KEY, REPORT_KEY
 from ahfal_app.messages.reports import arrays_to, report_from
 from ahfal_app.query import make_strategy
 from ahfal_app.query.core.server_side import Arrays, HeldOut, RowsForm, ServerSide, Task
+from ahfal_app.server.checkpoint import ordered
 from ahfal_app.server.federation import NOTHING, Records, Replies
 
 #: Returns what a global model makes of the held-out samples, if there are any.
@@ -99,9 +99,7 @@ class StrategySide:
             return
         start = time.monotonic()
         self._side.reported(cycle, reports)
-        self.state = save_arrays(
-            {name: np.ascontiguousarray(values) for name, values in self._side.state().items()}
-        )
+        self.state = save_arrays(ordered(dict(self._side.state())))
         self.seconds["learn"] = self.seconds.get("learn", 0.0) + time.monotonic() - start
 
     @property
