@@ -291,7 +291,7 @@ class CycleRecord(_Record):
     arrivals: ArrivalsRecord | None = None
     forgetting: Forgetting | None = None
     drift: DriftRecord | None = None
-    policy: dict[str, float] = Field(default_factory=dict)
+    policy: dict[str, Loss] = Field(default_factory=dict)
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
 from flwr.app import ArrayRecord
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ahfal_app.config import Settings
-from ahfal_app.errors import CheckpointError
+from ahfal_app.errors import CheckpointError, NonFiniteModel
 from ahfal_app.messages.keys import POLICY_KEY, REPORT_KEY
 from ahfal_app.messages.reports import arrays_to, report_from
 from ahfal_app.query import make_strategy
@@ -72,8 +73,20 @@ class StrategySide:
             self.seconds = {"learn": time.monotonic() - start}
 
     def records(self) -> Records:
-        """Return what a selection's message says of the policy; the same record for all."""
+        """Return what a selection's message says of the policy; the same record for all.
+
+        Raises
+        ------
+        NonFiniteModel
+            What was learned has diverged.
+        """
         policy = self._side.policy() if self._side is not None else {}
+        for name, values in policy.items():
+            if not np.isfinite(values).all():
+                raise NonFiniteModel(
+                    f"policy: {name!r} has values that are not finite, so that nobody can choose "
+                    "by it; a smaller strategy.learning-rate may help"
+                )
         return {POLICY_KEY: arrays_to(policy)} if policy else NOTHING
 
     def reports(self, replies: Replies) -> dict[int, Arrays]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,24 @@ from support.attacks import Target
 from support.killing import Killed, killed_at, uninterrupted
 from support.simulation import Outcome, Simulation
 
+from ahfal_app.client import policy
+from ahfal_app.client.past_runs import PastRuns
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import parse_settings
 from ahfal_app.data.preparation import parted_tests
-from ahfal_app.errors import CheckpointError, ConfigError, PrivacyRefused
+from ahfal_app.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteModel,
+    PolicyRefused,
+    PrivacyRefused,
+)
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.store import PrivacyStore
+from ahfal_app.query.core.reveals import Reveal
+from ahfal_app.query.leadq import LeaDQ, LeaDQServer
+from ahfal_app.results.policy import policy_table
+from ahfal_app.results.reading import read_run
 from ahfal_app.server.checkpoint import read_checkpoint
 from ahfal_app.training.resources import resources
 
@@ -450,6 +463,52 @@ def test_a_client_tells_nothing_of_single_samples_where_privacy_is_wanted(
     Disclosure(PrivacyStore(tmp_path / "plain"), plain, "run", 0).check_report()
     with pytest.raises(PrivacyRefused, match="predictions of single samples are not told"):
         Disclosure(PrivacyStore(tmp_path / "protected"), protected, "run", 0).check_report()
+
+
+def test_a_policy_that_has_diverged_is_named(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(self: LeaDQServer) -> dict[str, Any]:
+        return {"epsilon": np.zeros(1, np.float32), "agent": np.full(2, np.nan, np.float32)}
+
+    monkeypatch.setattr(LeaDQServer, "policy", diverged)
+    with pytest.raises(NonFiniteModel, match="policy: 'agent' has values that are not finite"):
+        simulation(LEADQ)
+
+
+class Telling(LeaDQ):
+    """A strategy of another package, which does not say what it tells."""
+
+    @property
+    def reveals(self) -> frozenset[Reveal]:
+        return frozenset()
+
+
+def test_who_does_not_say_what_is_told_needs_a_rule_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy, "make_strategy", lambda *_: Telling())
+    settings = parse_settings({"strategy": "leadq"})
+    for allowed, is_refused in ((None, True), ("observations", True), ("other", False)):
+        node = {} if allowed is None else {"policy-reveals": allowed}
+        rules = policy.Policy.from_node_config(node)
+        if is_refused:
+            with pytest.raises(PolicyRefused, match="what another package's strategy says"):
+                rules.check(settings, None, PastRuns())
+        else:
+            rules.check(settings, None, PastRuns())
+
+
+def test_the_report_says_what_was_learned_and_how_noisy_it_is(heard: tuple[Outcome, Watch]) -> None:
+    page = (heard[0].folder / "report.html").read_text()
+    table = policy_table(read_run(heard[0].folder))
+    assert table is not None
+    assert table.headings[:2] == ("Cycle", "Held-out accuracy")
+    assert [row[0] for row in table.rows] == ["1", "2", "3", "4"]
+    rewards = [each.policy["reward"] for each in heard[0].metrics.cycles[1:4]]
+    assert f"Rewards are {np.mean(rewards):.3f} in the mean" in table.note
+    assert f"deviation of {np.std(rewards, ddof=1):.2f}" in table.note
+    assert table.note in html.unescape(page)
 
 
 # --- held-out samples --------------------------------------------------------------------------
