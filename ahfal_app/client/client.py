@@ -418,8 +418,8 @@ class Client:
         if not strategy_class(self._settings.strategy).tells:
             return {}
         with self._labels() as store:
-            content = store.report(self._annotation.request_id(cycle + 1))
-        return load_arrays(content) if content else {}
+            request = store.request(self._annotation.request_id(cycle + 1))
+        return load_arrays(request.report) if request is not None and request.report else {}
 
     def coordinate(
         self,
