@@ -825,6 +825,45 @@ def test_choices_by_what_is_there_are_not() -> None:
     assert ranks_of_choices(400, True, "current").tolist() == [400] + [0] * 9
 
 
+@pytest.mark.parametrize("pays", [0, 1])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"memory": "none", "mixer": "vdn"}, marks=pytest.mark.slow),
+        {"agent": "set", "train-mixer": False},
+    ],
+)
+def test_what_pays_is_learned(pays: int, parameters: dict[str, Any]) -> None:
+    """Accuracy is high after cycles for which many chose the place that pays: clients learn it."""
+    own = {"gamma": 0.0, "learning-rate": 0.01, "learn-from": 60, "gradient-steps": 150}
+    strategy = cast(LeaDQ, make_strategy("leadq", {**own, "hidden": 16, "mixing": 8, **parameters}))
+    server = server_of(strategy, dataclasses.replace(TASK, held_out=30))
+    generator, share = np.random.default_rng(1), 0.0
+    for cycle in range(62):
+        server.trained(cycle, held_out(0.2 + 0.6 * share, 30))
+        places = generator.integers(0, 2, 3)
+        share = float((places == pays).mean())
+        reports = {}
+        for client, place in enumerate(places):
+            rows = np.sort(generator.uniform(0.5, 1.0, 2))
+            chosen = np.eye(2, dtype=np.uint8)[place]
+            reports[client] = {
+                "rows": np.stack([rows, 1 - rows], axis=1).astype(np.float32),
+                "chosen": chosen,
+            }
+        server.reported(cycle, reports)
+    policy = {n: torch.tensor(v) for n, v in server.policy().items()} | {"epsilon": torch.zeros(1)}
+    right = 0
+    for cycle in range(1, 101):
+        confidence = generator.uniform(0.5, 1.0, 2)
+        pool = pool_with(np.stack([confidence, 1 - confidence], axis=1))
+        context = context_for(1, 2, cycle=10 * cycle + 1, policy=policy)
+        best = int(np.argsort(confidence)[pays])
+        right += checked_select(strategy, pool, context).tolist() == [best]
+    assert right >= 90
+
+
 # --- settings ----------------------------------------------------------------------------------
 
 STREAM: dict[str, Any] = {
