@@ -122,12 +122,15 @@ def _evaluation_contradictions(settings: Settings) -> list[str]:
             f"privacy={settings.privacy!r}, since counts of the samples that a client holds out "
             "carry no noise and would tell what the noise hides"
         )
-    if settings.tests_at_sites and settings.uses_secure_aggregation and settings.evaluate_every:
-        problems.append(
-            f"evaluate-every={settings.evaluate_every}: allowed is 0 with "
+    between = {"evaluate-every": settings.evaluate_every, "evaluate-last": settings.evaluate_last}
+    if settings.tests_at_sites and settings.uses_secure_aggregation:
+        problems += [
+            f"{key}={value}: allowed is 0 with "
             f"evaluate={settings.evaluate!r} and privacy={settings.privacy!r}, since a sum that "
             "was begun is of one model for good, and a round may be repeated"
-        )
+            for key, value in between.items()
+            if value
+        ]
     chooses = settings.keep == "best" and settings.evaluate == "sites"
     if chooses and settings.validation_from == "all":
         problems.append(

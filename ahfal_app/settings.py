@@ -325,6 +325,13 @@ class Settings(BaseModel):
         "Test the global model every so many rounds; 0: at the end of a cycle.",
         ge=0,
     )
+    evaluate_last: int = _setting(
+        0,
+        "Federation",
+        "Test the global model after each of a cycle's last so many rounds, or of all where there "
+        "are fewer; 0: at the end of a cycle.",
+        ge=0,
+    )
     keep: Literal["last", "best"] = _setting(
         "last",
         "Federation",
@@ -715,6 +722,18 @@ class Settings(BaseModel):
     def tests_at_sites(self) -> bool:
         """Whether clients hold out labelled samples and test the global model on them."""
         return self.evaluate != "server"
+
+    @property
+    def last_rounds(self) -> int:
+        """How many of a cycle's last rounds are all tested: its end alone, or more."""
+        return min(max(1, self.evaluate_last), self.rounds)
+
+    def tests_between(self, round_: int) -> bool:
+        """Return whether the global model is tested after a round that does not end a cycle."""
+        if round_ >= self.rounds:
+            return False
+        is_due = bool(self.evaluate_every) and round_ % self.evaluate_every == 0
+        return is_due or round_ > self.rounds - self.last_rounds
 
     @property
     def uses_backbone(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ahfal_app.models import Classifier
 from ahfal_app.query import LocalOnlyTraining, Outputs, PoolView, QueryStrategy, Signal
 from ahfal_app.seeds import torch_generator
 from ahfal_app.training.local_only import train_local_only_model
-from ahfal_app.training.prediction import Predictions, predict
+from ahfal_app.training.prediction import Predictions, predict, predict_by_head
 from ahfal_app.training.resources import Resources
 
 
@@ -67,32 +67,25 @@ def make_pool(
     situation : PoolSituation
         What the client has.
     """
-    ids_N = torch.from_numpy(situation.ids_N)
-    labelled_ids_L = torch.from_numpy(situation.labelled_ids_L)
     wants_maps = Signal.LOCAL_FEATURE_MAPS in strategy.signals
-
-    def predictions(
-        tensors: Mapping[str, Tensor], rows_N: Tensor, maps: bool = False
-    ) -> Predictions:
-        model = resources.model()
-        model.load_state_dict(tensors)
-        return predict(model, resources.train_images, rows_N, maps)
+    pool = _Samples(resources, situation.ids_N)
+    labelled = _Samples(resources, situation.labelled_ids_L)
 
     @functools.cache
     def of_local() -> Predictions:
-        return predictions(situation.local_tensors, ids_N, wants_maps)
+        return pool.seen_by(resources.loaded_model(situation.local_tensors), wants_maps)
 
     @functools.cache
     def of_global() -> Predictions:
-        return predictions(situation.global_tensors, ids_N)
+        return pool.seen_by(resources.loaded_model(situation.global_tensors))
 
     @functools.cache
     def labelled_of_local() -> Predictions:
-        return predictions(situation.local_tensors, labelled_ids_L)
+        return labelled.seen_by(resources.loaded_model(situation.local_tensors))
 
     @functools.cache
     def labelled_of_global() -> Predictions:
-        return predictions(situation.global_tensors, labelled_ids_L)
+        return labelled.seen_by(resources.loaded_model(situation.global_tensors))
 
     def head(tensors: Mapping[str, Tensor]) -> Tensor:
         return _last_layer(resources.loaded_model(tensors))
@@ -113,7 +106,38 @@ def make_pool(
         sources[signal] = functools.partial(_as_it_is, values)
     if wants_maps:
         sources[Signal.LOCAL_FEATURE_MAPS] = lambda: _maps(of_local())
-    return PoolView(situation.ids_N, sources, ClientModels(settings, resources, situation))
+    models = ClientModels(settings, resources, situation, pool)
+    return PoolView(situation.ids_N, sources, models)
+
+
+class _Samples:
+    """Samples that several models look at.
+
+    Where these are heads alone, what they see, a backbone's features, is read and normalised once.
+
+    Parameters
+    ----------
+    resources : Resources
+        Data and networks.
+    ids_N : NDArray[np.int64]
+        The samples.
+    """
+
+    def __init__(self, resources: Resources, ids_N: NDArray[np.int64]) -> None:
+        self._images = resources.train_images
+        self._rows_N = torch.from_numpy(ids_N)
+        self._by_a_head: Predictions | None = None
+
+    def seen_by(self, model: Classifier, feature_maps: bool = False) -> Predictions:
+        """Return what a model gives for them, with feature maps if asked for."""
+        if not model.is_head_alone:
+            return predict(model, self._images, self._rows_N, feature_maps)
+        if self._by_a_head is None:
+            found = self._by_a_head = predict(model, self._images, self._rows_N)
+        else:
+            found = predict_by_head(model, self._by_a_head, self._images)
+        # The map of a vector is a single pixel.
+        return replace(found, feature_maps_NF=found.embeddings_ND) if feature_maps else found
 
 
 class ClientModels:
@@ -127,12 +151,21 @@ class ClientModels:
         Data and networks.
     situation : PoolSituation
         What the client has.
+    pool : _Samples | None
+        The pool's samples, if other models have looked at them.
     """
 
-    def __init__(self, settings: Settings, resources: Resources, situation: PoolSituation) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        resources: Resources,
+        situation: PoolSituation,
+        pool: _Samples | None = None,
+    ) -> None:
         self._settings = settings
         self._resources = resources
         self._situation = situation
+        self._pool = pool or _Samples(resources, situation.ids_N)
         self._trained: dict[LocalOnlyTraining, Classifier] = {}
         self._local_only: dict[LocalOnlyTraining, Outputs] = {}
 
@@ -141,17 +174,18 @@ class ClientModels:
         model = self._resources.loaded_model(self._situation.local_tensors)
         with torch.no_grad():
             perturb(model)
-        return self._outputs(model)
+        return _outputs(self._pool.seen_by(model))
 
     def local_only(self, training: LocalOnlyTraining) -> Outputs:
         """Return the pool's outputs of a fresh model trained on the labelled set alone."""
         if training not in self._local_only:
-            self._local_only[training] = self._outputs(self._trained_alone(training))
+            self._local_only[training] = _outputs(self._pool.seen_by(self._trained_alone(training)))
         return self._local_only[training]
 
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         """Return the labelled set's outputs of the model of `local_only`."""
-        return self._outputs(self._trained_alone(training), self._situation.labelled_ids_L)
+        labelled = _Samples(self._resources, self._situation.labelled_ids_L)
+        return _outputs(labelled.seen_by(self._trained_alone(training)))
 
     def _trained_alone(self, training: LocalOnlyTraining) -> Classifier:
         if training not in self._trained:
@@ -182,10 +216,9 @@ class ClientModels:
             )
         return model
 
-    def _outputs(self, model: Classifier, ids_N: NDArray[np.int64] | None = None) -> Outputs:
-        rows_N = torch.from_numpy(self._situation.ids_N if ids_N is None else ids_N)
-        predictions = predict(model, self._resources.train_images, rows_N)
-        return Outputs(predictions.logits_NC, predictions.embeddings_ND)
+
+def _outputs(predictions: Predictions) -> Outputs:
+    return Outputs(predictions.logits_NC, predictions.embeddings_ND)
 
 
 def _as_it_is(values: Tensor) -> Tensor:

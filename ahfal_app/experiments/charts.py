@@ -1,6 +1,6 @@
 """The figures of an experiment's report.
 
-Shapes: T cycles, C classes, K clients.
+Shapes: T cycles, M methods, C classes, K clients.
 """
 
 from __future__ import annotations
@@ -104,6 +104,41 @@ def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
     title = f"Final {results.metric} over {axis}"
     what = f"{results.metric.capitalize()} against {axis} by method."
     return draw_chart(name, title, what, (_SIZE[0], 4.6), draw)
+
+
+def last_rounds(results: ExperimentResults, point: Point, name: str) -> Chart:
+    """Draw the range over the last rounds, their mean and the final one, a row a method."""
+    found = {m: list(results.last_rounds(point, m).values()) for m in results.methods}
+    labels = [tick_label(str(method), 22) for method, runs in found.items() if runs]
+    # Means over seeds: the lowest round, the highest, the mean of the rounds, the final one.
+    means_M4 = np.array(
+        [
+            np.mean([(last.low, last.high, last.mean, last.final) for last in runs], axis=0)
+            for runs in found.values()
+            if runs
+        ]
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        low_M, high_M, mean_M, final_M = means_M4.T
+        places_M = np.arange(len(labels))
+        axes.hlines(places_M, low_M, high_M, color="#56B4E9", linewidth=5)
+        axes.plot(mean_M, places_M, "o", color="#0072B2", label="mean of the last rounds")
+        # Hollow and larger, so that both are seen where they meet.
+        style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": "#D55E00"}
+        axes.plot(final_M, places_M, "D", markersize=8, label="final round", **style)
+        axes.set_yticks(places_M, labels)
+        axes.set(xlabel=f"Test {results.metric} in %", ylim=(len(labels) - 0.4, -0.6))
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside lower center", ncols=2)
+
+    title = f"Last rounds{point_text(point, ': ')}"
+    text = "; ".join(
+        f"{label}: {low:.1f} to {high:.1f}, mean {mean:.1f}, final {final:.1f}"
+        for label, (low, high, mean, final) in zip(labels, means_M4.tolist(), strict=True)
+    )
+    return draw_chart(name, title, f"{text}.", (_SIZE[0], 1.4 + 0.32 * len(labels)), draw)
 
 
 def class_gaps(rows: Sequence[tuple[str, float, float]], point: Point, name: str) -> Chart:

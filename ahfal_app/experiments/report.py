@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from ahfal_app.experiments import charts, tables
+from ahfal_app.experiments import charts, last_rounds, tables
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
@@ -97,6 +97,9 @@ def all_tables(results: ExperimentResults) -> list[TextTable]:
     candidates = [
         tables.accuracy_table(results),
         tables.difference_table(results),
+        last_rounds.last_rounds_table(results),
+        last_rounds.mean_difference_table(results),
+        last_rounds.paper_difference_table(results),
         tables.curve_table(results),
         tables.class_table(results),
         _privacy_table(results),
@@ -170,10 +173,20 @@ def _panels(results: ExperimentResults) -> list[Panel]:
         if numeric and len(labels) > 1 and axis not in ("seed", results.method_axis):
             chart = charts.accuracy_over(results, axis, f"over-{len(panels)}")
             panels.append(Panel(chart, "Mean over seeds; bars: standard deviation."))
+    panels += _last_rounds_panels(results)
     panels += _class_panels(results)
     panels += _deviation_panels(results)
     panels += _partition_panels(results)
     return panels
+
+
+def _last_rounds_panels(results: ExperimentResults) -> list[Panel]:
+    note = "Of the last cycle, means over seeds; bars: from the lowest to the highest round."
+    return [
+        Panel(charts.last_rounds(results, point, f"last-rounds-{place}"), note)
+        for place, point in enumerate(results.settings_points)
+        if any(results.last_rounds(point, method) for method in results.methods)
+    ]
 
 
 def _class_panels(results: ExperimentResults) -> list[Panel]:

@@ -1,13 +1,13 @@
 """What a sweep's folder holds: an experiment's plan and the runs that are done.
 
-Shapes: T cycles, C classes, K clients.
+Shapes: T cycles, R a cycle's last rounds, C classes, K clients.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from ahfal_app.experiments.scales import Scale
 from ahfal_app.experiments.summaries import Summaries
 from ahfal_app.parameters import Scalar, suggestion
 from ahfal_app.results.kept import ACCURACY, LOWER_IS_BETTER, value_of
+from ahfal_app.results.last_rounds import LastRounds, last_rounds_per_cycle
 from ahfal_app.results.reading import Run, read_run
 
 EXPERIMENTS = "experiments"
@@ -79,6 +80,23 @@ class RunResult:
         """The metric in the test of the last cycle, in percent; None where it is not defined."""
         value = self.values_T[-1]
         return None if math.isnan(value) else value
+
+    @property
+    def last_rounds_T(self) -> list[LastRounds | None]:
+        """The metric in the tests of each cycle's last rounds, in percent.
+
+        None where its end alone was tested, or the metric is not defined in all of them.
+        """
+        # Of a run that is summarised no rounds are known, but what its summary said of them.
+        told = self.run.summary.get("last_rounds_per_cycle", {})
+        values_by_name = told if self.summarised else last_rounds_per_cycle(self.run)
+        values_TR = values_by_name.get(self.metric) or [()] * len(self.labels_T)
+        return [_in_percent(values_R) for values_R in values_TR]
+
+    @property
+    def last_rounds(self) -> LastRounds | None:
+        """The same of the last cycle."""
+        return self.last_rounds_T[-1]
 
     @property
     def class_accuracy_C(self) -> NDArray[np.float64]:
@@ -186,6 +204,11 @@ class ExperimentResults:
         measured = {result.seed: measure(result) for result in self.at(point, method)}
         return {seed: value for seed, value in measured.items() if value is not None}
 
+    def last_rounds(self, point: Point, method: Scalar) -> dict[int, LastRounds]:
+        """Return the last rounds of a method's runs at a point, by seed, where they are tested."""
+        found = {result.seed: result.last_rounds for result in self.at(point, method)}
+        return {seed: last for seed, last in found.items() if last is not None}
+
     def paper_number(self, point: Point, method: Scalar) -> PaperNumber | None:
         """Return what the paper reports of a method at a point."""
         place = dict(point) | {self.method_axis: method}
@@ -248,6 +271,12 @@ def compared_by(metric: str, results: ExperimentResults) -> ExperimentResults:
             )
     runs = tuple(replace(result, metric=wanted) for result in results.runs)
     return replace(results, runs=runs, metric=wanted)
+
+
+def _in_percent(values_R: Sequence[float | None]) -> LastRounds | None:
+    known = [100 * value for value in values_R if value is not None]
+    # A range of one is none, and one with a gap would be another.
+    return LastRounds(tuple(known)) if len(known) == len(values_R) > 1 else None
 
 
 def is_done(folder: Path) -> bool:

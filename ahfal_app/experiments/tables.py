@@ -20,6 +20,7 @@ from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
 from ahfal_app.multiple_tests import holm
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.kept import ACCURACY
+from ahfal_app.results.last_rounds import LastRounds
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.units import bytes_text, seconds_text
 
@@ -28,6 +29,38 @@ BEST = "*"
 
 #: Where nothing was measured, or nothing reported.
 NOTHING = "–"
+
+#: What a spreadsheet has of a cycle's last rounds.
+LAST_ROUNDS = ("mean of last rounds", "lowest of them", "highest of them")
+
+#: What is compared of a run, in percent; None where it has none.
+Measure = Callable[[RunResult], float | None]
+
+
+def final_value(result: RunResult) -> float | None:
+    """Return the metric in the last cycle's test."""
+    return result.final_value
+
+
+def other_methods(results: ExperimentResults) -> list[Scalar]:
+    """Return the methods that are compared with the reference."""
+    if results.method_axis not in results.axes:
+        return []
+    return [method for method in results.methods if method != results.reference]
+
+
+def final_values(results: ExperimentResults, point: Point, method: Scalar) -> dict[int, float]:
+    """Return the metric in the last cycle's test of a method's runs at a point, by seed."""
+    return results.by_seed(point, method, final_value)
+
+
+def mean_text(values: dict[int, float]) -> str:
+    """Return mean and standard deviation over seeds, with their number, as tables show them."""
+    if not values:
+        return NOTHING
+    summary = summarise(list(values.values()))
+    spread = "" if summary.std is None else f" ± {summary.std:.2f}"
+    return f"{summary.mean:.2f}{spread} ({summary.count})"
 
 
 def accuracy_table(results: ExperimentResults) -> TextTable:
@@ -48,7 +81,7 @@ def accuracy_table(results: ExperimentResults) -> TextTable:
         row = [str(method)]
         for point in points:
             mark = f" {BEST}" if best[point] == method else ""
-            row.append(_mean_text(_finals(results, point, method)) + mark)
+            row.append(mean_text(final_values(results, point, method)) + mark)
             if has_paper:
                 row.append(_paper_text(results, point, method))
         rows.append(row)
@@ -62,16 +95,29 @@ def accuracy_table(results: ExperimentResults) -> TextTable:
     )
 
 
-def difference_table(results: ExperimentResults) -> TextTable | None:
-    """Return paired differences to the reference; None for a single method."""
-    reference = results.reference
-    others = [method for method in results.methods if method != reference]
-    if reference is None or not others or results.method_axis not in results.axes:
+def difference_table(
+    results: ExperimentResults, measure: Measure = final_value, of: str = ""
+) -> TextTable | None:
+    """Return paired differences to the reference; None for a single method.
+
+    Parameters
+    ----------
+    results : ExperimentResults
+        What is done of the experiment.
+    measure : Measure
+        What is compared of each run, in percent.
+    of : str
+        What the title says of it.
+    """
+    reference, others = results.reference, other_methods(results)
+    if reference is None:
         return None
     rows = []
     for point in results.settings_points:
-        base = _finals(results, point, reference)
-        found = [paired_difference(_finals(results, point, other), base) for other in others]
+        base = results.by_seed(point, reference, measure)
+        found = [
+            paired_difference(results.by_seed(point, other, measure), base) for other in others
+        ]
         corrected = holm([difference.p if difference else None for difference in found])
         for other, difference, p in zip(others, found, corrected, strict=True):
             if difference is None:
@@ -87,7 +133,7 @@ def difference_table(results: ExperimentResults) -> TextTable | None:
     if not rows:
         return None
     return TextTable(
-        title=f"Differences to {reference}, in points of {results.metric}",
+        title=f"Differences to {reference}{of}, in points of {results.metric}",
         headings=("Where", results.method_axis, "Difference", "Interval", "p", "Seeds"),
         rows=rows,
         numbers=frozenset({2, 3, 4, 5}),
@@ -120,7 +166,7 @@ def curve_table(results: ExperimentResults) -> TextTable:
                 (
                     point_text(point) or "all",
                     str(method),
-                    _mean_text(whole),
+                    mean_text(whole),
                     NOTHING if target is None else f"{target:.2f}",
                     needed_text,
                 )
@@ -152,7 +198,7 @@ def class_table(results: ExperimentResults) -> TextTable:
                 continue
             high, low = zip(*(class_halves(run) for run in runs), strict=True)
             gaps = [second - first for first, second in zip(high, low, strict=True)]
-            cells = (_mean_text(dict(enumerate(values))) for values in (high, low, gaps))
+            cells = (mean_text(dict(enumerate(values))) for values in (high, low, gaps))
             rows.append((point_text(point) or "all", str(method), *cells))
     return TextTable(
         title="Classes of high and low variance, accuracy in %",
@@ -209,18 +255,27 @@ def run_rows(results: ExperimentResults) -> tuple[list[str], list[list[object]]]
     axes = list(results.axes)
     cycles = [cycle for result in results.runs for cycle in result.run.metrics.cycles]
     others = sorted({name for cycle in cycles for name in cycle.metrics} - {ACCURACY, "loss"})
-    headings = [*axes, "cycle", "labels", "accuracy", *others, "loss", "seconds", "commit"]
-    headings.append("folder")
+    has_last = any(last for result in results.runs for last in result.last_rounds_T)
+    of_last = [f"{results.metric} {name}" for name in LAST_ROUNDS] if has_last else []
+    headings = [*axes, "cycle", "labels", "accuracy", *others, "loss", *of_last]
+    headings += ["seconds", "commit", "folder"]
     rows: list[list[object]] = []
     for result in results.runs:
         place = [result.labels.get(axis, "") for axis in axes]
         summary = result.run.summary
-        for cycle in result.run.metrics.cycles:
+        for cycle, last in zip(result.run.metrics.cycles, result.last_rounds_T, strict=True):
             measured = [cycle.accuracy, *map(cycle.metrics.get, others), cycle.loss]
+            measured += _shares(last) if has_last else []
             values = [cycle.cycle + 1, cycle.labels, *measured]
             about = [summary["seconds"]["total"], summary["commit"], result.run.folder.name]
             rows.append([*place, *values, *about])
     return headings, rows
+
+
+def _shares(last: LastRounds | None) -> list[float | None]:
+    if last is None:
+        return [None] * len(LAST_ROUNDS)
+    return [value / 100 for value in (last.mean, last.low, last.high)]
 
 
 def markdown(table: TextTable) -> str:
@@ -263,12 +318,8 @@ def _escaped(text: str) -> str:
     return "".join(symbols.get(letter, letter) for letter in text)
 
 
-def _finals(results: ExperimentResults, point: Point, method: Scalar) -> dict[int, float]:
-    return results.by_seed(point, method, lambda result: result.final_value)
-
-
 def _best(results: ExperimentResults, point: Point) -> Scalar | None:
-    finals = {str(m): _finals(results, point, m) for m in results.methods}
+    finals = {str(m): final_values(results, point, m) for m in results.methods}
     best = clear_best({name: values for name, values in finals.items() if values})
     return next((method for method in results.methods if str(method) == best), None)
 
@@ -277,17 +328,9 @@ def _target(results: ExperimentResults, point: Point) -> float | None:
     means = {
         str(method): summarise(list(finals.values())).mean
         for method in results.methods
-        if (finals := _finals(results, point, method))
+        if (finals := final_values(results, point, method))
     }
     return means.get("random", min(means.values(), default=None))
-
-
-def _mean_text(values: dict[int, float]) -> str:
-    if not values:
-        return NOTHING
-    summary = summarise(list(values.values()))
-    spread = "" if summary.std is None else f" ± {summary.std:.2f}"
-    return f"{summary.mean:.2f}{spread} ({summary.count})"
 
 
 def _paper_text(results: ExperimentResults, point: Point, method: Scalar) -> str:

@@ -19,7 +19,7 @@ from ahfal_app.models.core.vectors import (
     numbers_of,
 )
 
-FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False, takes_vectors=True)
+FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, takes_vectors=True)
 
 
 class Parameters(VectorParameters):
@@ -34,6 +34,11 @@ class LinearHead(Classifier):
         self.vectors = VectorInput(numbers, parameters)
         self.dropout = dropout(parameters.dropout, numbers)
         self.head = nn.Linear(numbers, num_classes)
+
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether nothing lies between vectors and head; dropout would."""
+        return isinstance(self.dropout, nn.Identity)
 
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the normalised vectors, shape (B, D); samples may be (B, D), too."""

@@ -20,7 +20,7 @@ from ahfal_app.models.core.vectors import (
     numbers_of,
 )
 
-FACTS = NetworkFacts(stackable=True, together_pays_on_cpu=True, bf16_pays=False, takes_vectors=True)
+FACTS = NetworkFacts(stackable=True, takes_vectors=True)
 
 
 class Parameters(VectorParameters):

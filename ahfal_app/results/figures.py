@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import Dispersion, dispersion_percent
+from ahfal_app.results.last_rounds import LastRounds
 from ahfal_app.results.reading import Metrics
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
@@ -32,7 +33,7 @@ _PREDICTIONS = (
 )
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<")
 _LINES = ("-", "--", ":")
-_BLUE, _VERMILLION = _COLOURS[0], _COLOURS[1]
+_BLUE, _VERMILLION, _PALE_BLUE = _COLOURS[0], _COLOURS[1], _COLOURS[5]
 
 #: How a report calls what is compared with tau, and its unit.
 DISPERSION_WORDS: dict[Dispersion, tuple[str, str]] = {
@@ -45,19 +46,33 @@ _MOST_NAMED_LINES = 12
 _WIDTH = 5.0
 
 
-def learning_curve(cycles: Sequence[CycleRecord]) -> Chart:
-    """Draw the test accuracy against the number of labels."""
+def learning_curve(
+    cycles: Sequence[CycleRecord], last_rounds: Sequence[LastRounds | None] = ()
+) -> Chart:
+    """Draw the test accuracy against the number of labels.
+
+    Parameters
+    ----------
+    cycles : Sequence[CycleRecord]
+        T cycles.
+    last_rounds : Sequence[LastRounds | None]
+        The accuracies in each one's last rounds (T), where these were tested.
+    """
     labels_T = [cycle.labels for cycle in cycles]
     accuracy_T = [100 * cycle.accuracy for cycle in cycles]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
+        for labels, last in zip(labels_T, last_rounds, strict=False):
+            if last is not None:
+                axes.vlines(labels, 100 * last.low, 100 * last.high, color=_PALE_BLUE, linewidth=5)
         axes.plot(labels_T, accuracy_T, color=_BLUE, marker="o", clip_on=False, zorder=3)
         for place in {0, len(cycles) - 1}:
             axes.annotate(
                 f"{accuracy_T[place]:.1f} %",
                 (labels_T[place], accuracy_T[place]),
-                xytext=(0, 7 if place else -14),
+                # Beside the first cycle's bar, if it has one.
+                xytext=(6 if any(last_rounds) and not place else 0, 7 if place else -14),
                 textcoords="offset points",
                 ha="right" if place else "left",
             )

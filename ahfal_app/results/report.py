@@ -32,6 +32,7 @@ from ahfal_app.results.arrivals import (
 from ahfal_app.results.costs import amount, cost_of, money
 from ahfal_app.results.drift import drift_table
 from ahfal_app.results.kept import kept_of
+from ahfal_app.results.last_rounds import last_accuracies
 from ahfal_app.results.policy import policy_table
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
@@ -214,7 +215,7 @@ def _rounds_note(run: Run) -> str:
 def _panels(run: Run) -> list[Panel]:
     cycles = run.metrics.cycles
     candidates = [
-        _learning_panel(cycles) if cycles else None,
+        _learning_panel(run) if cycles else None,
         _deviation_panel(run) if cycles else None,
         _accuracy_panel(run) if cycles else None,
         _partition_panel(run),
@@ -227,18 +228,25 @@ def _panels(run: Run) -> list[Panel]:
     return [panel for panel in candidates if panel is not None]
 
 
-def _learning_panel(cycles: Sequence[CycleRecord]) -> Panel:
-    rows = {
-        f"{cycle.cycle + 1}": (f"{cycle.labels:,}", percent(cycle.accuracy)) for cycle in cycles
-    }
+def _learning_panel(run: Run) -> Panel:
+    cycles, headings, note = run.metrics.cycles, ["Labels", "Test accuracy"], ""
+    rows = {f"{c.cycle + 1}": [f"{c.labels:,}", percent(c.accuracy)] for c in cycles}
+    last_rounds = [last_accuracies(run, cycle) for cycle in cycles]
+    if any(last_rounds):
+        among = f"the last {run.settings.last_rounds} rounds"
+        headings += [f"Mean of {among}", "Lowest to highest"]
+        for cells, last in zip(rows.values(), last_rounds, strict=True):
+            bounds = None if last is None else (last.low, last.high)
+            cells += ["" if last is None else percent(last.mean), bounds_text(bounds, digits=2)]
+        note = f"Bars: from the lowest to the highest of {among}. "
     where = "the server's test set"
     if cycles[-1].tests:
         where = evaluation_charts.WHERE[cycles[-1].tests[0].where]
     warning = evaluation_tables.size_warning(cycles)
     return Panel(
-        figures.learning_curve(cycles),
-        f"Of the global model on {where}, at the end of each cycle. {warning}".rstrip(),
-        grid_table("Test accuracy against labels", "Cycle", ("Labels", "Test accuracy"), rows),
+        figures.learning_curve(cycles, last_rounds),
+        f"Of the global model on {where}, at the end of each cycle. {note}{warning}".rstrip(),
+        grid_table("Test accuracy against labels", "Cycle", headings, rows),
     )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from ahfal_app.results.costs import cost_of, money
 from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
 from ahfal_app.results.kept import kept_of
+from ahfal_app.results.last_rounds import last_accuracies, last_rounds_per_cycle
 from ahfal_app.results.privacy import describe_privacy
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
@@ -73,6 +74,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
             name: [cycle.metrics.get(name) for cycle in cycles]
             for name in sorted({name for cycle in cycles for name in cycle.metrics})
         },
+        "last_rounds_per_cycle": last_rounds_per_cycle(run),
         "labels_per_cycle": [cycle.labels for cycle in cycles],
         "tests": [test.model_dump(mode="json") for test in cycles[-1].tests] if cycles else [],
         "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
@@ -177,13 +179,22 @@ def _test_lines(cycles: Sequence[CycleRecord]) -> list[str]:
     return lines
 
 
+def _last_rounds_line(run: Run) -> str:
+    """Return how the accuracy swings in the last cycle's last rounds; empty where nobody knows."""
+    last = last_accuracies(run, run.metrics.cycles[-1])
+    if last is None:
+        return ""
+    bounds = bounds_text((last.low, last.high), digits=2)
+    return f"last {len(last.values_R)} rounds: accuracy {percent(last.mean)} on average, {bounds}"
+
+
 def _closing(run: Run) -> list[str]:
     metrics = run.metrics
     lines = []
     if (kept := kept_of(run)) and kept.is_chosen:
         lines.append(f"model of {kept.where}: {kept.why}")
     if metrics.cycles:
-        lines += _test_lines(metrics.cycles)
+        lines += [*_test_lines(metrics.cycles), *filter(None, (_last_rounds_line(run),))]
         ledger = metrics.cycles[-1].ledger
         lines.append(
             f"labels: {ledger.spent:,} spent, {ledger.reserved:,} reserved, {ledger.free:,} free "

@@ -342,9 +342,7 @@ class FederatedActiveLearning:
     def _tested_between(
         self, round_: int, arrays: ArrayRecord, seconds: dict[str, float]
     ) -> Tested | None:
-        settings = self._order.settings
-        every = settings.evaluate_every
-        if not every or round_ % every or round_ == settings.rounds:
+        if not self._order.settings.tests_between(round_):
             return None
         tested = self._test(arrays, round_)
         seconds |= tested.seconds

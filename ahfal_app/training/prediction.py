@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,7 +41,8 @@ class Predictions:
     logits_NC, embeddings_ND : Tensor
         Logits, and the features that they are computed from.
     feature_maps_NF : Tensor | None
-        The last feature map, averaged to 3x3 and flattened; None if it was not asked for.
+        The last feature map, averaged to 3x3 and flattened, or as it is where it is one pixel; None
+        if it was not asked for.
     """
 
     logits_NC: Tensor
@@ -118,7 +119,7 @@ def predict(
         with torch.inference_mode():
             map_BcHW = model.feature_map(images.batch(rows_B))
             embeddings_BD = model.features_of_map(map_BcHW)
-            maps_BF = adaptive_avg_pool2d(map_BcHW, _MAP_SIDE).flatten(1) if feature_maps else None
+            maps_BF = _averaged(map_BcHW) if feature_maps else None
             return model.head(embeddings_BD), embeddings_BD, maps_BF
 
     batches = torch.split(rows_N, _prediction_batch(images))
@@ -133,6 +134,28 @@ def predict(
     return Predictions(
         torch.cat(logits), torch.cat(embeddings), torch.cat(maps) if feature_maps else None
     )
+
+
+def predict_by_head(
+    model: Classifier, predictions: Predictions, images: DeviceImages
+) -> Predictions:
+    """Return what `predict` gives of a model that is a head alone, by what another such one gave.
+
+    The vectors that both see are the same; they are neither read nor normalised again.
+
+    Parameters
+    ----------
+    model : Classifier
+        `is_head_alone`.
+    predictions : Predictions
+        Of the other one, for the same rows.
+    images : DeviceImages
+        The split; decides how many vectors a batch has.
+    """
+    batches = torch.split(predictions.embeddings_ND, _prediction_batch(images))
+    with torch.inference_mode():
+        logits_NC = torch.cat([model.head(batch_BD) for batch_BD in batches])
+    return replace(predictions, logits_NC=logits_NC)
 
 
 def evaluate(
@@ -153,6 +176,13 @@ def evaluate(
         sums=evaluation_sums(logits, labels, predicted),
         loss=float(losses_N.double().mean()),
     )
+
+
+def _averaged(map_BcHW: Tensor) -> Tensor:
+    """Return a feature map averaged to 3x3; of one pixel, that one, and not nine times the same."""
+    if map_BcHW.shape[2:] == (1, 1):
+        return map_BcHW.flatten(1)
+    return adaptive_avg_pool2d(map_BcHW, _MAP_SIDE).flatten(1)
 
 
 def _prediction_batch(images: DeviceImages) -> int:

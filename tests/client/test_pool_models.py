@@ -35,9 +35,14 @@ IDS = np.array([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37])
 LABELLED = np.arange(100, 140)
 
 
-@pytest.fixture(scope="module")
-def settings(data_dir: Path) -> Settings:
-    return parse_settings({"data-dir": str(data_dir), "num-clients": 3, "seed": 5})
+#: The default network, and a head alone, for which what all models see is computed once.
+MODELS = ("", "linear")
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=["network", "head"])
+def settings(request: pytest.FixtureRequest, data_dir: Path) -> Settings:
+    given = {"data-dir": str(data_dir), "num-clients": 3, "seed": 5}
+    return parse_settings(given | ({"model": request.param} if request.param else {}))
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +96,19 @@ def test_each_signal_comes_from_its_model_and_rows(
         torch.testing.assert_close(pool.signal(signal), expected)
 
 
-def test_feature_maps_are_averaged_to_three_by_three(
+def test_feature_maps_are_averaged_to_three_by_three_unless_they_are_a_pixel(
     loaded: Resources, situation: PoolSituation
 ) -> None:
     model = loaded.new_model(0).eval()
     maps = outputs_of(loaded, situation.local_tensors, IDS).feature_maps_NF
     with torch.no_grad():
         images = loaded.train_images.batch(torch.from_numpy(IDS))
-        expected = adaptive_avg_pool2d(model.feature_map(images), 3)
+        expected = model.feature_map(images)
     assert maps is not None
+    if expected.shape[2:] == (1, 1):
+        torch.testing.assert_close(maps, expected.flatten(1))
+        return
+    expected = adaptive_avg_pool2d(expected, 3)
     assert maps.shape == (len(IDS), 9 * expected.shape[1])
     torch.testing.assert_close(maps.view_as(expected), expected)
 
@@ -138,9 +147,11 @@ def test_one_forward_pass_for_each_model(
     made = make_strategy(strategy)
     pool = make_pool(settings, loaded, made, situation)
     checked_select(made, pool, context_for(5, loaded.num_classes))
-    assert len(kept) == passes
-    # Only who asks for feature maps has them kept, and only of the local model.
-    assert sum(kept) == (strategy == "feal")
+    is_head = loaded.new_model(0).is_head_alone
+    assert len(kept) == (1 if is_head else passes)
+    # Only who asks for feature maps has them kept, and only of the local model; of a head's vectors
+    # they are these themselves.
+    assert sum(kept) == (strategy == "feal" and not is_head)
 
 
 class TestPerturbed:

@@ -72,6 +72,8 @@ def rows(out: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_a_sweep_goes_on_from_its_lines_and_reports_the_same(file: Path, tmp_path: Path) -> None:
     whole, half, none = (tmp_path / name for name in ("whole", "half", "none"))
+    # What rounds were tested is in the lines, too, though the rounds are not.
+    file.write_text(file.read_text().replace("rounds: 1", "rounds: 2\nevaluate-last: 2"))
     assert len(sweep(file, whole).done) == 4
     text = (whole / SUMMARIES).read_text()
     assert str(tmp_path) not in text
@@ -81,6 +83,7 @@ def test_a_sweep_goes_on_from_its_lines_and_reports_the_same(file: Path, tmp_pat
     assert (len(went_on.done), len(went_on.skipped)) == (2, 2)
     assert len(list((half / RUNS).iterdir())) == 2
     assert rows(half) == rows(whole)
+    assert all(float(row["accuracy mean of last rounds"]) > 0 for row in rows(half))
     page = (half / "report.html").read_text()
     assert f"done, 2 of them by {SUMMARIES} alone" in page
     taken = [json.loads(line)["run"] for line in text.splitlines()[:2]]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
 from ahfal_app.data.device import DeviceFeatures
 from ahfal_app.data.features import Features
 from ahfal_app.models import Classifier, build_model
 from ahfal_app.training.local_updates.core.base import Objective
+from ahfal_app.training.local_updates.kcfu import BalancedSoftmax
 from ahfal_app.training.sgd import LocalUpdate, Recipe, TrainingState, train_locally
 from ahfal_app.training.together import vectors
+from ahfal_app.training.together.linear_heads import LinearHeadsStep
 from ahfal_app.training.together.trainer import TogetherTrainer
 from ahfal_app.training.together.vectors import ready_vectors
 
@@ -54,10 +58,11 @@ def _model(name: str, **parameters: object) -> Classifier:
 class _Clients:
     """A few clients that train round after round, from what they have come to."""
 
-    def __init__(self, model: Classifier, images: DeviceFeatures) -> None:
+    def __init__(self, model: Classifier, images: DeviceFeatures, recipe: Recipe = RECIPE) -> None:
         self.models = [copy.deepcopy(model) for _ in SIZES]
         self.states: list[TrainingState | None] = [None] * len(SIZES)
-        self.images = images
+        self.images, self.recipe = images, recipe
+        self.balanced = False
 
     def updates(self, round_: int, more: int = 0) -> list[LocalUpdate]:
         return [self._update(client, size + more, round_) for client, size in enumerate(SIZES)]
@@ -67,19 +72,52 @@ class _Clients:
         draw = torch.Generator().manual_seed(10 * round_ + client)
         state = self.states[client]
         labels = self.images.labels_N[rows]
-        return LocalUpdate(self.models[client], self.images, rows, labels, RECIPE, state, draw)
+        counts_C = np.bincount(labels, minlength=CLASSES)
+        # The second client keeps the plain loss.
+        loss = BalancedSoftmax(counts_C, CPU) if self.balanced and client != 1 else cross_entropy
+        return LocalUpdate(
+            self.models[client],
+            self.images,
+            rows,
+            labels,
+            self.recipe,
+            state,
+            draw,
+            Objective(loss),
+        )
 
     @property
     def weights(self) -> list[Tensor]:
         return [parameter for model in self.models for parameter in model.parameters()]
 
 
-def _trained(clients: _Clients, trainer: TogetherTrainer | None, rows_of: tuple[int, ...]) -> None:
-    """Train rounds in which the clients have so many samples more than at first."""
+def _trained(
+    clients: _Clients, trainer: TogetherTrainer | None, rows_of: tuple[int, ...]
+) -> list[float]:
+    """Train rounds in which the clients have so many samples more than at first; return losses."""
+    losses = []
     for round_, more in enumerate(rows_of):
         updates = clients.updates(round_, more)
         done = trainer(updates) if trainer else [train_locally(update) for update in updates]
         clients.states = [each.state for each in done]
+        losses += [each.loss for each in done]
+    return losses
+
+
+def _assert_as_alone(together: _Clients, alone: _Clients, rtol: float, atol: float) -> None:
+    """Train three rounds, the last on more samples; compare weights, momentum and losses."""
+    rounds = (0, 0, 9)
+    losses = _trained(together, TogetherTrainer(graphs=False), rounds)
+    assert losses == pytest.approx(_trained(alone, None, rounds), rel=rtol)
+    for one, other in zip(together.weights, alone.weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+    for mine, wanted in zip(together.states, alone.states, strict=True):
+        assert mine is not None
+        assert wanted is not None
+        assert mine.epochs == wanted.epochs
+        assert mine.momentum.keys() == wanted.momentum.keys()
+        for key, value in wanted.momentum.items():
+            torch.testing.assert_close(mine.momentum[key], value, rtol=rtol, atol=atol)
 
 
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
@@ -94,10 +132,66 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 def test_together_as_alone(name: str, parameters: dict[str, object]) -> None:
     model = _model(name, **parameters)
     together, alone = _Clients(model, _features()), _Clients(model, _features())
-    _trained(together, TogetherTrainer(graphs=False), (0, 0, 9))
-    _trained(alone, None, (0, 0, 9))
+    _assert_as_alone(together, alone, 1e-9, 1e-12)
+
+
+def test_a_balanced_softmax_is_each_clients_own() -> None:
+    model = _model("linear", normalise="unit")
+    together, alone = _Clients(model, _features()), _Clients(model, _features())
+    together.balanced = alone.balanced = True
+    _assert_as_alone(together, alone, 1e-9, 1e-12)
+
+
+def test_without_momentum_and_decay() -> None:
+    plain = replace(RECIPE, momentum=0.0, weight_decay=0.0)
+    model = _model("linear", normalise="unit")
+    together, alone = (_Clients(model, _features(), plain) for _ in range(2))
+    losses = _trained(together, TogetherTrainer(graphs=False), (0, 0, 9))
+    assert losses == pytest.approx(_trained(alone, None, (0, 0, 9)), rel=1e-9)
     for one, other in zip(together.weights, alone.weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_half_precision_stays_near() -> None:
+    half = replace(RECIPE, precision="bf16")
+    model = _model("linear", normalise="unit").float()
+    features = [_features(), _features()]
+    for each in features:
+        each.scale_C, each.shift_C = each.scale_C.float(), each.shift_C.float()
+    together, alone = (_Clients(model, each, half) for each in features)
+    losses = _trained(together, TogetherTrainer(graphs=False), (0, 0, 9))
+    assert losses == pytest.approx(_trained(alone, None, (0, 0, 9)), rel=0.02)
+    # Not what single precision gives: the products were computed in half.
+    exact = _Clients(_model("linear", normalise="unit"), _features())
+    assert losses != pytest.approx(_trained(exact, None, (0, 0, 9)), rel=1e-6)
+    for clients in (alone, exact):
+        for one, other in zip(together.weights, clients.weights, strict=True):
+            torch.testing.assert_close(one, other.float(), rtol=0.05, atol=0.02)
+
+
+def test_the_gradient_is_written_out_for_linear_heads_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = []
+    step = LinearHeadsStep.__call__
+
+    def counted(self: LinearHeadsStep, *arguments: Any) -> Tensor:
+        taken.append(self)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(LinearHeadsStep, "__call__", counted)
+
+    def is_taken(name: str, recipe: Recipe = RECIPE, **parameters: object) -> bool:
+        taken.clear()
+        clients = _Clients(_model(name, **parameters), _features(), recipe)
+        _trained(clients, TogetherTrainer(graphs=False), (0,))
+        return bool(taken)
+
+    assert is_taken("linear")
+    assert is_taken("linear", normalise="unit")
+    assert not is_taken("linear", dropout=0.3)
+    assert not is_taken("linear", normalise="batch")
+    assert not is_taken("mlp", hidden=6)
 
 
 def test_vectors_are_converted_when_the_samples_change_and_no_oftener() -> None:

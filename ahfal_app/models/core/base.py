@@ -15,6 +15,11 @@ class Classifier(nn.Module, ABC):
 
     head: nn.Linear
 
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether the head on the samples as `vectors` takes them is all that there is."""
+        return False
+
     @abstractmethod
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the input of the last linear layer, shape (B, D)."""

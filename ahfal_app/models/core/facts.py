@@ -18,8 +18,9 @@ class NetworkFacts:
     compiling_pays : bool
         Whether a compiled training step was measured to be faster on a CPU.
     together_pays_on_cpu : bool
-        Whether copies train faster together than one after the other on a CPU, too; a head on
-        vectors does, whose steps are single matrix products.
+        Whether copies train faster together than one after the other on a CPU, too; a linear head
+        on vectors does, whose steps are two small matrix products. With a hidden layer the weights
+        of all copies no longer fit into a cache, those of one do.
     bf16_pays : bool
         Whether bf16 is faster than fp32 where the hardware has it; a tiny network loses by the
         conversions.

@@ -12,7 +12,8 @@ from torch import Tensor
 from ahfal_app.query.core.picking import SAME, ranked
 from ahfal_app.query.core.points import directions
 
-#: Candidates whose similarities to all samples are computed together.
+#: Most candidates whose similarities to all samples are computed together. At first it is as many as
+#: are to be taken, and then twice as many each time: few are passed over.
 _CANDIDATES = 512
 
 
@@ -43,13 +44,15 @@ def relaxed_picks(features_NF: Tensor, count: int, threshold: float, neighbours:
     """
     directions_NF = directions(features_NF)
     taken: set[int] = set()
-    for start in range(0, len(directions_NF), _CANDIDATES):
-        rows = slice(start, min(start + _CANDIDATES, len(directions_NF)))
+    start, size = 0, min(max(1, count), _CANDIDATES)
+    while start < len(directions_NF):
+        rows = slice(start, min(start + size, len(directions_NF)))
         for position, near in enumerate(_near(directions_NF, rows, threshold, neighbours), start):
             if len(near) < neighbours or taken.isdisjoint(near):
                 taken.add(position)
             if len(taken) == count:
                 return torch.tensor(sorted(taken), device=features_NF.device)
+        start, size = rows.stop, min(2 * size, _CANDIDATES)
     return torch.tensor(sorted(taken), device=features_NF.device)
 
 

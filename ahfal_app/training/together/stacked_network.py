@@ -111,6 +111,16 @@ class StackedNetwork:
         """What steps change."""
         return self._numbers.all()
 
+    def trained_by_copy(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return views of the trainable weights and of their momentum by name, shape (K, *shape).
+
+        They stay where they are, whatever is loaded.
+        """
+        return (
+            self._weights.by_copy(self._numbers.weights_n),
+            self._weights.by_copy(self._numbers.momentum_n),
+        )
+
     def load(self, models: Sequence[Tensors], states: Sequence[TrainingState | None] = ()) -> None:
         """Take over the first copies' state dictionaries and what the rounds before have left.
 

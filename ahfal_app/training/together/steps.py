@@ -168,7 +168,7 @@ class TogetherStep:
         losses_B = cross_entropy(
             logits_kBC.flatten(0, 1), batch.labels_kB.flatten(), reduction="none"
         )
-        return _mean_of(losses_B.view_as(batch.labels_kB), batch.counting_kB)
+        return mean_of(losses_B.view_as(batch.labels_kB), batch.counting_kB)
 
     def _inputs(self, batch: Batch) -> Tensor:
         """Return what the networks take in, side by side, (B, F) or (B, F, H, W)."""
@@ -198,7 +198,7 @@ class TogetherStep:
         rarity_kC = self._constants.rarity_KC[:count]
         rarity_kB = _mix(rarity_kC.gather(1, teacher_kBC.argmax(dim=2)), mixed)
         terms_B = mean_divergence_terms(teacher_kBC.flatten(0, 1), student_kBC.flatten(0, 1))
-        return _mean_of(rarity_kB * terms_B.view_as(rarity_kB), mixed.counting_kB)
+        return mean_of(rarity_kB * terms_B.view_as(rarity_kB), mixed.counting_kB)
 
     def _teacher_logits(
         self, inputs_kBcHW: Tensor, inputs_BFHW: Tensor, counting_kB: Tensor
@@ -228,7 +228,8 @@ def _side_by_side(inputs_kBcHW: Tensor) -> Tensor:
     return inputs_BHWF.permute(0, 3, 1, 2)
 
 
-def _mean_of(losses_kB: Tensor, counting_kB: Tensor | None) -> Tensor:
+def mean_of(losses_kB: Tensor, counting_kB: Tensor | None) -> Tensor:
+    """Return each client's mean over the samples that count. Shape (k,)."""
     if counting_kB is None:
         return losses_kB.mean(dim=1)
     total_k = torch.where(counting_kB, losses_kB, 0.0).sum(dim=1)

@@ -30,6 +30,7 @@ from ahfal_app.training.sgd import (
     train_locally,
 )
 from ahfal_app.training.together.cuda_graphs import Replayed, Step
+from ahfal_app.training.together.linear_heads import LinearHeadsStep
 from ahfal_app.training.together.rewinding import Rewinding
 from ahfal_app.training.together.schedule import (
     Batches,
@@ -246,7 +247,7 @@ class _Program:
                 if key.teacher_in_training_mode
                 else copy.deepcopy(first.model).to(device).eval()
             )
-        step = TogetherStep(
+        step: Step = TogetherStep(
             self._network,
             self._recipe,
             self._images,
@@ -254,7 +255,9 @@ class _Program:
             self._teacher,
             self._vectors,
         )
-        self._step: Step = Replayed(step, self._changed_by_steps()) if graphs else step
+        if self._vectors is not None and first.model.is_head_alone:
+            step = LinearHeadsStep(self._network, self._recipe, self._constants, self._vectors)
+        self._step = Replayed(step, self._changed_by_steps()) if graphs else step
 
     def run(self, updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
         """Train updates that are sorted by their number of steps, as many as copies or fewer."""

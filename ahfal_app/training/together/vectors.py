@@ -34,10 +34,14 @@ class ReadyVectors:
         The training split.
     layer : VectorInput
         That layer; it has no weights.
+    dtype : torch.dtype | None
+        What they are kept in; None: as the layer returns them.
     """
 
-    def __init__(self, images: DeviceImages, layer: VectorInput) -> None:
-        self._images, self._layer = images, layer
+    def __init__(
+        self, images: DeviceImages, layer: VectorInput, dtype: torch.dtype | None = None
+    ) -> None:
+        self._images, self._layer, self._dtype = images, layer, dtype
         self._rows_M: Tensor | None = None
         self._vectors_MD: Tensor | None = None
         self._position_N = torch.zeros(len(images), dtype=torch.int64)
@@ -57,17 +61,21 @@ class ReadyVectors:
         self._position_N[rows_M] = torch.arange(len(rows_M))
 
     def side_by_side(self, rows_kB: Tensor) -> Tensor:
-        """Return the vectors of all clients side by side, float32 (B, F)."""
-        rows_n = rows_kB.T.flatten()
+        """Return the vectors of all clients side by side, (B, F)."""
+        return self._of(rows_kB.T.flatten()).view(rows_kB.shape[1], -1)
+
+    def by_client(self, rows_kB: Tensor) -> Tensor:
+        """Return the vectors of one client after the other, (k, B, D)."""
+        return self._of(rows_kB.flatten()).view(*rows_kB.shape, -1)
+
+    def _of(self, rows_n: Tensor) -> Tensor:
         if self._vectors_MD is None:
-            vectors_nD = self._made(rows_n)
-        else:
-            vectors_nD = self._vectors_MD.index_select(0, self._position_N[rows_n])
-        return vectors_nD.view(rows_kB.shape[1], -1)
+            return self._made(rows_n)
+        return self._vectors_MD.index_select(0, self._position_N[rows_n])
 
     def _made(self, rows_B: Tensor) -> Tensor:
         vectors_BD: Tensor = self._layer(self._images.batch(rows_B))
-        return vectors_BD
+        return vectors_BD if self._dtype is None else vectors_BD.to(self._dtype)
 
 
 def ready_vectors(first: LocalUpdate) -> ReadyVectors | None:
@@ -88,4 +96,6 @@ def ready_vectors(first: LocalUpdate) -> ReadyVectors | None:
     is_plain = first.objective.penalty is None
     if first.images.device.type != "cpu" or not is_same_each_time or not is_plain:
         return None
-    return ReadyVectors(first.images, layer)
+    # Autocast would convert them in each step.
+    dtype = torch.bfloat16 if first.recipe.precision == "bf16" else None
+    return ReadyVectors(first.images, layer, dtype)
