@@ -20,7 +20,7 @@ from ahfal_app.client.outgoing import told
 from ahfal_app.client.serving import client_for
 from ahfal_app.code_version import PACKAGE_FOLDER, __version__
 from ahfal_app.errors import MessageRefused
-from ahfal_app.flat import Layout
+from ahfal_app.flat import FlatArrays, Layout
 from ahfal_app.messages import secure_aggregation as secure
 from ahfal_app.messages.answers import (
     Introduction,
@@ -43,7 +43,9 @@ from ahfal_app.messages.keys import (
     KEPT_KEY,
     METRICS_KEY,
     MODEL_KEY,
+    POLICY_KEY,
     QUESTIONS_KEY,
+    REPORT_KEY,
     STATISTICS_KEY,
 )
 from ahfal_app.messages.protocol import (
@@ -52,6 +54,7 @@ from ahfal_app.messages.protocol import (
     metadata_from_record,
     statistics_from_record,
 )
+from ahfal_app.messages.reports import arrays_to, policy_from
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Topic
@@ -299,8 +302,12 @@ def select(message: Message, context: Context) -> Message:
         if answer is None:
             return _lost_reply(message)
     else:
-        answer = client.select(tensors, order.cycle, statistics, granted)
-    return _query_reply(message, answer)
+        policy = _policy(message, client)
+        answer = client.select(tensors, order.cycle, statistics, granted, policy)
+    reply = _query_reply(message, answer)
+    if report := client.report(order.cycle):
+        reply.content[REPORT_KEY] = arrays_to(report)
+    return reply
 
 
 @app.query("collect")
@@ -380,6 +387,14 @@ def _statistics(message: Message, client: Client) -> ClassStatistics:
     with _checked():
         record = metrics_of(message.content, STATISTICS_KEY)
         return statistics_from_record(record, client.num_classes)
+
+
+def _policy(message: Message, client: Client) -> FlatArrays | None:
+    """Return what the query strategy's half at the server has told, if it has."""
+    if POLICY_KEY not in message.content.array_records:
+        return None
+    with _checked():
+        return policy_from(message.content.array_records[POLICY_KEY], client.policy_forms)
 
 
 def _asked(message: Message) -> Asked:

@@ -69,6 +69,10 @@ def _data_contradictions(settings: Settings) -> list[str]:
             f"classes='': allowed are at least two names, with commas between, {why}, since the "
             "server knows no others"
         )
+    if settings.held_out:
+        problems.append(
+            f"held-out={settings.held_out}: allowed is 0 {why}, since the server tests nothing"
+        )
     if settings.vector_length:
         problems += _vector_contradictions(settings)
     elif not settings.image_size and not settings.uses_backbone:

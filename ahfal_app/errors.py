@@ -145,7 +145,7 @@ class EvaluationFailed(AhfalError):
 
 
 class NonFiniteModel(AhfalError):
-    """An aggregate of finite models is not finite: the clients' models are too far apart."""
+    """An aggregate of finite models is not finite, or what the server has learned of choices."""
 
 
 class CodeMismatch(AhfalError):

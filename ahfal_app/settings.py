@@ -154,6 +154,14 @@ class Settings(BaseModel):
     max_test_samples: int = _setting(
         0, "Data", "Use a stratified share of at most so many test samples; 0: all.", ge=0
     )
+    held_out: int = _setting(
+        0,
+        "Data",
+        "Test samples that the server holds out, of each class its share, for a strategy that "
+        "measures what labels bring; no reported figure is of them.",
+        ge=0,
+        le=10**6,
+    )
     num_clients: int = _setting(
         0, "Data", "Number of clients; 0: all connected ones (in process: 10).", ge=0
     )

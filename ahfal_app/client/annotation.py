@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import save as save_arrays
 
 from ahfal_app.client.node_config import oracle_folder
 from ahfal_app.client.selection import Selected
@@ -102,6 +103,7 @@ class Annotation:
             guesses=tuple(guesses_B.tolist()) if guesses_B is not None else (),
             readers=self.readers.count,
             rule=self.readers.rule,
+            report=save_arrays(dict(selected.report)) if selected.report else b"",
         )
         # One change, or a run that is killed in between would choose the rest by labels that came.
         with store.one_change():

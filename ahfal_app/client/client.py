@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load as load_arrays
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
@@ -35,7 +36,7 @@ from ahfal_app.data.moments import OfVectors, moments_for
 from ahfal_app.drift import Found
 from ahfal_app.errors import MessageRefused
 from ahfal_app.evaluation import EvaluationSums
-from ahfal_app.flat import Layout
+from ahfal_app.flat import ArrayForm, Layout
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.messages.answers import JoinAnswer, QueryAnswer, TrainAnswer
@@ -46,6 +47,7 @@ from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
 from ahfal_app.query import PoolView, QueryContext, make_strategy, strategy_class
 from ahfal_app.query.core.coordination import COORDINATED_SIGNALS, CoordinatedStrategy
 from ahfal_app.query.core.questions import joined
+from ahfal_app.query.core.server_side import Arrays, Task
 from ahfal_app.results.reading import MODEL
 from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.resources import Resources
@@ -157,6 +159,12 @@ class Client:
     def layout(self) -> Layout:
         """What the arrays of a global model must be."""
         return self._resources.layout
+
+    @property
+    def policy_forms(self) -> Mapping[str, ArrayForm]:
+        """What a policy must be; empty where the query strategy has none."""
+        strategy = make_strategy(self._settings.strategy, self._settings.parameters_of("strategy"))
+        return strategy.policy_forms(Task.of(self._settings, self.num_classes))
 
     def join(self, cycle: int) -> JoinAnswer:
         """Ask for the first labels, if that can be done alone, and tell how labels stand.
@@ -357,6 +365,7 @@ class Client:
         cycle: int,
         statistics: ClassStatistics,
         granted: int | None = None,
+        policy: Arrays | None = None,
     ) -> QueryAnswer:
         """Choose what to label after `cycle` and hand it to the oracle.
 
@@ -370,17 +379,25 @@ class Client:
             Statistics of the labelled sets that it was trained on.
         granted : int | None
             How many labels the server grants in total; None: as many as the settings say.
+        policy : Arrays, optional
+            What the query strategy's half at the server has told.
 
         Raises
         ------
         MessageRefused
             The clients of the run choose together.
+        PrivacyRefused
+            The strategy tells of single samples, and the run's privacy does not allow it.
         """
         start = time.perf_counter()
         self._check(granted)
-        if strategy_class(self._settings.strategy).is_coordinated:
-            name = self._settings.strategy
+        name = self._settings.strategy
+        strategy = strategy_class(name)
+        if strategy.is_coordinated:
             raise MessageRefused(f"strategy={name!r}: allowed is a selection with a decision")
+        if strategy.tells:
+            with self._disclosure() as disclosure:
+                disclosure.check_report()
         fine_tuned = False
         with self._labels() as store:
             self._describe(store)
@@ -390,11 +407,19 @@ class Client:
                 with store.set_aside(audit_A):
                     watched = self._watching.signals(store.unlabelled(), tensors, cycle)
                     selected = self._selection.by_strategy(
-                        store, local, tensors, cycle, statistics, granted, watched
+                        store, local, tensors, cycle, statistics, granted, watched, policy
                     )
                 self._reserve(store, cycle + 1, selected, audit_A)
             self._ask(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
+
+    def report(self, cycle: int) -> Arrays:
+        """Return what the server is told of the choice after a cycle: the same each time."""
+        if not strategy_class(self._settings.strategy).tells:
+            return {}
+        with self._labels() as store:
+            request = store.request(self._annotation.request_id(cycle + 1))
+        return load_arrays(request.report) if request is not None and request.report else {}
 
     def coordinate(
         self,

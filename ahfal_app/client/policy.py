@@ -281,6 +281,9 @@ class Policy(BaseModel):
         allowed, told = self.reveals or (), strategy.reveals
         if strategy.is_coordinated and not settings.uses_secure_aggregation:
             told |= {Reveal.SUMS}
+        if strategy.tells and not told:
+            # Another package's, which does not say what it tells.
+            told |= {Reveal.OTHER}
         if missing := sorted(told - set(allowed)):
             words = ", ".join(f"{each} ({MEANINGS[Reveal(each)]})" for each in missing)
             yield _Broken("reveals", f"{words}; {', '.join(allowed) or 'nothing'}")

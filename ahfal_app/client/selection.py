@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load as load_arrays
 from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
@@ -31,6 +33,8 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
 )
+from ahfal_app.query.core.base import checked_report
+from ahfal_app.query.core.server_side import Arrays, Task
 from ahfal_app.results.arrival_rows import write_asked
 from ahfal_app.results.selections import write_client_selection
 from ahfal_app.training.resources import Resources
@@ -58,12 +62,15 @@ class Selected:
         Acquisition scores, where the strategy gives any. Shape (B,).
     guesses_B : NDArray[np.int64] | None
         Class indices that the local model f^L says, where the strategy has it. Shape (B,).
+    report : Arrays
+        What the server is told of the choice; empty where the strategy tells nothing.
     """
 
     strategy: str
     samples_B: NDArray[np.int64]
     scores_B: NDArray[np.floating] | None = None
     guesses_B: NDArray[np.int64] | None = None
+    report: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +159,7 @@ class Selection:
         statistics: ClassStatistics,
         granted: int | None = None,
         watched: Mapping[Signal, Tensor] | None = None,
+        policy: Arrays | None = None,
     ) -> Selected:
         """Select what is labelled after a cycle.
 
@@ -169,14 +177,24 @@ class Selection:
             How many labels the server grants in total; None: as many as the settings say.
         watched : Mapping[Signal, Tensor], optional
             What the query strategy has watched of the pool while the client trained.
+        policy : Arrays, optional
+            What the strategy's half at the server has told.
         """
         strategy = self.strategy(store.unlabelled(), statistics)
         pool = self.pool(store, strategy, local, tensors, cycle, watched)
         context = self.context(store, cycle, statistics, granted)
+        if strategy.tells:
+            context = dataclasses.replace(
+                context,
+                policy=_tensors(policy) if policy is not None else None,
+                history=reported(store, cycle + 1 - strategy.remembers, cycle + 1),
+            )
         samples_B = checked_select(strategy, pool, context)
         selected = self._judged(strategy, pool, context, samples_B)
+        task = Task.of(self.settings, self.loaded.num_classes)
+        report = checked_report(strategy, task, pool, context, samples_B)
         self._record(selected, cycle)
-        return selected
+        return dataclasses.replace(selected, report=report)
 
     def coordinated(self, pool: PoolView, context: QueryContext, cycle: int) -> Selected:
         """Select what is labelled after a cycle as the clients have coordinated.
@@ -322,6 +340,16 @@ class Selection:
             pseudo_classes=selected.guesses_B,
             scores=selected.scores_B,
         )
+
+
+def reported(store: LabelStore, first: int, end: int) -> dict[int, Arrays]:
+    """Return what the server was told of choices for the cycles from `first` on, before `end`."""
+    return {cycle: load_arrays(each) for cycle, each in store.reports(first, end).items()}
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    # What came in is read-only, which tensors cannot be.
+    return {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}
 
 
 def _no_statistics(loaded: Resources) -> ClassStatistics:

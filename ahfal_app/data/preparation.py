@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import ImageDataset, Images
 from ahfal_app.data.pixel_counts import LEVELS, channel_counts
-from ahfal_app.errors import DatasetError
+from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.parameters import suggestion
 from ahfal_app.seeds import numpy_generator
 
@@ -28,7 +28,9 @@ _BLOCK = 1024
 
 
 def hold_out(
-    labels_N: NDArray[np.int64], test_fraction: float
+    labels_N: NDArray[np.int64],
+    test_fraction: float,
+    generator: np.random.Generator | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw a test split that has the classes in the same proportions.
 
@@ -41,6 +43,8 @@ def hold_out(
         Label of each sample, from 0.
     test_fraction : float
         Share of samples to hold out, between 0 and 1.
+    generator : np.random.Generator | None
+        Draws which; None: the same for all runs.
 
     Returns
     -------
@@ -55,7 +59,8 @@ def hold_out(
     tests_K[by_remainder_K[:missing]] += 1
     tests_K = np.minimum(tests_K, np.maximum(counts_K - 1, 0))
 
-    shuffled_N = numpy_generator(_TEST_SPLIT_SEED, "test-split").permutation(len(labels_N))
+    generator = generator or numpy_generator(_TEST_SPLIT_SEED, "test-split")
+    shuffled_N = generator.permutation(len(labels_N))
     by_class_N = shuffled_N[np.argsort(labels_N[shuffled_N], kind="stable")]
     first_K = np.cumsum(counts_K) - counts_K
     rank_N = np.arange(len(labels_N)) - np.repeat(first_K, counts_K)
@@ -71,6 +76,40 @@ def limited(images: Images, most: int) -> Images:
     if most == 0 or most >= len(images):
         return images
     _, rows_N = hold_out(images.labels_N, most / len(images))
+    return _taken(images, rows_N)
+
+
+def parted_tests(tests: Images, held_out: int, seed: int) -> tuple[Images, Images]:
+    """Return the test samples that figures are of, and those that are held out of them.
+
+    Parameters
+    ----------
+    tests : Images
+        The test split.
+    held_out : int
+        How many are held out, of each class its share; every class keeps one for the figures.
+    seed : int
+        The run's: whatever else it is compared with has the same.
+
+    Raises
+    ------
+    ConfigError
+        There are not so many.
+    """
+    share = min(1.0, held_out / max(1, len(tests)))
+    generator = numpy_generator(seed, "held-out")
+    rest_N, rows_M = hold_out(tests.labels_N, share, generator)
+    if len(rows_M) != held_out:
+        raise ConfigError(
+            [
+                f"held-out={held_out}: allowed is at most {len(rows_M)} of {len(tests)} test "
+                "samples, so that each class keeps one to test with"
+            ]
+        )
+    return _taken(tests, rest_N), _taken(tests, rows_M)
+
+
+def _taken(images: Images, rows_N: NDArray[np.int64]) -> Images:
     shown = images.shown.taken(rows_N) if images.shown else None
     return Images(images.images_NHWC[rows_N], images.labels_N[rows_N], shown)
 

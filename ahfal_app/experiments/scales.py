@@ -59,6 +59,7 @@ _SMOKE: dict[str, object] = {
 }
 _SMOKE_CLIENTS = 5
 _SMOKE_CYCLES = 2
+_SMOKE_HELD_OUT = 20
 
 
 def seeds_at(scale: Scale, seeds: Iterable[Scalar]) -> list[Scalar]:
@@ -85,6 +86,8 @@ def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]
     # Parameters of the file's network, which is another now.
     kept = {key: value for key, value in values.items() if not key.startswith("model.")}
     smoke = kept | _SMOKE | {"num-clients": clients, "cycles": cycles}
+    if held_out := _smaller(values, "held-out", _SMOKE_HELD_OUT):
+        smoke["held-out"] = held_out
     bought = _fraction(kept, "query-fraction") * _SMOKE_SAMPLES / clients
     return smoke if bought >= 1 else smoke | _SMOKE_LABELS
 

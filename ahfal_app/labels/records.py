@@ -73,6 +73,8 @@ class LabelRequest:
         How many people label each sample.
     rule : str
         What decides where there are several: one of `ahfal_app.labels.readings.RULES`.
+    report : bytes
+        What the server is told of the choice; empty where the query strategy tells nothing.
     """
 
     request_id: str
@@ -83,6 +85,7 @@ class LabelRequest:
     guesses: tuple[int, ...] = ()
     readers: int = 1
     rule: str = "majority"
+    report: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sqlite3
 from ahfal_app.errors import StoreError
 from ahfal_app.storage.database import transaction
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TABLES_SINCE_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -26,6 +26,7 @@ CREATE TABLE classes (label INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRI
 CREATE TABLE files (sample INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
 """
 
+# `report` is what the server was told of the choice, where the query strategy tells it.
 _REQUESTS = """
 CREATE TABLE requests (
     request_id TEXT PRIMARY KEY,
@@ -33,7 +34,8 @@ CREATE TABLE requests (
     strategy TEXT NOT NULL,
     created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
     readers INTEGER NOT NULL DEFAULT 1 CHECK (readers >= 1),
-    rule TEXT NOT NULL DEFAULT 'majority'
+    rule TEXT NOT NULL DEFAULT 'majority',
+    report BLOB
 ) STRICT;
 """
 
@@ -128,7 +130,7 @@ _NEW = (
     """
 INSERT INTO ledger VALUES (1, 0, 0, 0, 0);
 INSERT INTO meta VALUES ('frozen', '-1');
-INSERT INTO meta VALUES ('schema', '4');
+INSERT INTO meta VALUES ('schema', '5');
 """,
 )
 
@@ -210,7 +212,14 @@ DROP TABLE receipts_2;
 """,
 )
 
-_STEPS = {"1": ("2", _FROM_1_TO_2), "2": ("3", _FROM_2_TO_3), "3": ("4", (_DRAWN,))}
+_FROM_4_TO_5 = ("ALTER TABLE requests ADD COLUMN report BLOB",)
+
+_STEPS = {
+    "1": ("2", _FROM_1_TO_2),
+    "2": ("3", _FROM_2_TO_3),
+    "3": ("4", (_DRAWN,)),
+    "4": ("5", _FROM_4_TO_5),
+}
 
 
 def prepare_schema(connection: sqlite3.Connection) -> None:

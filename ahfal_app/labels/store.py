@@ -363,14 +363,15 @@ class LabelStore(LabelViews):
                     f"{free} free"
                 )
             self._connection.execute(
-                "INSERT INTO requests (request_id, cycle, strategy, readers, rule) "
-                "VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO requests (request_id, cycle, strategy, readers, rule, report) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 (
                     request.request_id,
                     request.cycle,
                     request.strategy,
                     request.readers,
                     request.rule,
+                    request.report or None,
                 ),
             )
             self._connection.executemany(

@@ -116,7 +116,7 @@ class LabelViews:
     def request(self, request_id: str) -> LabelRequest | None:
         """Return a request as it was first made, or None."""
         row = self._connection.execute(
-            "SELECT cycle, strategy, readers, rule FROM requests WHERE request_id = ?",
+            "SELECT cycle, strategy, readers, rule, report FROM requests WHERE request_id = ?",
             (request_id,),
         ).fetchone()
         if row is None:
@@ -126,7 +126,7 @@ class LabelViews:
             (request_id,),
         ).fetchall()
         samples, scores, guesses = zip(*rows, strict=True) if rows else ((), (), ())
-        cycle, strategy, readers, rule = row
+        cycle, strategy, readers, rule, report = row
         return LabelRequest(
             request_id,
             cycle,
@@ -136,7 +136,17 @@ class LabelViews:
             guesses=() if None in guesses else guesses,
             readers=readers,
             rule=rule,
+            report=report or b"",
         )
+
+    def reports(self, first: int, end: int) -> dict[int, bytes]:
+        """Return what was told of requests before the cycles from `first` on, and before `end`."""
+        rows = self._connection.execute(
+            "SELECT cycle, report FROM requests WHERE report IS NOT NULL AND cycle >= ? "
+            "AND cycle < ? ORDER BY cycle",
+            (first, end),
+        )
+        return dict(rows.fetchall())
 
     def open_requests(self) -> tuple[LabelRequest, ...]:
         """Return the requests with unanswered samples, oldest first."""

@@ -206,7 +206,7 @@ class TrainAnswer:
 
 @dataclass(frozen=True)
 class QueryAnswer:
-    """How a client's purchase stands; which samples it chose stays with the client.
+    """How a client's purchase stands; which samples it chose is no part of it.
 
     Attributes
     ----------

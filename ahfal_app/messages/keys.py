@@ -29,6 +29,12 @@ WEIGHT_KEY = "num-examples"
 #: In the metrics of `train`: mean loss of the client's last local epoch.
 LOSS_KEY = "loss"
 
+#: The record with what the query strategy's half at the server tells all clients.
+POLICY_KEY = "policy"
+
+#: The record with what a client tells it of a choice.
+REPORT_KEY = "report"
+
 #: The record that says which steps of a coordination a message is about.
 COORDINATION_KEY = "coordination"
 

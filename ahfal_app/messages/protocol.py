@@ -1,6 +1,7 @@
 """What the server sends: types of messages, its orders and the class statistics.
 
-Raw images, labels of single samples and sample ids are in none of them.
+Raw images, labels of single samples and sample ids are in none of them. What is predicted of single
+samples is told where a query strategy declares it, and a site allows it (`reports.py`).
 """
 
 from __future__ import annotations

@@ -169,6 +169,19 @@ class Disclosure:
         self._store.keep_input(place, sums_E.view(np.uint64))
         return self._store.input(place).view(np.int64)
 
+    def check_report(self) -> None:
+        """Refuse to tell what is predicted of single samples where anything is to be protected.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        if self._settings.privacy != "none":
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: predictions of single samples are not told"
+            )
+
     def check_coordination(self) -> None:
         """Refuse to choose together with others where only what has noise may be told.
 

@@ -259,7 +259,8 @@ class CycleRecord(_Record):
     the clients' stop set differ from the cycle before; None where nobody asked. `arrivals` has
     what had come and gone; None where all samples are there from the start. `forgetting` has what
     statistics would be without it; None where nothing is forgotten, or nobody knows. `drift` has
-    how class mixes have changed; None where no windows end with the cycle. `seconds`,
+    how class mixes have changed; None where no windows end with the cycle. `policy` has what the
+    query strategy's half at the server tells of itself, by name. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -290,6 +291,7 @@ class CycleRecord(_Record):
     arrivals: ArrivalsRecord | None = None
     forgetting: Forgetting | None = None
     drift: DriftRecord | None = None
+    policy: dict[str, Loss] = Field(default_factory=dict)
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

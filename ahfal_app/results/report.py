@@ -33,6 +33,7 @@ from ahfal_app.results.costs import amount, cost_of, money
 from ahfal_app.results.drift import drift_table
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.last_rounds import last_accuracies
+from ahfal_app.results.policy import policy_table
 from ahfal_app.results.privacy import privacy_table
 from ahfal_app.results.reading import PARTITION, REPORT, Run, read_run
 from ahfal_app.results.records import CycleRecord, TestRecord
@@ -471,6 +472,7 @@ def _tables(run: Run) -> list[TextTable]:
         tasks_table(run),
         forgetting_table(run),
         drift_table(run),
+        policy_table(run),
         stopping_table(run),
         privacy_table(run),
         tables.joined_table(metrics),

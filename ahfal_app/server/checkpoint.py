@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 2
 _KEPT = 2
 _MODEL = "model.safetensors"
 _AGGREGATION = "aggregation.safetensors"
+_POLICY = "policy.safetensors"
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -54,6 +56,8 @@ class Checkpoint:
         The newest cycle that each client is known to have bought labels for.
     aggregation : Arrays
         What the aggregation carries from round to round; empty where it has no state.
+    policy : bytes
+        State of the query strategy's half at the server, as safetensors; empty where it has none.
     skipped : tuple[str, ...]
         What is wrong with newer checkpoints that could not be read.
     """
@@ -62,6 +66,7 @@ class Checkpoint:
     arrays: Arrays
     bought: dict[int, int] = field(default_factory=dict)
     aggregation: Arrays = field(default_factory=dict)
+    policy: bytes = b""
     skipped: tuple[str, ...] = ()
 
 
@@ -73,6 +78,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         _MODEL: save_arrays(ordered(checkpoint.arrays)),
         _AGGREGATION: save_arrays(ordered(checkpoint.aggregation)),
     }
+    if checkpoint.policy:
+        contents[_POLICY] = checkpoint.policy
     state = {
         "schema": SCHEMA_VERSION,
         **asdict(checkpoint.position),
@@ -81,13 +88,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
         },
     }
+    # It changes once a cycle, and checkpoints are written every round.
+    linked = _same_file(folder, numbers, state)
     state["sha256"] = _state_hash(state)
     contents[CHECKPOINT_STATE] = json.dumps(state, indent=1).encode()
     target = folder / f"{number:08d}"
     remove_parts(target)
     with new_folder(target) as part:
         for name, content in contents.items():
-            (part / name).write_bytes(content)
+            if name != _POLICY or not _link(linked, part / name):
+                (part / name).write_bytes(content)
     for old in numbers[: len(numbers) - _KEPT + 1]:
         shutil.rmtree(folder / f"{old:08d}")
 
@@ -124,19 +134,55 @@ def _read(folder: Path) -> Checkpoint:
     model, aggregation = (
         _read_arrays(folder / name, hashes[name]) for name in (_MODEL, _AGGREGATION)
     )
+    policy = _read_file(folder / _POLICY, hashes[_POLICY]) if _POLICY in hashes else b""
     bought = {int(client): int(cycle) for client, cycle in state["bought"].items()}
     position = Position(state["run"], state["cycle"], state["round"])
-    return Checkpoint(position, model, bought, aggregation)
+    return Checkpoint(position, model, bought, aggregation, policy)
 
 
 def _read_arrays(path: Path, sha256: str) -> Arrays:
+    content = _read_file(path, sha256)
+    try:
+        return load_arrays(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path.parent}: {path.name}: {error}") from error
+
+
+def _read_file(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise CheckpointError(f"{path.parent}: {path.name} is damaged")
-        return load_arrays(content)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path.parent}: {path.name}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(f"{path.parent}: {path.name} is damaged")
+    return content
+
+
+def _same_file(folder: Path, numbers: list[int], state: Mapping[str, Any]) -> Path | None:
+    """Return the policy of the last checkpoint but one, where a new one has the same.
+
+    That of the last one stays a file of its own, so that one damaged file spoils one checkpoint.
+    """
+    wanted = state["files-sha256"].get(_POLICY)
+    if len(numbers) < _KEPT or wanted is None:
+        return None
+    before = folder / f"{numbers[-_KEPT]:08d}" / _POLICY
+    try:
+        # What is linked is checked: a damaged file must not live on.
+        return before if hashlib.sha256(before.read_bytes()).hexdigest() == wanted else None
+    except OSError:
+        return None
+
+
+def _link(source: Path | None, target: Path) -> bool:
+    """Make a file another name of one that is there; tell whether that could be done."""
+    if source is None:
+        return False
+    try:
+        target.hardlink_to(source)
+    except OSError:  # Not every file system has such names.
+        return False
+    return True
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -45,6 +45,7 @@ from ahfal_app.server.rounds import Rounds, require_quorum
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import is_asked_of_sites, standardised
 from ahfal_app.server.stop_set import Observed, observe_stop_set
+from ahfal_app.server.strategy_side import StrategySide
 from ahfal_app.server.testing import Tested, evaluate_everywhere, without_matrices
 from ahfal_app.server.watch import Watch
 from ahfal_app.stop_set import Observation
@@ -131,6 +132,8 @@ class FederatedActiveLearning:
         for the experiment `align=true-global`. Shape (C,).
     shared_budget : SharedBudget | None
         The budget that all clients share, if they do.
+    side : StrategySide | None
+        The query strategy's half at the server; None: one that has measured nothing yet.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class FederatedActiveLearning:
         bought: Mapping[int, int] | None = None,
         global_counts: Callable[[int], NDArray[np.int64]] | None = None,
         shared_budget: SharedBudget | None = None,
+        side: StrategySide | None = None,
     ) -> None:
         self._order = replace(order, cycle=first_cycle)
         self._hooks = hooks
@@ -156,6 +160,7 @@ class FederatedActiveLearning:
         self._first = (first_cycle, first_round)
         self._global_counts = global_counts
         self._shared_budget = shared_budget
+        self._side = side or StrategySide()
         self._stopped_by = ""
         self._came: list[Joined] = []
         self._membership = Membership(order.settings)
@@ -225,6 +230,7 @@ class FederatedActiveLearning:
         self._membership = join(self._federation, self._order)
         check_resumable(self._membership, self._labels.bought)
         self._order = replace(self._order, settings=self._membership.settings)
+        self._side.begin(self._order.settings, self._num_classes)
         self._welcome(list(self._membership.members))
         for client, reason in self._membership.failures.items():
             self._progress.warn(f"{self._federation.name(client)} {reason}")
@@ -429,6 +435,7 @@ class FederatedActiveLearning:
         order = replace(self._order, round=0)
         due = self._due(order.cycle + 1)
         self._hooks.watch.phase(Phase.CHOOSING, order.cycle, order.settings.rounds)
+        self._side.trained(order.cycle, arrays)
         purchase = buy(
             self._federation,
             order,
@@ -440,6 +447,7 @@ class FederatedActiveLearning:
             partial(require_quorum, self._federation, order),
             self._progress.note,
             self._hooks.watch,
+            self._side,
         )
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
         if purchase.forgetting is not None and order.settings.dispersion == "deviation":
@@ -499,6 +507,7 @@ class FederatedActiveLearning:
             arrivals=arrivals,
             forgetting=purchase.forgetting if purchase else None,
             drift=judged.record,
+            policy=self._side.figures if purchase else {},
             ledger=self._labels.ledger,
             failed=self._failed(
                 (self._membership.failures | purchase.failures if purchase else {})

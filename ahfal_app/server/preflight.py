@@ -155,6 +155,7 @@ def check_data(settings: Settings) -> Resources:
     if settings.uses_features:
         if settings.has_dataset:
             _ = loaded.test_images
+            _ = loaded.held_out_images
         if not settings.has_sites:
             _ = loaded.train_images
     if settings.num_clients and not settings.has_sites:
@@ -377,6 +378,18 @@ def _coordination_problem(settings: Settings) -> list[str]:
     return problems
 
 
+def _server_side_problem(settings: Settings) -> list[str]:
+    """Refuse what a strategy cannot do with the run, and reports where privacy is wanted."""
+    strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
+    problems = strategy.problems(settings)
+    if strategy.tells and settings.privacy != "none":
+        problems.append(
+            f"privacy={settings.privacy!r}: allowed is 'none' with strategy={settings.strategy!r}, "
+            "whose clients tell what is predicted of single samples"
+        )
+    return problems
+
+
 def _alignment_problem(settings: Settings) -> list[str]:
     """Refuse alignment of a strategy that does not score samples, or to what nobody knows."""
     problems = []
@@ -484,6 +497,7 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"strategy"}, _alignment_problem),
     ({"strategy"}, _forgetting_problem),
     ({"strategy"}, _coordination_problem),
+    ({"strategy"}, _server_side_problem),
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),

@@ -36,6 +36,7 @@ from ahfal_app.server.federation import (
 )
 from ahfal_app.server.histograms import collect_histograms
 from ahfal_app.server.plausibility import LabelBounds, check_purchase
+from ahfal_app.server.strategy_side import StrategySide
 from ahfal_app.server.watch import Watch
 
 # People take minutes to days: ask again soon at first, then less and less often.
@@ -95,6 +96,7 @@ def buy(
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
     watch: Watch,
+    side: StrategySide,
 ) -> Purchase:
     """Run a cycle's purchase on all clients.
 
@@ -121,11 +123,14 @@ def buy(
         Called with what people should know while they wait.
     watch : Watch
         Told how the purchase stands.
+    side : StrategySide
+        The query strategy's half here: tells a policy, and is told of choices.
     """
     histograms = collect_histograms(federation, order, num_classes, most_labels, require)
     target_C = _target(order, histograms.statistics, global_counts_C)
     statistics = replace(histograms.statistics, target_C=target_C)
     records: Records = {ARRAYS_KEY: arrays, STATISTICS_KEY: statistics_to_record(statistics)}
+    records = {**records, **side.records()}
     asked = {c: {**records, **grants(order, granted, c)} for c in sorted(histograms.clients)}
     seconds, failures = {"histogram": histograms.seconds}, dict(histograms.failures)
     coordinated = coordinate(federation, order, tuple(asked), asked, granted, num_classes, require)
@@ -136,13 +141,15 @@ def buy(
     replies = ask(federation, order, SELECT, asked)
     if coordinated is not None:
         _tell_again(federation, order, asked, coordinated, replies)
+    reports = side.reports(replies)
     answers = read_answers(replies, order.settings)
     require(replies, len(histograms.clients), "selection")
+    side.reported(order.cycle, {c: report for c, report in reports.items() if c in answers})
     purchase = Purchase(
         histograms.statistics,
         answers,
         failures | replies.failures,
-        {**seconds, "select": replies.seconds},
+        {**seconds, "select": replies.seconds, **side.seconds},
         histograms.epsilon_spent,
         histograms.forgetting,
     )

@@ -26,6 +26,7 @@ from ahfal_app.messages.arrays import held_record, own_arrays
 from ahfal_app.messages.protocol import Order
 from ahfal_app.parameters import Scalar
 from ahfal_app.plugins import FAMILIES, shared_code_hash
+from ahfal_app.query.core.server_side import HeldOut
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
 from ahfal_app.results.kept import kept_model
@@ -62,13 +63,14 @@ from ahfal_app.server.preflight import (
 )
 from ahfal_app.server.shared_budget import SharedBudget
 from ahfal_app.server.standardising import keep_standardisation
+from ahfal_app.server.strategy_side import StrategySide
 from ahfal_app.server.watch import StatusKeeper
 from ahfal_app.stop_set import Observation
 from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
 from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
-from ahfal_app.training.prediction import Evaluation, evaluate
+from ahfal_app.training.prediction import Evaluation, evaluate, predict
 from ahfal_app.training.resources import Resources, computing_threads, resources
 
 _CANDIDATES = "candidates"
@@ -208,6 +210,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     events = make_events(start.settings, position.run, start.folder, progress.warn)
     keeper = StatusKeeper(start.folder, position.run, federation, progress.warn, events.looked)
     known = KnownArrivals(start.loaded.global_counts_C)
+    side = StrategySide(functools.partial(_held_out, start), start.checkpoint.policy)
     learning = FederatedActiveLearning(
         Order(
             start.settings,
@@ -218,7 +221,18 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             proximal_mu=aggregation.proximal_mu,
             backbone=_facts(start.loaded).backbone,
         ),
-        _hooks(start, recorder, progress, aggregation, tracking, candidates, keeper, events, known),
+        _hooks(
+            start,
+            recorder,
+            progress,
+            aggregation,
+            tracking,
+            candidates,
+            keeper,
+            events,
+            known,
+            side,
+        ),
         progress,
         federation,
         aggregation,
@@ -230,6 +244,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         SharedBudget(start.settings, start.folder / _BUDGET)
         if start.settings.has_global_budget
         else None,
+        side,
     )
     if start.extended_from and position.round == start.settings.rounds:
         progress.note(
@@ -340,6 +355,7 @@ def _hooks(
     keeper: StatusKeeper,
     events: Events,
     known: KnownArrivals,
+    side: StrategySide,
 ) -> Hooks:
     run = start.checkpoint.position.run
     references = ReferenceModels(start.folder / _REFERENCES, start.settings)
@@ -359,7 +375,7 @@ def _hooks(
 
     def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
         position = Position(run, cycle, round_)
-        state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state)
+        state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state, side.state)
         write_checkpoint(start.folder / CHECKPOINT, state)
         candidates.committed()
         tracking.committed()
@@ -560,6 +576,19 @@ def _evaluate(start: Start, arrays: ArrayRecord) -> Evaluation:
     model = loaded.model_with(FlatTensors.copy_of(own_arrays(arrays)))
     at_once = start.at_once if loaded.device.type == "cpu" else 1
     return evaluate(model, loaded.test_images, loaded.num_classes, at_once)
+
+
+def _held_out(start: Start, arrays: ArrayRecord) -> HeldOut | None:
+    """Return what a model makes of the held-out test samples, if there are any."""
+    loaded = start.loaded
+    images = loaded.held_out_images
+    if images is None:
+        return None
+    torch.set_num_threads(computing_threads(start.settings))
+    model = loaded.model_with(FlatTensors.copy_of(own_arrays(arrays)))
+    at_once = start.at_once if loaded.device.type == "cpu" else 1
+    logits_MC = predict(model, images, torch.arange(len(images)), at_once=at_once).logits_NC
+    return HeldOut(logits_MC.float().cpu().numpy(), images.labels_N.cpu().numpy())
 
 
 def _to_numpy(arrays: ArrayRecord) -> Arrays:

@@ -31,6 +31,7 @@ from ahfal_app.data.features import Features, FeatureStore, ImageRows
 from ahfal_app.data.images import DataFormat, Images
 from ahfal_app.data.no_data import dataset_of_settings
 from ahfal_app.data.partition import Partition, make_partition
+from ahfal_app.data.preparation import parted_tests
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.site.validation import Validation, load_validation
 from ahfal_app.data.sources import ImageDataset, load_dataset
@@ -48,7 +49,7 @@ from ahfal_app.training.memory import keep_freed_memory
 from ahfal_app.training.sgd import Recipe, resolve_precision
 from ahfal_app.training.update import is_trained_elsewhere
 
-_Split = Literal["train", "test", "validation"]
+_Split = Literal["train", "test", "held-out", "validation"]
 
 
 class Resources:
@@ -92,6 +93,12 @@ class Resources:
         self.device = resolve_device(settings.device)
         self.site = site
         self.dataset: ImageDataset = site.dataset if site else _dataset(settings)
+        self._held_out: Images | None = None
+        if settings.held_out and site is None and settings.has_dataset:
+            tests, self._held_out = parted_tests(
+                self.dataset.test, settings.held_out, settings.seed
+            )
+            self.dataset = replace(self.dataset, test=tests)
         self.model_name = _network_for(settings, self.dataset)
         _check_views(settings, self.dataset)
 
@@ -200,6 +207,11 @@ class Resources:
         return self._on_device("test")
 
     @property
+    def held_out_images(self) -> DeviceImages | None:
+        """The test images that are held out, as `test_images`; None where there are none."""
+        return self._on_device("held-out") if self._held_out is not None else None
+
+    @property
     def has_validation(self) -> bool:
         """Whether a site has a folder of images to test with."""
         return self._load_tests is not None
@@ -235,6 +247,8 @@ class Resources:
             raise MessageRefused("data: not told what they are normalised with")
         tests = self._load_tests() if split == "validation" and self._load_tests else None
         own = self.train if split == "train" else dataset.test
+        if split == "held-out" and self._held_out is not None:
+            own = self._held_out
         images = tests.images if tests is not None else own
         look = ""
         if split == "train" and self._settings.covariate_drift != "none":
@@ -267,6 +281,8 @@ class Resources:
         wanted_N = site.ids_N if site and split == "train" else None
         content = f"{self.dataset.fingerprint} {split}{look and f' {look}'}".encode()
         content += wanted_N.tobytes() if wanted_N is not None else b""
+        if split != "train" and (held_out := self._settings.held_out):
+            content += f" {held_out} held out {self._settings.seed}".encode()
         store = self._store(backbone, site.cache_name if site else "")
         # No backbone goes with vectors.
         pixels_NHWC = cast(NDArray[np.uint8], images.images_NHWC)
@@ -598,6 +614,7 @@ _MADE_OF = (
     "test_fraction",
     "max_train_samples",
     "max_test_samples",
+    "held_out",
     "num_clients",
     "partition",
     "alpha",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import sqlite3
@@ -593,6 +594,44 @@ def test_a_store_of_version_1_is_brought_up_to_date(tmp_path):
     assert store.labelled(1).labels_N.tolist() == [0, 2]
     store.commit([LabelReceipt("b", 6, None, "anna")])
     store.verify()
+    store.close()
+
+
+def test_what_was_told_of_a_choice_is_kept_with_its_request(reopen):
+    store = reopen()
+    store.allot(9)
+    told = [dataclasses.replace(_request(2 * c, cycle=c), report=bytes([c])) for c in range(1, 4)]
+    for request in told:
+        store.reserve(request)
+    # What is drawn at random is told to nobody.
+    audit = LabelRequest(request_id("run", 1, 2, AUDIT), 2, AUDIT, (20,))
+    store.reserve(audit)
+    # A request that is made again in another way is the first one.
+    assert store.reserve(dataclasses.replace(told[0], report=b"else")) == told[0]
+    store = reopen(store)
+    assert store.request(told[1].request_id) == told[1]
+    assert store.request(audit.request_id) == audit
+    assert store.reports(2, 4) == {2: b"\x02", 3: b"\x03"}
+    assert list(store.reports(0, 3)) == [1, 2]
+    assert store.reports(5, 9) == {}
+
+
+def test_a_store_of_version_4_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    store = LabelStore.open_file(path, SAMPLES_N, 3)
+    store.allot(5)
+    store.reserve(_request(0, 2))
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE requests DROP COLUMN report")
+        connection.execute("UPDATE meta SET value = '4' WHERE key = 'schema'")
+    connection.close()
+    store = LabelStore.open_file(path, SAMPLES_N, 3)
+    store.verify()
+    assert store.request(_request(0, 2).request_id) == _request(0, 2)
+    new = dataclasses.replace(_request(4, cycle=1), report=b"told")
+    store.reserve(new)
+    assert store.reports(0, 2) == {1: b"told"}
     store.close()
 
 

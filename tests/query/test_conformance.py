@@ -32,7 +32,9 @@ from ahfal_app.query import (
     strategy_class,
     strategy_names,
 )
+from ahfal_app.query.core.base import checked_report
 from ahfal_app.query.core.covering import CoveringStrategy
+from ahfal_app.query.core.server_side import HeldOut, RowsForm, Task
 
 Tensors = dict[Signal, Tensor]
 
@@ -348,6 +350,55 @@ def test_bad_signals_are_a_named_error(strategy: QueryStrategy) -> None:
 
 
 @every_strategy
+def test_what_is_told_of_a_choice_has_the_declared_form(strategy: QueryStrategy) -> None:
+    task = Task(seed=7, num_classes=5, num_clients=3, held_out=6, most_rows=12)
+    pool, context = make_pool(make_tensors(12, 5)), make_context(4, 5)
+    ids = checked_select(strategy, pool, context)
+    report = checked_report(strategy, task, pool, context, ids)
+    if not strategy.tells:
+        assert report == {}
+        assert strategy.server_side(task) is None
+        assert not strategy.policy_forms(task)
+        assert not strategy.report_forms(task)
+        assert strategy.remembers == 0
+        return
+    assert report.keys() == strategy.report_forms(task).keys()
+    # A site decides by these names.
+    assert strategy.reveals
+    again = checked_report(strategy, task, make_pool(make_tensors(12, 5)), context, ids)
+    assert all(np.array_equal(report[name], again[name]) for name in report)
+    assert checked_report(strategy, task, pool, context, ids[:0]) == {}
+
+
+@every_strategy
+def test_a_half_at_the_server_is_what_it_was_told(strategy: QueryStrategy) -> None:
+    """Whatever is interrupted: a server that is restored knows all that it has known."""
+    task = Task(seed=7, num_classes=5, num_clients=3, held_out=6, most_rows=12)
+    straight, resumed = strategy.server_side(task), strategy.server_side(task)
+    if straight is None or resumed is None:
+        pytest.skip("has no half at the server")
+    for cycle in range(3):
+        logits = np.random.default_rng(cycle).normal(size=(6, 5)).astype(np.float32)
+        held_out = HeldOut(logits, np.arange(6) % 5)
+        context = make_context(4, 5, cycle=cycle + 1)
+        pool = make_pool(make_tensors(12, 5, cycle))
+        ids = checked_select(strategy, pool, context)
+        reports = {1: checked_report(strategy, task, pool, context, ids)}
+        for side in (straight, resumed):
+            side.trained(cycle, held_out)
+            forms = strategy.policy_forms(task)
+            assert side.policy().keys() in ({}.keys(), forms.keys())
+            side.check_report(reports[1])
+            side.reported(cycle, reports)
+        following = strategy.server_side(task)
+        assert following is not None
+        following.restore(resumed.state())
+        resumed = following
+    states = [{n: v.tobytes() for n, v in side.state().items()} for side in (straight, resumed)]
+    assert states[0] == states[1]
+
+
+@every_strategy
 def test_scores_are_finite_float64(strategy: QueryStrategy) -> None:
     if not isinstance(strategy, ScoringStrategy):
         pytest.skip("gives no scores")
@@ -422,6 +473,50 @@ class TestCheckedSelect:
         for strategy in ("entropy", "entropy"):
             checked_select(make_strategy(strategy), pool, make_context(2, 3))
         assert len(calls) == 1
+
+
+class Telling(Broken):
+    """Reports what it is told to."""
+
+    name: ClassVar[str] = "telling"
+    tells: ClassVar[bool] = True
+
+    def report_forms(self, task: Task) -> dict[str, RowsForm]:
+        return {"rows": RowsForm((2,), "float32"), "flags": RowsForm((), "uint8")}
+
+    def report(self, pool: PoolView, context: QueryContext, ids_B: NDArray[np.int64]) -> Any:
+        return self.answer(pool) if callable(self.answer) else self.answer
+
+
+ROWS, FLAGS = np.zeros((3, 2), np.float32), np.zeros(3, np.uint8)
+
+
+def changing(pool: PoolView) -> dict[str, Any]:
+    pool.signal(Signal.LOCAL_LOGITS)[0] = 0.0
+    return {"rows": ROWS, "flags": FLAGS}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"rows": ROWS},
+        {"rows": ROWS, "flags": FLAGS[:2]},
+        {"rows": ROWS.astype(float), "flags": FLAGS},
+        {"rows": ROWS[:, :1], "flags": FLAGS},
+        {"rows": ROWS, "flags": FLAGS, "ids": FLAGS},
+        changing,
+    ],
+)
+def test_nothing_is_told_that_is_not_declared(answer: Any) -> None:
+    task, pool = Task(0, 3, 1), make_pool(make_tensors(9, 3))
+    fine = Telling({"rows": ROWS, "flags": FLAGS})
+    assert checked_report(fine, task, pool, make_context(2, 3), np.arange(2)).keys() == {
+        "rows",
+        "flags",
+    }
+    with pytest.raises(InvalidSelection, match=r"'telling' (reported|changed)"):
+        checked_report(Telling(answer), task, pool, make_context(2, 3), np.arange(2))
 
 
 class TestPoolView:

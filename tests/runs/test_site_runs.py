@@ -179,6 +179,42 @@ def test_sites_choose_together_where_all_of_them_allow_it(
 
 
 @pytest.mark.slow
+def test_a_policy_is_learned_of_sites_that_allow_it(
+    simulation: Simulation, hospitals: Hospitals
+) -> None:
+    """Of sets of any size, as sites have them: no two choose from as many images."""
+    settings = SITES | {
+        "strategy": "leadq",
+        "strategy.agent": "set",
+        "strategy.learn-from": 1,
+        "strategy.gradient-steps": 5,
+        "target-fraction": 0.3,
+        "held-out": 40,
+    }
+    with pytest.raises(QuorumNotReached, match="policy-reveals"):
+        simulation(settings, handler=hospitals.handler)
+    for node in hospitals.nodes:
+        node["policy-reveals"] = "observations"
+    rows: dict[int, list[int]] = {}
+
+    def look(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        reply = hospitals.handler(message, context)
+        if message.metadata.message_type == "query.select":
+            report = reply.content.array_records["report"]
+            rows.setdefault(client, []).append(report["rows"].shape[0])
+        return reply
+
+    outcome = simulation(settings, handler=look)
+    cycles = outcome.metrics.cycles
+    assert not any(cycle.failed for cycle in cycles)
+    assert ["epsilon" in cycle.policy for cycle in cycles] == [False, False, True, True, False]
+    assert len({tuple(each) for each in rows.values()}) == 3
+    # What was labelled is not there any more.
+    assert all(np.diff(each).max() < 0 for each in rows.values())
+
+
+@pytest.mark.slow
 def test_guesses_and_scores_go_to_people(
     simulation: Simulation, hospitals: Hospitals, tmp_path: Path
 ):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -35,11 +36,37 @@ def test_newest_is_read_back_and_two_are_kept(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "aggregation.safetensors"])
+def test_what_changes_once_a_cycle_is_written_twice_a_cycle(tmp_path: Path):
+    """Each of the two that are kept has a file of its own, for more checkpoints the same two."""
+    inodes = []
+    for number, policy in enumerate([b"one"] * 5 + [b"two"] * 3):
+        write_checkpoint(tmp_path, dataclasses.replace(_checkpoint(number), policy=policy))
+        assert read_checkpoint(tmp_path).policy == policy
+        inodes.append((max(tmp_path.iterdir()) / "policy.safetensors").stat().st_ino)
+    assert inodes[0] == inodes[2] == inodes[4] != inodes[1] == inodes[3]
+    assert inodes[5] == inodes[7] != inodes[6]
+    write_checkpoint(tmp_path, _checkpoint(8))
+    assert read_checkpoint(tmp_path).policy == b""
+    assert not (max(tmp_path.iterdir()) / "policy.safetensors").exists()
+
+
+def test_without_links_a_policy_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    for number in range(4):
+        write_checkpoint(tmp_path, dataclasses.replace(_checkpoint(number), policy=b"one"))
+    assert read_checkpoint(tmp_path).policy == b"one"
+
+
+@pytest.mark.parametrize(
+    "file", ["state.json", "model.safetensors", "aggregation.safetensors", "policy.safetensors"]
+)
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, file: str, damage: str):
     for number in range(2):
-        write_checkpoint(tmp_path, _checkpoint(number))
+        write_checkpoint(tmp_path, dataclasses.replace(_checkpoint(number), policy=b"policy"))
     path = max(tmp_path.iterdir()) / file
     content = path.read_bytes()
     if damage == "gone":

@@ -6,7 +6,7 @@ Shape suffixes: N samples in the pool, C classes, B selected samples.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,12 +17,15 @@ from torch import Tensor
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.errors import InvalidSelection
+from ahfal_app.flat import ArrayForm
 from ahfal_app.parameters import Parameters as NoParameters
 from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.questions import Part
 from ahfal_app.query.core.reveals import Reveal
+from ahfal_app.query.core.server_side import Arrays, RowsForm, ServerSide, Task
 from ahfal_app.seeds import numpy_generator
+from ahfal_app.settings import Settings
 
 #: Maps float32 logits (B, C) and labels (B,) to a scalar.
 TrainingLoss = Callable[[Tensor, Tensor], Tensor]
@@ -70,6 +73,12 @@ class QueryContext:
         go by `class_counts_C`. Shape (C,).
     coordinated : Part | None
         What the clients have coordinated before they choose, where they have.
+    policy : Mapping[str, Tensor] | None
+        What the strategy's half at the server has told all clients; None where there is none, or
+        it has told nothing yet.
+    history : Mapping[int, Arrays]
+        This client's own earlier reports, by the cycle that labels were bought for, oldest first;
+        as far back as the strategy `remembers`.
 
     Raises
     ------
@@ -88,6 +97,8 @@ class QueryContext:
     labels_L: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     weighted_counts_C: NDArray[np.float64] | None = None
     coordinated: Part | None = None
+    policy: Mapping[str, Tensor] | None = None
+    history: Mapping[int, Arrays] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a context that no strategy could use."""
@@ -140,6 +151,8 @@ class QueryStrategy(ABC):
     fixed network, with a labelled set and class counts that are empty."""
     is_coordinated: ClassVar[bool] = False
     """Whether the clients choose together: `coordination.CoordinatedStrategy`."""
+    tells: ClassVar[bool] = False
+    """Whether clients tell a half at the server of what they chose: `report`."""
 
     class Parameters(NoParameters):
         """Parameters of the strategy; each has a default and a description."""
@@ -162,6 +175,44 @@ class QueryStrategy(ABC):
     def training_loss(self, context: TrainingContext) -> TrainingLoss | None:
         """Return the loss of local training; None where `has_training_loss` is false."""
         return None
+
+    @property
+    def remembers(self) -> int:
+        """From how many cycles before it `select` wants the client's own reports."""
+        return 0
+
+    def server_side(self, task: Task) -> ServerSide | None:
+        """Return the half at the server, as a run begins; None where there is none."""
+        return None
+
+    def policy_forms(self, task: Task) -> Mapping[str, ArrayForm]:
+        """Return what the server may tell clients before they choose; empty: nothing."""
+        return {}
+
+    def report_forms(self, task: Task) -> Mapping[str, RowsForm]:
+        """Return what clients tell once they have chosen; empty: nothing.
+
+        It is about single samples, so that `reveals` must name it; of a strategy that `tells`.
+        """
+        return {}
+
+    def report(self, pool: PoolView, context: QueryContext, ids_B: NDArray[np.int64]) -> Arrays:
+        """Return what the server is told of a choice, in `report_forms`.
+
+        Called by `checked_report` alone, where something was chosen.
+
+        Parameters
+        ----------
+        pool, context : PoolView, QueryContext
+            As of `select`, with the same signals.
+        ids_B : NDArray[np.int64]
+            What was chosen. Shape (B,).
+        """
+        return {}
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Return a line for each setting of a run that does not go with the strategy."""
+        return []
 
     @abstractmethod
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
@@ -238,6 +289,55 @@ def checked_select(
     if problem:
         raise InvalidSelection(f"strategy {strategy.name!r} {problem}")
     return ids_B
+
+
+def checked_report(
+    strategy: QueryStrategy,
+    task: Task,
+    pool: PoolView,
+    context: QueryContext,
+    ids_B: NDArray[np.int64],
+) -> dict[str, NDArray[np.generic]]:
+    """Return what a query strategy tells of a choice, held to its forms; the only caller.
+
+    Parameters
+    ----------
+    strategy : QueryStrategy
+        The strategy that has chosen.
+    task : Task
+        The run.
+    pool, context : PoolView, QueryContext
+        As they were for `checked_select`.
+    ids_B : NDArray[np.int64]
+        What was chosen. Shape (B,).
+
+    Returns
+    -------
+    dict[str, NDArray[np.generic]]
+        The report; empty where the strategy tells nothing, or nothing was chosen.
+
+    Raises
+    ------
+    InvalidSelection
+        The strategy tells something else than it has declared, or changed a signal.
+    """
+    if not strategy.tells or not len(ids_B):
+        return {}
+    forms = strategy.report_forms(task)
+    view = pool.declaring(strategy.signals)
+    with torch.no_grad():
+        report = dict(strategy.report(view, context, ids_B))
+    rows = {len(values) for values in report.values() if values.ndim}
+    given = {name: ArrayForm(v.shape, str(v.dtype)) for name, v in report.items()}
+    if len(rows) != 1 or given != {name: form.of(*rows) for name, form in forms.items()}:
+        told = ", ".join(f"{name} {form.dtype} {form.shape}" for name, form in given.items())
+        raise InvalidSelection(
+            f"strategy {strategy.name!r} reported {told or 'nothing'}; needed are rows of "
+            + ", ".join(f"{name} {form.dtype} {form.columns}" for name, form in forms.items())
+        )
+    if changed := ", ".join(signal.value for signal in view.changed_signals()):
+        raise InvalidSelection(f"strategy {strategy.name!r} changed the pool's {changed}")
+    return report
 
 
 def _selection_problem(ids_B: object, ids_N: NDArray[np.int64], count: int) -> str:
