@@ -3,9 +3,9 @@
     uv run python benchmarks/step.py
     uv run python benchmarks/step.py --ways "as it is" "eager" --turns 9
 
-Images of CIFAR-10's shape (random), batches of 128 on one thread. The ways take turns in one process;
-told are medians of processor time, and how many times as fast as it is now each way is. Compiling and
-three steps to warm up come first and do not count.
+Images of CIFAR-10's shape (random), batches of 128 on one thread. The ways take turns in one
+process; told are medians of processor time, and how many times as fast as it is now each way is.
+Compiling and three steps to warm up come first and do not count.
 """
 
 from __future__ import annotations

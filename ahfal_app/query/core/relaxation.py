@@ -12,8 +12,8 @@ from torch import Tensor
 from ahfal_app.query.core.picking import SAME, ranked
 from ahfal_app.query.core.points import directions
 
-#: Most candidates whose similarities to all samples are computed together. At first it is as many as
-#: are to be taken, and then twice as many each time: few are passed over.
+#: Most candidates whose similarities to all samples are computed together. At first it is as many
+#: as are to be taken, and then twice as many each time: few are passed over.
 _CANDIDATES = 512
 
 
