@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.preprocessing import MinMaxScaler
 from support import official as code
-from support.official import Agreement, Looked, Rows, official
+from support.official import Agreement, Looked, Rows, Settings, official
 from support.official_cases import Case, chosen
 from support.strategy_cases import pool_of
 from torch import Tensor
@@ -28,12 +29,6 @@ pytestmark = [pytest.mark.official, pytest.mark.usefixtures("_cpu", "_double")]
 BLOCK = 700
 INITIAL, LARGEST = 0.75, 1.1
 CLASSES = 5
-
-
-class Settings(dict[str, Any]):
-    """Settings that are read as keys and as attributes."""
-
-    __getattr__ = dict.__getitem__
 
 
 class Client:
@@ -91,18 +86,30 @@ class Client:
             ACTIVE_LEARNING=active,
             TRAIN=Settings(BATCH_SIZE=512),
         )
-        rows, size = np.arange(BLOCK), self.case.size
-        return module.DCoM(configuration, rows[size:], rows[:size], self.budget, radii, LARGEST)
+        labelled = np.arange(self.case.size, self.case.size + len(radii))
+        others = np.setdiff1d(np.arange(BLOCK), labelled)
+        return module.DCoM(configuration, labelled, others, self.budget, radii, LARGEST)
 
-    def published_radii(self) -> list[float]:
-        """Return the authors' radii, all labelled samples being new."""
-        order = np.r_[np.arange(self.case.size, BLOCK), np.arange(self.case.size)]
-        made = self.published([INITIAL] * self.labelled)
-        predicted = self.logits.argmax(dim=1).numpy()[order]
-        found = made.new_centroids_deltas(
-            self.labels, predicted, self.labelled, batch_size=BLOCK, all_labels=predicted
+    def published_radii(
+        self, kept: Sequence[float] = (), count: int = 0, logits: Tensor | None = None
+    ) -> list[float]:
+        """Return the authors' radii of labelled samples: some are kept, and the others new.
+
+        `count` are labelled, all where it is 0.
+        """
+        count = count or self.labelled
+        before = float(np.mean(kept).round(2)) if kept else INITIAL
+        made = self.published([*kept, *[before] * (count - len(kept))])
+        logits = self.logits if logits is None else logits
+        predicted = logits.argmax(dim=1).numpy()[made.relevant_indices]
+        new = made.new_centroids_deltas(
+            self.labels[:count],
+            predicted,
+            count - len(kept),
+            batch_size=BLOCK,
+            all_labels=predicted,
         )
-        return [float(radius) for radius in found]
+        return [*kept, *[float(radius) for radius in new]]
 
     def theirs(self, radii: list[float]) -> list[int]:
         made = self.published(radii)
@@ -181,3 +188,23 @@ def test_dcom(
         f"{equal} of 20 equal, with a competence of {min(found):g} to {max(found):g}",
     )
     assert equal == 20
+
+
+def test_dcom_of_a_later_cycle(agreement: Agreement) -> None:
+    """The authors' code keeps the radii of 30 samples from when a worse model was asked."""
+    equal, shared = 0, 0
+    for seed in range(20):
+        client = Client(seed, 60, 1.5, 30)
+        noise = torch.from_numpy(client.case.random.normal(size=client.logits.shape))
+        kept = client.published_radii(count=30, logits=client.logits + noise)
+        theirs, ours = client.theirs(client.published_radii(kept)), client.ours()
+        equal += ours == theirs
+        shared += len(set(ours) & set(theirs))
+    agreement.add(
+        "dcom",
+        "TypiClust: `DCoM.new_centroids_deltas`, `select_samples`",
+        f"30 of {BLOCK - 60}, in order, 30 labelled samples with radii of the cycle before, 30 new",
+        f"{equal} of 20 equal; {shared} of 600 picks in both",
+    )
+    assert equal < 20
+    assert shared > 300

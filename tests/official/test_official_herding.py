@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support import official as code
-from support.official import Agreement, Looked, Rows, official
+from support.official import Agreement, Looked, Rows, Settings, official
 from support.official_cases import Case, chosen
 from support.strategy_cases import pool_of
 from torch import Tensor, nn
@@ -45,12 +45,6 @@ CLASSES = [
     "CauchyKernel",
     "RationalQuadKernel",
 ]
-
-
-class Settings(dict[str, Any]):
-    """Settings that are read as keys and as attributes."""
-
-    __getattr__ = dict.__getitem__
 
 
 class Predictor(Looked):

@@ -17,6 +17,7 @@ from ahfal_app.parameters import Scalar
 from ahfal_app.query import PoolView, Signal, checked_select, make_strategy
 from ahfal_app.query.core import coverage as coverage_module
 from ahfal_app.query.core.coverage import (
+    FIRST_ROWS,
     Coverage,
     gaussian,
     greedy_coverage,
@@ -68,6 +69,22 @@ def select(
 
 def assert_near(gains: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(gains, expected, rtol=0, atol=1e-6)
+
+
+class Counting(Coverage):
+    """A coverage that knows how many gains were computed each time."""
+
+    looked_at: list[int]
+
+    @classmethod
+    def of(cls, plain: Coverage) -> Counting:
+        made = cls(plain.points, plain.kernel, plain.references_R, plain.weights_R)
+        object.__setattr__(made, "looked_at", [])
+        return made
+
+    def gains(self, rows_K: torch.Tensor, covered_R: torch.Tensor) -> torch.Tensor:
+        self.looked_at.append(len(rows_K))
+        return super().gains(rows_K, covered_R)
 
 
 class TestGreedyCoverage:
@@ -157,19 +174,18 @@ class TestGreedyCoverage:
 
     @pytest.mark.slow
     def test_looks_at_few_candidates_after_the_first_pick(self) -> None:
-        values = np.random.default_rng(0).normal(size=(2000, 3))
-        looked_at = []
-
-        class Counting(Coverage):
-            def gains(self, rows_K: torch.Tensor, covered_R: torch.Tensor) -> torch.Tensor:
-                looked_at.append(len(rows_K))
-                return super().gains(rows_K, covered_R)
-
-        plain = coverage_of(values, "gaussian", 1)
-        counting = Counting(plain.points, plain.kernel, plain.references_R, plain.weights_R)
+        plain = coverage_of(np.random.default_rng(0).normal(size=(2000, 3)), "gaussian", 1)
+        counting = Counting.of(plain)
         assert picks(counting, 2000, 40) == picks(plain, 2000, 40)
-        assert looked_at[0] == 2000
-        assert sum(looked_at[1:]) < 40 * 400
+        assert counting.looked_at[0] == 2000
+        assert sum(counting.looked_at[1:]) < 40 * 400
+
+    def test_looks_at_no_level_candidates_that_come_later(self) -> None:
+        """Points so far from each other that each covers itself alone."""
+        counting = Counting.of(coverage_of(list(range(300)), "top-hat", 0.5))
+        assert picks(counting, 300, 20) == list(range(20))
+        assert counting.looked_at[0] == 300
+        assert sum(counting.looked_at[1:]) <= 20 * FIRST_ROWS
 
 
 class TestProbCover:

@@ -89,6 +89,12 @@ def commit(repository: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+class Settings(dict[str, Any]):
+    """Settings that are read as keys and as attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
 def loader(dataset: Any, **options: Any) -> DataLoader[Any]:
     """Return a data loader of this process, whatever workers and memory were asked for."""
     return DataLoader(dataset, **{**options, "num_workers": 0, "pin_memory": False})
