@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from quickstart.task import Net, load_partition, test, train
+from quickstart.task import Net, load_partition, load_share, test, train
 
 app = ClientApp()
 
@@ -23,8 +23,8 @@ def train_locally(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate_locally(message: Message, context: Context) -> Message:
-    """Test the global model on the client's images."""
-    batches = load_partition(_partition(context), 1000)
+    """Test the global model on as many of the client's images as a quickstart holds out."""
+    batches = load_share(_partition(context), 0.2)
     accuracy = test(_net(message), batches)
     metrics = MetricRecord({"eval_acc": accuracy, "num-examples": len(batches.dataset)})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)

@@ -41,9 +41,7 @@ def main(grid: Grid, context: Context) -> None:
         grid=grid,
         initial_arrays=ArrayRecord(Net().state_dict()),
         num_rounds=rounds,
-        train_config=ConfigRecord(
-            {key: told[key] for key in ("batch-size", "local-epochs", "lr")}
-        ),
+        train_config=ConfigRecord({key: told[key] for key in ("batch-size", "local-epochs", "lr")}),
         evaluate_fn=after_round,
     )
     accuracy = float(result.evaluate_metrics_serverapp[rounds]["accuracy"])

@@ -36,8 +36,14 @@ class Net(nn.Module):
 def load_partition(partition: int, batch_size: int) -> DataLoader[dict[str, Tensor]]:
     """Return a client's images and labels in batches, each epoch in another order."""
     rows = _told()["users_UN"][partition]
-    kept = _split("train").select(rows).with_transform(_tensors)
-    return DataLoader(kept, batch_size=batch_size, shuffle=True)
+    return DataLoader(_of(rows), batch_size=batch_size, shuffle=True)
+
+
+def load_share(partition: int, share: float) -> DataLoader[dict[str, Tensor]]:
+    """Return a share of a client's images and labels, in one batch."""
+    rows = _told()["users_UN"][partition]
+    kept = rows[: max(1, round(share * len(rows)))]
+    return DataLoader(_of(kept), batch_size=len(kept))
 
 
 def load_test() -> DataLoader[dict[str, Tensor]]:
@@ -74,6 +80,10 @@ def _told() -> dict[str, np.ndarray]:
     """Return the split, the first weights and how pixels are normalised."""
     with np.load(os.environ["LR_MNIST_TOLD"]) as held:
         return dict(held)
+
+
+def _of(rows: np.ndarray) -> Dataset:
+    return _split("train").select(rows).with_transform(_tensors)
 
 
 @cache
