@@ -1,8 +1,8 @@
 """What those who watch a run are told: the loop says what it does, a thread of its own writes it.
 
 The loop is never held up: what it says changes a few numbers in memory. They are written when they
-have changed, at most about once a second (more seldom with thousands of clients), and as a sign of life
-where nothing happens.
+have changed, at most about once a second (with thousands of clients more seldom), and as a sign of
+life where nothing happens.
 """
 
 from __future__ import annotations
