@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import f as f_distribution
-from scipy.stats import t as t_distribution
+
+# Not from `scipy.stats`, which calls the same and takes a second to import.
+from scipy.special import fdtri, stdtrit
 
 #: Exponents that are tried: 0.05, 0.06, … 2.00.
 EXPONENTS = np.arange(5, 201) / 100
@@ -120,14 +121,14 @@ def fit_curve(labels_M: Sequence[float], accuracies_M: Sequence[float]) -> Fitte
     errors_G = ((accuracies - (a_G[:, None] - b_G[:, None] * powers_GM)) ** 2).sum(axis=1)
     freedom = len(set(labels_M)) - 3
     least = max(float(errors_G.min()), _LEAST_ERROR * len(labels))
-    limit = least * (1 + float(f_distribution.ppf(_CONFIDENCE, 1, freedom)) / freedom)
+    limit = least * (1 + float(fdtri(1, freedom, _CONFIDENCE)) / freedom)
     curves = [
         Curve(float(a), float(b), float(c)) for a, b, c in zip(a_G, b_G, EXPONENTS, strict=True)
     ]
     admissible = [curve for curve, error in zip(curves, errors_G, strict=True) if error <= limit]
     # What differs by rounding alone is equal.
     is_best_G = errors_G <= errors_G.min() + _LEAST_ERROR * len(labels)
-    scatter = float(t_distribution.ppf((1 + _CONFIDENCE) / 2, freedom))
+    scatter = float(stdtrit(freedom, (1 + _CONFIDENCE) / 2))
     scatter *= math.sqrt(float(errors_G.min()) / freedom)
     return FittedCurve(curves[int(is_best_G.argmax())], tuple(admissible), scatter)
 

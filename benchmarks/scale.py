@@ -2,15 +2,19 @@
 
 Synthetic images of CIFAR-10's shape. Each number of clients runs in a process of its own, with
 as many images a client, 10 % of them labelled at the start; two cycles of five rounds of five
-local epochs. All of the few clients train in each round, and a tenth of the many.
+local epochs. All of the few clients train in each round, and a tenth of the many; or, with
+`--at-once`, as many of both, as many users of a large federation do.
 
     uv run python benchmarks/scale.py
+    uv run python benchmarks/scale.py --clients 1000 10000 --at-once 100 --output scale_10000.json
 
 The few clients are measured before and after the many, since a shared machine's speed drifts.
 Reported are the seconds of a round's training and aggregation over the samples trained on (the
-median over the rounds after the first, which pays for what is set up once), the processor's
+median over the rounds after the first, which pays for what is set up once), the seconds from one
+round's end to the next one's over the same, records and checkpoint among them, the processor's
 seconds of the whole run over all samples, and the most memory that the process took, beside the
-size of the images.
+size of the images. With `--at-once` the run is one of logistic regression on small grey images, all
+of them labelled, so that what clients cost besides their training shows.
 """
 
 from __future__ import annotations
@@ -19,10 +23,13 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
 import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +43,57 @@ from ahfal_app.engine.local import simulate
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_run
+from ahfal_app.results.records import RoundRecord
 
-_SIDE, _CHANNELS, _CLASSES = 32, 3, 10
+_CLASSES = 10
 _TEST_IMAGES = 1000
-_EPOCHS = 5
+
+#: Images that differ; with more of them they come again.
+_DISTINCT = 20_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the clients have and do: the shape of their images, and settings."""
+
+    side: int
+    channels: int
+    epochs: int
+    settings: dict[str, object]
+
+
+_WHOLE = Work(
+    32,
+    3,
+    5,
+    {
+        "partition": "dirichlet-balanced",
+        "alpha": 1.0,
+        "model": "resnet8",
+        "rounds": 5,
+        "cycles": 2,
+        "compile": "never",
+    },
+)
+_AT_ONCE = Work(
+    28,
+    1,
+    1,
+    {
+        "partition": "iid",
+        "model": "linear",
+        "batch-size": 10,
+        "learning-rate": 0.03,
+        "momentum": 0.0,
+        "weight-decay": 0.0,
+        "augment": "none",
+        "strategy": "random",
+        "initial-fraction": 1.0,
+        "target-fraction": 1.0,
+        "rounds": 40,
+        "cycles": 1,
+    },
+)
 
 
 def main() -> None:
@@ -50,17 +104,29 @@ def main() -> None:
         "environment": describe_environment(
             class_names=[], data_fingerprint="", partition_fingerprint=None
         ),
-        "images_per_client": arguments.images,
         "runs": [],
     }
     few, many = arguments.clients
+    work = _AT_ONCE if arguments.at_once else _WHOLE
+    images = arguments.images or (50 if arguments.at_once else 500)
+    result["images_per_client"], result["work"] = images, asdict(work)
     for clients in (few, few, many, few, few):
         fraction = arguments.fraction if clients == many else 1.0
+        if arguments.at_once:
+            fraction = arguments.at_once / clients
+        load = os.getloadavg()[0]
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured = pool.apply(_measure, (clients, arguments.images, fraction))
+            measured = pool.apply(_measure, (clients, images, fraction, work))
+        measured["load_before"] = load
         result["runs"].append(measured)
         print(json.dumps(measured), flush=True)
-    for measure in ("seconds_per_sample", "processor_seconds_per_sample"):
+    for measure in (
+        "seconds_per_sample",
+        "whole_seconds_per_sample",
+        "processor_seconds_per_sample",
+        "memory_beyond_images_mib",
+        "most_memory_mib",
+    ):
         ratio = _ratio(result["runs"], many, measure)
         result[f"{measure}_ratio"] = ratio
         print(f"{measure}: {ratio:.2f} times")
@@ -74,10 +140,23 @@ def _ratio(runs: list[dict[str, Any]], many: int, measure: str) -> float:
     return float(of_many / statistics.median(r[measure] for r in runs if r["clients"] != many))
 
 
-def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
+class _Ends(Progress):
+    """Notes when each round is over."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.times: list[float] = []
+
+    def round_done(self, record: RoundRecord) -> None:
+        super().round_done(record)
+        self.times.append(time.perf_counter())
+
+
+def _measure(clients: int, images: int, fraction: float, work: Work) -> dict[str, Any]:
+    ends = _Ends()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images"
-        _write_images(data, clients * images)
+        _write_images(data, clients * images, work)
         before, start = _most_memory(), time.process_time()
         run = simulate(
             {
@@ -86,63 +165,60 @@ def _measure(clients: int, images: int, fraction: float) -> dict[str, Any]:
                 "output-dir": str(Path(folder) / "runs"),
                 "num-clients": clients,
                 "client-fraction": fraction,
-                "partition": "dirichlet-balanced",
-                "alpha": 1.0,
-                "model": "resnet8",
-                "rounds": 5,
-                "local-epochs": _EPOCHS,
-                "cycles": 2,
-                "compile": "never",
+                "local-epochs": work.epochs,
+                **work.settings,
             },
-            Progress(Console(quiet=True)),
+            ends,
         )
         processor_seconds = time.process_time() - start
         rounds = read_run(run).metrics.rounds
-    samples = sum(record.num_examples for record in rounds) * _EPOCHS
+    trained = [record.num_examples * work.epochs for record in rounds]
     of_rounds = [
-        (record.seconds["train"] + record.seconds["aggregate"]) / (record.num_examples * _EPOCHS)
-        for record in rounds
+        (record.seconds["train"] + record.seconds["aggregate"]) / samples
+        for record, samples in zip(rounds, trained, strict=True)
     ]
+    whole = [
+        (end - before_it) / samples
+        for (before_it, end), samples in zip(pairwise(ends.times), trained[1:], strict=True)
+    ]
+    image_mib = clients * images * work.side**2 * work.channels / 2**20
     return {
         "clients": clients,
         "clients_in_each_round": [record.clients for record in rounds],
-        "image_mib": clients * images * _SIDE * _SIDE * _CHANNELS / 2**20,
+        "image_mib": image_mib,
         "most_memory_mib": _most_memory(),
+        "memory_beyond_images_mib": _most_memory() - image_mib,
         "memory_before_mib": before,
-        "trained_samples": samples,
+        "trained_samples": sum(trained),
         "seconds_per_sample_of_rounds": of_rounds,
         "seconds_per_sample": statistics.median(of_rounds[1:]),
-        "processor_seconds_per_sample": processor_seconds / samples,
+        "whole_seconds_per_sample": statistics.median(whole),
+        "processor_seconds_per_sample": processor_seconds / sum(trained),
     }
 
 
-def _write_images(folder: Path, count: int) -> None:
+def _write_images(folder: Path, count: int, work: Work) -> None:
     """Write a data set as parquet files, with the columns `img` and `label`."""
     draw = np.random.default_rng(0)
-    centres = draw.integers(40, 216, (_CLASSES, 4, 4, _CHANNELS))
+    centres = draw.integers(40, 216, (_CLASSES, 4, 4, work.channels))
     for split, size in (("train", count), ("test", _TEST_IMAGES)):
         target = folder / "data" / f"{split}-00000-of-00001.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        labels = draw.integers(0, _CLASSES, size)
-        writer: pq.ParquetWriter | None = None
-        for start in range(0, size, 10_000):
-            part = labels[start : start + 10_000]
-            table = pa.table(
-                {
-                    "img": [{"bytes": _png(centres[c], draw), "path": None} for c in part],
-                    "label": part,
-                }
-            )
-            writer = writer or pq.ParquetWriter(target, table.schema)
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
+        labels = draw.integers(0, _CLASSES, min(size, _DISTINCT))
+        images = [{"bytes": _png(centres[c], draw, work), "path": None} for c in labels]
+        table = pa.table({"img": images, "label": labels})
+        with pq.ParquetWriter(target, table.schema) as writer:
+            for start in range(0, size, _DISTINCT):
+                writer.write_table(table.slice(0, size - start))
 
 
-def _png(centre: np.ndarray, draw: np.random.Generator) -> bytes:
-    pixels = np.kron(centre, np.ones((8, 8, 1))) + draw.integers(-40, 40, (_SIDE, _SIDE, 1))
+def _png(centre: np.ndarray, draw: np.random.Generator, work: Work) -> bytes:
+    blocks = np.ones((work.side // 4, work.side // 4, 1))
+    noise = draw.integers(-40, 40, (work.side, work.side, 1))
+    pixels = (np.kron(centre, blocks) + noise).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0] if work.channels == 1 else pixels)
     buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "png", compress_level=1)
+    image.save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 
@@ -154,8 +230,9 @@ def _most_memory() -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, nargs=2, default=[10, 1000], metavar=("FEW", "MANY"))
-    parser.add_argument("--images", type=int, default=500, help="of each client")
+    parser.add_argument("--images", type=int, help="of each client; 500, or 50 with --at-once")
     parser.add_argument("--fraction", type=float, default=0.1, help="of the many in a round")
+    parser.add_argument("--at-once", type=int, help="clients of a round, of the few and the many")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "scale.json"
     )

@@ -176,13 +176,15 @@ class Client:
             counted yet.
         """
         self._prepare_data()
-        with self._disclosure():
-            pass  # From now on the server is held to these terms of privacy.
-        with self._labels() as store:
-            self._describe(store)
-            self._arriving.note(store, cycle)
-            if self._settings.buys_on_joining:
-                self._reserve_first(store, None, cycle)
+        # From now on the server is held to these terms of privacy. They lie in the database of the
+        # labels, and SQLite tidies up when nobody has it open any more.
+        with self._disclosure(), self._labels() as store:
+            # Choosing at random takes no time, during which nobody else could write.
+            with store.one_change():
+                self._describe(store)
+                self._arriving.note(store, cycle)
+                if self._settings.buys_on_joining:
+                    self._reserve_first(store, None, cycle)
             self._ask(store)
             return JoinAnswer(
                 num_samples=len(self._rows_N),

@@ -6,6 +6,7 @@ that the label store in a folder is a database file of its own.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -21,8 +22,10 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from ahfal_app.client.momentum import KEPT_ROUNDS, CollectedMomentum, MomentumFiles
+from ahfal_app.labels.schema import prepare_schema
 from ahfal_app.labels.store import STORE_FILE, LabelStore
-from ahfal_app.privacy.store import PrivacyStore
+from ahfal_app.privacy.store import PrivacyStore, prepare_privacy
+from ahfal_app.storage.database import begin, begun_with
 from ahfal_app.training.sgd import TrainingState
 
 _log = logging.getLogger(__name__)
@@ -40,6 +43,12 @@ _MOMENTUM = "momentum."
 
 # Predictions are compared with those of the cycle before, also where a cycle is closed again.
 _KEPT_CYCLES = 3
+
+
+@functools.cache
+def _begun() -> bytes:
+    """Return a client's database before anything is in it."""
+    return begun_with(prepare_schema, prepare_privacy)
 
 
 class FolderPieces(MutableMapping[str, bytes]):
@@ -158,6 +167,7 @@ class ClientState:
     ) -> Iterator[LabelStore]:
         """Open the label store of a client with these samples, which may come and go or not."""
         if self._folder is not None:
+            begin(self._folder / STORE_FILE, _begun())
             store = LabelStore.open_file(self._folder / STORE_FILE, samples_N, num_classes, grows)
         else:
             content = self._pieces.get(STORE_FILE, b"")
@@ -176,7 +186,10 @@ class ClientState:
 
         Without a folder it is empty each time: settings refuse every privacy but `none` there.
         """
-        path = self._folder / STORE_FILE if self._folder is not None else Path(":memory:")
+        path = Path(":memory:")
+        if self._folder is not None:
+            path = self._folder / STORE_FILE
+            begin(path, _begun())
         store = PrivacyStore(path)
         try:
             yield store

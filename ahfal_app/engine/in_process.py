@@ -10,7 +10,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +78,8 @@ class InProcessGrid(Grid):
         self._names = {number: site.name for number, site in enumerate(sites, start=1)}
         self._run = Run.create_empty(run_id=1)
         self._pending: dict[str, Future[Message]] = {}
+        # Ids of messages that are answered, in the order of their answers.
+        self._done = deque[str]()
         self._contexts = {
             partition + 1: Context(
                 run_id=1,
@@ -183,19 +186,33 @@ class InProcessGrid(Grid):
                 self._wait_for(message, called)
 
     def _wait_for(self, message: Message, called: Future[Message]) -> None:
-        self._pending[message.metadata.message_id] = called
-        called.add_done_callback(lambda _: self._answered.set())
+        identity = message.metadata.message_id
+        self._pending[identity] = called
+        called.add_done_callback(lambda _: self._note_answer(identity))
+
+    def _note_answer(self, identity: str) -> None:
+        self._done.append(identity)
+        self._answered.set()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are ready, waiting a moment for the first of them."""
-        asked = {i: self._pending[i] for i in message_ids if i in self._pending}
+        asked = message_ids if isinstance(message_ids, Set) else set(message_ids)
         # An answer that comes after this is not missed.
         self._answered.clear()
-        ready = [identity for identity, future in asked.items() if future.done()]
-        if asked and not ready:
+        ready = self._answered_of(asked)
+        if not ready and any(identity in self._pending for identity in asked):
             self._answered.wait(_PULL_TIMEOUT_S)
-            ready = [identity for identity, future in asked.items() if future.done()]
+            ready = self._answered_of(asked)
         return [self._pending.pop(identity).result() for identity in ready]
+
+    def _answered_of(self, asked: Set[str]) -> list[str]:
+        """Return which of these are answered; the others' answers stay.
+
+        It looks at those that are answered alone: with many clients nearly all are waited for.
+        """
+        answered = [self._done.popleft() for _ in range(len(self._done))]
+        self._done.extend(identity for identity in answered if identity not in asked)
+        return [identity for identity in answered if identity in asked]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

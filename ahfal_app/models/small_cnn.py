@@ -12,7 +12,7 @@ from ahfal_app.models.core.base import Classifier
 from ahfal_app.models.core.batch_norm import BatchNorm2d
 from ahfal_app.models.core.facts import NetworkFacts
 
-FACTS = NetworkFacts(stackable=True, bf16_pays=False)
+FACTS = NetworkFacts(stackable=True, bf16_pays=False, bf16_pays_on_cpu_from=16 * 16)
 
 _WIDTH = 32
 _FEATURES = 64

@@ -38,6 +38,18 @@ _SCHEMA = (
 _BEFORE = {"privacy.releases": "cumulative"}
 
 
+def prepare_privacy(connection: sqlite3.Connection) -> None:
+    """Make the tables, unless they are there: with each message the database is opened."""
+    (found,) = connection.execute(
+        "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name LIKE 'privacy!_%' "
+        "ESCAPE '!'"
+    ).fetchone()
+    if found != len(_SCHEMA):
+        with transaction(connection):
+            for statement in _SCHEMA:
+                connection.execute(statement)
+
+
 class PrivacyStore:
     """One client's record of what it has told, and what it must keep to itself.
 
@@ -57,20 +69,9 @@ class PrivacyStore:
             self._connection = connect(path)
             # Secrets that are done with are overwritten, and not just unlinked.
             self._connection.execute("PRAGMA secure_delete = ON")
-            # Opened with each message: tables that are there need no transaction.
-            if not self._has_tables():
-                with self.change():
-                    for statement in _SCHEMA:
-                        self._connection.execute(statement)
+            prepare_privacy(self._connection)
         except sqlite3.DatabaseError as error:
             raise StoreError(f"privacy store {path}: {reason(path, error)}") from error
-
-    def _has_tables(self) -> bool:
-        names = self._connection.execute(
-            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name LIKE 'privacy!_%' "
-            "ESCAPE '!'"
-        ).fetchone()
-        return bool(names[0] == len(_SCHEMA))
 
     def close(self) -> None:
         """Close the database."""

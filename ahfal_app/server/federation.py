@@ -245,7 +245,7 @@ class Federation:
             sorted(addressed & busy), "it is still busy with an earlier message"
         )
         while waiting and time.monotonic() - start < self._timeout:
-            received = list(self.grid.pull_messages(list(waiting)))
+            received = list(self.grid.pull_messages(waiting.keys()))
             answered = _sort_in(received, waiting, replies)
             self._seen |= dict.fromkeys(answered, dt.datetime.now(dt.UTC))
             if not received:

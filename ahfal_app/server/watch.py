@@ -1,13 +1,15 @@
 """What those who watch a run are told: the loop says what it does, a thread of its own writes it.
 
 The loop is never held up: what it says changes a few numbers in memory. They are written when they
-have changed, at most about once a second, and as a sign of life where nothing happens.
+have changed, at most about once a second (with thousands of clients more seldom), and as a sign of
+life where nothing happens.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +35,9 @@ from ahfal_app.server.federation import Federation
 from ahfal_app.server.membership import Membership
 
 _LEAST_PAUSE_S = 1.0
+
+# Of the time that may go into writing: with thousands of clients it would slow the run.
+_MOST_SHARE = 0.02
 
 #: Images that wait since so nearly the same moment were asked for together.
 _SAME_WITHIN_S = 60.0
@@ -313,18 +318,25 @@ class StatusKeeper(Watch):
             self._changed.clear()
             if self._ending.is_set():
                 return
-            self._write()
-            self._looked(_waiting(self.status()))
-            if self._ending.wait(_LEAST_PAUSE_S):
+            start = time.thread_time()
+            self._looked(_waiting(self._write()))
+            if self._ending.wait(pause_after(time.thread_time() - start)):
                 return
 
-    def _write(self) -> None:
+    def _write(self) -> RunStatus:
+        status = self.status()
         try:
-            write_status(self._folder, self.status())
+            write_status(self._folder, status)
         except OSError as error:
             if not self._has_warned:
                 self._warn(f"{self._folder / STATUS}: cannot be written ({error.strerror})")
             self._has_warned = True
+        return status
+
+
+def pause_after(spent: float) -> float:
+    """Return the seconds for which nothing is written, after so many of the processor's."""
+    return min(max(_LEAST_PAUSE_S, spent / _MOST_SHARE), HEARTBEAT_S)
 
 
 def _since(now: dt.datetime, seconds: float, before: dt.datetime | None) -> dt.datetime | None:

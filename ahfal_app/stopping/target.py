@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
-from scipy.stats import binomtest
 
 from ahfal_app.stopping.core.base import CycleResult, StoppingRule
 
@@ -39,6 +38,9 @@ class Target(StoppingRule):
 
     def reason(self, history: Sequence[CycleResult]) -> str:
         """Return what was reached, or nothing."""
+        # All of SciPy's statistics takes longer to import than many a command takes.
+        from scipy.stats import binomtest
+
         last, wanted = history[-1], self.parameters.accuracy
         interval = binomtest(last.right, last.tests).proportion_ci(
             self.parameters.confidence, method="wilson"

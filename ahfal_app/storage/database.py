@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+from ahfal_app.storage.files import write_new
 
 # What SQLite needs to open a database, rounded up: an index of 32 KiB beside it.
 _LEAST_BYTES = 65_536
+
+# Where a database's file says which versions of SQLite may write and read it, and what says that it
+# has a write-ahead log (https://www.sqlite.org/fileformat.html, "file format version numbers").
+_VERSIONS, _WITH_LOG = slice(18, 20), b"\x02\x02"
 
 #: What SQLite waits for with each transaction: that it is on the disk.
 SYNCHRONOUS = "FULL"
@@ -28,6 +34,28 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
     return connection
+
+
+def begun_with(*prepare: Callable[[sqlite3.Connection], None]) -> bytes:
+    """Return the file of a database with a write-ahead log, as these functions leave it."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for each in prepare:
+            each(connection)
+        content = bytearray(connection.serialize())
+    content[_VERSIONS] = _WITH_LOG
+    return bytes(content)
+
+
+def begin(path: Path, content: bytes) -> None:
+    """Make a database's file, durably and in one step, unless there is one.
+
+    SQLite would wait for the disk some ten times to get as far; where files cannot be made so,
+    that is left to it.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            write_new(path, content)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -37,6 +37,26 @@ def replace_bytes(path: Path, content: bytes) -> None:
     be gone: for what is written often, and can be missed.
     """
     _replace(path, content, is_synced=False)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Make a file in one step, durably, unless there is one already: that stays as it is.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or the file system has no hard links; there is no such file then.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        _sync_file(temporary)
+        # A link, since renaming would take the place of what another process has made meanwhile.
+        with suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -389,6 +389,7 @@ class Resources:
 
     def _recipe(self, settings: Settings) -> Recipe:
         device, model = self.device, self.facts_name
+        height, width, _ = self.dataset.image_shape
         return Recipe(
             local_epochs=settings.local_epochs,
             batch_size=settings.batch_size,
@@ -398,7 +399,7 @@ class Resources:
             lr_decay_epochs=settings.lr_decay_epochs,
             lr_decay_factor=settings.lr_decay_factor,
             augmentation=self._augmentation(settings),
-            precision=resolve_precision(settings.precision, device, model),
+            precision=resolve_precision(settings.precision, device, model, height * width),
             compile=resolve_compile(settings.compile, device, model, self._sample_passes(settings)),
         )
 

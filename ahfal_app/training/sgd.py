@@ -178,13 +178,12 @@ def batches(rows_N: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def resolve_precision(
-    precision: str, device: torch.device, model_name: str
+    precision: str, device: torch.device, model_name: str, pixels: int
 ) -> Literal["fp32", "bf16"]:
-    """Return the arithmetic that a setting means."""
+    """Return the arithmetic that a setting means, for images of so many pixels."""
     if precision == "auto":
-        return (
-            "bf16" if _has_native_bf16(device) and network_facts(model_name).bf16_pays else "fp32"
-        )
+        pays = _has_native_bf16(device) and _bf16_pays(device, model_name, pixels)
+        return "bf16" if pays else "fp32"
     return "bf16" if precision == "bf16" else "fp32"
 
 
@@ -271,6 +270,13 @@ def _total(losses: list[Tensor], batch_size: int, num_samples: int) -> float:
     sizes_T[-1] = num_samples - batch_size * (len(losses) - 1)
     losses_T: list[float] = (means_T * sizes_T).tolist()
     return sum(losses_T)
+
+
+def _bf16_pays(device: torch.device, model_name: str, pixels: int) -> bool:
+    """Return whether bf16 was measured to be faster where the hardware has it."""
+    facts = network_facts(model_name)
+    least = facts.bf16_pays_on_cpu_from
+    return facts.bf16_pays or (device.type == "cpu" and least is not None and pixels >= least)
 
 
 def _has_native_bf16(device: torch.device) -> bool:

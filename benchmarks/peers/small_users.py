@@ -74,7 +74,8 @@ def _start(
     address = str(folder / "socket")
     told = {"address": address, "settings": settings}
     referee.start(_OURS, [sys.executable, __file__, "--play", json.dumps(told)])
-    for name, (processes, threads) in _PFL.items():
+    for name in arguments.ways:
+        processes, threads = _PFL[name]
         python = str(arguments.peers / "bin" / "python")
         launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone"]
         launch += [] if processes == 1 else [f"--nproc-per-node={processes}"]
@@ -97,7 +98,7 @@ def _start(
 
 def _measure(referee: Referee, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """Have all take turns; the first rounds, which compile, and the last, which tests, are free."""
-    names = [_OURS, *_PFL]
+    names = [_OURS, *arguments.ways]
     for name in names:
         for _ in range(arguments.warm_up):
             referee.round(name)
@@ -115,9 +116,10 @@ def _judged(result: dict[str, Any], output: Path) -> dict[str, Any]:
     """Say how much faster we are than the best of theirs; write it down."""
     seconds = result["seconds"]
     result["summary"] = {name: summary(times) for name, times in seconds.items()}
-    best = min(_PFL, key=lambda name: result["summary"][name]["median"])
+    theirs = seconds.keys() - {_OURS}
+    best = min(theirs, key=lambda name: result["summary"][name]["median"])
     result["best_of_theirs"] = best
-    ratios = [theirs / ours for theirs, ours in zip(seconds[best], seconds[_OURS], strict=True)]
+    ratios = [of_best / ours for of_best, ours in zip(seconds[best], seconds[_OURS], strict=True)]
     result["ratio"] = {"to": best, "rounds": len(ratios), **summary(ratios)}
     result["ratio"]["of_medians"] = statistics.median(seconds[best]) / statistics.median(
         seconds[_OURS]
@@ -213,6 +215,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, help="their environment")
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10 as parquet files")
+    parser.add_argument("--ways", nargs="+", choices=list(_PFL), default=list(_PFL), help="of pfl")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=2, help="rounds of each that do not count")
     parser.add_argument("--compile", default="auto", help="the setting of this name")

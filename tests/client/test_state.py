@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ahfal_app.client.state import ClientState, FolderPieces
+from ahfal_app.labels.store import STORE_FILE, LabelStore
+from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.training.sgd import TrainingState
 
 
@@ -53,6 +58,24 @@ def test_one_local_model_is_kept(state: ClientState):
     newest = state.load_local_model(2)
     assert newest is not None
     assert torch.equal(newest["weight"], torch.full((2,), 2.0))
+
+
+def test_a_clients_database_is_the_one_that_its_stores_would_make(tmp_path: Path):
+    """It begins as a whole file, with the tables of both of its stores."""
+    samples_N = np.arange(3)
+    with ClientState.on_disk(tmp_path / "begun").labels(samples_N, 2):
+        pass
+    (tmp_path / "made").mkdir()
+    PrivacyStore(tmp_path / "made" / STORE_FILE).close()
+    LabelStore.open_file(tmp_path / "made" / STORE_FILE, samples_N, 2).close()
+    begun, made = (_schema(tmp_path / name / STORE_FILE) for name in ("begun", "made"))
+    assert begun == made
+    assert {"samples", "ledger", "privacy_terms"} <= {name for name, _ in begun}
+
+
+def _schema(path: Path) -> set[tuple[str, str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return set(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
 
 
 def test_what_was_watched_is_kept_of_the_last_rounds_of_a_cycle(state: ClientState):

@@ -16,7 +16,7 @@ from ahfal_app.ledger import Ledger
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.results.records import Failure, RoundRecord
 from ahfal_app.results.status import STATUS, Phase, RunStatus, SiteStatus, State, read_status
-from ahfal_app.server.watch import StatusKeeper, Waiting
+from ahfal_app.server.watch import StatusKeeper, Waiting, pause_after
 
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 RUN = "0123456789abcdef"
@@ -282,3 +282,12 @@ def test_missing_labels_and_their_age_always_go_together(
         assert (site.given, site.missing) == (spent, reserved)
         assert site.missing_since == since
         assert (site.longest_since is None) == (reserved == 0)
+
+
+@pytest.mark.parametrize(
+    ("spent", "pause"),
+    # A second at least, a fiftieth of the time for writing, a sign of life every ten seconds.
+    [(0.0, 1.0), (0.02, 1.0), (0.12, 6.0), (5.0, 10.0)],
+)
+def test_the_more_sites_the_more_seldom_it_is_written(spent: float, pause: float):
+    assert pause_after(spent) == pytest.approx(pause)

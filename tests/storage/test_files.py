@@ -104,3 +104,36 @@ def test_files_are_on_disk_before_they_have_their_names(
         files.write_text(tmp_path / "b", "2")
         files.write_json(tmp_path / "c", {"value": 3})
     disk.check("a", "b", "c")
+
+
+def test_a_new_file_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched_disk(monkeypatch) as disk:
+        files.write_new(tmp_path / "a", b"1")
+    disk.check("a")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_new_file_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"first")
+    files.write_new(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_new_file_that_cannot_get_its_name_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_links(monkeypatch)
+    with pytest.raises(OSError, match="no links"):
+        files.write_new(tmp_path / "a", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("there are no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)

@@ -51,6 +51,7 @@ def watched_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """Watch what is synced and renamed by this process."""
     disk = Disk()
     real_fsync, real_rename, real_replace = os.fsync, Path.rename, Path.replace
+    real_link = Path.hardlink_to
 
     def fsync(descriptor: int) -> None:
         real_fsync(descriptor)
@@ -64,8 +65,13 @@ def watched_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
         disk.before_rename(self, Path(target))
         return real_replace(self, target)
 
+    def hardlink_to(self: Path, target: Path) -> None:
+        disk.before_rename(Path(target), self)
+        real_link(self, target)
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         patch.setattr(Path, "rename", rename)
         patch.setattr(Path, "replace", replace)
+        patch.setattr(Path, "hardlink_to", hardlink_to)
         yield disk

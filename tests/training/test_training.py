@@ -332,12 +332,24 @@ def test_compiled_training_is_close_to_eager(precision: str) -> None:
 
 def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert resolve_precision("auto", CPU, "resnet8") == "bf16"
-    assert resolve_precision("auto", CPU, "small-cnn") == "fp32"
+    assert resolve_precision("auto", CPU, "resnet8", 1) == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
-    assert resolve_precision("auto", CPU, "resnet8") == "fp32"
-    assert resolve_precision("bf16", CPU, "resnet8") == "bf16"
-    assert resolve_precision("fp32", CPU, "resnet8") == "fp32"
+    assert resolve_precision("auto", CPU, "resnet8", 1) == "fp32"
+    assert resolve_precision("auto", CPU, "small-cnn", 10_000) == "fp32"
+    assert resolve_precision("bf16", CPU, "resnet8", 1) == "bf16"
+    assert resolve_precision("fp32", CPU, "resnet8", 1) == "fp32"
+
+
+def test_a_small_network_is_worth_bf16_on_images_that_are_not_tiny(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU that was not measured, and it stays as it was."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert [resolve_precision("auto", CPU, "small-cnn", n) for n in (64, 255, 256, 1024)] == [
+        *("fp32", "fp32", "bf16", "bf16")
+    ]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert resolve_precision("auto", torch.device("cuda"), "small-cnn", 1024) == "fp32"
 
 
 def test_unmeasured_networks_are_not_compiled_by_themselves(

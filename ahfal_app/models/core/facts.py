@@ -24,6 +24,8 @@ class NetworkFacts:
     bf16_pays : bool
         Whether bf16 is faster than fp32 where the hardware has it; a tiny network loses by the
         conversions.
+    bf16_pays_on_cpu_from : int | None
+        Of a network of which that is not so: pixels of an image from which on it is on a CPU.
     takes_vectors : bool
         Whether it is made for vectors, samples of shape (1, 1, D), and not for images alone.
     """
@@ -32,4 +34,5 @@ class NetworkFacts:
     compiling_pays: bool = False
     together_pays_on_cpu: bool = False
     bf16_pays: bool = True
+    bf16_pays_on_cpu_from: int | None = None
     takes_vectors: bool = False
