@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ahfal_app.benchmark.ranks import LEVEL
 from ahfal_app.benchmark.scores import Board, newcomers
@@ -23,6 +22,9 @@ _WIDTH = 5.4
 _ROW = 0.2
 _INK, _MARK, _GROUP = "#333333", "#0072B2", "#D55E00"
 _LONGEST_NAME = 26
+_MOST_TICKS = 8
+# What fits beside each other in a legend, even of the widest letters.
+_LEGEND_LETTERS = 50
 
 
 def difference_diagram(board: Board) -> Chart:
@@ -89,7 +91,7 @@ def _rank_ticks(methods: int) -> list[int]:
 
 def _crowded(methods: int, step: int) -> set[int]:
     """Return the ticks whose numbers would touch the last one."""
-    return {tick for tick in range(step, methods, step) if step > 1 and methods - tick < 2}
+    return {tick for tick in range(step, methods, step) if step > 1 and methods - tick < 3}
 
 
 def shown_methods(board: Board) -> list[int]:
@@ -117,7 +119,7 @@ def regret_curves(board: Board, problem: str) -> Chart:
             )
         axes.set(xlabel="Labels, all clients together", ylabel="Points below the best")
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xticks(budgets_T[:: 1 + len(budgets_T) // _MOST_TICKS])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         figure.legend(loc="outside lower center", ncols=_columns(board, shown))
 
@@ -127,4 +129,4 @@ def regret_curves(board: Board, problem: str) -> Chart:
 
 def _columns(board: Board, shown: Sequence[int]) -> int:
     longest = max(len(tick_label(board.methods[place], _LONGEST_NAME)) for place in shown)
-    return max(1, min(3, 60 // longest))
+    return max(1, min(3, _LEGEND_LETTERS // longest))
