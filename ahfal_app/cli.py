@@ -168,6 +168,9 @@ def benchmark(
         int | None,
         typer.Option(min=1, help="Runs at the same time; by default one a core, or 4 a GPU."),
     ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave out baselines whose results are not there.")
+    ] = False,
     lock: Annotated[
         bool, typer.Option("--lock", help="Write the fingerprints of a protocol of your own.")
     ] = False,
@@ -190,7 +193,7 @@ def benchmark(
     if out is None:
         raise typer.BadParameter("--out: a folder is needed")
     try:
-        result = take_part(Benchmark.read(protocol), method, places, out, console, jobs)
+        result = take_part(Benchmark.read(protocol), method, places, out, console, jobs, alone)
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on: {out.absolute()}", markup=False)
         raise typer.Exit(130) from None

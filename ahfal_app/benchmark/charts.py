@@ -50,7 +50,7 @@ def difference_diagram(board: Board) -> Chart:
         axes.set_xticks(_rank_ticks(rows))
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
-        axes.set_xlabel("Mean rank over the blocks (1 is the best)")
+        axes.set_xlabel("Mean rank (1 is the best)", loc="left")
         axes.spines[["bottom", "right"]].set_visible(False)
         axes.spines["top"].set_visible(True)
         for number, (first, last) in enumerate(board.groups, 1):

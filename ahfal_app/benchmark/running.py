@@ -117,6 +117,7 @@ def take_part(
     out: Path,
     console: Console,
     jobs: int | None = None,
+    alone: bool = False,
 ) -> SweepResult:
     """Run a method, and the baselines whose results are not kept; write what it came to.
 
@@ -134,6 +135,8 @@ def take_part(
         Where progress and the leaderboard are shown.
     jobs : int, optional
         Runs at the same time.
+    alone : bool
+        Leave out baselines whose results are not kept.
 
     Raises
     ------
@@ -151,7 +154,8 @@ def take_part(
             ]
         )
     had = {submission.method for submission in cached}
-    missing = [baseline(name) for name in benchmark.protocol.baselines if name not in had]
+    wanted = () if alone else benchmark.protocol.baselines
+    missing = [baseline(name) for name in wanted if name not in had]
     taking_part = [*([method] if method else []), *missing]
     planned = plan(benchmark.protocol, taking_part, places)
     check_lock(benchmark.protocol, benchmark.lock, places)

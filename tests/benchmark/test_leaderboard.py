@@ -90,7 +90,7 @@ def test_a_reader_sees_all_of_it_at_both_widths(tmp_path: Path, chromium: Chromi
         for figure in view["figures"]:
             for text in figure["texts"]:
                 assert text["x"] >= figure["x"] - 1, text
-                assert text["x"] + text["width"] <= figure["x"] + figure["width"] + 1, text
+                assert text["x"] + text["width"] <= figure["x"] + figure["width"] + 1, text["text"]
     diagram = seen.views[0]["figures"][0]["texts"]
     assert sum(text["text"].startswith("method-") for text in diagram) == 25
     assert any(text["text"].startswith("CD = ") for text in diagram)

@@ -134,6 +134,13 @@ def test_missing_baselines_are_run_and_other_data_stop_it(
     assert without_times(own) == without_times(json.loads(first[0]))
     assert without_times(other) == without_times(json.loads(first[1]))
 
+    # Alone, without any baseline.
+    alone = tmp_path / "alone"
+    named = (*again, "--alone", "--out", str(alone))
+    assert ahfal("benchmark", str(file), *named) == 0
+    assert not (alone / BASELINES).exists()
+    assert "1 baselines are missing: entropy." in (alone / PAGE).read_text()
+
     capsys.readouterr()
     assert ahfal("benchmark", str(file), "strategy=random", place, "--out", str(out)) == 1
     assert "a baseline is called so" in capsys.readouterr().err
