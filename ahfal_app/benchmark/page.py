@@ -30,6 +30,9 @@ _DARK = """
 }
 """
 
+#: Of a method in the terminal.
+_WIDEST_NAME = 24
+
 #: What the tests take for granted, and where that fails.
 _ASSUMPTIONS = (
     "Friedman's and Nemenyi's tests take blocks for independent of each other. Seeds of one data "
@@ -45,6 +48,8 @@ def print_board(board: Board, console: Console) -> None:
     grid = Table(*map(escape, table.headings), title=escape(board.protocol.title))
     for column in grid.columns:
         column.overflow = "fold"
+    # Names whole, as far as there is room.
+    grid.columns[0].min_width = min(_WIDEST_NAME, max(map(len, board.methods)))
     for row in table.rows:
         grid.add_row(*map(escape, row))
     console.print(grid)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
@@ -44,11 +45,11 @@ class Benchmark:
     file: Path
     protocol: Protocol
     lock: Lock
-    digest: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Take the hash of what is measured."""
-        object.__setattr__(self, "digest", protocol_hash(self.protocol, self.lock))
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what is measured."""
+        return protocol_hash(self.protocol, self.lock)
 
     @classmethod
     def read(cls, file: Path) -> Benchmark:

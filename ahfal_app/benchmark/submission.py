@@ -186,7 +186,8 @@ def _package(component: dict[str, Any]) -> Package:
 
 def _machine(hardware: dict[str, Any]) -> Machine:
     return Machine(
-        system=hardware["system"],
+        # Not its kernel, which says more of a machine than anybody need know.
+        system=hardware["system"].split()[0],
         processor=hardware["processor"] or "unknown",
         cores=hardware["cores"],
         gpus=tuple(hardware["gpus"]),
@@ -198,9 +199,7 @@ def lines_of(submissions: Sequence[Submission]) -> bytes:
     return b"".join(each.model_dump_json().encode() + b"\n" for each in submissions)
 
 
-def read_submissions(
-    path: Path, protocol: Protocol, lock: Lock, digest: str, complete: bool = True
-) -> list[Submission]:
+def read_submissions(path: Path, protocol: Protocol, lock: Lock, digest: str) -> list[Submission]:
     """Read a file of submissions, and refuse what the protocol does not allow.
 
     Parameters
@@ -209,8 +208,6 @@ def read_submissions(
         A line for each submission.
     protocol, lock, digest : Protocol, Lock, str
         What they must have been made under; `digest` is `protocol_hash`.
-    complete : bool
-        Whether each must have all runs.
 
     Raises
     ------
@@ -232,7 +229,7 @@ def read_submissions(
         except ValidationError as error:
             problems += [f"{where}: {_told(each)}" for each in error.errors(include_url=False)]
             continue
-        reasons = list(_refusals(submission, protocol, lock, digest, complete))
+        reasons = list(_refusals(submission, protocol, lock, digest))
         problems += [f"{where}, {submission.method!r}: {reason}" for reason in reasons]
         found.append(submission)
     if not found and not problems:
@@ -252,9 +249,7 @@ def same_names(submissions: Sequence[Submission]) -> list[str]:
     ]
 
 
-def _refusals(
-    submission: Submission, protocol: Protocol, lock: Lock, digest: str, complete: bool
-) -> Iterator[str]:
+def _refusals(submission: Submission, protocol: Protocol, lock: Lock, digest: str) -> Iterator[str]:
     """Yield why a submission is none of a protocol."""
     if submission.protocol.hash != digest:
         yield (
@@ -262,6 +257,9 @@ def _refusals(
             f"{digest[:16]}…, version {protocol.version} of {protocol.title!r}"
         )
         return
+    is_plain = submission.strategy == submission.method and not submission.settings
+    if submission.method in protocol.baselines and (submission.packages or not is_plain):
+        yield "called as a baseline, and another strategy; allowed is another name"
     for key in submission.settings:
         if key not in protocol.free and not key.startswith("strategy."):
             yield f"settings: {key}: would change what is measured"
@@ -275,7 +273,7 @@ def _refusals(
         f"{case}: {count} runs; allowed is one" for case, count in counts.items() if count > 1
     )
     missing = [case for case in expected if case not in counts]
-    if complete and missing:
+    if missing:
         yield f"{len(missing)} runs are missing, such as {missing[0]}; allowed is all of them"
 
 

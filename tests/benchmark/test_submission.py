@@ -84,6 +84,7 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a turned name": (_of("method", "a\u202eb"), "U+202E"),
     "a long name": (_of("method", "a" * 81), "method: String should have at most 80"),
     "a setting that measures": (_of("settings", {"rounds": 50}), "rounds: would change what"),
+    "a baseline's name": (_of("method", "random"), "called as a baseline, and another strategy"),
     "another format": (_of("format", 2), "format: Input should be 1"),
     "a code that is none": (_of("code", {"version": "1"}), "code.hash: Field required"),
 }
