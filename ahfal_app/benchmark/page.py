@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jinja2
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -31,7 +32,7 @@ _DARK = """
 """
 
 #: Of a method in the terminal.
-_WIDEST_NAME = 24
+_WIDEST_NAME = 40
 
 #: What the tests take for granted, and where that fails.
 _ASSUMPTIONS = (
@@ -45,13 +46,13 @@ _ASSUMPTIONS = (
 def print_board(board: Board, console: Console) -> None:
     """Print the table of methods, and the test of all of them."""
     table = main_table(board)
-    grid = Table(*map(escape, table.headings), title=escape(board.protocol.title))
-    for column in grid.columns:
-        column.overflow = "fold"
-    # Names whole, as far as there is room.
-    grid.columns[0].min_width = min(_WIDEST_NAME, max(map(len, board.methods)))
+    # What fits into a terminal: the page has the rest.
+    columns = [0, *range(1, 3 + len(board.protocol.problems)), len(table.headings) - 2]
+    headings = (escape(table.headings[column]) for column in columns)
+    grid = Table(*headings, title=escape(board.protocol.title), box=SIMPLE_HEAD, collapse_padding=True)
+    grid.columns[0].no_wrap, grid.columns[0].max_width = True, _WIDEST_NAME
     for row in table.rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*(escape(row[column]) for column in columns))
     console.print(grid)
     console.print(friedman_text(board), markup=False, soft_wrap=True)
 
