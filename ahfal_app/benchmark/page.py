@@ -49,7 +49,9 @@ def print_board(board: Board, console: Console) -> None:
     # What fits into a terminal: the page has the rest.
     columns = [0, *range(1, 3 + len(board.protocol.problems)), len(table.headings) - 2]
     headings = (escape(table.headings[column]) for column in columns)
-    grid = Table(*headings, title=escape(board.protocol.title), box=SIMPLE_HEAD, collapse_padding=True)
+    grid = Table(
+        *headings, title=escape(board.protocol.title), box=SIMPLE_HEAD, collapse_padding=True
+    )
     grid.columns[0].no_wrap, grid.columns[0].max_width = True, _WIDEST_NAME
     for row in table.rows:
         grid.add_row(*(escape(row[column]) for column in columns))
