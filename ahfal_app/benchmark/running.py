@@ -177,10 +177,10 @@ def take_part(
 def show(
     benchmark: Benchmark, submissions: Sequence[Submission], out: Path, console: Console
 ) -> None:
-    """Print the leaderboard and write its page."""
+    """Write the leaderboard's page and print its table."""
     board = benchmark.board(submissions)
-    print_board(board, console)
     write_text(out.absolute(), render_board(board, benchmark.digest))
+    print_board(board, console)
     console.print(f"leaderboard: {out.absolute()}", soft_wrap=True, markup=False)
 
 
