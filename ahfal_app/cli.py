@@ -143,6 +143,86 @@ def sweep(
         raise typer.Exit(1)
 
 
+_Protocol = Annotated[
+    Path, typer.Argument(metavar="PROTOCOL.yaml", help="Such as conf/benchmark/quick.yaml.")
+]
+
+
+@app.command()
+def benchmark(
+    protocol: _Protocol,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[strategy=NAME] [key=value]...",
+            help="What takes part, and where files lie; without a strategy the baselines alone.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of its runs; give it again to resume.")
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="What the method is called; empty: as its strategy.")
+    ] = "",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at the same time; by default one a core, or 4 a GPU."),
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave out baselines whose results are not there.")
+    ] = False,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Write the fingerprints of a protocol of your own.")
+    ] = False,
+) -> None:
+    """Run a query strategy under a fixed protocol, and put it beside the baselines."""
+    from ahfal_app.benchmark.lock import lock_file, make_lock
+    from ahfal_app.benchmark.protocol import method_and_places, read_protocol
+    from ahfal_app.benchmark.running import Benchmark, take_part
+    from ahfal_app.config_sources import read_arguments
+    from ahfal_app.storage.files import write_text
+
+    values, console = read_arguments(arguments or []), Console()
+    method, places = method_and_places(read_protocol(protocol), values, name)
+    if lock:
+        path = lock_file(protocol)
+        made = make_lock(read_protocol(protocol), places)
+        write_text(path.absolute(), made.model_dump_json(indent=1) + "\n")
+        console.print(f"written: {path.absolute()}", soft_wrap=True, markup=False)
+        return
+    if out is None:
+        raise typer.BadParameter("--out: a folder is needed")
+    try:
+        result = take_part(Benchmark.read(protocol), method, places, out, console, jobs, alone)
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on: {out.absolute()}", markup=False)
+        raise typer.Exit(130) from None
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def leaderboard(
+    protocol: _Protocol,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE.jsonl]...", help="Submissions, beside the baselines."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("leaderboard.html"),
+) -> None:
+    """Check submissions to a benchmark, and compare them with its baselines."""
+    from ahfal_app.benchmark.running import Benchmark, show
+    from ahfal_app.errors import BenchmarkError
+    from ahfal_app.experiments.output import check_output
+
+    check_output(out, ".html")
+    found = Benchmark.read(protocol)
+    submissions = found.with_cached(files or [])
+    if not submissions:
+        raise BenchmarkError([f"{protocol}: no results; allowed is at least one file of them"])
+    show(found, submissions, out, Console())
+
+
 _Metric = Annotated[
     str,
     typer.Option(

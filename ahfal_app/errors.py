@@ -28,6 +28,20 @@ class ConfigError(AhfalError):
         super().__init__("\n".join([head + ":", *(f"  - {problem}" for problem in self.problems)]))
 
 
+class BenchmarkError(AhfalError):
+    """What takes part in a benchmark, or what it is run on, is not what its protocol allows.
+
+    Parameters
+    ----------
+    problems : Sequence[str]
+        One line for each problem, naming what it is, what was found and what is allowed.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n  - ".join(["the protocol does not allow this:", *self.problems]))
+
+
 class DatasetError(AhfalError):
     """A data set is missing, unreadable or has no usable images or labels."""
 

@@ -100,8 +100,9 @@ class Settings(BaseModel):
     dataset: str = _setting(
         "digits",
         "Data",
-        "`digits` (built in), a Hugging Face name such as `uoft-cs/cifar10`, a local folder, or a "
-        "parquet file with vectors; `none`: the server has no data, and sites test.",
+        "`digits` or `breast-cancer` (built in), a Hugging Face name such as `uoft-cs/cifar10`, a "
+        "local folder, or a parquet file with vectors; `none`: the server has no data, and sites "
+        "test.",
         min_length=1,
     )
     data_dir: str = _setting("", "Data", "Folder for decoded data; empty: `~/.cache/ahfal`.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.config import LONGEST_VECTOR
 from ahfal_app.data.cache import NOT_USED, Description
 from ahfal_app.data.images import Images
 from ahfal_app.data.known.core.base import Arrays
@@ -27,6 +28,10 @@ from ahfal_app.labels.spreadsheet import write_csv
 if TYPE_CHECKING:
     from ahfal_app.data.decoding import Headers
     from ahfal_app.data.folders import Folder
+
+
+#: A split's images, or its vectors.
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,17 @@ def _array_problem(arrays: Arrays) -> str | None:
         splits.append(("test", arrays.test_images_NHWC, arrays.test_labels_N))
     for split, images_NHWC, labels_N in splits:
         shape, kind = images_NHWC.shape, images_NHWC.dtype
-        if len(shape) != 4 or shape[3] not in (1, 3) or kind != np.uint8 or not len(images_NHWC):
+        if not (_are_images(images_NHWC) or _are_vectors(images_NHWC)):
             return (
                 f"its {split} images are {kind} {shape}; allowed is uint8 (N, height, width, "
-                "channels) with 1 or 3 channels, at least one"
+                "channels) with 1 or 3 channels, or float32 (N, 1, 1, numbers), at least one"
             )
+        if kind == np.float32 and not np.isfinite(images_NHWC).all():
+            return f"its {split} vectors have numbers that are not finite; allowed are finite ones"
         if shape[1:] != arrays.train_images_NHWC.shape[1:]:
             return f"its {split} images are of another shape than those for training: {shape[1:]}"
+        if kind != arrays.train_images_NHWC.dtype:
+            return f"its {split} images are of another type than those for training: {kind}"
         if labels_N.shape != shape[:1] or labels_N.dtype != np.int64:
             return (
                 f"its {split} labels are {labels_N.dtype} {labels_N.shape}; allowed is int64 (N,)"
@@ -125,10 +134,21 @@ def _array_problem(arrays: Arrays) -> str | None:
     return None
 
 
-def _scaled(
-    images_NHWC: NDArray[np.uint8], labels_N: NDArray[np.int64], options: Options
-) -> Images:
-    if not (size := options.image_size):
+def _are_images(images_NHWC: Pixels) -> bool:
+    shape = images_NHWC.shape
+    return images_NHWC.dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3) and shape[0] > 0
+
+
+def _are_vectors(vectors_N11D: Pixels) -> bool:
+    shape = vectors_N11D.shape
+    are_rows = len(shape) == 4 and shape[1:3] == (1, 1) and shape[0] > 0
+    is_length = are_rows and 0 < shape[3] <= LONGEST_VECTOR
+    return vectors_N11D.dtype == np.float32 and is_length
+
+
+def _scaled(images_NHWC: Pixels, labels_N: NDArray[np.int64], options: Options) -> Images:
+    # Vectors have no size: that one is set is told of when they are there.
+    if not (size := options.image_size) or images_NHWC.dtype == np.float32:
         return Images(images_NHWC, labels_N)
     from PIL import Image
 

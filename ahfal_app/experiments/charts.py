@@ -55,7 +55,7 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
                 linewidth=1.2,
                 elinewidth=0.8,
                 label=_method_label(method),
-                **_style(place),
+                **line_style(place),
             )
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -92,7 +92,7 @@ def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
                 linewidth=1.2,
                 elinewidth=0.8,
                 label=_method_label(method),
-                **_style(place),
+                **line_style(place),
             )
         axes.set(xlabel=axis, ylabel=f"Final test {results.metric} in %")
         if len(values) > 1 and min(values) > 0 and max(values) / min(values) >= 5:
@@ -268,7 +268,7 @@ def point_text(point: Point, before: str = "") -> str:
     return f"{before}{words}" if words else ""
 
 
-def _style(place: int) -> dict[str, Any]:
+def line_style(place: int) -> dict[str, Any]:
     """Return how the lines of a method look; no two of 21 look the same."""
     return {
         "color": COLOURS[place % len(COLOURS)],

@@ -224,7 +224,7 @@ def _runs(
         full = {**values, **of_point}
         scaled = settings_at(scale, full)
         try:
-            run = PlannedRun(labels, _checked(scaled, overrides))
+            run = PlannedRun(labels, checked_settings({**scaled, **overrides}))
         except ConfigError as error:
             where = " ".join(f"{name}={label}" for name, label in labels.items())
             # A problem of many points of the grid is told once, with the first of them.
@@ -243,10 +243,22 @@ def _runs(
     return tuple(runs), tuple(f"{file.name}: {warning}" for warning in repetitions(points))
 
 
-def _checked(values: Mapping[str, object], overrides: Mapping[str, object]) -> Settings:
+def checked_settings(values: Mapping[str, object]) -> Settings:
+    """Return a run's settings, such that equal runs have equal ones.
+
+    Parameters
+    ----------
+    values : Mapping[str, object]
+        Flat settings.
+
+    Raises
+    ------
+    ConfigError
+        They cannot be used.
+    """
     from ahfal_app.server.preflight import check_settings, with_absolute_paths, without_defaults
 
-    merged = {**values, **overrides}
+    merged = dict(values)
     if not merged.get("num-clients"):
         merged["num-clients"] = DEFAULT_NUM_CLIENTS
     return with_absolute_paths(without_defaults(check_settings(merged)))

@@ -52,7 +52,7 @@ def describe_environment(
     """
     return {
         "code": describe_code(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **package_versions()},
         "components": [asdict(each) for each in provenances(settings or {})],
         "hardware": describe_hardware(),
         "data": {
@@ -103,7 +103,7 @@ def _git(*arguments: str) -> str | None:
 
 
 @cache
-def _versions() -> Mapping[str, str]:
+def package_versions() -> Mapping[str, str]:
     """Return the versions of packages, which stay what they are while a process lives."""
     versions = {}
     for package in _PACKAGES:

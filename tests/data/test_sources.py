@@ -21,6 +21,7 @@ from PIL import Image as PillowImage
 from ahfal_app.config import Settings
 from ahfal_app.data import builders, catalog, sources
 from ahfal_app.data.augmentation import Augmentation
+from ahfal_app.data.known.core.base import Arrays
 from ahfal_app.data.preparation import channel_moments, hold_out
 from ahfal_app.data.sources import ImageDataset, load_dataset
 from ahfal_app.errors import DatasetError
@@ -104,6 +105,48 @@ def test_digits_are_scaled_stratified_and_the_same_for_all_seeds(load: Load) -> 
     np.testing.assert_allclose(shares, 0.2, atol=0.005)
     assert load("digits", seed=7).fingerprint == digits.fingerprint
     assert len(load("digits", test_fraction=0.5).test) == 898
+
+
+def test_breast_cancer_are_the_vectors_that_scikit_learn_has(load: Load) -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    raw = load_breast_cancer()
+    found = load("breast-cancer", test_fraction=0.4)
+    assert found.holds_vectors
+    assert found.class_names == ("malignant", "benign")
+    assert (found.image_shape, len(found.train), len(found.test)) == ((1, 1, 30), 341, 228)
+    vectors = np.concatenate([found.train.images_NHWC, found.test.images_NHWC])[:, 0, 0]
+    assert np.array_equal(np.sort(vectors, axis=0), np.sort(raw.data.astype(np.float32), axis=0))
+    whole_D = found.train.images_NHWC.reshape(341, 30).mean(axis=0, dtype=np.float64)
+    assert found.mean_C == pytest.approx(whole_D, rel=1e-5)
+    with pytest.raises(DatasetError, match="image-size=16: allowed for vectors is 0"):
+        load("breast-cancer", image_size=16)
+
+
+@pytest.mark.parametrize(
+    ("vectors_N11D", "reason"),
+    [
+        (np.ones((4, 1, 1, 2), np.float64), "float64"),
+        (np.ones((4, 2, 1, 2), np.float32), r"float32 \(4, 2, 1, 2\)"),
+        (np.ones((4, 1, 1, 0), np.float32), r"\(4, 1, 1, 0\)"),
+        (np.full((4, 1, 1, 2), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_vectors_of_a_package_that_are_none(
+    vectors_N11D: NDArray[Any], reason: str, tmp_path: Path
+) -> None:
+    labels_N = np.array([0, 1, 0, 1])
+    options = builders.Options("", "", 0.5)
+    with pytest.raises(DatasetError, match=reason):
+        builders.build_arrays(Arrays(vectors_N11D, labels_N, ("a", "b")), "x", options, tmp_path)
+
+
+def test_splits_of_a_package_are_of_one_kind(tmp_path: Path) -> None:
+    labels_N = np.array([0, 1])
+    images, vectors = np.ones((2, 1, 1, 3), np.uint8), np.ones((2, 1, 1, 3), np.float32)
+    mixed = Arrays(vectors, labels_N, ("a", "b"), images, labels_N)
+    with pytest.raises(DatasetError, match="another type than those for training: uint8"):
+        builders.build_arrays(mixed, "x", builders.Options("", "", 0.5), tmp_path)
 
 
 def test_pixels_scaled_with_mean_and_std_are_standardised(load: Load) -> None:

@@ -10,7 +10,7 @@ import pytest
 from support import browser
 from support.fake_run import make_fake_run
 
-from ahfal_app.experiments.charts import _style
+from ahfal_app.experiments.charts import line_style
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import EXPERIMENTS, ExperimentResults, RunResult
 from ahfal_app.experiments.scales import Scale
@@ -161,7 +161,7 @@ def test_a_bad_page_is_seen_to_be_bad(tmp_path: Path, chromium: Chromium) -> Non
 
 
 def test_no_two_methods_look_the_same() -> None:
-    assert len({tuple(_style(place).values()) for place in range(21)}) == 21
+    assert len({tuple(line_style(place).values()) for place in range(21)}) == 21
     # Without the markers, too.
-    looks = {(_style(place)["color"], _style(place)["linestyle"]) for place in range(21)}
+    looks = {(line_style(place)["color"], line_style(place)["linestyle"]) for place in range(21)}
     assert len(looks) == 21

@@ -20,18 +20,19 @@ class Arrays:
 
     Attributes
     ----------
-    train_images_NHWC, test_images_NHWC : NDArray[np.uint8]
-        Pixels from 0 to 255, C of 1 or 3. Without test images a share of the others is held out.
+    train_images_NHWC, test_images_NHWC : NDArray[np.uint8] | NDArray[np.float32]
+        Pixels from 0 to 255, C of 1 or 3; or vectors of C finite numbers, float32, H and W being 1.
+        Without test images a share of the others is held out.
     train_labels_N, test_labels_N : NDArray[np.int64]
         Classes from 0.
     class_names : tuple[str, ...]
         Their names, in order.
     """
 
-    train_images_NHWC: NDArray[np.uint8]
+    train_images_NHWC: NDArray[np.uint8] | NDArray[np.float32]
     train_labels_N: NDArray[np.int64]
     class_names: tuple[str, ...]
-    test_images_NHWC: NDArray[np.uint8] | None = None
+    test_images_NHWC: NDArray[np.uint8] | NDArray[np.float32] | None = None
     test_labels_N: NDArray[np.int64] | None = None
 
 

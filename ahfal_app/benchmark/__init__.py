@@ -1,0 +1,1 @@
+"""The benchmark: a fixed protocol, who takes part, and the leaderboard."""
