@@ -12,9 +12,10 @@ The few clients are measured before and after the many, since a shared machine's
 Reported are the seconds of a round's training and aggregation over the samples trained on (the
 median over the rounds after the first, which pays for what is set up once), the seconds from one
 round's end to the next one's over the same, records and checkpoint among them, the processor's
-seconds of the whole run over all samples, and the most memory that the process took, beside the
-size of the images. With `--at-once` the run is one of logistic regression on small grey images, all
-of them labelled, so that what clients cost besides their training shows.
+seconds of these (which other programs change less) and of the whole run over all samples, those
+until all clients have joined over the clients, and the most memory that the process took, beside
+the size of the images. With `--at-once` the run is one of logistic regression on small grey images,
+all of them labelled, so that what clients cost besides their training shows.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ def main() -> None:
     for measure in (
         "seconds_per_sample",
         "whole_seconds_per_sample",
+        "round_processor_seconds_per_sample",
+        "joining_processor_seconds_per_client",
         "processor_seconds_per_sample",
         "memory_beyond_images_mib",
         "most_memory_mib",
@@ -141,15 +144,22 @@ def _ratio(runs: list[dict[str, Any]], many: int, measure: str) -> float:
 
 
 class _Ends(Progress):
-    """Notes when each round is over."""
+    """Notes when all have joined and when each round is over, by the clock and the processor's."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
+        self.joined = 0.0
         self.times: list[float] = []
+        self.processor_times: list[float] = []
+
+    def run_started(self, num_cycles: int, rounds: int, rounds_done: int = 0) -> None:
+        super().run_started(num_cycles, rounds, rounds_done)
+        self.joined = time.process_time()
 
     def round_done(self, record: RoundRecord) -> None:
         super().round_done(record)
         self.times.append(time.perf_counter())
+        self.processor_times.append(time.process_time())
 
 
 def _measure(clients: int, images: int, fraction: float, work: Work) -> dict[str, Any]:
@@ -177,10 +187,13 @@ def _measure(clients: int, images: int, fraction: float, work: Work) -> dict[str
         (record.seconds["train"] + record.seconds["aggregate"]) / samples
         for record, samples in zip(rounds, trained, strict=True)
     ]
-    whole = [
-        (end - before_it) / samples
-        for (before_it, end), samples in zip(pairwise(ends.times), trained[1:], strict=True)
-    ]
+    whole, processor = (
+        [
+            (end - before_it) / samples
+            for (before_it, end), samples in zip(pairwise(times), trained[1:], strict=True)
+        ]
+        for times in (ends.times, ends.processor_times)
+    )
     image_mib = clients * images * work.side**2 * work.channels / 2**20
     return {
         "clients": clients,
@@ -193,6 +206,8 @@ def _measure(clients: int, images: int, fraction: float, work: Work) -> dict[str
         "seconds_per_sample_of_rounds": of_rounds,
         "seconds_per_sample": statistics.median(of_rounds[1:]),
         "whole_seconds_per_sample": statistics.median(whole),
+        "round_processor_seconds_per_sample": statistics.median(processor),
+        "joining_processor_seconds_per_client": (ends.joined - start) / clients,
         "processor_seconds_per_sample": processor_seconds / sum(trained),
     }
 

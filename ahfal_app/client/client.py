@@ -57,8 +57,11 @@ OWN = "own"
 
 _log = logging.getLogger(__name__)
 
-# What clients of this process are trained on in a run's cycle.
-_frozen: dict[tuple[str, int, int, tuple[str, int] | None], LabelledSets] = {}
+#: A client, and the file of its database as path and number.
+_Place = tuple[int, str, int]
+
+# What clients of this process are trained on, by run and cycle, and by client.
+_frozen: dict[tuple[str, int], dict[_Place | None, LabelledSets]] = {}
 
 
 class Client:
@@ -186,6 +189,7 @@ class Client:
                 if self._settings.buys_on_joining:
                     self._reserve_first(store, None, cycle)
             self._ask(store)
+            self._fix_early(store, cycle)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
                 labelled=len(store.labelled(through_cycle=cycle).samples_N),
@@ -718,21 +722,37 @@ class Client:
         A simulated client's is read once a cycle: opening its database takes as long as a small
         training. At a site images may come and go.
         """
-        grows = self._resources.site is not None
-        place = None if grows else self._state.labels_on_disk()
-        key = (self._run, cycle, self._client, place)
-        known = _frozen.get(key) if place is not None else None
+        known = _frozen.get((self._run, cycle), {}).get(self._frozen_key())
         if known is not None:
             return known
         with self._labels() as store:
-            store.freeze(cycle)
-            open_N = self._arriving.open(store, cycle)
-            sets = LabelledSets.of(store, through_cycle=cycle, open_N=open_N)
-        if place is not None:
-            for old in [k for k in list(_frozen) if k[:2] != key[:2]]:
+            return self._fixed(store, cycle)
+
+    def _fix_early(self, store: LabelStore, cycle: int) -> None:
+        """Fix what a simulated client's cycle is trained on as it joins, if no label is to come.
+
+        Its database is open now, and would be opened for that alone as its training begins.
+        """
+        is_simulated = self._resources.site is None
+        if is_simulated and self._settings.buys_on_joining and not store.ledger().reserved:
+            self._fixed(store, cycle)
+
+    def _fixed(self, store: LabelStore, cycle: int) -> LabelledSets:
+        store.freeze(cycle)
+        open_N = self._arriving.open(store, cycle)
+        sets = LabelledSets.of(store, through_cycle=cycle, open_N=open_N)
+        key, now = self._frozen_key(), (self._run, cycle)
+        if key is not None:
+            # Few are older, whatever the number of clients.
+            for old in [each for each in list(_frozen) if each != now]:
                 _frozen.pop(old, None)
-            _frozen[key] = sets
+            _frozen.setdefault(now, {})[key] = sets
         return sets
+
+    def _frozen_key(self) -> _Place | None:
+        """Return which client's database it is, or None where it is to be read each time."""
+        place = self._state.labels_on_disk() if self._resources.site is None else None
+        return (self._client, *place) if place is not None else None
 
     def _query_answer(
         self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0

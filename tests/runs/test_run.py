@@ -6,7 +6,9 @@ import html
 import json
 import math
 import random
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from support.simulation import TINY, SharedRuns, Simulation
 from support.site_images import write_images
 
 from ahfal_app.class_statistics import otsu_threshold
+from ahfal_app.client.state import ClientState
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import parse_settings
 from ahfal_app.engine.in_process import InProcessGrid
+from ahfal_app.labels.store import LabelStore
 from ahfal_app.query import strategy_names
 
 
@@ -317,3 +321,30 @@ def test_a_threshold_that_follows_the_deviations_is_recorded_and_drawn(
     words = ", ".join(f"{cycle.tau:.1f}" for cycle in chose)
     assert f"below the threshold of {words} percentage points" in page
     assert "by Otsu's method in each cycle" in html.unescape(page)
+
+
+@pytest.mark.parametrize(
+    ("more", "openings"),
+    # As it joins alone; or, without labels until it has a grant, then as it begins and trains, too.
+    [({}, 1), ({"budget": "global"}, 3)],
+)
+def test_a_simulated_clients_labels_are_read_once_until_it_buys_more(
+    more: dict[str, object],
+    openings: int,
+    simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    opened: list[ClientState] = []
+    real = ClientState.labels
+
+    def counted(self: ClientState, *given: Any) -> AbstractContextManager[LabelStore]:
+        opened.append(self)
+        return real(self, *given)
+
+    monkeypatch.setattr(ClientState, "labels", counted)
+    outcome = simulation({"num-clients": 3, "rounds": 3, "cycles": 1, **more})
+    assert len(opened) == 3 * openings
+    (cycle,) = outcome.metrics.cycles
+    # Nobody is left without the labels that it has paid for.
+    assert cycle.labels == cycle.ledger.spent > 0
+    assert [record.num_examples for record in outcome.metrics.rounds] == 3 * [cycle.labels]
