@@ -111,7 +111,8 @@ def main() -> None:
     work = _AT_ONCE if arguments.at_once else _WHOLE
     images = arguments.images or (50 if arguments.at_once else 500)
     result["images_per_client"], result["work"] = images, asdict(work)
-    for clients in (few, few, many, few, few):
+    around = [few] * arguments.repeats
+    for clients in (*around, many, *around):
         fraction = arguments.fraction if clients == many else 1.0
         if arguments.at_once:
             fraction = arguments.at_once / clients
@@ -248,6 +249,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="of each client; 500, or 50 with --at-once")
     parser.add_argument("--fraction", type=float, default=0.1, help="of the many in a round")
     parser.add_argument("--at-once", type=int, help="clients of a round, of the few and the many")
+    parser.add_argument("--repeats", type=int, default=2, help="of the few, before and after")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "scale.json"
     )
