@@ -187,11 +187,7 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=list(_WAYS))
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.json"))
-    arguments = parser.parse_args()
+    arguments = _arguments()
     torch.set_num_threads(1)
     rates = measure(arguments.ways, arguments.turns)
     base = rates.get("as it is")
@@ -207,6 +203,14 @@ def main() -> None:
     }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=list(_WAYS), help="all of them")
+    parser.add_argument("--turns", type=int, default=15, help="of all ways; default 15")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.json"))
+    return parser.parse_args()
 
 
 def measure(names: list[str], turns: int) -> dict[str, float]:

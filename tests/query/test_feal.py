@@ -378,7 +378,8 @@ def test_a_run_with_the_evidential_loss_learns(simulation: Simulation) -> None:
         partition="iid",
         rounds=5,
     )
-    assert outcome.summary["final_accuracy"] > 0.9
+    # 93 % on one kind of processor, 88 % on another; a tenth by chance.
+    assert outcome.summary["final_accuracy"] > 0.8
 
 
 @pytest.mark.slow

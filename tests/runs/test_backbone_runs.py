@@ -10,6 +10,7 @@ from flwr.app import Context, Message
 from safetensors.numpy import load_file
 from support.simulation import Simulation
 from support.small_backbone import SETTINGS, small_backbone, write_weights
+from support.strategy_cases import NEEDED
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
@@ -63,7 +64,7 @@ def test_features_are_computed_once_for_all_runs(simulation: Simulation, tmp_pat
     ],
 )
 def test_every_strategy_chooses_by_features(simulation: Simulation, strategy: str) -> None:
-    outcome = simulation(SMALL, strategy=strategy, cycles=2)
+    outcome = simulation(SMALL, strategy=strategy, cycles=2, **NEEDED.get(strategy, {}))
     assert [cycle.labels for cycle in outcome.metrics.cycles] == [6, 12]
 
 

@@ -742,6 +742,7 @@ def test_every_error_of_ours_has_a_code_of_its_own_or_none_that_a_site_can_meet(
         *("AhfalError", "NoLabelledClients", "CheckpointError", "ResumeError", "SweepError"),
         *("QuorumNotReached", "NonFiniteModel", "CodeMismatch", "EngineError"),
         *("CertificateError", "ReportError", "InvalidMetric", "EvaluationFailed", "PageError"),
+        "BenchmarkError",
     }
     ours = {
         name: kind

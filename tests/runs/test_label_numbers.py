@@ -13,6 +13,7 @@ from support.killing import Uninterrupted, killed_at, uninterrupted
 from support.patients import write_patients
 from support.simulation import Outcome, SharedRuns, Simulation
 from support.spoiling import about, of_client
+from support.strategy_cases import NEEDED
 
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.query import strategy_names
@@ -51,7 +52,9 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_strategy_chooses_where_clients_have_one_label_or_none(
     strategy: str, patients: Path, simulation: Simulation
 ):
-    outcome = simulation(SHARED, dataset=str(patients), strategy=strategy, cycles=2)
+    outcome = simulation(
+        SHARED, dataset=str(patients), strategy=strategy, cycles=2, **NEEDED.get(strategy, {})
+    )
     _check_choice(outcome, [4, 6])
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from support.image_files import noise, png
 from support.simulation import TINY, SharedRuns, Simulation
 from support.site_images import write_images
+from support.strategy_cases import NEEDED
 
 from ahfal_app.class_statistics import otsu_threshold
 from ahfal_app.client.state import ClientState
@@ -119,7 +120,7 @@ def test_equal_seeds_give_equal_runs_for_every_strategy(
     simulation: Simulation, shared_runs: SharedRuns, name: str
 ):
     """However many clients are served at a time, and whatever was drawn before."""
-    settings = {**_ONE_CHOICE, **_FEW.get(name, {}), "strategy": name}
+    settings = {**_ONE_CHOICE, **_FEW.get(name, {}), **NEEDED.get(name, {}), "strategy": name}
     first = shared_runs(settings)
     torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
     second = simulation(settings, workers=3)

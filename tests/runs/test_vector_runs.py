@@ -18,6 +18,7 @@ from support.killing import killed_at, uninterrupted
 from support.patients import patients as a_table
 from support.patients import write_patients
 from support.simulation import Simulation
+from support.strategy_cases import NEEDED
 
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import parse_settings
@@ -54,7 +55,12 @@ def test_every_strategy_does_with_ten_vectors_labelled_at_each_client(
     strategy: str, patients: Path, simulation: Simulation
 ):
     few = {"initial-labels": 10, "query-labels": 5, "target-labels": 15}
-    outcome = simulation(SETTINGS | few, dataset=str(patients), strategy=strategy, alpha=10.0)
+    outcome = simulation(
+        SETTINGS | few | NEEDED.get(strategy, {}),
+        dataset=str(patients),
+        strategy=strategy,
+        alpha=10.0,
+    )
     labels = [cycle.labels_per_client for cycle in outcome.metrics.cycles]
     assert labels == [(10, 10, 10), (15, 15, 15)]
     assert outcome.metrics.cycles[-1].accuracy > 0.8

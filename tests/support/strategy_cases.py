@@ -13,6 +13,12 @@ from torch import Tensor
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.query import PoolModels, PoolView, QueryContext, Signal
 
+#: What a run needs with some strategies, and what makes it short: samples that are held out at the
+#: server, and an agent for pools of any size.
+NEEDED: Mapping[str, Mapping[str, object]] = {
+    "leadq": {"held-out": 20, "strategy.agent": "set", "strategy.learn-from": 1}
+}
+
 
 def context_for(budget: int, num_classes: int, **changes: Any) -> QueryContext:
     fields: dict[str, Any] = {

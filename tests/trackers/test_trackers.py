@@ -292,6 +292,8 @@ def test_a_folder_of_the_library_s_name_is_not_the_library(
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(ConfigError, match="the library wandb is not installed"):
         check_settings({"tracker": "wandb"})
+    # The folder was imported, and would be taken for the library by whoever asks next.
+    sys.modules.pop("wandb", None)
 
 
 def test_an_unknown_tracker_is_refused() -> None:

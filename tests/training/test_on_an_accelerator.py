@@ -12,6 +12,7 @@ import torch
 from support.accelerator import DEVICE, Accelerator, AcceleratorGrid
 from support.simulation import Outcome, SharedRuns, Simulation
 from support.small_training import CPU, RECIPE, ROWS, generator, make_images, make_model
+from support.strategy_cases import NEEDED
 from torch import Tensor
 
 from ahfal_app.data.augmentation import Augmentation
@@ -224,6 +225,7 @@ FEW: dict[str, dict[str, object]] = {
 def settings_of(strategy: str) -> dict[str, object]:
     return {
         **FEW.get(strategy, {}),
+        **NEEDED.get(strategy, {}),
         "strategy": strategy,
         "model": "small-cnn",
         "client-batching": "auto",
