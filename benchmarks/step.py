@@ -79,6 +79,7 @@ class _UnfoldedGradient(torch.autograd.Function):
         return conv2d(maps, weight, padding=1)
 
     @staticmethod
+    # Torch declares it with any number of gradients; there is one.
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         maps, weight = ctx.saved_tensors
         by_maps = torch.nn.grad.conv2d_input(maps.shape, weight, gradient, padding=1)

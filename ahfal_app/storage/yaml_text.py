@@ -44,7 +44,7 @@ class RepeatedKey(yaml.YAMLError):
 
 
 class _Rules(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
-    # The words of YAML 1.1 are not taken over.
+    # The words of YAML 1.1 are not taken over; PyYAML copies the mapping before it adds to it.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def get_single_node(self) -> yaml.Node | None:

@@ -52,7 +52,7 @@ def chosen(
 
 
 class TestByHand:
-    PLACES: list[float] = [0.0, 0.5, 5.0, 9.0]  # noqa: RUF012
+    PLACES = (0.0, 0.5, 5.0, 9.0)
 
     def test_the_candidate_furthest_from_labelled_samples_of_the_class_is_taken(self) -> None:
         # Candidates of one label are 0, 1 and 2; of these 2 is furthest from the label at 0.
