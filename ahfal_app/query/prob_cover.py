@@ -120,9 +120,11 @@ def pure_radius(points_PD: Tensor, clusters_P: Tensor, purity: float) -> float:
     clusters_P = clusters_P.to(points_PD.device)
     stranger_P = torch.full_like(points.squared_norms_N, torch.inf)
     for rows in row_blocks(len(points)):
-        for columns in row_blocks(len(points)):
+        for columns in row_blocks(rows.stop):
+            # Distances are symmetric: each block tells of its rows and of its columns.
             squared_KK = points.squared_distances(rows, columns)
             squared_KK[clusters_P[rows][:, None] == clusters_P[columns]] = torch.inf
             stranger_P[rows] = torch.minimum(stranger_P[rows], squared_KK.amin(dim=1))
+            stranger_P[columns] = torch.minimum(stranger_P[columns], squared_KK.amin(dim=0))
     pure = [r for r in RADII if int((stranger_P >= r * r).sum()) / len(points) >= purity]
     return max(pure, default=RADII[0])

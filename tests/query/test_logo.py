@@ -23,7 +23,6 @@ from ahfal_app.query import (
     checked_select,
     make_strategy,
 )
-from ahfal_app.query.core.clustering import lloyd
 from ahfal_app.query.logo import Logo, best_of_each, gradient_embeddings
 
 
@@ -133,39 +132,6 @@ def test_the_best_of_ten_starts_is_clustered_by_default() -> None:
             select(random_pool(150, 2, 4, seed)[0], 20, **parameters) for seed in range(3)
         ]
     assert answers[None] == answers[10] != answers[1]
-
-
-class TestLloyd:
-    def test_clusters_do_not_depend_on_place_and_scale(self) -> None:
-        points = torch.randn(80, 3, generator=torch.Generator().manual_seed(0)).double()
-        expected = lloyd(points, 7, 1, np.random.default_rng(0))
-        assert len(np.unique(expected)) == 7
-        for moved in (points * 1e30, points * 1e-30, points * 2.0**40 + 2.0**44):
-            assert lloyd(moved, 7, 1, np.random.default_rng(0)).tolist() == expected.tolist()
-
-    def test_no_point_is_nearer_to_another_mean(self) -> None:
-        """What convergence means."""
-        points = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)).double()
-        clusters = torch.from_numpy(lloyd(points, 9, 1, np.random.default_rng(0)))
-        means = torch.stack([points[clusters == k].mean(dim=0) for k in range(9)])
-        assert torch.equal(torch.cdist(points, means).argmin(dim=1), clusters)
-
-    def test_more_starts_are_no_worse(self) -> None:
-        points = torch.randn(300, 2, generator=torch.Generator().manual_seed(2)).double()
-
-        def spread(starts: int) -> float:
-            clusters = torch.from_numpy(lloyd(points, 20, starts, np.random.default_rng(5)))
-            groups = [points[clusters == k] for k in range(20)]
-            return float(sum((group - group.mean(dim=0)).square().sum() for group in groups))
-
-        assert spread(10) < spread(1)
-
-    def test_as_many_clusters_as_points_and_equal_points(self) -> None:
-        points = torch.arange(12.0).double()[:, None]
-        assert sorted(lloyd(points, 12, 1, np.random.default_rng(0))) == list(range(12))
-        assert set(lloyd(points * 0, 5, 1, np.random.default_rng(0))) == {0}
-        signed = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [3.0, 1.0]]).double()
-        assert len(set(lloyd(signed, 3, 1, np.random.default_rng(0)))) == 2
 
 
 @pytest.mark.parametrize(("macro", "expected"), [("local-only", [3, 0]), ("client", [3, 1])])

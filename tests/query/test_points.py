@@ -197,25 +197,26 @@ class TestKMeans:
 
     def test_one_thread_so_that_sums_have_one_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         threads = []
-        fit_predict = clustering.KMeans.fit_predict
+        values = np.random.default_rng(0).normal(size=(200, 2))
+        fit_predict = clustering.MiniBatchKMeans.fit_predict
 
         def counted(*arguments: Any) -> Any:
             threads.extend(library["num_threads"] for library in threadpool_info())
             return fit_predict(*arguments)
 
-        monkeypatch.setattr(clustering.KMeans, "fit_predict", counted)
+        monkeypatch.setattr(clustering.MiniBatchKMeans, "fit_predict", counted)
         with threadpool_limits(2, user_api="openmp"):
-            k_means(torch.tensor(grid(0, 20)), 3, np.random.default_rng(0))
+            k_means(torch.tensor(values), 60, np.random.default_rng(0))
             after = {i["num_threads"] for i in threadpool_info() if i["user_api"] == "openmp"}
         assert set(threads) == {1}
         assert after == {2}
 
-    @pytest.mark.parametrize(("num_clusters", "kind"), [(50, "KMeans"), (51, "MiniBatchKMeans")])
+    @pytest.mark.parametrize(("num_clusters", "kind"), [(50, "lloyd"), (51, "MiniBatchKMeans")])
     def test_batches_for_many_clusters(
         self, num_clusters: int, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = []
-        for name in ("KMeans", "MiniBatchKMeans"):
+        for name in ("lloyd", "MiniBatchKMeans"):
             model = getattr(clustering, name)
 
             def make(*arguments: Any, name: str = name, model: Any = model, **named: Any) -> Any:

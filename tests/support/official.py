@@ -161,7 +161,8 @@ class OurClusters:
     def __init__(self, n_clusters: int, generator: np.random.Generator) -> None:
         self._number, self._generator = n_clusters, generator
 
-    def fit(self, points: NDArray[Any]) -> None:
+    def fit(self, points: NDArray[Any] | Tensor) -> None:
+        points = np.asarray(points)
         self._clusters = k_means(torch.from_numpy(points), self._number, self._generator)
         members = [points[self._clusters == c] for c in range(self._number)]
         # Two alone are equally far from their mean: ever so little nearer to the first.
@@ -170,6 +171,10 @@ class OurClusters:
         )
 
     def predict(self, points: NDArray[Any]) -> NDArray[np.int64]:
+        return self._clusters
+
+    def fit_predict(self, points: NDArray[Any] | Tensor) -> NDArray[np.int64]:
+        self.fit(points)
         return self._clusters
 
 

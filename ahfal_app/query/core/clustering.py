@@ -1,4 +1,4 @@
-"""K-means clusters of embeddings, by scikit-learn.
+"""K-means clusters of embeddings: few by Lloyd's algorithm, many by scikit-learn on batches.
 
 Shape suffixes: N points, D embedding width, K clusters.
 """
@@ -15,6 +15,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor
 
 from ahfal_app.query.core.k_center import greedy_k_center
+from ahfal_app.query.core.lloyd import lloyd_clusters
 from ahfal_app.query.core.picking import ranked
 from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 
@@ -48,8 +49,8 @@ def k_means(
     Returns
     -------
     NDArray[np.int64]
-        Shape (N,). Equal for equal embeddings and an equal generator: one thread is used,
-        as more add up in an order of their own.
+        Shape (N,). Equal for equal embeddings and an equal generator: with batches one thread is
+        used, as more add up in an order of their own.
     """
     points_ND = _scaled(embeddings_ND)
     num_clusters = min(num_clusters, _num_distinct(points_ND))
@@ -90,15 +91,11 @@ def lloyd(
         Shape (N,). Equal for equal embeddings and an equal generator, as of `k_means`.
     """
     points_ND = _scaled(embeddings_ND)
-    model = KMeans(
-        min(num_clusters, _num_distinct(points_ND)),
-        n_init=starts,
-        random_state=int(generator.integers(2**31)),
-        # Elkan's variant keeps a bound for each point and cluster.
-        algorithm="lloyd",
-        copy_x=False,
+    num_clusters = min(num_clusters, _num_distinct(points_ND))
+    clusters_N = lloyd_clusters(
+        torch.from_numpy(points_ND).to(embeddings_ND.device), num_clusters, starts, generator
     )
-    return _fitted(model, points_ND)
+    return clusters_N.cpu().numpy()
 
 
 def weighted_centres(
@@ -185,7 +182,7 @@ def representatives(
     return np.concatenate([chosen.cpu().numpy(), filled])
 
 
-def _fitted(model: KMeans | MiniBatchKMeans, points_ND: NDArray[np.float32]) -> NDArray[np.int64]:
+def _fitted(model: MiniBatchKMeans, points_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     _use_one_blas_thread()
     # OpenMP's limit is this thread's own, so that it can be set for this call.
     with _libraries().limit(limits=1, user_api="openmp"):
