@@ -211,8 +211,10 @@ def _build(raw: RawData, options: Options, target: Path) -> Description:
     }
     if not_used:
         write_csv(target / NOT_USED, ("file", "reason"), sorted(not_used.items()))
-    description = _finish(target, decoded["train"], decoded["test"], raw.class_names)
-    return description.model_copy(update={"not_used": summary(not_used), "notes": tuple(raw.notes)})
+    class_names, notes = raw.class_names, tuple(raw.notes)
+    del raw  # Its tables are mapped into memory, and what follows goes over all pixels.
+    description = _finish(target, decoded["train"], decoded["test"], class_names)
+    return description.model_copy(update={"not_used": summary(not_used), "notes": notes})
 
 
 def _decoded(

@@ -5,6 +5,7 @@ Shapes: N images of a split, M of them that are used, H height, W width, C chann
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -134,15 +135,21 @@ def decode(
     several : bool
         Whether the first one is meant where a file holds several images.
     """
-    images_MHWC = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows_M), *shape))
     problems: dict[int, str] = {}
     use = partial(pixels, shape=shape) if scaled else partial(_exact_pixels, shape)
-    for place, found in enumerate(_used(images, rows_M, use, several)):
-        if isinstance(found, UnusableImage):
-            problems[int(rows_M[place])] = found.reason
-        else:
-            images_MHWC[place] = found
-    images_MHWC.flush()
+    # Written in order, and not through memory-mapped pages, which would all stay in memory.
+    with path.open("wb") as file:
+        whole = {"descr": "|u1", "fortran_order": False, "shape": (len(rows_M), *shape)}
+        np.lib.format.write_array_header_1_0(file, whole)
+        for place, found in enumerate(_used(images, rows_M, use, several)):
+            if isinstance(found, UnusableImage):
+                problems[int(rows_M[place])] = found.reason
+                file.write(bytes(math.prod(shape)))
+            else:
+                file.write(found.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    images_MHWC: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     return images_MHWC, problems
 
 

@@ -26,6 +26,9 @@ from ahfal_app.data.rows import ImageFiles
 from ahfal_app.errors import DatasetError
 from ahfal_app.storage.names import readable
 
+#: Rows of a parquet file that are held at a time, as its groups may be the whole file.
+_ROWS_AT_ONCE = 1000
+
 _SAVED = ("dataset_dict.json", "state.json")
 _BESIDE_SAVED = "beside a saved data set"
 _BESIDE_PARQUET = "beside parquet files with images, and in no folders of classes"
@@ -201,6 +204,7 @@ def _parquets(
 ) -> RawData:
     import datasets
     from pyarrow import parquet
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     from ahfal_app.data.reading import from_tables, reading
 
@@ -215,7 +219,13 @@ def _parquets(
         paths = [glob.escape(found[i].path) for i in rows]
         with reading(f"{where}: the folder cannot be read"):
             splits[split] = datasets.load_dataset(
-                "parquet", data_files={TRAIN: paths}, split=TRAIN, cache_dir=str(work_dir)
+                "parquet",
+                data_files={TRAIN: paths},
+                split=TRAIN,
+                cache_dir=str(work_dir),
+                batch_size=_ROWS_AT_ONCE,
+                # Files lie here: nothing is won by reading ahead, which takes their memory.
+                fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False),
             )
         ends = list(itertools.accumulate(counts[i] for i in rows))
         if len(splits[split]) != ends[-1]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
+import pyarrow
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 
@@ -103,12 +104,16 @@ def reading(failure: str) -> Iterator[None]:
     """Read without progress bars, and turn what `datasets` raises into our error."""
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    # Arrow's own allocators keep what they have taken, which is as much as the largest files.
+    pool = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     try:
         yield
     except (DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         cause = error.__cause__ or error
         raise DatasetError(f"{failure}: {type(cause).__name__}: {cause}") from error
     finally:
+        pyarrow.set_memory_pool(pool)
         if bars:
             datasets.enable_progress_bars()
 

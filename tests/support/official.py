@@ -157,25 +157,26 @@ class OurClusters:
     """scikit-learn's `KMeans`, but for the clusters, which are those of our `k_means`."""
 
     cluster_centers_: NDArray[np.float64]
+    labels_: NDArray[np.int64]
 
     def __init__(self, n_clusters: int, generator: np.random.Generator) -> None:
         self._number, self._generator = n_clusters, generator
 
     def fit(self, points: NDArray[Any] | Tensor) -> None:
         points = np.asarray(points)
-        self._clusters = k_means(torch.from_numpy(points), self._number, self._generator)
-        members = [points[self._clusters == c] for c in range(self._number)]
+        self.labels_ = k_means(torch.from_numpy(points), self._number, self._generator)
+        members = [points[self.labels_ == c] for c in range(self._number)]
         # Two alone are equally far from their mean: ever so little nearer to the first.
         self.cluster_centers_ = np.stack(
             [rows.mean(axis=0) * (1 - 1e-9) + rows[0] * 1e-9 for rows in members]
         )
 
     def predict(self, points: NDArray[Any]) -> NDArray[np.int64]:
-        return self._clusters
+        return self.labels_
 
     def fit_predict(self, points: NDArray[Any] | Tensor) -> NDArray[np.int64]:
         self.fit(points)
-        return self._clusters
+        return self.labels_
 
 
 def pairwise_cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
