@@ -46,6 +46,39 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class AuditFigures:
+    """How right a model was of what was drawn at random to be labelled, of one client or of all.
+
+    Attributes
+    ----------
+    asked : int
+        Samples that were drawn, and that the model was asked about before anybody labelled them.
+    labelled : int
+        Those of them whose labels are there.
+    right : int
+        Those whose label the model had said.
+
+    Raises
+    ------
+    ValueError
+        A number is below 0, or more are right than labelled, or labelled than asked for.
+    """
+
+    asked: int
+    labelled: int
+    right: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.right <= self.labelled <= self.asked:
+            raise ValueError(f"{self}: allowed is 0 <= right <= labelled <= asked")
+
+    @classmethod
+    def total(cls, figures: Iterable[AuditFigures]) -> AuditFigures:
+        """Return the figures of several clients or cycles together."""
+        return cls(*map(sum, zip((0, 0, 0), *map(astuple, figures), strict=True)))
+
+
+@dataclass(frozen=True)
 class ArrivalFigures:
     """How many samples have come and gone, of one client or of all.
 

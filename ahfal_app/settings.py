@@ -659,6 +659,11 @@ class Settings(BaseModel):
         """Whether clients tell how many samples have come and gone."""
         return self.simulates_arrivals or self.has_sites
 
+    @property
+    def tells_audit(self) -> bool:
+        """Whether clients tell how right the global model is of what they label at random."""
+        return self.audit_share > 0 and self.privacy == "none"
+
     def compares_windows(self, cycle: int) -> bool:
         """Tell whether clients compare two windows of cycles once a cycle is trained."""
         return self.drift_test != "none" and is_tested(cycle, self.drift_window)

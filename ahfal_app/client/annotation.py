@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save as save_arrays
 
+from ahfal_app.client.auditing import kept_predictions
 from ahfal_app.client.node_config import oracle_folder
 from ahfal_app.client.selection import Selected
 from ahfal_app.client.state import ClientState
@@ -77,7 +78,12 @@ class Annotation:
         return request_id(self.run, self.client, cycle)
 
     def reserve(
-        self, store: LabelStore, cycle: int, selected: Selected, audit_A: NDArray[np.int64]
+        self,
+        store: LabelStore,
+        cycle: int,
+        selected: Selected,
+        audit_A: NDArray[np.int64],
+        predicted_A: NDArray[np.int64] | None = None,
     ) -> None:
         """Write down what will be asked for before `cycle`, before anybody is asked.
 
@@ -92,6 +98,8 @@ class Annotation:
         audit_A : NDArray[np.int64]
             What was drawn at random. It is a request of its own, without scores and guesses, so
             that these tell nobody what to say. Shape (A,).
+        predicted_A : NDArray[np.int64], optional
+            What the global model says of it, which is kept to be compared with the labels.
         """
         scores_B, guesses_B = selected.scores_B, selected.guesses_B
         request = LabelRequest(
@@ -116,6 +124,7 @@ class Annotation:
                         tuple(audit_A.tolist()),
                         readers=self.readers.count,
                         rule=self.readers.rule,
+                        report=b"" if predicted_A is None else kept_predictions(predicted_A),
                     )
                 )
             store.reserve(request)

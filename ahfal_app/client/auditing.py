@@ -9,12 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
 from ahfal_app.config import Settings
 from ahfal_app.drift import LEAST_ANSWERED, DriftTest, Method, Refusal, drift_test
 from ahfal_app.labels.records import AUDIT, request_id
 from ahfal_app.labels.store import LabelStore
+from ahfal_app.ledger import AuditFigures
 from ahfal_app.seeds import numpy_generator
+
+_PREDICTED = "predicted"
+
+
+def kept_predictions(predicted_A: NDArray[np.int64]) -> bytes:
+    """Return as bytes which classes a model says of an audit's samples, in their order."""
+    return save_arrays({_PREDICTED: predicted_A})
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,25 @@ class Auditing:
         size = max(0, min(due - before, budget, len(pool_N)))
         generator = numpy_generator(self.settings.seed, "audit", self.client, cycle)
         return np.sort(generator.choice(pool_N, size=size, replace=False))
+
+    def figures(self, store: LabelStore, cycle: int) -> AuditFigures | None:
+        """Return how right the model was of the audit before a cycle, by the labels there are.
+
+        None where nothing was drawn, or no model was asked.
+        """
+        request = store.request(self.request_id(cycle))
+        if request is None or not request.report:
+            return None
+        predicted_A = load_arrays(request.report)[_PREDICTED]
+        # Drawn samples are in increasing order.
+        asked_A = np.array(request.samples, np.int64)
+        labelled = right = 0
+        for labels in (store.labelled(), store.held_out()):
+            is_asked_N = np.isin(labels.samples_N, asked_A)
+            places = np.searchsorted(asked_A, labels.samples_N[is_asked_N])
+            labelled += len(places)
+            right += int(np.count_nonzero(predicted_A[places] == labels.labels_N[is_asked_N]))
+        return AuditFigures(len(request.samples), labelled, right)
 
     def tested(
         self, store: LabelStore, cycle: int, num_classes: int, method: Method

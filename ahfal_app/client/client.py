@@ -415,7 +415,8 @@ class Client:
                     selected = self._selection.by_strategy(
                         store, local, tensors, cycle, statistics, granted, watched, policy
                     )
-                self._reserve(store, cycle + 1, selected, audit_A)
+                predicted_A = self._selection.predicted(audit_A, tensors)
+                self._reserve(store, cycle + 1, selected, audit_A, predicted_A)
             self._ask(store)
             return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
 
@@ -599,10 +600,15 @@ class Client:
         return self._selection.audited(store, cycle, granted, cycle)
 
     def _reserve(
-        self, store: LabelStore, cycle: int, selected: Selected, audit_A: NDArray[np.int64]
+        self,
+        store: LabelStore,
+        cycle: int,
+        selected: Selected,
+        audit_A: NDArray[np.int64],
+        predicted_A: NDArray[np.int64] | None = None,
     ) -> None:
         self._selection.record_asked(cycle, selected, audit_A)
-        self._annotation.reserve(store, cycle, selected, audit_A)
+        self._annotation.reserve(store, cycle, selected, audit_A, predicted_A)
 
     def _coordinating(self, cycle: int) -> Coordinating:
         strategy = make_strategy(self._settings.strategy, self._settings.parameters_of("strategy"))
@@ -771,4 +777,5 @@ class Client:
             longest=longest.images,
             longest_seconds=longest.seconds,
             arrivals=self._arriving.figures(store, cycle),
+            audit=self._auditing.figures(store, cycle) if self._settings.tells_audit else None,
         )

@@ -37,6 +37,7 @@ from ahfal_app.query.core.base import checked_report
 from ahfal_app.query.core.server_side import Arrays, Task
 from ahfal_app.results.arrival_rows import write_asked
 from ahfal_app.results.selections import write_client_selection
+from ahfal_app.training.prediction import predict
 from ahfal_app.training.resources import Resources
 
 #: How many labels may be asked for at once, as the ledger stands.
@@ -128,6 +129,29 @@ class Selection:
             return np.zeros(0, np.int64)
         budget = self._allotted(store, cycle, granted, self.arriving.count(arrived_by))
         return self.auditing.drawn(store, cycle, budget)
+
+    def predicted(
+        self, audit_A: NDArray[np.int64], tensors: Mapping[str, Tensor]
+    ) -> NDArray[np.int64] | None:
+        """Return what the global model says of what is drawn at random; None where none is asked.
+
+        Parameters
+        ----------
+        audit_A : NDArray[np.int64]
+            As `audited` returned it.
+        tensors : Mapping[str, Tensor]
+            The global model f^G.
+
+        Returns
+        -------
+        NDArray[np.int64] | None
+            Class indices. Shape (A,).
+        """
+        if not len(audit_A) or not self.settings.tells_audit:
+            return None
+        model, images = self.loaded.model_with(tensors), self.loaded.train_images
+        logits_AC = predict(model, images, torch.from_numpy(audit_A)).logits_NC
+        return logits_AC.argmax(dim=1).cpu().numpy()
 
     def first(self, store: LabelStore, granted: int | None = None, cycle: int = 0) -> Selected:
         """Select what is labelled before the first cycle.

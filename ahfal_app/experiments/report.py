@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from ahfal_app.experiments import charts, last_rounds, tables
+from ahfal_app.experiments import changes, charts, last_rounds, tables
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
@@ -102,6 +102,8 @@ def all_tables(results: ExperimentResults) -> list[TextTable]:
         last_rounds.paper_difference_table(results),
         tables.curve_table(results),
         tables.class_table(results),
+        changes.recovery_table(results),
+        changes.alarm_table(results),
         _privacy_table(results),
         tables.cost_table(results),
     ]

@@ -74,7 +74,8 @@ class LabelRequest:
     rule : str
         What decides where there are several: one of `ahfal_app.labels.readings.RULES`.
     report : bytes
-        What the server is told of the choice; empty where the query strategy tells nothing.
+        What the server is told of the choice; empty where the query strategy tells nothing. Of an
+        audit what a model has said of its samples, which nobody is told of.
     """
 
     request_id: str

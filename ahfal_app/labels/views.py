@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.errors import StoreError
 from ahfal_app.labels.readings import Reading
-from ahfal_app.labels.records import Conflict, Entry, Event, Labelled, LabelRequest
+from ahfal_app.labels.records import AUDIT, Conflict, Entry, Event, Labelled, LabelRequest
 from ahfal_app.ledger import Ledger
 
 #: Cycles times classes that labels are counted by, 128 MiB: a server names both numbers.
@@ -143,8 +143,8 @@ class LabelViews:
         """Return what was told of requests before the cycles from `first` on, and before `end`."""
         rows = self._connection.execute(
             "SELECT cycle, report FROM requests WHERE report IS NOT NULL AND cycle >= ? "
-            "AND cycle < ? ORDER BY cycle",
-            (first, end),
+            "AND cycle < ? AND strategy <> ? ORDER BY cycle",
+            (first, end, AUDIT),
         )
         return dict(rows.fetchall())
 

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
 from ahfal_app.drift import DriftTest, Found, Refusal, Shift, chi_square_p
-from ahfal_app.ledger import ArrivalFigures, Ledger
+from ahfal_app.ledger import ArrivalFigures, AuditFigures, Ledger
 from ahfal_app.messages.fields import (
     LARGEST_COUNT,
     LARGEST_NUMBER,
@@ -27,6 +27,9 @@ from ahfal_app.privacy.sessions import HistogramAnswer
 
 # More are more than a mistake: lists are made of them.
 _MOST_CLIENTS = 1_000_000
+
+# What the keys of an audit's figures begin with.
+_AUDIT = "audit-"
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,9 @@ class QueryAnswer:
         For how long they have waited, by the site's own clock.
     arrivals : ArrivalFigures | None
         How many samples have come and gone; None where all are there from the start.
+    audit : AuditFigures | None
+        How right the global model was of what was drawn at random for this purchase; None where
+        nothing was, or nothing is told of it.
     """
 
     selected: int
@@ -242,9 +248,11 @@ class QueryAnswer:
     longest: int = 0
     longest_seconds: float = 0.0
     arrivals: ArrivalFigures | None = None
+    audit: AuditFigures | None = None
 
     def to_metrics(self) -> MetricRecord:
         """Return it as it travels."""
+        audit = {} if self.audit is None else asdict(self.audit)
         return MetricRecord(
             {
                 "selected": self.selected,
@@ -257,6 +265,7 @@ class QueryAnswer:
                 "longest-seconds": self.longest_seconds,
                 **asdict(self.ledger),
                 **_told(self.arrivals),
+                **{f"{_AUDIT}{name}": number for name, number in audit.items()},
             }
         )
 
@@ -267,8 +276,11 @@ class QueryAnswer:
         Raises
         ------
         ValueError
-            Something is missing or is no count.
+            Something is missing or is no count, or more of an audit is told of than was asked for.
         """
+        audit = _audit(metrics)
+        if audit is not None and audit.asked > count(metrics, "selected"):
+            raise ValueError(f"{audit}: allowed are no more than were asked for")
         return cls(
             selected=count(metrics, "selected"),
             labelled=count(metrics, "labelled"),
@@ -280,6 +292,7 @@ class QueryAnswer:
             longest=count(metrics, "longest"),
             longest_seconds=number(metrics, "longest-seconds"),
             arrivals=_arrivals(metrics),
+            audit=audit,
         )
 
 
@@ -453,6 +466,13 @@ def _arrivals(metrics: MetricRecord) -> ArrivalFigures | None:
     if names[0] not in metrics:
         return None
     return ArrivalFigures(**{name: count(metrics, name) for name in names})
+
+
+def _audit(metrics: MetricRecord) -> AuditFigures | None:
+    names = [field.name for field in fields(AuditFigures)]
+    if f"{_AUDIT}{names[0]}" not in metrics:
+        return None
+    return AuditFigures(**{name: count(metrics, f"{_AUDIT}{name}") for name in names})
 
 
 def _optional(record: ConfigRecord, key: str, pattern: str, longest: int) -> str:

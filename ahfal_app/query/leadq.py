@@ -169,12 +169,20 @@ class LeaDQ(QueryStrategy):
             default=100, ge=1, le=10**5, description="Steps of each learning."
         )
         batch: int = Field(default=32, ge=1, le=10**5, description="Episodes of each step.")
+        buffer: int = Field(
+            default=1000, ge=1, le=10**6, description="Newest episodes that are learned from."
+        )
         target_every: int = Field(
             default=200, ge=1, le=10**6, description="Steps after which the target is renewed."
         )
         gamma: float = Field(default=0.99, ge=0, le=1, description="Discount of later rewards.")
         hidden: int = Field(default=64, ge=1, le=4096, description="Width of the agent.")
         mixing: int = Field(default=32, ge=1, le=4096, description="Width of the mixer.")
+        mixing_layers: Literal[1, 2] = Field(
+            default=1,
+            description="Layers that make the mixer's weights of the state: one, or two with 64 "
+            "numbers between them.",
+        )
 
         @model_validator(mode="after")
         def _go_together(self) -> Self:
@@ -510,12 +518,13 @@ class LeaDQServer(ServerSide):
             torch.tensor(self._rewards, dtype=torch.float32),
             self._own.episode,
             self._rule(),
-        )
+        ).newest(self._own.buffer)
 
     def _mixer(self) -> Mixer:
         if self._own.mixer == "vdn":
             return Sum()
-        return MonotonicMixer(self._task.held_out, self._task.num_clients, self._own.mixing)
+        own, task = self._own, self._task
+        return MonotonicMixer(task.held_out, task.num_clients, own.mixing, own.mixing_layers)
 
     def _rule(self) -> LearningRule:
         own = self._own

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ahfal_app.drift import LEVEL
+from ahfal_app.evaluation.figures import Interval
+from ahfal_app.ledger import AuditFigures
 from ahfal_app.results.reading import Run
 from ahfal_app.results.records import CycleRecord, DriftRecord, SiteDrift
 from ahfal_app.results.tables import TextTable
@@ -80,6 +82,47 @@ def drift_table(run: Run) -> TextTable | None:
         rows=rows,
         numbers=frozenset(range(2, 7)),
         note=_note(run),
+    )
+
+
+def audit_table(run: Run) -> TextTable | None:
+    """List how right each cycle's model was of what was drawn at random; None where untold."""
+    told = [(f"{cycle.cycle + 1}", cycle.audit) for cycle in run.metrics.cycles if cycle.audit]
+    if not told:
+        return None
+    if len(told) > 1:
+        told.append(("all", AuditFigures.total(audit for _, audit in told)))
+    rows = []
+    for name, audit in told:
+        right = Interval(audit.right, audit.labelled)
+        share, bounds = right.share, right.bounds
+        rows.append(
+            (
+                name,
+                f"{audit.asked:,}",
+                f"{audit.labelled:,}",
+                f"{audit.right:,}",
+                "n/a" if share is None else percent(share),
+                "n/a" if bounds is None else f"{percent(bounds[0])} to {percent(bounds[1])}",
+            )
+        )
+    return TextTable(
+        title="The model on audit labels",
+        headings=("Cycle", "Drawn", "Labelled", "Right", "Accuracy", "95 % interval"),
+        rows=rows,
+        numbers=frozenset(range(1, 6)),
+        note="What the cycle's model said of the samples that were drawn at random after it, "
+        "before anybody labelled them; by the labels that had come when the purchase ended. "
+        "Wilson's interval. " + _of_what(run),
+    )
+
+
+def _of_what(run: Run) -> str:
+    if run.settings.pool_memory == 1:
+        return "They are drawn of what came since the purchase before."
+    return (
+        "They are drawn of all that may be asked for, what the strategy has left of earlier "
+        "arrivals included: where it takes what is hard, this is more than on new samples."
     )
 
 

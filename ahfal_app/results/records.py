@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from ahfal_app.drift import LEVEL
-from ahfal_app.ledger import ArrivalFigures, Ledger
+from ahfal_app.ledger import ArrivalFigures, AuditFigures, Ledger
 from ahfal_app.stop_set import Observation
 
 
@@ -259,7 +259,9 @@ class CycleRecord(_Record):
     the clients' stop set differ from the cycle before; None where nobody asked. `arrivals` has
     what had come and gone; None where all samples are there from the start. `forgetting` has what
     statistics would be without it; None where nothing is forgotten, or nobody knows. `drift` has
-    how class mixes have changed; None where no windows end with the cycle. `policy` has what the
+    how class mixes have changed; None where no windows end with the cycle. `audit` has how right
+    the cycle's model was of what was then drawn at random, as far as its labels had come when the
+    purchase ended; None where nobody told. `policy` has what the
     query strategy's half at the server tells of itself, by name. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
@@ -291,6 +293,7 @@ class CycleRecord(_Record):
     arrivals: ArrivalsRecord | None = None
     forgetting: Forgetting | None = None
     drift: DriftRecord | None = None
+    audit: AuditFigures | None = None
     policy: dict[str, Loss] = Field(default_factory=dict)
     ledger: Ledger
     failed: tuple[Failure, ...] = ()

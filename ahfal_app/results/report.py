@@ -30,7 +30,7 @@ from ahfal_app.results.arrivals import (
     tasks_table,
 )
 from ahfal_app.results.costs import amount, cost_of, money
-from ahfal_app.results.drift import drift_table
+from ahfal_app.results.drift import audit_table, drift_table
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.last_rounds import last_accuracies
 from ahfal_app.results.policy import policy_table
@@ -471,6 +471,7 @@ def _tables(run: Run) -> list[TextTable]:
         mix_table(run, _bought_classes(run)),
         tasks_table(run),
         forgetting_table(run),
+        audit_table(run),
         drift_table(run),
         policy_table(run),
         stopping_table(run),

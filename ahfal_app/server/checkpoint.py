@@ -24,7 +24,7 @@ from ahfal_app.errors import CheckpointError
 from ahfal_app.results.reading import CHECKPOINT_STATE
 from ahfal_app.storage.files import new_folder, remove_parts
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _KEPT = 2
 _MODEL = "model.safetensors"
 _AGGREGATION = "aggregation.safetensors"
@@ -83,7 +83,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     state = {
         "schema": SCHEMA_VERSION,
         **asdict(checkpoint.position),
-        "bought": {str(client): cycle for client, cycle in checkpoint.bought.items()},
+        "bought": _runs(checkpoint.bought),
         "files-sha256": {
             name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
         },
@@ -135,9 +135,24 @@ def _read(folder: Path) -> Checkpoint:
         _read_arrays(folder / name, hashes[name]) for name in (_MODEL, _AGGREGATION)
     )
     policy = _read_file(folder / _POLICY, hashes[_POLICY]) if _POLICY in hashes else b""
-    bought = {int(client): int(cycle) for client, cycle in state["bought"].items()}
+    bought = _unrolled(state["bought"])
     position = Position(state["run"], state["cycle"], state["round"])
     return Checkpoint(position, model, bought, aggregation, policy)
+
+
+def _runs(bought: Mapping[int, int]) -> list[list[int]]:
+    """Return runs of clients of the same cycle, as first, last and cycle: of thousands a few."""
+    runs: list[list[int]] = []
+    for client, cycle in sorted(bought.items()):
+        if runs and runs[-1][1:] == [client - 1, cycle]:
+            runs[-1][1] = client
+        else:
+            runs.append([client, client, cycle])
+    return runs
+
+
+def _unrolled(runs: list[list[int]]) -> dict[int, int]:
+    return {client: cycle for first, last, cycle in runs for client in range(first, last + 1)}
 
 
 def _read_arrays(path: Path, sha256: str) -> Arrays:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ahfal_app.config import Settings
 from ahfal_app.data.images import DataFormat
 from ahfal_app.forgetting import bias_warning
-from ahfal_app.ledger import ArrivalFigures
+from ahfal_app.ledger import ArrivalFigures, AuditFigures
+from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.protocol import Order
 from ahfal_app.results.drift import drift_words
 from ahfal_app.results.progress import Progress
@@ -507,6 +508,7 @@ class FederatedActiveLearning:
             arrivals=arrivals,
             forgetting=purchase.forgetting if purchase else None,
             drift=judged.record,
+            audit=_audit(purchase.answers) if purchase and settings.tells_audit else None,
             policy=self._side.figures if purchase else {},
             ledger=self._labels.ledger,
             failed=self._failed(
@@ -532,6 +534,11 @@ class FederatedActiveLearning:
             Failure(client=client, site=self._federation.site(client), reason=reason)
             for client, reason in failures.items()
         )
+
+
+def _audit(answers: Mapping[int, QueryAnswer]) -> AuditFigures | None:
+    told = [answer.audit for answer in answers.values() if answer.audit is not None]
+    return AuditFigures.total(told) if told else None
 
 
 def _tau(settings: Settings, purchase: Purchase | None) -> float:

@@ -400,7 +400,9 @@ class Resources:
             lr_decay_factor=settings.lr_decay_factor,
             augmentation=self._augmentation(settings),
             precision=resolve_precision(settings.precision, device, model, height * width),
-            compile=resolve_compile(settings.compile, device, model, self._sample_passes(settings)),
+            compile=resolve_compile(
+                settings.compile, device, model, self._sample_passes(settings), height * width
+            ),
         )
 
     def _augmentation(self, settings: Settings) -> Augmentation:

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from ahfal_app.client.auditing import Auditing, windows
+from ahfal_app.client.auditing import Auditing, kept_predictions, windows
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.drift import DriftTest, Refusal
 from ahfal_app.errors import ConfigError
 from ahfal_app.labels.records import AUDIT, request_id
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
+from ahfal_app.ledger import AuditFigures
 
 RUN = "0123456789abcdef"
 
@@ -184,4 +185,39 @@ def test_a_window_without_an_audit_is_not_tested():
     _answer(store, auditing, 0, [0] * 10)
     assert auditing.tested(store, 1, 3, "chi-square") is Refusal.NO_LABELS
     assert windows(5, 2) == (range(2, 4), range(4, 6))
+    store.close()
+
+
+def test_a_model_is_judged_by_the_labels_of_the_audit_alone():
+    """Of 10, 20, 30 and 40 it says 0, 1, 2 and 0; they are 0, 2, 2 and, later, 0."""
+    store = LabelStore.from_bytes(b"", np.arange(100), 3)
+    auditing = Auditing(Settings(audit_share=0.5), 1, RUN)
+    store.allot(8)
+    audit, chosen = auditing.request_id(2), request_id(RUN, 1, 2)
+    said = kept_predictions(np.array([0, 1, 2, 0]))
+    store.reserve(LabelRequest(audit, 2, AUDIT, (10, 20, 30, 40), report=said))
+    store.reserve(LabelRequest(chosen, 2, "lowest", (1, 2), report=b"the strategy's"))
+    assert auditing.figures(store, 2) == AuditFigures(asked=4, labelled=0, right=0)
+    store.commit(LabelReceipt(chosen, s, 0, "a") for s in (1, 2))
+    answers = zip((30, 10, 20), (2, 0, 2), strict=True)
+    store.commit(LabelReceipt(audit, s, label, "a") for s, label in answers)
+    assert auditing.figures(store, 2) == AuditFigures(asked=4, labelled=3, right=2)
+    # Held out they count all the same, and what is corrected counts as it now stands.
+    store.hold_out(Fraction(1, 2), lambda _: np.random.default_rng(0))
+    assert len(store.held_out().samples_N)
+    store.commit([LabelReceipt(audit, 40, 0, "a")])
+    store.correct({20: 1}, "b")
+    store.freeze(2)
+    assert auditing.figures(store, 2) == AuditFigures(asked=4, labelled=4, right=4)
+    # What a strategy is told of its earlier choices has nothing of it.
+    assert store.reports(0, 3) == {2: b"the strategy's"}
+    store.close()
+
+
+def test_without_a_model_that_was_asked_nothing_is_judged():
+    store = LabelStore.from_bytes(b"", np.arange(100), 3)
+    auditing = _auditing(0.5)
+    assert auditing.figures(store, 0) is None
+    assert _buy(store, auditing, 0, 20) == 10
+    assert auditing.figures(store, 0) is None
     store.close()

@@ -115,9 +115,10 @@ def test_mixer_by_hand() -> None:
     assert values_K.grad.tolist() == pytest.approx([1.135335, 3.270671], abs=1e-6)
 
 
-def test_mixing_never_values_less_where_a_client_values_more() -> None:
+@pytest.mark.parametrize("layers", [1, 2])
+def test_mixing_never_values_less_where_a_client_values_more(layers: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    mixer = MonotonicMixer(5, 3, 4)
+    mixer = MonotonicMixer(5, 3, 4, layers)
     weights = {
         name: torch.randn(shape, generator=generator) for name, shape in mixer.shapes.items()
     }
@@ -128,6 +129,32 @@ def test_mixing_never_values_less_where_a_client_values_more() -> None:
     assert Sum().mixed((), torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [7.0]
 
 
+def test_two_layers_equal_a_plain_sum() -> None:
+    """Of both matrices; the shifts are functions of the state itself, as with one layer."""
+    generator = torch.Generator().manual_seed(0)
+    mixer = MonotonicMixer(3, 2, 4, layers=2)
+    weights = {
+        name: torch.randn(shape, generator=generator).double()
+        for name, shape in mixer.shapes.items()
+    }
+    state, values = torch.tensor([0.2, -1.0, 0.7]).double(), torch.tensor([0.3, -2.0]).double()
+    w = {name: value.numpy() for name, value in weights.items()}
+
+    def layer(name: str, inputs: Any) -> Any:
+        return w[f"{name}.weight"] @ inputs + w[f"{name}.bias"]
+
+    s = state.numpy()
+    first, second = (
+        np.abs(layer(name, np.maximum(layer(f"{name}-inner", s), 0)))
+        for name in ("first", "second")
+    )
+    hidden = values.numpy() @ first.reshape(2, 4) + layer("first-shift", s)
+    hidden = np.where(hidden > 0, hidden, np.expm1(hidden))
+    expected = hidden @ second + layer("value", np.maximum(layer("second-shift", s), 0))[0]
+    found = mixer.mixed(mixer.mixing(weights, state), values)
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
 def test_sizes_of_the_published_networks() -> None:
     def numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
         return sum(int(np.prod(shape)) for shape in shapes.values())
@@ -135,6 +162,8 @@ def test_sizes_of_the_published_networks() -> None:
     assert numbers(RecurrentAgent(10, 10, 64).shapes) == 32_074
     assert numbers(RecurrentAgent(10, 100, 64).shapes) == 89_674
     assert numbers(MonotonicMixer(1000, 10, 32).shapes) == 416_449
+    # (64 064 + 320 · 65) + (64 064 + 32 · 65) + 2 · 32 032 + 33.
+    assert numbers(MonotonicMixer(1000, 10, 32, 2).shapes) == 215_105
 
 
 def test_recurrent_agent_by_hand() -> None:
@@ -431,6 +460,23 @@ def test_batched_loss_is_the_plain_one() -> None:
             learner.agent_weights, target, rows_TKNF, chosen_TKN, rewards, length=3
         )
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_newest_episodes_alone_are_kept() -> None:
+    rows = torch.arange(10.0).reshape(10, 1, 1, 1)
+    sizes_TK, chosen = torch.ones(10, 1, dtype=torch.int64), torch.ones(10, 1, 1).long()
+    replay = replay_of(
+        rows, sizes_TK, sizes_TK, chosen, torch.zeros(10, 1), torch.arange(9.0), 4, RULE
+    )
+    assert replay.rewards_EL.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 0, 0]]
+    newest = replay.newest(2)
+    assert newest.rewards_EL.tolist() == [[4, 5, 6, 7], [8, 0, 0, 0]]
+    assert newest.rows_ESKNF.flatten().tolist() == [4, 5, 6, 7, 8, 8, 9, 0, 0, 0]
+    assert newest.begins_S == replay.begins_S
+    for name, values in vars(replay).items():
+        assert (vars(replay.newest(1000))[name] is values) or torch.equal(
+            vars(replay.newest(1000))[name], values
+        )
 
 
 def test_absent_clients_have_no_part() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support.killing import Uninterrupted, killed_at, uninterrupted
 from support.simulation import Outcome, SharedRuns, Simulation
 
 from ahfal_app.labels.records import AUDIT
 from ahfal_app.labels.store import STORE_FILE, LabelStore
+from ahfal_app.ledger import AuditFigures
+from ahfal_app.results.arrival_rows import ARRIVALS
 
 #: Each sample may be asked for once: ten come, four are bought, one or two of them at random.
 AUDITED: dict[str, object] = {
@@ -58,6 +61,29 @@ def test_a_share_of_each_purchase_is_drawn_and_all_of_it_is_paid_for(shared_runs
     assert [c.labels_per_client for c in cycles] == [(n,) * 3 for n in (10, 14, 18, 22)]
     assert [(c.budget, c.bought) for c in cycles] == [(12, 12)] * 3 + [(0, 0)]
     assert (cycles[-1].ledger.allotted, cycles[-1].ledger.spent) == (66, 66)
+
+
+def test_the_model_is_judged_by_what_is_drawn_before_it_is_labelled(shared_runs: SharedRuns):
+    """As `arrivals.parquet` has it, for which the server asks each cycle's model by itself."""
+    outcome = shared_runs(AUDITED)
+    told = [record.audit for record in outcome.metrics.cycles]
+    rows = pq.read_table(outcome.folder / ARRIVALS).to_pylist()
+    for cycle, audit in enumerate(told[:-1]):
+        of_audit = [row for row in rows if row["audit"] and row["bought"] == cycle + 1]
+        right = sum(row["right_before"] for row in of_audit)
+        assert audit == AuditFigures(len(of_audit), len(of_audit), right)
+    assert [audit.asked for audit in told[:-1] if audit] == [6, 3, 3]
+    # A chance of one in ten would give about one.
+    assert sum(audit.right for audit in told[:-1] if audit) > 0
+    assert told[-1] is None
+    report = (outcome.folder / "report.html").read_text()
+    assert "The model on audit labels" in report
+
+
+def test_with_any_privacy_nothing_is_told_of_the_audit(simulation: Simulation):
+    outcome = simulation(AUDITED, privacy="secure-aggregation", **{"target-labels": 14})
+    assert [record.audit for record in outcome.metrics.cycles] == [None, None]
+    assert any(key[2] for key in _asked(outcome))
 
 
 def test_no_strategy_has_a_say_in_what_is_drawn(shared_runs: SharedRuns):

@@ -294,6 +294,12 @@ def test_a_newcomer_cannot_stop_a_run_that_is_under_way(
         assert told in caplog.text
 
 
+def audit(asked: int, labelled: int, right: int) -> Spoil:
+    """Tell of an audit that nobody has asked for."""
+    numbers = {"asked": asked, "labelled": labelled, "right": right}
+    return every(*(metric(f"audit-{name}", number) for name, number in numbers.items()))
+
+
 #: One for each purchase, and what is told of it.
 PURCHASES: list[tuple[str, Spoil, str]] = [
     ("query.histogram", metric("counts", [10**15] * 10), "allowed are integers"),
@@ -311,6 +317,10 @@ PURCHASES: list[tuple[str, Spoil, str]] = [
     ("query.select", metric("longest-seconds", -1.0), "longest-seconds=-1.0"),
     ("query.select", metric("longest-seconds", 1e300), "longest-seconds=1e+300"),
     ("query.select", metric("fine-tuned", -1), "fine-tuned=-1"),
+    ("query.select", metric("audit-asked", -1), "audit-asked=-1"),
+    ("query.select", metric("audit-asked", 1), "audit-labelled=None"),
+    ("query.select", audit(10**6, 1, 1), "allowed are no more than were asked for"),
+    ("query.select", audit(1, 1, 2), "allowed is 0 <= right <= labelled <= asked"),
 ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.disk import watched_disk
 
 from ahfal_app.errors import CheckpointError
@@ -34,6 +36,24 @@ def test_newest_is_read_back_and_two_are_kept(tmp_path: Path):
         found.aggregation["velocity/weight"], np.full((2, 3), -4, dtype=np.float32)
     )
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@given(bought=st.dictionaries(st.integers(0, 30), st.integers(-1, 3)))
+def test_who_bought_for_which_cycle_is_read_back(
+    bought: dict[int, int], tmp_path_factory: pytest.TempPathFactory
+):
+    folder = tmp_path_factory.mktemp("bought")
+    write_checkpoint(folder, dataclasses.replace(_checkpoint(0), bought=bought))
+    assert read_checkpoint(folder).bought == bought
+
+
+def test_of_many_clients_that_bought_alike_few_words_are_made(tmp_path: Path):
+    """0 to 4,999 and 5,001 to 9,999 for cycle 2, 5,000 for cycle 1."""
+    bought = dict.fromkeys(range(10_000), 2) | {5000: 1}
+    write_checkpoint(tmp_path, dataclasses.replace(_checkpoint(0), bought=bought))
+    state = json.loads((max(tmp_path.iterdir()) / "state.json").read_text())
+    assert state["bought"] == [[0, 4999, 2], [5000, 5000, 1], [5001, 9999, 2]]
+    assert read_checkpoint(tmp_path).bought == bought
 
 
 def test_what_changes_once_a_cycle_is_written_twice_a_cycle(tmp_path: Path):

@@ -19,7 +19,7 @@ from ahfal_app.client.state import ClientState
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
-from ahfal_app.models import Classifier
+from ahfal_app.models import Classifier, build_model
 from ahfal_app.models.core.batch_norm import BatchNorm2d
 from ahfal_app.training import compilation, sgd
 from ahfal_app.training.compilation import resolve_compile
@@ -358,11 +358,28 @@ def test_unmeasured_networks_are_not_compiled_by_themselves(
     monkeypatch.setattr(compilation, "_has_compiler", lambda: True)
     names = ("resnet8", "small-cnn", "mobilenet-v2", "torchvision/resnet18", "my-own")
     many = 10_000_000
-    assert [resolve_compile("auto", CPU, name, many) for name in names] == [True, *[False] * 4]
-    assert not resolve_compile("auto", CPU, "resnet8", 1000)
-    assert not resolve_compile("auto", torch.device("cuda"), "resnet8", many)
-    assert all(resolve_compile("always", CPU, name, 1) for name in names)
-    assert not any(resolve_compile("never", CPU, name, many) for name in names)
+
+    def resolved(setting: str, passes: int = many, pixels: int = 64) -> list[bool]:
+        return [resolve_compile(setting, CPU, name, passes, pixels) for name in names]
+
+    assert resolved("auto") == resolved("auto", pixels=255) == [True, *[False] * 4]
+    # Of tiny images alone a compiled step of the small network saves next to nothing.
+    assert resolved("auto", pixels=256) == [True, True, *[False] * 3]
+    assert not any(resolved("auto", passes=1000, pixels=1024))
+    assert not resolve_compile("auto", torch.device("cuda"), "resnet8", many, 1024)
+    assert all(resolved("always", passes=1))
+    assert not any(resolved("never"))
+
+
+@pytest.mark.parametrize("side", [8, 9, 32])
+def test_what_is_pooled_to_be_compiled_is_the_same(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model("small-cnn", (side, side, 1), 10, 0)
+    maps = torch.randn(3, 32, side, side, generator=torch.Generator().manual_seed(0))
+    expected = model.features_of_map(maps)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(model.features_of_map(maps), expected)
 
 
 class BrightnessModel(Classifier):

@@ -17,6 +17,8 @@ class NetworkFacts:
         Whether copies were tested to train together, as one tensor program, as they do alone.
     compiling_pays : bool
         Whether a compiled training step was measured to be faster on a CPU.
+    compiling_pays_from : int | None
+        Of a network of which that is not so: pixels of an image from which on it is.
     together_pays_on_cpu : bool
         Whether copies train faster together than one after the other on a CPU, too; a linear head
         on vectors does, whose steps are two small matrix products. With a hidden layer the weights
@@ -32,6 +34,7 @@ class NetworkFacts:
 
     stackable: bool = False
     compiling_pays: bool = False
+    compiling_pays_from: int | None = None
     together_pays_on_cpu: bool = False
     bf16_pays: bool = True
     bf16_pays_on_cpu_from: int | None = None

@@ -21,6 +21,12 @@ from ahfal_app.query.core.agents import Weights
 Mixing = tuple[Tensor, ...]
 
 
+#: Numbers between the two layers that make a weight of a state.
+INNER = 64
+
+_WITH_INNER = ("first", "second")
+
+
 class Mixer(ABC):
     """Makes one value of those of all clients."""
 
@@ -41,16 +47,20 @@ class Mixer(ABC):
 class MonotonicMixer(Mixer):
     """QMIX: Q = ELU(q W₁ + b₁) · W₂ + b₂, where all are functions of the state s.
 
-    W₁ = |H₁ s + c₁| (K, D), b₁ = H₂ s + c₂, W₂ = |H₃ s + c₃|, b₂ = v · ReLU(H₄ s + c₄) + c₅.
+    W₁ = |H₁ s + c₁| (K, D), b₁ = H₂ s + c₂, W₂ = |H₃ s + c₃|, b₂ = v · ReLU(H₄ s + c₄) + c₅. With
+    two layers W₁ and W₂ are functions of ReLU(H s + c) of their own, of 64 numbers, instead of s.
 
     Parameters
     ----------
     states, clients, width : int
         Sizes M, K and D.
+    layers : int
+        1, or 2.
     """
 
-    def __init__(self, states: int, clients: int, width: int) -> None:
+    def __init__(self, states: int, clients: int, width: int, layers: int = 1) -> None:
         self._states, self._clients, self._width = states, clients, width
+        self._has_inner = layers == 2
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -59,7 +69,12 @@ class MonotonicMixer(Mixer):
         layers = {"first": both, "first-shift": width, "second": width, "second-shift": width}
         shapes: dict[str, tuple[int, ...]] = {}
         for name, size in layers.items():
-            shapes[f"{name}.weight"] = (size, self._states)
+            inputs = self._states
+            if self._has_inner and name in _WITH_INNER:
+                shapes[f"{name}-inner.weight"] = (INNER, inputs)
+                shapes[f"{name}-inner.bias"] = (INNER,)
+                inputs = INNER
+            shapes[f"{name}.weight"] = (size, inputs)
             shapes[f"{name}.bias"] = (size,)
         return {**shapes, "value.weight": (1, width), "value.bias": (1,)}
 
@@ -67,6 +82,8 @@ class MonotonicMixer(Mixer):
         """Return W₁ (..., K, D), b₁ (..., D), W₂ (..., D) and b₂ (...)."""
 
         def layer(name: str, inputs: Tensor) -> Tensor:
+            if self._has_inner and name in _WITH_INNER:
+                inputs = layer(f"{name}-inner", inputs).relu()
             return linear(inputs, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
         first = layer("first", states_M).abs()

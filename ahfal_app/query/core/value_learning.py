@@ -103,6 +103,14 @@ class Replay:
     counts_ELK: Tensor
     begins_S: list[bool]
 
+    def newest(self, episodes: int) -> Replay:
+        """Return the newest episodes alone, at least one."""
+        kept = {
+            name: values[-episodes:] if isinstance(values, Tensor) else values
+            for name, values in vars(self).items()
+        }
+        return Replay(**kept)
+
 
 def replay_of(
     rows_TKNF: Tensor,
