@@ -142,6 +142,9 @@ def _read(folder: Path) -> Checkpoint:
 
 def _runs(bought: Mapping[int, int]) -> list[list[int]]:
     """Return runs of clients of the same cycle, as first, last and cycle: of thousands a few."""
+    if bought and len(set(bought.values())) == 1 and max(bought) - min(bought) == len(bought) - 1:
+        # The usual case, by passes that cost next to nothing in each round.
+        return [[min(bought), max(bought), next(iter(bought.values()))]]
     runs: list[list[int]] = []
     for client, cycle in sorted(bought.items()):
         if runs and runs[-1][1:] == [client - 1, cycle]:

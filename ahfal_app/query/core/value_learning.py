@@ -17,7 +17,7 @@ clients, N rows, F features, M numbers of a state, J drawn episodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class Replay:
             name: values[-episodes:] if isinstance(values, Tensor) else values
             for name, values in vars(self).items()
         }
-        return Replay(**kept)
+        return replace(self, **kept)
 
 
 def replay_of(
