@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class Replay:
 
     def newest(self, episodes: int) -> Replay:
         """Return the newest episodes alone, at least one."""
-        kept = {
+        kept: dict[str, Any] = {
             name: values[-episodes:] if isinstance(values, Tensor) else values
             for name, values in vars(self).items()
         }
