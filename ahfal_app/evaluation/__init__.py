@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ahfal_app.evaluation.figures import Interval, ModelFigures, figure_names, figures_of
+from ahfal_app.evaluation.figures import ModelFigures, figure_names, figures_of
 from ahfal_app.evaluation.sums import EvaluationSums, evaluation_sums
+from ahfal_app.intervals import Interval
 
 __all__ = [
     "EvaluationSums",

@@ -22,33 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.evaluation.sums import UNITS, EvaluationSums
+from ahfal_app.intervals import LEVEL, Bounds, Interval, Z, wilson_at
 from ahfal_app.metrics import measure_all, metric_names
 
-#: Of each interval.
-LEVEL = 0.95
-
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _EDGE = 1e-12
-
-Bounds = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share of `count` of `of`, with Wilson's interval of 95 %."""
-
-    count: int
-    of: int
-
-    @property
-    def share(self) -> float | None:
-        """The share; None of nothing."""
-        return self.count / self.of if self.of else None
-
-    @property
-    def bounds(self) -> Bounds | None:
-        """Lower and upper bound (Wilson, 1927); None of nothing."""
-        return wilson(self.count, self.of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,21 +114,6 @@ def figures_of(sums: EvaluationSums) -> ModelFigures:
     )
 
 
-def wilson(count: int, of: int) -> Bounds | None:
-    """Return Wilson's interval of a share; None of nothing."""
-    return _wilson(count, of, _Z) if of else None
-
-
-def _wilson(count: int, of: int, z: float) -> Bounds:
-    share, spread = count / of, z**2 / of
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * float(np.sqrt(share * (1 - share) / of + spread / (4 * of)))
-    # At the ends it is 0 or 1 to the last digit.
-    low = 0.0 if count == 0 else max(0.0, middle - half)
-    high = 1.0 if count == of else min(1.0, middle + half)
-    return low, high
-
-
 def mean_bounds_of_independent(values: Sequence[float], bounds: Sequence[Bounds]) -> Bounds:
     """Return the interval of a mean of independent estimates (Zou and Donner, 2008)."""
     values_C, bounds_C2 = np.array(values), np.array(bounds).reshape(-1, 2)
@@ -211,7 +173,7 @@ def newcombe(area: float, own: int, others: int) -> Bounds:
     def excess(theta: float) -> float:
         more = (1 - theta) / (2 - theta) + theta / (1 + theta)
         variance = theta * (1 - theta) * (1 + half * more) / (own * others)
-        return (area - theta) ** 2 - _Z**2 * variance
+        return (area - theta) ** 2 - Z**2 * variance
 
     # At 0 and 1 the variance vanishes, so that they solve the equation without being an end.
     inner = min(max(area, _EDGE), 1 - _EDGE)
@@ -253,7 +215,7 @@ def _calibration_bounds(calibration_3K: NDArray[np.int64]) -> Bounds | None:
     low = high = 0.0
     for k in places:
         tested, confidence = int(tested_K[k]), float(units_K[k] / UNITS / tested_K[k])
-        least, most = _wilson(int(right_K[k]), tested, z)
+        least, most = wilson_at(int(right_K[k]), tested, z)
         # As near to the confidence, and as far from it, as the bin's accuracy may be.
         low += tested * max(0.0, least - confidence, confidence - most)
         high += tested * max(confidence - least, most - confidence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ahfal_app.drift import LEVEL
-from ahfal_app.evaluation.figures import Interval
+from ahfal_app.intervals import Interval
 from ahfal_app.ledger import AuditFigures
 from ahfal_app.results.reading import Run
 from ahfal_app.results.records import CycleRecord, DriftRecord, SiteDrift

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from ahfal_app.evaluation import Interval, evaluation_sums, figures_of
-from ahfal_app.evaluation.figures import mean_bounds_of_independent, newcombe, spread, wilson
+from ahfal_app.evaluation.figures import mean_bounds_of_independent, newcombe, spread
+from ahfal_app.intervals import wilson
 
 
 def test_wilsons_interval_by_hand() -> None:
