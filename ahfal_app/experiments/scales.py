@@ -88,6 +88,9 @@ def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]
     smoke = kept | _SMOKE | {"num-clients": clients, "cycles": cycles}
     if held_out := _smaller(values, "held-out", _SMOKE_HELD_OUT):
         smoke["held-out"] = held_out
+    if kept.get("drift-test", "none") != "none":
+        # Two windows are no longer than the run.
+        smoke["drift-window"] = min(_integer(values, "drift-window"), cycles // 2)
     bought = _fraction(kept, "query-fraction") * _SMOKE_SAMPLES / clients
     return smoke if bought >= 1 else smoke | _SMOKE_LABELS
 

@@ -47,7 +47,14 @@ MATRICES = frozenset(Signal) - {Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_
 #: Strategies that may draw in vain: starts of a k-means that come to the same end, and an order of
 #: equals where none are.
 IN_VAIN = frozenset(
-    {"chase", "ifal", "prob-cover", "coordinated-prob-cover", "coordinated-max-herding"}
+    {
+        "chase",
+        "ifal",
+        "prob-cover",
+        "coordinated-prob-cover",
+        "coordinated-max-herding",
+        "coordinated-typicality",
+    }
 )
 
 LOGITS = Signal.LOCAL_LOGITS
