@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -92,3 +93,14 @@ def test_forecasts_are_those_of_the_recorded_runs(
     forecasts.write(forecasts.cases(results), results, tmp_path)
     for name in ("README.md", "forecasts.csv"):
         assert (tmp_path / name).read_text() == (ROOT / "results" / "forecasts" / name).read_text()
+
+
+def test_the_check_of_a_gpu_selects_tests():
+    """What it selects by name must not be gone, or be of a tier that it leaves out."""
+    script = (ROOT / "benchmarks" / "gpu" / "check.sh").read_text(encoding="utf-8")
+    (stage,) = re.findall(r"stage tests \d+ \$python -m pytest (.*?[^\\])\n", script, re.DOTALL)
+    arguments = [word for word in shlex.split(stage.replace("\\\n", " ")) if word != "-q"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    names = [line for line in found.stdout.splitlines() if "::" in line]
+    assert len(names) >= 5, found.stdout + found.stderr

@@ -67,7 +67,7 @@ stage import 60 $python -c '
 import sys, torch, ahfal_app.engine.local
 print(sys.version, torch.__version__, torch.cuda.device_count())'
 AHFAL_TEST_DEVICE=$device stage tests 120 $python -m pytest -p no:cacheprovider -q \
-    -o addopts= -o filterwarnings= -m "not slow" tests/training/test_client_batching.py \
+    -o addopts= -o filterwarnings= tests/training/test_client_batching.py \
     -k "as_alone and (resnet8 or small) or half_precision"
 stage steps 60 $python benchmarks/gpu/steps.py --device $device "${steps[@]}" \
     --output "$out/steps.json"
