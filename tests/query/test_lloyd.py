@@ -86,7 +86,7 @@ class TestSeeds:
         starts=st.integers(1, 4),
     )
     def test_equal_plain_loops(self, seed: int, num_clusters: int, starts: int) -> None:
-        points = random_points(seed, 40, 3)
+        points = random_points(seed, 40, 3).double()
         ours = seeds(points, num_clusters, starts, np.random.default_rng(seed))
         assert ours.tolist() == slow_seeds(
             points, num_clusters, starts, np.random.default_rng(seed)
@@ -102,15 +102,17 @@ class TestBestClusters:
     @settings(deadline=None, max_examples=30)
     @given(seed=st.integers(0, 10_000), num_clusters=st.integers(1, 15))
     def test_one_start_equals_scikit_learn(self, seed: int, num_clusters: int) -> None:
-        points = random_points(seed, 300, 4)
+        # In double precision: a tie by rounding, of one case in thousands, leads elsewhere.
+        points = random_points(seed, 300, 4).double()
         centres = points[:num_clusters]
         theirs = KMeans(num_clusters, init=centres.numpy(), n_init=1).fit_predict(points.numpy())
         assert best_clusters(points, centres[None]).tolist() == theirs.tolist()
 
     def test_the_best_start_is_the_one_that_scikit_learn_finds_best(self) -> None:
         for seed in range(10):
-            points = random_points(seed, 200, 2)
-            centres = torch.stack([random_points(seed * 10 + s, 12, 2) for s in range(6)])
+            points = random_points(seed, 200, 2).double()
+            starts = [random_points(seed * 10 + s, 12, 2) for s in range(6)]
+            centres = torch.stack(starts).double()
             models = [KMeans(12, init=c.numpy(), n_init=1).fit(points.numpy()) for c in centres]
             best = min(models, key=lambda model: model.inertia_)
             assert best_clusters(points, centres).tolist() == best.labels_.tolist()
