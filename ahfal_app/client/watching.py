@@ -180,7 +180,9 @@ class RoundWatch:
     def _look(self, model: Classifier, moment: Moment) -> None:
         images = self._watching.loaded.train_images
         predictions = predict(model, images, torch.from_numpy(self.ids_M))
-        outputs = Outputs(predictions.logits_NC.cpu(), predictions.embeddings_ND.cpu())
+        outputs = Outputs(
+            predictions.logits_NC.cpu(), predictions.embeddings_ND.cpu(), model.is_head_alone
+        )
         self.watched = self._strategy.watch(self.watched, outputs, moment)
 
 

@@ -176,7 +176,7 @@ class _Turns:
             highest = 0.0 if densest is None else float(self._search.bounds_N[densest])
             # Without labels, nothing has a density of 0 until something is chosen.
             has_zero = has_labels or bool(self._picks)
-            lowest = 0.0 if has_zero else float(self._search.bounds_N.min())
+            lowest = 0.0 if has_zero else self._search.least()
             self._take(lowest, highest)
         return self._picks
 
@@ -195,9 +195,7 @@ class _Turns:
 
     def _once_more(self) -> int | None:
         """Forget what is covered; return the densest sample again."""
-        old = self._search
-        nothing_R = torch.zeros_like(old.covered_R)
-        self._search = Search(old.coverage, old.size, nothing_R, self._picks)
+        self._search = self._search.again(self._picks)
         return self._search.best()
 
 

@@ -144,21 +144,26 @@ class Ifal(ScoringStrategy):
             context.num_classes,
             self.parameters.neighbours,
         )
-        (q_g,) = voting.shares(
-            pool.signal(Signal.GLOBAL_EMBEDDINGS),
-            pool.signal(Signal.LABELLED_GLOBAL_EMBEDDINGS),
-            [by_global],
-        )
-        q_l, q_ll = voting.shares(
-            pool.signal(Signal.LOCAL_EMBEDDINGS),
-            pool.signal(Signal.LABELLED_LOCAL_EMBEDDINGS),
-            [by_global, by_local],
-        )
         training = self._training()
-        (q_d,) = voting.shares(
-            pool.local_only(training).embeddings_ND,
-            pool.local_only_labelled(training).embeddings_ND,
-            [by_global],
+        global_, local = [by_global], [by_global, by_local]
+        q_g, q_l, q_ll, q_d = voting.of_models(
+            [
+                (
+                    pool.signal(Signal.GLOBAL_EMBEDDINGS),
+                    pool.signal(Signal.LABELLED_GLOBAL_EMBEDDINGS),
+                    global_,
+                ),
+                (
+                    pool.signal(Signal.LOCAL_EMBEDDINGS),
+                    pool.signal(Signal.LABELLED_LOCAL_EMBEDDINGS),
+                    local,
+                ),
+                (
+                    pool.local_only(training).embeddings_ND,
+                    pool.local_only_labelled(training).embeddings_ND,
+                    global_,
+                ),
+            ]
         )
         first_N = inconsistency(distance(q_l, q_d), distance(q_g, q_d))
         second_N = distance(q_ll, torch.softmax(local_NC.double(), dim=1))
@@ -209,6 +214,37 @@ class _Voting:
     ) -> None:
         self._labels_L, self._voters_V = labels_L, voters_V
         self._num_classes, self._neighbours = num_classes, neighbours
+
+    def of_models(self, models: list[tuple[Tensor, Tensor, list[Tensor]]]) -> list[Tensor]:
+        """Return what share of votes each class has for all predictions of several models.
+
+        Models with the same embeddings, as heads on a frozen backbone are, share one search.
+
+        Parameters
+        ----------
+        models : list[tuple[Tensor, Tensor, list[Tensor]]]
+            Embeddings of the pool (N, D) and of the labelled set (L, D), and predictions (N,).
+
+        Returns
+        -------
+        list[Tensor]
+            One after the other for each model's predictions. Shapes (N, C).
+        """
+        shares: list[list[Tensor]] = [[] for _ in models]
+        for number, (pool_ND, labelled_LD, _) in enumerate(models):
+            if shares[number]:
+                continue
+            alike = [
+                other
+                for other in range(number, len(models))
+                if torch.equal(models[other][0], pool_ND)
+                and torch.equal(models[other][1], labelled_LD)
+            ]
+            predictions = [each for other in alike for each in models[other][2]]
+            found = iter(self.shares(pool_ND, labelled_LD, predictions))
+            for other in alike:
+                shares[other] = [next(found) for _ in models[other][2]]
+        return [each for of_model in shares for each in of_model]
 
     def shares(
         self, pool_ND: Tensor, labelled_LD: Tensor, predictions: list[Tensor]

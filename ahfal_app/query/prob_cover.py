@@ -16,7 +16,7 @@ from ahfal_app.query.core.base import QueryContext
 from ahfal_app.query.core.clustering import lloyd
 from ahfal_app.query.core.coverage import Kernel, top_hat
 from ahfal_app.query.core.covering import GreedyCovering
-from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
+from ahfal_app.query.core.points import ROWS, EmbeddingPoints, row_blocks
 
 #: Radii that are tried: .05, .1, ..., 1.
 RADII = tuple(step / 20 for step in range(1, 21))
@@ -118,13 +118,48 @@ def pure_radius(points_PD: Tensor, clusters_P: Tensor, purity: float) -> float:
     """
     points = EmbeddingPoints(points_PD)
     clusters_P = clusters_P.to(points_PD.device)
-    stranger_P = torch.full_like(points.squared_norms_N, torch.inf)
+    least_P, stranger_P = _nearest_strangers(points, clusters_P)
+    squared_P = torch.full_like(points.squared_norms_N, torch.inf)
+    has_P = (stranger_P >= 0).nonzero()[:, 0]
+    for some in torch.split(has_P, ROWS):
+        squared_P[some] = points.pair_distances(some, stranger_P[some])
+    # What lies on the same side of every radius as its bound need not be known better.
+    between_P = torch.zeros_like(has_P, dtype=torch.bool)
+    for radius in RADII:
+        between_P |= (least_P[has_P] < radius**2) & (squared_P[has_P] >= radius**2)
+    for some in torch.split(has_P[between_P], ROWS):
+        for columns in row_blocks(len(points)):
+            squared_KK = points.squared_distances(some, columns)
+            squared_KK[clusters_P[some][:, None] == clusters_P[columns]] = torch.inf
+            squared_P[some] = torch.minimum(squared_P[some], squared_KK.amin(dim=1))
+    pure = [r for r in RADII if int((squared_P >= r * r).sum()) / len(points) >= purity]
+    return max(pure, default=RADII[0])
+
+
+def _nearest_strangers(points: EmbeddingPoints, clusters_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what no squared distance to another cluster is below, and about the nearest there.
+
+    Returns
+    -------
+    Tensor
+        Float64, infinite where there is but one cluster. Shape (P,).
+    Tensor
+        The point of another cluster that has this bound, or -1. Shape (P,).
+    """
+    least_P = torch.full_like(points.squared_norms_N, torch.inf)
+    nearest_P = torch.full_like(clusters_P, -1, dtype=torch.int64)
+
+    def lower(rows: slice, columns: slice, bounds_KK: Tensor) -> None:
+        found = bounds_KK.min(dim=1)
+        is_lower = found.values < least_P[rows]
+        least_P[rows] = torch.where(is_lower, found.values.double(), least_P[rows])
+        nearest_P[rows] = torch.where(is_lower, found.indices + columns.start, nearest_P[rows])
+
     for rows in row_blocks(len(points)):
         for columns in row_blocks(rows.stop):
             # Distances are symmetric: each block tells of its rows and of its columns.
-            squared_KK = points.squared_distances(rows, columns)
-            squared_KK[clusters_P[rows][:, None] == clusters_P[columns]] = torch.inf
-            stranger_P[rows] = torch.minimum(stranger_P[rows], squared_KK.amin(dim=1))
-            stranger_P[columns] = torch.minimum(stranger_P[columns], squared_KK.amin(dim=0))
-    pure = [r for r in RADII if int((stranger_P >= r * r).sum()) / len(points) >= purity]
-    return max(pure, default=RADII[0])
+            bounds_KK = points.distance_bounds(rows, columns)
+            bounds_KK[clusters_P[rows][:, None] == clusters_P[columns]] = torch.inf
+            lower(rows, columns, bounds_KK)
+            lower(columns, rows, bounds_KK.T)
+    return least_P, nearest_P

@@ -41,7 +41,8 @@ class Temporal(WatchingStrategy, ScoringStrategy):
     clients but the first get classes from another client's model; here classes are those of the
     global model. It scores 10,000 samples at random, here all. The published first 20 rounds of
     step 2 end at the 40th of 100 (`snapshots`). A sample that came into the pool after the cycle
-    began has a score of 0.
+    began has a score of 0. With a linear head on a frozen backbone embeddings are the features,
+    which no model changes: nothing deviates, and what is left are classes in turn.
     """
 
     name: ClassVar[str] = "temporal"
@@ -80,37 +81,38 @@ class Temporal(WatchingStrategy, ScoringStrategy):
     def watch(self, before: Watched | None, outputs: Outputs, moment: Moment) -> Watched:
         """Return number, mean and squared deviations of the embeddings, and sum of softmax.
 
-        By Welford's update, float64.
+        By Welford's update, float64. Embeddings that are the same for each model do not deviate,
+        and nothing is kept of them.
         """
-        embeddings_ND = outputs.embeddings_ND.double()
+        number = torch.tensor(1, dtype=torch.int64)
         probabilities_NC = torch.softmax(outputs.logits_NC.double(), dim=1)
+        if before is not None:
+            number = before["number"] + 1
+            probabilities_NC = before["probabilities"] + probabilities_NC
+        watched = {"number": number, "probabilities": probabilities_NC}
+        if outputs.has_fixed_embeddings:
+            return watched
+        embeddings_ND = outputs.embeddings_ND.double()
         if before is None:
-            number = torch.tensor(1, dtype=torch.int64)
-            return {
-                "number": number,
-                "mean": embeddings_ND,
-                "squares": torch.zeros_like(embeddings_ND),
-                "probabilities": probabilities_NC,
-            }
-        number = before["number"] + 1
+            squares_ND = torch.zeros_like(embeddings_ND)
+            return {**watched, "mean": embeddings_ND, "squares": squares_ND}
         moved_ND = embeddings_ND - before["mean"]
         mean_ND = before["mean"] + moved_ND / number
-        return {
-            "number": number,
-            "mean": mean_ND,
-            "squares": before["squares"] + moved_ND * (embeddings_ND - mean_ND),
-            "probabilities": before["probabilities"] + probabilities_NC,
-        }
+        squares_ND = before["squares"] + moved_ND * (embeddings_ND - mean_ND)
+        return {**watched, "mean": mean_ND, "squares": squares_ND}
 
     def watched_signals(self, watched: Watched) -> Mapping[Signal, Tensor]:
         """Return the mean deviation (N, 1) and the mean probabilities (N, C)."""
         number = int(watched["number"])
-        divisor = number - (self.parameters.deviation == "sample")
-        # Of one model there are no deviations, whatever they are divided by.
-        deviations_ND = (watched["squares"] / max(divisor, 1)).sqrt()
+        probabilities_NC = watched["probabilities"]
+        spread_N1 = probabilities_NC.new_zeros(len(probabilities_NC), 1)
+        if "squares" in watched:
+            # Of one model there are no deviations, whatever they are divided by.
+            divisor = max(number - (self.parameters.deviation == "sample"), 1)
+            spread_N1 = (watched["squares"] / divisor).sqrt().mean(dim=1, keepdim=True)
         return {
-            Signal.TEMPORAL_SPREAD: deviations_ND.mean(dim=1, keepdim=True),
-            Signal.TEMPORAL_PROBABILITIES: watched["probabilities"] / number,
+            Signal.TEMPORAL_SPREAD: spread_N1,
+            Signal.TEMPORAL_PROBABILITIES: probabilities_NC / number,
         }
 
     def unwatched_signals(self, size: int, num_classes: int) -> Mapping[Signal, Tensor]:

@@ -16,7 +16,9 @@ from support.reference_coverage import eager_coverage
 from ahfal_app.parameters import Scalar
 from ahfal_app.query import PoolView, Signal, checked_select, make_strategy
 from ahfal_app.query.core import coverage as coverage_module
+from ahfal_app.query.core import nearness as nearness_module
 from ahfal_app.query.core.coverage import (
+    FIRST_EXACT,
     FIRST_ROWS,
     Coverage,
     gaussian,
@@ -72,19 +74,25 @@ def assert_near(gains: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 class Counting(Coverage):
-    """A coverage that knows how many gains were computed each time."""
+    """A coverage that knows of how many points gains, and their bounds, were computed each time."""
 
     looked_at: list[int]
+    bounded: list[int]
 
     @classmethod
     def of(cls, plain: Coverage) -> Counting:
         made = cls(plain.points, plain.kernel, plain.references_R, plain.weights_R)
         object.__setattr__(made, "looked_at", [])
+        object.__setattr__(made, "bounded", [])
         return made
 
     def gains(self, rows_K: torch.Tensor, covered_R: torch.Tensor) -> torch.Tensor:
         self.looked_at.append(len(rows_K))
         return super().gains(rows_K, covered_R)
+
+    def gain_bounds(self, bounds_KR: torch.Tensor, covered_R: torch.Tensor) -> torch.Tensor:
+        self.bounded.append(len(bounds_KR))
+        return super().gain_bounds(bounds_KR, covered_R)
 
 
 class TestGreedyCoverage:
@@ -133,8 +141,9 @@ class TestGreedyCoverage:
         size=st.integers(2, 20),
         num_chosen=st.integers(0, 6),
         kernel=st.sampled_from(sorted(KERNELS)),
-        rows=st.sampled_from([(1, 1, 2), (2, 7, 5), (16, 512, 4096)]),
+        rows=st.sampled_from([(1, 1, 1, 2), (2, 3, 7, 5), (16, 4, 512, 4096)]),
         weighted=st.booleans(),
+        kept=st.sampled_from([0, 10**6]),
     )
     def test_agrees_with_computing_all_gains_for_each_pick(
         self,
@@ -143,8 +152,9 @@ class TestGreedyCoverage:
         size: int,
         num_chosen: int,
         kernel: str,
-        rows: tuple[int, int, int],
+        rows: tuple[int, int, int, int],
         weighted: bool,
+        kept: int,
     ) -> None:
         random = np.random.default_rng(seed)
         # Whole numbers, so that many gains tie and many points are equal.
@@ -153,8 +163,10 @@ class TestGreedyCoverage:
         count = int(random.integers(1, size + 1))
         expected = eager_coverage(values.tolist(), size, weights.tolist(), kernel, count, again)
         with pytest.MonkeyPatch.context() as patch:
-            for name, number in zip(("FIRST_ROWS", "ROWS", "REFERENCES"), rows, strict=True):
+            names = ("FIRST_ROWS", "FIRST_EXACT", "ROWS", "REFERENCES")
+            for name, number in zip(names, rows, strict=True):
                 patch.setattr(coverage_module, name, number)
+            patch.setattr(nearness_module, "KEPT", kept)
             coverage = coverage_of(values, kernel, 1.5, weights.astype(float).tolist())
             assert picks(coverage, size, count, again) == expected
 
@@ -177,15 +189,25 @@ class TestGreedyCoverage:
         plain = coverage_of(np.random.default_rng(0).normal(size=(2000, 3)), "gaussian", 1)
         counting = Counting.of(plain)
         assert picks(counting, 2000, 40) == picks(plain, 2000, 40)
-        assert counting.looked_at[0] == 2000
-        assert sum(counting.looked_at[1:]) < 40 * 400
+        assert sum(counting.bounded) < 2000 + 40 * 400
+        assert sum(counting.looked_at) < 40 * 3 * FIRST_EXACT
 
     def test_looks_at_no_level_candidates_that_come_later(self) -> None:
         """Points so far from each other that each covers itself alone."""
         counting = Counting.of(coverage_of(list(range(300)), "top-hat", 0.5))
         assert picks(counting, 300, 20) == list(range(20))
-        assert counting.looked_at[0] == 300
-        assert sum(counting.looked_at[1:]) <= 20 * FIRST_ROWS
+        assert sum(counting.bounded) <= 300 + 20 * FIRST_ROWS
+        assert sum(counting.looked_at) <= 20 * FIRST_EXACT
+
+    @pytest.mark.parametrize("kernel", sorted(KERNELS))
+    def test_candidates_that_single_precision_cannot_tell_apart(self, kernel: str) -> None:
+        """The gains of two points of a group differ in the ninth digit."""
+        random = np.random.default_rng(5)
+        groups = random.normal(size=(6, 40)).repeat(8, axis=0)
+        values = groups + random.normal(0, 1e-6, groups.shape)
+        values *= 1.5 / np.sqrt(80)
+        expected = eager_coverage(values.tolist(), 48, [1.0] * 48, kernel, 12, True)
+        assert picks(coverage_of(values, kernel, 1.5), 48, 12) == expected
 
 
 class TestProbCover:
@@ -215,6 +237,22 @@ class TestProbCover:
         mixed = torch.tensor([0, 1, 0, 1, 0, 1])
         assert pure_radius(line, mixed, 0.95) == RADII[0]
         assert pure_radius(line, torch.zeros(6), 0.95) == 1
+
+    @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 40), clusters=st.integers(1, 3))
+    def test_estimated_radius_agrees_with_all_pairs(
+        self, seed: int, size: int, clusters: int
+    ) -> None:
+        random = np.random.default_rng(seed)
+        # Multiples of .05 and some more, so that distances lie a hair beside the radii.
+        values = random.integers(0, 12, (size, 1)) / 20 + 1e-9 * np.arange(size)[:, None]
+        labels = random.integers(0, clusters, size)
+        purity = float(random.choice([0.05, 0.5, 0.95, 1.0]))
+        squared = np.square(values - values.T)
+        squared[labels[:, None] == labels] = np.inf
+        nearest = squared.min(axis=1)
+        pure = [r for r in RADII if np.mean(nearest >= r * r) >= purity]
+        found = pure_radius(torch.tensor(values), torch.tensor(labels), purity)
+        assert found == max(pure, default=RADII[0])
 
     def test_radius_is_estimated_where_none_is_set(self) -> None:
         """Clusters at 0, 1 and 2: with a ball of 1 the middle one's samples cover all."""

@@ -39,6 +39,29 @@ def test_votes_by_hand(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(shares, rows([0.4, 0.6], [0.6, 0.4], [0.5, 0.5]))
 
 
+def test_models_with_the_same_embeddings_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    plain = ifal._Voting.shares
+
+    def counted(
+        voting: Any, pool: torch.Tensor, labelled: torch.Tensor, predictions: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        searched.append(len(predictions))
+        return plain(voting, pool, labelled, predictions)
+
+    monkeypatch.setattr(ifal._Voting, "shares", counted)
+    voting = ifal._Voting(torch.tensor([0]), torch.arange(3), 2, 1)
+    first, second, third = torch.tensor([[0, 1, 1], [1, 1, 0], [0, 0, 1]])
+    frozen, moved = (at(10, 20, 80), at(0)), (at(10, 70, 80), at(0))
+    models = [(*frozen, [first]), (*moved, [first]), (*frozen, [second, third])]
+    found = voting.of_models(models)
+    assert searched == [3, 1]
+    monkeypatch.undo()
+    alone = [share for model in models for share in voting.shares(*model)]
+    for share, expected in zip(found, alone, strict=True):
+        torch.testing.assert_close(share, expected)
+
+
 def test_more_neighbours_than_samples_are_all_others() -> None:
     voting = ifal._Voting(torch.tensor([0]), torch.arange(3), 2, 250)
     (shares,) = voting.shares(at(10, 20, 80), at(0), [torch.tensor([0, 1, 1])])

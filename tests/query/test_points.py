@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import reference_baselines as reference
 from support.pools import chi_square
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from ahfal_app.query.core import clustering, k_center, points
+from ahfal_app.query.core import clustering, k_center, nearness, points
 from ahfal_app.query.core.clustering import k_means
 from ahfal_app.query.core.d_squared import d_squared_sampling
 from ahfal_app.query.core.k_center import greedy_k_center
-from ahfal_app.query.core.points import EmbeddingPoints, OuterProductPoints
+from ahfal_app.query.core.nearness import Nearness
+from ahfal_app.query.core.points import EmbeddingPoints, OuterProductPoints, row_blocks
 
 
 def embedding_points(values: Any) -> EmbeddingPoints:
@@ -70,6 +71,71 @@ class TestDistances:
         distances = EmbeddingPoints(values).squared_distances(slice(None), torch.arange(3))
         assert torch.isfinite(distances).all()
         assert distances[0, 2] == pytest.approx(4e60, rel=1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        width=st.integers(1, 300),
+        scale=st.sampled_from([1e-4, 1.0, 1e4]),
+        offset=st.sampled_from([0.0, 1.0, 30.0]),
+    )
+    @settings(max_examples=25)
+    def test_no_distance_is_below_its_bound_and_few_are_far_above(
+        self, dtype: torch.dtype, seed: int, width: int, scale: float, offset: float
+    ) -> None:
+        random = np.random.default_rng(seed)
+        # Some points are equal, and some differ in their last digits.
+        values = random.normal(offset, 1, (40, width))[random.integers(0, 40, 60)]
+        values[::3] += 1e-7
+        of_type = torch.as_tensor(values, dtype=dtype) * (1 if dtype is torch.float16 else scale)
+        of_points = EmbeddingPoints(of_type)
+        exact = of_points.squared_distances(slice(0, 60), torch.arange(60))
+        bounds = of_points.distance_bounds(slice(0, 60), torch.arange(60))
+        assert bounds.dtype == torch.float32
+        assert (bounds.double() <= exact).all()
+        norms = of_points.squared_norms_N[:, None] + of_points.squared_norms_N
+        assert (exact - bounds.double() <= (2 * width + 60) * 2.0**-24 * norms).all()
+
+    @pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
+    def test_what_single_precision_does_not_hold_is_bounded_by_itself(self, size: float) -> None:
+        values = np.random.default_rng(0).normal(size=(9, 5)) * size
+        of_points = embedding_points(values)
+        bounds = of_points.distance_bounds(slice(0, 9), slice(0, 9))
+        assert bounds.equal(of_points.squared_distances(slice(0, 9), slice(0, 9)))
+
+    def test_a_few_large_numbers_do_not_hide_small_ones(self) -> None:
+        of_points = embedding_points([[0.0], [1e-40], [2e-40], [1.0]])
+        bounds = of_points.distance_bounds(slice(0, 4), slice(0, 4)).double()
+        assert (bounds <= of_points.squared_distances(slice(0, 4), slice(0, 4))).all()
+
+    def test_bounds_are_not_of_products_that_torch_rounds_further(self) -> None:
+        of_points = embedding_points(np.random.default_rng(0).normal(size=(9, 5)))
+        torch.set_float32_matmul_precision("medium")
+        try:
+            bounds = of_points.distance_bounds(slice(0, 9), slice(0, 9))
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert bounds.equal(of_points.squared_distances(slice(0, 9), slice(0, 9)))
+
+    @pytest.mark.parametrize("kept", [0, 10**6])
+    @pytest.mark.parametrize("references", [slice(0, 50), slice(0, 40), slice(3, 50, 2)])
+    def test_bounds_that_are_kept_and_that_are_not(
+        self, kept: int, references: slice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(nearness, "KEPT", kept)
+        monkeypatch.setattr(nearness, "ROWS", 16)
+        monkeypatch.setattr(nearness, "row_blocks", lambda size, rows=16: row_blocks(size, rows))
+        of_points = embedding_points(np.random.default_rng(0).normal(size=(50, 5)))
+        references_R = torch.arange(50)[references]
+        bounds = Nearness(of_points, 45, references_R)
+        expected = of_points.distance_bounds(slice(0, 45), references_R)
+        found = torch.cat([block for _, block in bounds.blocks()])
+        torch.testing.assert_close(found, expected)
+        some = torch.tensor([44, 0, 17])
+        torch.testing.assert_close(bounds.of(some), expected[some])
+        assert torch.cat([torch.arange(45)[rows] for rows, _ in bounds.blocks()]).tolist() == list(
+            range(45)
+        )
 
     def test_nearest_centre_in_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(points, "ROWS", 4)

@@ -141,6 +141,21 @@ class TestTemporal:
             mean = signals[Signal.TEMPORAL_PROBABILITIES].numpy()
             np.testing.assert_allclose(mean, probabilities.mean(axis=0), rtol=1e-12)
 
+    def test_nothing_is_kept_of_embeddings_that_no_model_changes(self) -> None:
+        strategy = made("temporal")
+        probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], (4, 6))
+        embeddings = np.tile(np.random.default_rng(1).normal(size=(6, 50)), (4, 1, 1))
+        moment = Moment("local", 2, 4, 1, 1)
+        watched = None
+        for p in probabilities:
+            outputs = Outputs(log(*p.tolist()), torch.tensor(embeddings[0]).float(), True)
+            watched = strategy.watch(watched, outputs, moment)
+        assert watched is not None
+        assert sum(kept.numel() for kept in watched.values()) == 1 + 6 * 3
+        expected = self.watched(strategy, embeddings, probabilities)
+        for signal, values in strategy.watched_signals(watched).items():
+            torch.testing.assert_close(values, expected[signal])
+
     def test_classes_in_turn_by_hand(self) -> None:
         scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5], dtype=torch.float64)
         assert in_turns(scores, torch.tensor([0, 0, 1, 0, 2]))[:4].tolist() == [0, 2, 4, 1]

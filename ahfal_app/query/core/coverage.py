@@ -5,7 +5,7 @@ Shape suffixes: N candidates, P points, R reference points, L chosen before, K r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ahfal_app.query.core.nearness import Nearness
 from ahfal_app.query.core.picking import SAME, level
-from ahfal_app.query.core.points import Points
+from ahfal_app.query.core.points import Points, row_blocks
 
 #: Rows whose gains are computed together, and reference points of one block: 16 MiB a matrix.
 ROWS, REFERENCES = 512, 4096
 
 #: Rows that are looked at first after a pick; the number doubles until the pick is settled.
 FIRST_ROWS = 16
+
+#: Candidates whose gains are computed at first of those that no bound rules out; it doubles, too.
+FIRST_EXACT = 4
 
 #: Maps squared distances to how much a point covers another, in [0, 1]; it never rises.
 Kernel = Callable[[Tensor], Tensor]
@@ -77,8 +81,8 @@ class Coverage:
             return torch.zeros_like(self.weights_R)
         nearest_R = torch.full_like(self.weights_R, torch.inf)
         for chosen in torch.split(chosen_L, ROWS):
-            for columns in self.columns():
-                distances = self.points.squared_distances(chosen, self.references_R[columns])
+            for columns, references in self._columns():
+                distances = self.points.squared_distances(chosen, references)
                 nearest_R[columns] = torch.minimum(nearest_R[columns], distances.amin(dim=0))
         return self.kernel(nearest_R)
 
@@ -87,8 +91,7 @@ class Coverage:
         gains = []
         for rows in torch.split(rows_K, ROWS):
             gain = self.weights_R.new_zeros(len(rows))
-            for columns in self.columns():
-                references = self.references_R[columns]
+            for columns, references in self._columns():
                 new = self.kernel(self.points.squared_distances(rows, references))
                 # What differs by rounding alone is covered.
                 least = new * SAME
@@ -98,10 +101,28 @@ class Coverage:
             gains.append(gain)
         return torch.cat(gains)
 
-    def columns(self) -> list[slice]:
-        """Return the blocks of reference points."""
-        starts = range(0, len(self.references_R), REFERENCES)
-        return [slice(start, start + REFERENCES) for start in starts]
+    def gain_bounds(self, bounds_KR: Tensor, covered_R: Tensor) -> Tensor:
+        """Return what no gain is above where so much is covered, float64. Shape (K,).
+
+        Parameters
+        ----------
+        bounds_KR : Tensor
+            What no squared distance to a reference point is below, for the points in question.
+        covered_R : Tensor
+            How much of each reference point is covered, float64.
+        """
+        new = self.kernel(bounds_KR.double()).sub_(covered_R).clamp_(min=0)
+        return new @ self.weights_R
+
+    def nearness(self, size: int) -> Nearness:
+        """Return bounds of the first points' distances to the reference points."""
+        return Nearness(self.points, size, self.references_R)
+
+    def _columns(self) -> Iterator[tuple[slice, Tensor | slice]]:
+        """Yield blocks of reference points, and these points' positions."""
+        references = self.nearness(0).references
+        for columns in row_blocks(len(self.references_R), REFERENCES):
+            yield columns, columns if isinstance(references, slice) else references[columns]
 
 
 def greedy_coverage(
@@ -111,8 +132,8 @@ def greedy_coverage(
 
     Exactly what computing all gains for each pick would give, in far fewer: what is covered
     only grows, so that a gain only falls, and one that is known from an earlier time is an
-    upper bound (Minoux's lazy greedy algorithm). The first gains take time N R; memory is
-    linear in N + R.
+    upper bound (Minoux's lazy greedy algorithm). The first bounds take time N R; memory is
+    linear in N + R, besides distances of which a bounded number is kept.
 
     Where no candidate has a gain any more, all that the reference points are covered is
     forgotten, and those that are not chosen cover them a second time. Where there is no gain
@@ -162,7 +183,6 @@ def greedy_from(
     NDArray[np.int64]
         Distinct positions, none of them taken before. Shape (count,).
     """
-    coverage, size = search.coverage, search.size
     picks: list[int] = []
     is_fresh = False
     while len(picks) < count:
@@ -170,19 +190,21 @@ def greedy_from(
         if pick is None:
             if is_fresh or not again:
                 break
-            nothing_R = torch.zeros_like(coverage.weights_R)
-            search = Search(coverage, size, nothing_R, [*taken, *picks])
+            search = search.again([*taken, *picks])
             is_fresh = True
             continue
         search.take(pick)
         picks.append(pick)
         is_fresh = False
-    left = np.setdiff1d(np.arange(size), [*taken, *picks])[: count - len(picks)]
+    left = np.setdiff1d(np.arange(search.size), [*taken, *picks])[: count - len(picks)]
     return np.concatenate([np.array(picks, dtype=np.int64), left])
 
 
 class Search:
     """Candidates with upper bounds of their gains, in one layer of coverage.
+
+    Bounds from distances in single precision rule out nearly all candidates; the gains of those
+    that they do not are computed in double precision, so that these alone decide.
 
     Parameters
     ----------
@@ -197,6 +219,8 @@ class Search:
     bounds_N : Tensor, optional
         Upper bounds of the gains, as they were when less was covered; -inf of those that are not
         picked. Shape (N,).
+    nearness : Nearness, optional
+        Bounds of the candidates' distances, where they are known from another search.
 
     Attributes
     ----------
@@ -211,19 +235,32 @@ class Search:
         covered_R: Tensor,
         taken: Sequence[int] = (),
         bounds_N: Tensor | None = None,
+        nearness: Nearness | None = None,
     ) -> None:
         self.coverage, self.size, self.covered_R = coverage, size, covered_R
-        every_N = torch.arange(size, device=covered_R.device)
-        self.bounds_N = coverage.gains(every_N, covered_R) if bounds_N is None else bounds_N.clone()
-        self.bounds_N[
-            torch.tensor(list(taken), dtype=torch.int64, device=every_N.device)
-        ] = -torch.inf
-        self._is_fresh_N = (self.bounds_N <= 0) | (bounds_N is None)
+        self._nearness = nearness or coverage.nearness(size)
+        # Which bounds are of what is covered now, and which of them are the gains themselves.
+        self._is_current_N = torch.full((size,), bounds_N is None, device=covered_R.device)
+        self.bounds_N = self._bounds() if bounds_N is None else bounds_N.clone()
+        left_out = torch.tensor(list(taken), dtype=torch.int64, device=covered_R.device)
+        self.bounds_N[left_out] = -torch.inf
+        # A gain is at least 0.
+        self._is_fresh_N = self.bounds_N <= 0
+
+    def again(self, taken: Sequence[int]) -> Search:
+        """Return a search for what covers most if nothing is covered, without those taken."""
+        nothing_R = torch.zeros_like(self.covered_R)
+        return Search(self.coverage, self.size, nothing_R, taken, nearness=self._nearness)
 
     def best(self) -> int | None:
         """Return the lowest position with the largest gain, or None where there is no gain."""
         position = self.foremost(lambda gains_N: gains_N) if self.size else 0
         return position if self.size and float(self.bounds_N[position]) > 0 else None
+
+    def least(self) -> float:
+        """Return the smallest gain, -inf where a candidate was left out; there is a candidate."""
+        self._compute((~self._is_fresh_N).nonzero()[:, 0])
+        return float(self.bounds_N.min())
 
     def foremost(self, worth: Callable[[Tensor], Tensor]) -> int:
         """Return the lowest position of the candidate that is worth most; there is one.
@@ -234,7 +271,7 @@ class Search:
             Maps gains of all candidates, or upper bounds of them, to what these are worth, which
             falls for none of them as its gain rises; -inf stays -inf. Shape (N,).
         """
-        number = FIRST_ROWS
+        number, exact = FIRST_ROWS, FIRST_EXACT
         positions_N = torch.arange(self.size, device=self.bounds_N.device)
         while True:
             worth_N = worth(self.bounds_N)
@@ -243,13 +280,39 @@ class Search:
             first = int((fresh_N >= level(highest)).int().argmax())
             # One that is level at most and comes later changes nothing.
             may_be_first_N = (worth_N >= level(highest)) & (positions_N < first)
-            stale_K = (((worth_N > highest) | may_be_first_N) & ~self._is_fresh_N).nonzero()[:, 0]
+            is_stale_N = ((worth_N > highest) | may_be_first_N) & ~self._is_fresh_N
+            stale_K = is_stale_N.nonzero()[:, 0]
             if not len(stale_K):
                 return first
-            rows_K = stale_K[_highest(worth_N[stale_K], number)]
+            old_K = stale_K[~self._is_current_N[stale_K]]
+            current_K = stale_K[self._is_current_N[stale_K]]
+            if len(current_K) and (
+                not len(old_K) or worth_N[current_K].max() >= worth_N[old_K].max()
+            ):
+                self._compute(current_K[_highest(worth_N[current_K], exact)])
+                exact = min(2 * exact, ROWS)
+            else:
+                self._bound(old_K[_highest(worth_N[old_K], number)])
+                number = min(2 * number, ROWS)
+
+    def _bounds(self) -> Tensor:
+        bounds_N = self.covered_R.new_empty(self.size)
+        for rows, distances in self._nearness.blocks():
+            bounds_N[rows] = self.coverage.gain_bounds(distances, self.covered_R)
+        return bounds_N
+
+    def _bound(self, rows_K: Tensor) -> None:
+        """Bring candidates' bounds to what is covered now."""
+        new_K = self.coverage.gain_bounds(self._nearness.of(rows_K), self.covered_R)
+        self.bounds_N[rows_K] = torch.minimum(self.bounds_N[rows_K], new_K)
+        self._is_current_N[rows_K] = True
+        self._is_fresh_N[rows_K] |= self.bounds_N[rows_K] <= 0
+
+    def _compute(self, rows_K: Tensor) -> None:
+        """Make candidates' bounds their gains."""
+        if len(rows_K):
             self.bounds_N[rows_K] = self.coverage.gains(rows_K, self.covered_R)
-            self._is_fresh_N[rows_K] = True
-            number = min(2 * number, ROWS)
+        self._is_fresh_N[rows_K] = True
 
     def take(self, pick: int) -> None:
         """Have a candidate cover what it does."""
@@ -262,6 +325,7 @@ class Search:
         self.covered_R = torch.maximum(self.covered_R, covered_R)
         # A gain that has fallen to 0 stays there.
         self._is_fresh_N = self.bounds_N <= 0
+        self._is_current_N = self._is_fresh_N.clone()
 
     def leave_out(self, pick: int) -> None:
         """Pick a candidate no more."""

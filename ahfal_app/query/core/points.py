@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ NEAR = 2.0**-16
 
 #: Numbers of the pairs that are computed again at a time.
 PAIRED = 2**20
+
+#: What rounding to single precision changes a number by at most, as a share of it, and how often
+#: a squared distance is rounded besides once for each number of a point, with some to spare.
+_HALF_DIGIT, _ROUNDINGS = 2.0**-24, 16
+
+#: Squared norms whose products single precision holds with room to spare.
+_SINGLE = (2.0**-60, 2.0**60)
 
 
 class Points(ABC):
@@ -65,6 +73,16 @@ class Points(ABC):
             positions_N[rows_R][near[0]], positions_N[centres_K][near[1]]
         )
         return distances_RK
+
+    def distance_bounds(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+        """Return what no squared distance is below, as near as is cheap to have. Shape (R, K).
+
+        Parameters
+        ----------
+        rows_R, centres_K : Tensor | slice
+            Positions of points, int64.
+        """
+        return self.squared_distances(rows_R, centres_K)
 
     @property
     @abstractmethod
@@ -123,6 +141,35 @@ class EmbeddingPoints(Points):
         """Return the inner product of each row with each centre, float64. Shape (R, K)."""
         return _inner_products(self._embeddings_ND, rows_R, centres_K)
 
+    def distance_bounds(self, rows_R: Tensor | slice, centres_K: Tensor | slice) -> Tensor:
+        """Return what no squared distance is below. Shape (R, K).
+
+        In single precision, which takes half the time, less what its rounding amounts to: the
+        inner product of D numbers is off by at most (D + 2) 2⁻²⁴ |x| |y|, and |x| |y| is at most
+        half the sum of the squared norms. Where the device may round products further, or the
+        numbers are very large or small, the distances themselves are returned, float64.
+        """
+        single = self._in_single_precision
+        if single is None:
+            return self.squared_distances(rows_R, centres_K)
+        values_ND, norms_N = single
+        # Not by one call, which might round at each of the D steps what the norms make larger.
+        bounds_RK = values_ND[rows_R] @ values_ND[centres_K].T
+        bounds_RK.mul_(-2).add_(norms_N[rows_R][:, None]).add_(norms_N[centres_K])
+        return bounds_RK.clamp_(min=0)
+
+    @cached_property
+    def _in_single_precision(self) -> tuple[Tensor, Tensor] | None:
+        """The rows, and their squared norms less what rounding amounts to, float32."""
+        norms_N = self.squared_norms_N
+        largest = float(norms_N.max()) if len(norms_N) else 0.0
+        if not _SINGLE[0] <= largest <= _SINGLE[1] or not _is_single_kept(norms_N.device):
+            return None
+        # A share of the largest stands for what is too small for single precision.
+        share = (self.width + _ROUNDINGS) * _HALF_DIGIT
+        less_N = norms_N * (1 - share) - largest * _SINGLE[0]
+        return self._embeddings_ND.float(), less_N.float()
+
     @property
     def width(self) -> int:
         """Numbers that a point is kept as."""
@@ -174,10 +221,10 @@ class OuterProductPoints(Points):
         return 4 * (along_P + left_P * across_right_P + right_P * across_left_P)
 
 
-def row_blocks(size: int) -> Iterator[slice]:
-    """Yield slices of at most `ROWS` that cover the positions below a size."""
-    for start in range(0, size, ROWS):
-        yield slice(start, min(start + ROWS, size))
+def row_blocks(size: int, rows: int = ROWS) -> Iterator[slice]:
+    """Yield slices of at most so many rows that cover the positions below a size."""
+    for start in range(0, size, rows):
+        yield slice(start, min(start + rows, size))
 
 
 def directions(values_ND: Tensor) -> Tensor:
@@ -199,6 +246,13 @@ def _inner_products(values_ND: Tensor, rows_R: Tensor | slice, centres_K: Tensor
     if products_RK is None:
         raise ValueError("points need at least one number each")
     return products_RK
+
+
+def _is_single_kept(device: torch.device) -> bool:
+    """Return whether matrix products keep single precision, which torch may give up for speed."""
+    if device.type == "cuda":
+        return not torch.backends.cuda.matmul.allow_tf32
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def _parts(values_ND: Tensor, first_P: Tensor, second_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,10 +81,20 @@ _FROM_MODELS = frozenset({Signal.PERTURBED_LOCAL_MODEL, Signal.LOCAL_ONLY_MODEL}
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a model gives for a pool: logits (N, C) and embeddings (N, D), float32."""
+    """What a model gives for a pool.
+
+    Attributes
+    ----------
+    logits_NC, embeddings_ND : Tensor
+        Float32.
+    has_fixed_embeddings : bool
+        Whether the embeddings are the same for each model of the run, as they are where it is
+        nothing but a layer on vectors.
+    """
 
     logits_NC: Tensor
     embeddings_ND: Tensor
+    has_fixed_embeddings: bool = False
 
 
 @dataclass(frozen=True)
