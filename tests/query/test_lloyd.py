@@ -131,6 +131,26 @@ class TestBestClusters:
         monkeypatch.setattr(module, "_ROWS", 7)
         assert torch.equal(best_clusters(points, centres), whole)
 
+    def test_distances_that_are_kept_are_those_that_are_computed_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        points = random_points(5, 700, 6)
+        centres = torch.stack([points[s * 40 : s * 40 + 40] for s in range(3)])
+        kept = best_clusters(points, centres)
+        products: list[int] = []
+        distances = module._distances
+
+        def counted(centres_KD: torch.Tensor, points_ND: torch.Tensor) -> torch.Tensor:
+            products.append(len(centres_KD) * len(points_ND))
+            return distances(centres_KD, points_ND)
+
+        monkeypatch.setattr(module, "_distances", counted)
+        assert torch.equal(best_clusters(points, centres), kept)
+        number = sum(products)
+        monkeypatch.setattr(module, "_KEPT", 0)
+        assert torch.equal(best_clusters(points, centres), kept)
+        assert number < 0.8 * (sum(products) - number)
+
     def test_an_empty_cluster_begins_again_with_the_furthest_point(self) -> None:
         """{0, 1} about 0.5 and {9, 12} about 10.5: 9 and 12 are the furthest, 9 comes first."""
         points = torch.tensor([[0.0], [1.0], [9.0], [12.0]])

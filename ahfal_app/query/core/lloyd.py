@@ -22,13 +22,16 @@ MAX_STEPS, TOLERANCE = 300, 1e-4
 #: Distances and rows that are held at a time.
 _DISTANCES, _ROWS = 2**21, 1024
 
+#: Most distances that are kept from one step to the next: 128 MiB.
+_KEPT = 2**25
+
 
 def lloyd_clusters(
     points_ND: Tensor, num_clusters: int, starts: int, generator: np.random.Generator
 ) -> Tensor:
     """Return each point's cluster in the start with the smallest squared distances to the means.
 
-    A step takes time N D K for each start; memory is linear in N. A cluster that is left empty
+    A step takes time N D K for each start, later ones less; memory is linear in N. A cluster that is left empty
     begins again with the point that is the furthest from its centre.
 
     Parameters
@@ -148,25 +151,35 @@ class _Clusterings:
         self._points_ND = points_ND
         self._sums_SKD = points_ND.new_zeros(starts, num_clusters, width, dtype=torch.float64)
         self._counts_SK = points_ND.new_zeros(starts, num_clusters, dtype=torch.int64)
+        self._kept: _KeptDistances | None = None
+        if starts * num_clusters * size <= _KEPT:
+            self._kept = _KeptDistances(points_ND, num_clusters, starts)
 
     def assign(self, active_A: Tensor, centres_AKD: Tensor) -> Tensor:
         """Assign all points to their nearest centres; return whether any changed. Shape (A,)."""
-        labels_AN = torch.empty_like(self.labels_SN[active_A])
-        distances_AN = torch.empty_like(labels_AN, dtype=centres_AKD.dtype)
-        starts, clusters, width = centres_AKD.shape
-        flat_KD = centres_AKD.view(-1, width)
-        norms_K = flat_KD.square().sum(dim=1)
-        size = max(1, _DISTANCES // len(flat_KD))
-        for start in range(0, len(self._points_ND), size):
-            rows = slice(start, start + size)
-            # Without the points' own norms, which do not matter to which is the nearest.
-            squared_KM = torch.addmm(norms_K[:, None], flat_KD, self._points_ND[rows].T, alpha=-2)
-            nearest = squared_KM.view(starts, clusters, -1).min(dim=1)
-            labels_AN[:, rows] = nearest.indices
-            distances_AN[:, rows] = nearest.values
+        if self._kept is not None:
+            labels_AN, distances_AN = self._kept.nearest(active_A, centres_AKD)
+        else:
+            labels_AN, distances_AN = self._nearest(centres_AKD)
         changed_A = self._move(active_A, labels_AN)
         self._fill(active_A, distances_AN)
         return changed_A
+
+    def _nearest(self, centres_AKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each point's nearest centre, and the distance as `_distances` has it. (A, N)."""
+        starts, clusters, width = centres_AKD.shape
+        size = len(self._points_ND)
+        labels_AN = self.labels_SN.new_empty(starts, size)
+        distances_AN = centres_AKD.new_empty(starts, size)
+        flat_KD = centres_AKD.view(-1, width)
+        at_once = max(1, _DISTANCES // len(flat_KD))
+        for start in range(0, size, at_once):
+            rows = slice(start, start + at_once)
+            squared_KM = _distances(flat_KD, self._points_ND[rows])
+            nearest = squared_KM.view(starts, clusters, -1).min(dim=1)
+            labels_AN[:, rows] = nearest.indices
+            distances_AN[:, rows] = nearest.values
+        return labels_AN, distances_AN
 
     def means(self, active_A: Tensor) -> Tensor:
         """Return the means of the clusters, float32. Shape (A, K, D)."""
@@ -209,3 +222,44 @@ class _Clusterings:
             labels_N = labels_N.clone()
             labels_N[squared_N.argmax()] = k
             self._move(active_A[a : a + 1], labels_N[None])
+
+
+class _KeptDistances:
+    """Distances of all points to all centres, of which those to centres that move are replaced.
+
+    After the first steps most clusters have the points that they had, and so the same mean.
+
+    Parameters
+    ----------
+    points_ND : Tensor
+        As of `lloyd_clusters`.
+    num_clusters, starts : int
+        K and S.
+    """
+
+    def __init__(self, points_ND: Tensor, num_clusters: int, starts: int) -> None:
+        size, width = points_ND.shape
+        self._points_ND = points_ND
+        self._centres_SKD = points_ND.new_full((starts, num_clusters, width), torch.nan)
+        self._squared_SKN = points_ND.new_empty(starts, num_clusters, size)
+
+    def nearest(self, active_A: Tensor, centres_AKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each point's nearest centre, and the distance as `_distances` has it. (A, N)."""
+        which_M, clusters_M = (
+            (centres_AKD != self._centres_SKD[active_A]).any(dim=2).nonzero(as_tuple=True)
+        )
+        self._centres_SKD[active_A] = centres_AKD
+        at_once = max(1, _DISTANCES // len(self._points_ND))
+        blocks = zip(torch.split(which_M, at_once), torch.split(clusters_M, at_once), strict=True)
+        for which, clusters in blocks:
+            squared = _distances(centres_AKD[which, clusters], self._points_ND)
+            self._squared_SKN[active_A[which], clusters] = squared
+        nearest = [self._squared_SKN[s].min(dim=0) for s in active_A.tolist()]
+        labels_AN = torch.stack([each.indices for each in nearest])
+        return labels_AN, torch.stack([each.values for each in nearest])
+
+
+def _distances(centres_KD: Tensor, points_ND: Tensor) -> Tensor:
+    """Return squared distances without the points' own norms, which decide nothing. (K, N)."""
+    norms_K1 = centres_KD.square().sum(dim=1, keepdim=True)
+    return torch.addmm(norms_K1, centres_KD, points_ND.T, alpha=-2)
