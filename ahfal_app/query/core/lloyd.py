@@ -31,8 +31,8 @@ def lloyd_clusters(
 ) -> Tensor:
     """Return each point's cluster in the start with the smallest squared distances to the means.
 
-    A step takes time N D K for each start, later ones less; memory is linear in N. A cluster that is left empty
-    begins again with the point that is the furthest from its centre.
+    A step takes time N D K for each start, later ones less; memory is linear in N. A cluster that
+    is left empty begins again with the point that is the furthest from its centre.
 
     Parameters
     ----------
