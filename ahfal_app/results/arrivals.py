@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.config import Settings
 from ahfal_app.drift import smoothed_divergence
-from ahfal_app.forgetting import bias_warning
+from ahfal_app.forgetting import bias_warning, weights
 from ahfal_app.results.reading import Run
 from ahfal_app.results.records import ArrivalsRecord, CycleRecord
 from ahfal_app.results.tables import TextTable
@@ -37,31 +38,64 @@ def arrivals_table(run: Run) -> TextTable | None:
     known = run.settings.simulates_arrivals
     if known:
         headings += ("Accuracy on what comes next",)
+    so_far = forgetful_accuracy([told for _, told in rows], run.settings.forget)
+    if known and run.settings.forget:
+        headings += ("The same, weighted over cycles",)
     drifts = run.settings.covariate_drift != "none"
     if drifts:
         headings += ("Accuracy as images look", "Severity")
     return TextTable(
         title="Arrivals",
         headings=headings,
-        rows=[_row(cycle, told, known, drifts) for cycle, told in rows],
+        rows=[
+            _row(cycle, told, run.settings, share)
+            for (cycle, told), share in zip(rows, so_far, strict=True)
+        ],
         numbers=frozenset(range(len(headings))),
         note=_note(run, rows[-1][1]),
     )
 
 
-def _row(cycle: CycleRecord, told: ArrivalsRecord, known: bool, drifts: bool) -> tuple[str, ...]:
+def forgetful_accuracy(told: Sequence[ArrivalsRecord], half_life: float) -> list[float | None]:
+    """Return after each cycle the accuracy on what came next, of all cycles until then.
+
+    The right ones over all, Σ λ^(t - j) r_j / Σ λ^(t - j) n_j with λ = 2^(-1 / half-life): a sample
+    weighs half as much after each half-life. None where nothing has come.
+
+    Parameters
+    ----------
+    told : Sequence[ArrivalsRecord]
+        One for each cycle, in order.
+    half_life : float
+        In cycles; 0: all weigh the same.
+    """
+    tests = [each.tests for each in told]
+    right_T = np.array([each.next_right if each else 0 for each in tests], np.float64)
+    count_T = np.array([each.next_count if each else 0 for each in tests], np.float64)
+    found: list[float | None] = []
+    for number in range(1, len(told) + 1):
+        weights_T = weights(number, half_life)
+        whole = float(weights_T @ count_T[:number])
+        found.append(float(weights_T @ right_T[:number]) / whole if whole else None)
+    return found
+
+
+def _row(
+    cycle: CycleRecord, told: ArrivalsRecord, settings: Settings, so_far: float | None
+) -> tuple[str, ...]:
     figures, ledger = told.figures, cycle.ledger
     labelled = cycle.labels + cycle.held_out
     cells = [f"{cycle.cycle + 1}", *(f"{count:,}" for count in (figures.arrived, figures.new))]
     cells += [f"{count:,}" for count in (figures.open, figures.expired, figures.skipped)]
     # The ledger is as of the purchase after the cycle.
     cells += [f"{labelled:,}", f"{cycle.pending:,}", f"{ledger.free:,}"]
-    if known:
-        tests = told.tests
+    tests = told.tests
+    if settings.simulates_arrivals:
         is_tested = tests is not None and tests.next_count
         cells.append(percent(tests.next_right / tests.next_count) if tests and is_tested else "n/a")
-    if drifts:
-        tests = told.tests
+        if settings.forget:
+            cells.append("n/a" if so_far is None or not is_tested else percent(so_far))
+    if settings.covariate_drift != "none":
         cells.append(percent(tests.accuracy) if tests else "n/a")
         cells.append("n/a" if tests is None or tests.level is None else f"{tests.level:.2f}")
     return tuple(cells)
@@ -79,6 +113,10 @@ def _note(run: Run, last: ArrivalsRecord) -> str:
             "Accuracy on what comes next is that of the cycle's model on the samples that come for "
             "the next one, before any of them is labelled; samples that come again do not count."
         )
+        if settings.forget:
+            words.append(
+                "Weighted, a sample counts half as much after each half-life of `forget` cycles."
+            )
         words.append(f"{last.unseen or 0:,} samples never come within the run.")
     if settings.arrival_exhausted == "recycle":
         words.append("What comes again depends on what was bought, and so on the query strategy.")

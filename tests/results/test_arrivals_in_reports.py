@@ -7,15 +7,18 @@ import pytest
 from support.simulation import SharedRuns
 
 from ahfal_app.drift import smoothed_divergence
+from ahfal_app.ledger import ArrivalFigures
 from ahfal_app.results.arrivals import (
     arrivals_table,
     average_forgetting,
+    forgetful_accuracy,
     forgetting_table,
     mix_table,
     statistics_warnings,
     tasks_table,
 )
 from ahfal_app.results.reading import read_run
+from ahfal_app.results.records import ArrivalsRecord, ArrivalTests
 from ahfal_app.results.selections import read_class_counts
 
 STREAM: dict[str, object] = {
@@ -42,6 +45,22 @@ def test_divergence_of_smoothed_mixes():
     p, q = np.array([1.5, 0.5]) / 2, np.array([2.5, 2.5]) / 5
     expected = float((p * np.log(p / q)).sum())
     assert smoothed_divergence(np.array([1, 0]), np.array([2, 2])) == pytest.approx(expected)
+
+
+def told(right: int, count: int) -> ArrivalsRecord:
+    tests = ArrivalTests(next_right=right, next_count=count)
+    return ArrivalsRecord(figures=ArrivalFigures(0, 0, 0, 0, 0), tests=tests)
+
+
+def test_accuracy_on_what_came_next_by_hand():
+    """λ = 1/2: (8) / 10, (4 + 4) / (5 + 10), (2 + 2 + 12) / (2.5 + 5 + 20)."""
+    cycles = [told(8, 10), told(4, 10), told(12, 20), told(0, 0)]
+    halved = forgetful_accuracy(cycles, 1.0)
+    assert halved[:3] == pytest.approx([0.8, 8 / 15, 16 / 27.5])
+    # Nothing came, and all weighs half as much as before.
+    assert halved[3] == halved[2]
+    assert forgetful_accuracy(cycles, 0.0) == pytest.approx([0.8, 0.6, 0.6, 0.6])
+    assert forgetful_accuracy([told(0, 0)], 1.0) == [None]
 
 
 @pytest.mark.slow
@@ -85,6 +104,12 @@ def test_a_report_tells_what_forgetting_changes(shared_runs: SharedRuns):
     assert table is not None
     assert [row[1] for row in table.rows] == ["10.0 to 10.0", "10.9 to 10.9", "9.7 to 9.7"]
     assert "effective ones" in table.note
+    arrivals = arrivals_table(run)
+    assert arrivals is not None
+    *_, plain, weighted = zip(*arrivals.rows, strict=True)
+    assert arrivals.headings[-1] == "The same, weighted over cycles"
+    assert weighted[0] == plain[0] != "n/a"
+    assert weighted[-1] == plain[-1] == "n/a"
     (warning,) = statistics_warnings(run)
     assert "more than half of tau=12" in warning
 
