@@ -280,7 +280,7 @@ class LeaDQ(QueryStrategy):
     def _observed(self, logits_NC: Tensor, context: QueryContext) -> list[Tensor] | None:
         """Return what the choice goes by, oldest first; None where there is nothing."""
         decision, history = context.cycle, context.history
-        first = decision - self._remembered_steps_of(decision)
+        first = decision - self.remembered_steps_of(decision)
         if self.parameters.observe == "previous":
             if decision - 1 not in history:
                 return None
@@ -325,7 +325,7 @@ class LeaDQ(QueryStrategy):
         own = self.parameters
         return own.episode - 1 if own.agent == "flat" and own.memory == "history" else 0
 
-    def _remembered_steps_of(self, decision: int) -> int:
+    def remembered_steps_of(self, decision: int) -> int:
         """Return the steps before a decision in its episode, as far as they are remembered."""
         return min(self._remembered_steps, (decision - 1) % self.parameters.episode)
 
@@ -369,6 +369,27 @@ class _Decision:
     chosen_R: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """All decisions, padded.
+
+    Attributes
+    ----------
+    rows_TKNF, sizes_TK : NDArray
+        What was reported, and how many rows each has.
+    chosen_TKN : NDArray[np.int64]
+        What was chosen.
+    seen_TKNF, seen_TK : NDArray
+        The rows that each choice goes by, and how many.
+    """
+
+    rows_TKNF: NDArray[np.float32]
+    sizes_TK: NDArray[np.int64]
+    chosen_TKN: NDArray[np.int64]
+    seen_TKNF: NDArray[np.float32]
+    seen_TK: NDArray[np.int64]
+
+
 class LeaDQServer(ServerSide):
     """The server's half of LeaDQ: states, rewards, all decisions, and what is learned of them.
 
@@ -381,7 +402,7 @@ class LeaDQServer(ServerSide):
     """
 
     def __init__(self, strategy: LeaDQ, task: Task) -> None:
-        self._own, self._task = strategy.parameters, task
+        self._strategy, self._own, self._task = strategy, strategy.parameters, task
         (self._features,) = strategy.report_forms(task)["rows"].columns
         self._learner = ValueLearner(
             strategy.agent_of(task),
@@ -469,11 +490,12 @@ class LeaDQServer(ServerSide):
         decision = cycle + 1
         if decision >= self._first_acting:
             self._figures["epsilon"] = self._epsilon(decision - self._first_acting)
+            self._figures["correlation with doubt"] = self._correlation_with_doubt()
         if self._own.bootstrap == "continue":
             self._learn(cycle)
 
     def figures(self) -> Mapping[str, float]:
-        """Return reward, accuracy, loss and exploration of this cycle."""
+        """Return this cycle's reward, accuracy, loss, exploration, and how values go with doubt."""
         return dict(self._figures)
 
     # --- learning -----------------------------------------------------------------------
@@ -494,7 +516,45 @@ class LeaDQServer(ServerSide):
             torch.set_num_threads(threads)
         self._figures["TD loss"] = loss
 
+    def _correlation_with_doubt(self) -> float:
+        """Return how the acting agent's values go with 1 - max p of the newest arrivals.
+
+        Pearson's correlation over the arrivals of a client, the mean over those that have two
+        different values and doubts; 0 where none has.
+        """
+        known = self._known()
+        decision = len(self._decisions)
+        first = decision - self._strategy.remembered_steps_of(decision)
+        steps = slice(first - 1, decision)
+        with torch.no_grad():
+            values_KN = self._strategy.agent_of(self._task).unrolled(
+                self._learner.agent_weights,
+                torch.from_numpy(known.seen_TKNF[steps])[None],
+                torch.from_numpy(known.seen_TK[steps])[None],
+                [True] + [False] * (decision - first),
+            )[0, -1]
+        found = []
+        for client, size in enumerate(known.sizes_TK[-1].tolist()):
+            values_N = values_KN[client, :size].double().numpy()
+            doubts_N = 1.0 - known.rows_TKNF[-1, client, :size].max(axis=1).astype(np.float64)
+            if known.seen_TK[-1, client] and size > 1 and np.ptp(values_N) and np.ptp(doubts_N):
+                found.append(float(np.corrcoef(values_N, doubts_N)[0, 1]))
+        return float(np.mean(found)) if found else 0.0
+
     def _replay(self) -> Replay:
+        known = self._known()
+        return replay_of(
+            torch.from_numpy(known.seen_TKNF),
+            torch.from_numpy(known.seen_TK),
+            torch.from_numpy(known.sizes_TK),
+            torch.from_numpy(known.chosen_TKN),
+            torch.from_numpy(np.stack(self._states)),
+            torch.tensor(self._rewards, dtype=torch.float32),
+            self._own.episode,
+            self._rule(),
+        ).newest(self._own.buffer)
+
+    def _known(self) -> _Known:
         sizes_TK = np.stack([each.sizes_K for each in self._decisions])
         most = int(sizes_TK.max(initial=1))
         if self._own.agent == "flat":
@@ -509,16 +569,7 @@ class LeaDQServer(ServerSide):
             seen_TKNF = np.concatenate([np.zeros_like(rows_TKNF[:1]), rows_TKNF[:-1]])
             before_TK = np.concatenate([np.zeros_like(sizes_TK[:1]), sizes_TK[:-1]])
             seen_TK = np.where(sizes_TK > 0, before_TK, 0)
-        return replay_of(
-            torch.from_numpy(seen_TKNF),
-            torch.from_numpy(seen_TK),
-            torch.from_numpy(sizes_TK),
-            torch.from_numpy(chosen_TKN),
-            torch.from_numpy(np.stack(self._states)),
-            torch.tensor(self._rewards, dtype=torch.float32),
-            self._own.episode,
-            self._rule(),
-        ).newest(self._own.buffer)
+        return _Known(rows_TKNF, sizes_TK, chosen_TKN, seen_TKNF, seen_TK)
 
     def _mixer(self) -> Mixer:
         if self._own.mixer == "vdn":

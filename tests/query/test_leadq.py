@@ -729,6 +729,49 @@ def test_share_of_least_confidence() -> None:
     assert server.figures()["share of least confidence"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("observe", ["current", "previous"])
+@pytest.mark.parametrize("memory", ["history", "reset", "none"])
+def test_correlation_is_that_of_the_values_by_which_clients_choose(
+    observe: str, memory: str
+) -> None:
+    """Of client 1, who misses decision 3, and of client 0; client 2 has never been there."""
+    strategy = made(
+        observe=observe, memory=memory, learn_from=1, gradient_steps=2, cold_start=2, episode=4
+    )
+    server = server_of(strategy, dataclasses.replace(TASK, most_rows=4))
+    histories: dict[int, dict[int, Arrays]] = {0: {}, 1: {}}
+    for cycle in range(7):
+        server.trained(cycle, held_out((cycle % 4) / 4))
+        policy = {name: torch.from_numpy(values) for name, values in server.policy().items()}
+        decision, expected, reports = cycle + 1, [], {}
+        for client, history in histories.items():
+            if (client, decision) == (1, 3):
+                continue
+            random = np.random.default_rng((cycle, client))
+            logits = torch.from_numpy(random.normal(size=(4, 2)).astype(np.float32))
+            rows = torch.softmax(logits.double(), dim=1).float()
+            order = strategy._order(logits, context_for(1, 2, client=client, cycle=decision))
+            doubts = 1 - rows[order].max(dim=1).values.double().numpy()
+            if policy:
+                context = context_for(
+                    1, 2, client=client, cycle=decision, policy=policy, history=history
+                )
+                observed = strategy._observed(logits, context)
+                if observed is not None:
+                    values = strategy._values(policy, observed, 4).numpy()
+                    expected.append(np.corrcoef(values, doubts)[0, 1])
+            reports[client] = {
+                "rows": rows[order].numpy(),
+                "chosen": np.array([0, 1, 0, 0], np.uint8),
+            }
+            history[decision] = reports[client]
+        server.reported(cycle, reports)
+        if decision > 2:
+            found = server.figures()["correlation with doubt"]
+            assert found == pytest.approx(np.mean(expected), abs=1e-5)
+            assert abs(found) > 1e-3
+
+
 # --- the client's half -------------------------------------------------------------------------
 
 
