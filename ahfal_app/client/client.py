@@ -528,7 +528,8 @@ class Client:
             with self._labels() as store:
                 # The same as the steps were answered with: drawn by key, of the same pool.
                 audit_A = self._open(store, cycle + 1, granted)
-                self._reserve(store, cycle + 1, selected, audit_A)
+                predicted_A = self._selection.predicted(audit_A, tensors)
+                self._reserve(store, cycle + 1, selected, audit_A, predicted_A)
             coordinating.forget()
         with self._labels() as store:
             self._ask(store)
@@ -605,7 +606,7 @@ class Client:
         cycle: int,
         selected: Selected,
         audit_A: NDArray[np.int64],
-        predicted_A: NDArray[np.int64] | None = None,
+        predicted_A: NDArray[np.int64] | None,
     ) -> None:
         self._selection.record_asked(cycle, selected, audit_A)
         self._annotation.reserve(store, cycle, selected, audit_A, predicted_A)
@@ -715,7 +716,7 @@ class Client:
             audit_A = self._selection.audited(store, 0, granted, cycle)
             with store.set_aside(audit_A):
                 selected = self._selection.first(store, granted, cycle)
-            self._reserve(store, 0, selected, audit_A)
+            self._reserve(store, 0, selected, audit_A, None)
 
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
         with self._labels() as store:

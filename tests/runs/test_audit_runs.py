@@ -154,3 +154,27 @@ def test_clients_that_choose_together_draw_their_audits_before(simulation: Simul
         sizes = [len(asked[client, cycle, audit]) for cycle in (0, 1) for audit in (True, False)]
         assert sizes == [3, 5, 1, 3]
     assert outcome.metrics.cycles[-1].ledger.spent == 36
+
+
+def test_the_model_is_judged_where_clients_choose_together_too(simulation: Simulation):
+    """Half of the labels, so that some are right; which is known by the run of each client alone.
+
+    The first cycle's model is the same, and so is what is drawn at random.
+    """
+    values = {
+        "max-train-samples": 150,
+        "max-test-samples": 40,
+        "initial-labels": 20,
+        "query-labels": 10,
+        "target-labels": 30,
+        "audit-share": 0.5,
+        "strategy.max-clusters": 8,
+        "strategy": "coordinated-typicality",
+    }
+    together = simulation({**values, "strategy.least-region": 3}).metrics.cycles
+    alone = simulation({**values, "strategy": "typicality"}).metrics.cycles
+    audits = [cycles[0].audit for cycles in (together, alone)]
+    assert audits[0] == audits[1]
+    assert audits[0] is not None
+    assert audits[0].asked == audits[0].labelled == 15
+    assert audits[0].right > 0
