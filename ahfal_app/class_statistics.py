@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ahfal_app.errors import NoLabelledClients
+from ahfal_app.otsu import otsu_neighbours
 
 #: What is compared with tau: the deviation of the class proportions, as in section 6.1 of the
 #: AHFAL paper, or that over their mean, the coefficient of variation of its Finding 2.
@@ -146,13 +147,7 @@ def dispersion_percent(
 
 
 def otsu_threshold(values_C: ArrayLike) -> float | None:
-    """Return the threshold that parts values into two groups of the most different means.
-
-    Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems,
-    Man, and Cybernetics 9, 1979, equation 18, of the values themselves instead of a histogram: of
-    all places between neighbours in order the one with the largest w₁ w₂ (μ₁ - μ₂)², for the
-    groups' shares w and means μ; among equal ones the lowest. The threshold is the middle of the
-    two neighbours.
+    """Return the middle of the neighbours between which Otsu's criterion parts values.
 
     Parameters
     ----------
@@ -164,17 +159,8 @@ def otsu_threshold(values_C: ArrayLike) -> float | None:
     float | None
         None where all values are equal up to rounding, or there is one.
     """
-    sorted_C = np.sort(np.asarray(values_C, np.float64))
-    if not len(sorted_C) or sorted_C[-1] - sorted_C[0] <= TAU_TOLERANCE:
-        return None
-    below_K = np.arange(1, len(sorted_C))
-    above_K = len(sorted_C) - below_K
-    sum_K = np.cumsum(sorted_C)[:-1]
-    gap_K = sum_K / below_K - (sorted_C.sum() - sum_K) / above_K
-    # Equal neighbours are of one group, whatever rounding says.
-    between_K = np.where(np.diff(sorted_C) > TAU_TOLERANCE, below_K * above_K * gap_K**2, -1.0)
-    best = int((between_K >= between_K.max() * (1 - TAU_TOLERANCE)).argmax())
-    return float((sorted_C[best] + sorted_C[best + 1]) / 2)
+    neighbours = otsu_neighbours(values_C, TAU_TOLERANCE)
+    return None if neighbours is None else (neighbours[0] + neighbours[1]) / 2
 
 
 def statistics_from_sums(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from ahfal_app.otsu import otsu_neighbours
 from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
 from ahfal_app.query.core.clustering import representatives
 from ahfal_app.query.core.picking import top_scores
@@ -312,27 +313,14 @@ def inconsistency(first_N: Tensor, second_N: Tensor) -> Tensor:
 
 
 def above_otsu(values_N: Tensor) -> Tensor:
-    """Return the positions of values above Otsu's threshold, int64.
-
-    The threshold is the value that as a cut makes w0 w1 (μ0 - μ1)² largest, the lowest of
-    equals, for the shares w and means μ of the values up to it and above it. Of a single
-    distinct value none is above.
+    """Return the positions of values above Otsu's threshold, int64; none of equal values.
 
     Parameters
     ----------
     values_N : Tensor
         Float64. Shape (N,).
     """
-    ordered_N = values_N.sort().values
-    total, size = float(ordered_N.sum()), len(ordered_N)
-    below_N = ordered_N.cumsum(dim=0)[:-1]
-    counts_N = torch.arange(1, size, device=values_N.device).double()
-    gap_N = below_N / counts_N - (total - below_N) / (size - counts_N)
-    spread_N = counts_N * (size - counts_N) * gap_N.square()
-    # A cut lies between different values.
-    spread_N[ordered_N[:-1] == ordered_N[1:]] = -torch.inf
-    if not len(spread_N) or not float(spread_N.max()) > 0:
+    neighbours = otsu_neighbours(values_N.cpu().numpy())
+    if neighbours is None:
         return values_N.new_empty(0, dtype=torch.int64)
-    highest = float(spread_N.max())
-    cut = ordered_N[:-1][(spread_N >= highest * (1 - 1e-12)).int().argmax()]
-    return (values_N > cut).nonzero()[:, 0]
+    return (values_N > neighbours[0]).nonzero()[:, 0]
