@@ -1,7 +1,7 @@
 """Otsu's threshold: where values part into two groups of the most different means.
 
-Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man, and
-Cybernetics 9, 1979, equation 18, of the values themselves instead of a histogram.
+Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man,
+and Cybernetics 9, 1979, equation 18, of the values themselves instead of a histogram.
 
 Shape suffixes: N values, K places between neighbours in order.
 """
