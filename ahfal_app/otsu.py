@@ -31,7 +31,7 @@ def otsu_neighbours(values_N: ArrayLike, tolerance: float = 0.0) -> tuple[float,
     Returns
     -------
     tuple[float, float] | None
-        None where all values are equal, or there is one.
+        None where no neighbours differ, or there is one value.
     """
     sorted_N = np.sort(np.asarray(values_N, np.float64))
     if not len(sorted_N) or sorted_N[-1] - sorted_N[0] <= tolerance:
@@ -41,5 +41,7 @@ def otsu_neighbours(values_N: ArrayLike, tolerance: float = 0.0) -> tuple[float,
     sum_K = np.cumsum(sorted_N)[:-1]
     gap_K = sum_K / below_K - (sorted_N.sum() - sum_K) / above_K
     between_K = np.where(np.diff(sorted_N) > tolerance, below_K * above_K * gap_K**2, -1.0)
+    if between_K.max() < 0:
+        return None
     best = int((between_K >= between_K.max() * (1 - _SAME)).argmax())
     return float(sorted_N[best]), float(sorted_N[best + 1])

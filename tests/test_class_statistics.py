@@ -17,6 +17,7 @@ from ahfal_app.class_statistics import (
     statistics_from_sums,
 )
 from ahfal_app.errors import NoLabelledClients
+from ahfal_app.otsu import otsu_neighbours
 
 HISTOGRAMS = [[50, 30, 20], [40, 40, 20], [60, 20, 20]]
 
@@ -192,3 +193,8 @@ class TestOtsu:
         for tau, low in ((12.0, False), (51.0, True)):
             found = class_statistics([[1, 0], [0, 1]], tau=tau, rule="otsu")
             assert (found.tau, found.low_C.all()) == (tau, low)
+
+
+def test_neighbours_that_all_differ_too_little_part_nowhere() -> None:
+    assert otsu_neighbours([0, 0.9, 1.8], 1.0) is None
+    assert otsu_neighbours([0, 0.9, 3.0], 1.0) == (0.9, 3.0)

@@ -62,7 +62,8 @@ def difference_diagram(board: Board) -> Chart:
     count = len(board.cases)
     text = (
         f"Mean ranks of {rows} methods over {count} blocks, the best at the top. Methods along one "
-        f"bar at the right differ by less than the critical difference (Nemenyi, {LEVEL:.0%})."
+        f"bar at the right differ by less than the critical difference (Nemenyi, {LEVEL:.0%}), or "
+        "Friedman's test shows no difference of any."
     )
     size = (_WIDTH, 1.0 + _ROW * (rows + 2))
     return draw_chart("ranks", "Critical differences of mean ranks", text, size, draw)

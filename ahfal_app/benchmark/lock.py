@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ from ahfal_app.benchmark.protocol import (
     settings_of,
 )
 from ahfal_app.config import Settings
-from ahfal_app.errors import AhfalError, BenchmarkError
+from ahfal_app.errors import AhfalError, BenchmarkError, ConfigError
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.environment import package_versions
@@ -152,7 +152,23 @@ def make_lock(protocol: Protocol, places: Places) -> Lock:
                 labels=labels_of(settings, [len(rows) for rows in loaded.partition.indices]),
             )
         )
+    _refuse_other_cycles(splits)
     return Lock(versions=dict(package_versions()), problems=problems, splits=tuple(splits))
+
+
+def _refuse_other_cycles(splits: Sequence[LockedSplit]) -> None:
+    """Refuse splits of a data set with different numbers of budgets, which have no mean curve."""
+    first: dict[str, LockedSplit] = {}
+    problems = []
+    for split in splits:
+        other = first.setdefault(split.problem, split)
+        if len(split.labels) != len(other.labels):
+            problems.append(
+                f"{split.case}: {len(split.labels)} budgets; allowed are {len(other.labels)}, as "
+                f"of {other.case}"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def labels_of(settings: Settings, sizes: list[int]) -> tuple[int, ...]:

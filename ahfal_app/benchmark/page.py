@@ -39,7 +39,7 @@ _ASSUMPTIONS = (
     "Friedman's and Nemenyi's tests take blocks for independent of each other. Seeds of one data "
     "set draw other splits and labels of the same samples: what is found holds for such splits of "
     "these data sets, and says nothing of others. Mean ranks hang on which methods take part; the "
-    "p-values of pairs do not."
+    "p-values of pairs do by Holm's correction alone."
 )
 
 

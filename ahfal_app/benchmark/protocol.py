@@ -25,8 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
+from ahfal_app.benchmark.text import LONGEST_NAME, Text
 from ahfal_app.config import Settings, setting_fields
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.errors import ConfigError
@@ -182,7 +190,7 @@ def method_and_places(
     Raises
     ------
     ConfigError
-        A setting would change what is measured.
+        A setting would change what is measured, or no submission may have the name.
     """
     of_places = {f"{problem}.{key}" for problem in protocol.problems for key in protocol.places}
     is_own = {
@@ -217,7 +225,17 @@ def method_and_places(
         return None, places
     strategy = str(values[STRATEGY])
     said = " ".join([strategy, *(f"{key}={value}" for key, value in own.items())])
-    return Method(name or said, strategy, _scalars(own)), places
+    if len(said) > LONGEST_NAME:
+        said = f"{strategy}, {len(own)} settings of its own"
+    return Method(_checked_name(name or said), strategy, _scalars(own)), places
+
+
+def _checked_name(name: str) -> str:
+    """Refuse what no submission may be called, before anything is run."""
+    try:
+        return TypeAdapter(Text).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError([f"--name={name!r}: {error.errors()[0]['msg']}"]) from None
 
 
 def _scalars(values: Mapping[str, object]) -> dict[str, Scalar]:

@@ -115,7 +115,7 @@ def groups(mean_ranks: Sequence[float], difference: float) -> list[tuple[int, in
 def signed_rank(differences_B: Sequence[float]) -> float | None:
     """Return the p-value of Wilcoxon's signed-rank test, two-sided.
 
-    Blocks of no difference count half for either side (Pratt's ranks).
+    Blocks of no difference are ranked with the others, and their ranks are left out (Pratt).
 
     Parameters
     ----------

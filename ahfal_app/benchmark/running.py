@@ -30,10 +30,11 @@ from ahfal_app.benchmark.submission import (
 )
 from ahfal_app.errors import BenchmarkError, ConfigError
 from ahfal_app.experiments.files import Experiment, PlannedRun
+from ahfal_app.experiments.output import write_output
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.experiments.summaries import Summaries
 from ahfal_app.experiments.sweep import SweepResult, run_sweep
-from ahfal_app.storage.files import write_bytes, write_text
+from ahfal_app.storage.files import write_bytes
 
 SUBMISSION, BASELINES, PAGE = "submission.jsonl", "baselines.jsonl", "leaderboard.html"
 
@@ -179,7 +180,7 @@ def show(
 ) -> None:
     """Write the leaderboard's page and print its table."""
     board = benchmark.board(submissions)
-    write_text(out.absolute(), render_board(board, benchmark.digest))
+    write_output(out, render_board(board, benchmark.digest))
     print_board(board, console)
     console.print(f"leaderboard: {out.absolute()}", soft_wrap=True, markup=False)
 

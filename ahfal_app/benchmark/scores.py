@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ahfal_app.benchmark.lock import Lock
 from ahfal_app.benchmark.protocol import Case, Protocol
 from ahfal_app.benchmark.ranks import (
+    LEVEL,
     Friedman,
     critical_difference,
     friedman,
@@ -55,9 +56,9 @@ class Board:
         return self.methods.index(wanted) if wanted in self.methods else None
 
     @cached_property
-    def areas_MB(self) -> NDArray[np.float64]:
-        """Area under each budget curve: mean accuracy over the labels, in percent."""
-        areas_MB = np.array(
+    def _computed_MB(self) -> NDArray[np.float64]:
+        """Area under each budget curve, with what was rounded on the way to it."""
+        return np.array(
             [
                 [
                     100 * area_under_curve(run.labels, run.accuracy)
@@ -66,8 +67,12 @@ class Board:
                 for submission in self.submissions
             ]
         )
+
+    @cached_property
+    def areas_MB(self) -> NDArray[np.float64]:
+        """Area under each budget curve: mean accuracy over the labels, in percent."""
         # What differs by rounding alone is equal, and shares its rank.
-        return np.asarray(np.round(areas_MB / _EQUAL) * _EQUAL)
+        return np.asarray(np.round(self._computed_MB / _EQUAL) * _EQUAL)
 
     @cached_property
     def ranks_MB(self) -> NDArray[np.float64]:
@@ -97,9 +102,14 @@ class Board:
 
     @cached_property
     def groups(self) -> list[tuple[int, int]]:
-        """Which methods, by their place in `order`, cannot be told apart."""
+        """Which methods, by their place in `order`, cannot be told apart.
+
+        All of them where Friedman's test shows no difference, whatever their mean ranks are.
+        """
         if self.critical_difference is None:
             return []
+        if self.friedman is None or self.friedman.p >= LEVEL:
+            return [(0, len(self.methods) - 1)]
         ordered = [float(self.mean_ranks_M[place]) for place in self.order]
         return groups(ordered, self.critical_difference)
 
@@ -158,10 +168,12 @@ class Board:
         """
         if self.reference is None:
             return [None] * len(self.submissions)
-        base_B = self.areas_MB[self.reference]
+        # Whole numbers, so that differences that are equal are equal here, too.
+        differences_MB = self._computed_MB - self._computed_MB[self.reference]
+        whole_MB = np.rint(differences_MB / _EQUAL).astype(np.int64)
         found = [
-            None if place == self.reference else signed_rank((areas_B - base_B).tolist())
-            for place, areas_B in enumerate(self.areas_MB)
+            None if place == self.reference else signed_rank(whole_B.tolist())
+            for place, whole_B in enumerate(whole_MB)
         ]
         return holm(found)
 

@@ -8,19 +8,20 @@ Shapes: T cycles.
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from ahfal_app.benchmark.lock import Digest, Lock, LockedSplit
 from ahfal_app.benchmark.protocol import Case, Method, Name, Protocol
+from ahfal_app.benchmark.text import Text, Value, skeleton
 from ahfal_app.errors import BenchmarkError
-from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import Run
 
 #: A file of more bytes is none of submissions: a method's line has some ten thousand.
@@ -29,24 +30,16 @@ LARGEST_FILE = 64 * 1024 * 1024
 #: Problems of a submission that are told; a hostile one could have millions.
 _MOST_TOLD = 12
 
-_LONGEST_NAME = 80
-
 #: How far an accuracy may be from a share of the tests, by rounding alone.
 _ROUNDING = 1e-6
 
 
-def _printable(text: str) -> str:
-    """Refuse text that could hide what it says: control characters, and turns of direction."""
-    if odd := [letter for letter in text if unicodedata.category(letter)[0] == "C"]:
-        raise ValueError(f"has the character U+{ord(odd[0]):04X}; allowed is what can be seen")
-    if text != text.strip() or not text:
-        raise ValueError("allowed is text without spaces around it")
-    return text
-
-
-Text = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME), AfterValidator(_printable)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Labels = Annotated[int, Field(ge=1, le=10**12)]
+
+# Of a list of thousands the first problem is enough.
+_LONG = FailFast()
+
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
@@ -86,7 +79,7 @@ class Machine(_Part):
 
     system: Text
     processor: Text
-    cores: Annotated[int, Field(ge=1)] | None
+    cores: Annotated[int, Field(ge=1, le=10**6)] | None
     gpus: Annotated[tuple[Text, ...], Field(max_length=64, strict=False)]
 
 
@@ -98,8 +91,12 @@ class RunLine(_Part):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     data: Digest
     partition: Digest
-    labels: Annotated[tuple[Labels, ...], Field(min_length=1, max_length=10_000, strict=False)]
-    accuracy: Annotated[tuple[Share, ...], Field(min_length=1, max_length=10_000, strict=False)]
+    labels: Annotated[
+        tuple[Labels, ...], Field(min_length=1, max_length=10_000, strict=False), _LONG
+    ]
+    accuracy: Annotated[
+        tuple[Share, ...], Field(min_length=1, max_length=10_000, strict=False), _LONG
+    ]
     seconds: Seconds
 
     @property
@@ -115,11 +112,13 @@ class Submission(_Part):
     protocol: Protocolled
     method: Text
     strategy: Text
-    settings: Annotated[dict[Text, Scalar], Field(max_length=100)]
+    settings: Annotated[dict[Text, Value], Field(max_length=100)]
     packages: Annotated[tuple[Package, ...], Field(max_length=20, strict=False)]
     code: Code
     machines: Annotated[tuple[Machine, ...], Field(min_length=1, max_length=20, strict=False)]
-    runs: Annotated[tuple[RunLine, ...], Field(min_length=1, max_length=100_000, strict=False)]
+    runs: Annotated[
+        tuple[RunLine, ...], Field(min_length=1, max_length=100_000, strict=False), _LONG
+    ]
 
     @property
     def by_case(self) -> dict[Case, RunLine]:
@@ -221,15 +220,18 @@ def read_submissions(path: Path, protocol: Protocol, lock: Lock, digest: str) ->
         content = path.read_bytes()
     except OSError as error:
         raise BenchmarkError([f"{path}: cannot be read ({error.strerror})"]) from error
-    found, problems = [], []
-    for number, text in enumerate(content.splitlines(), 1):
+    found: list[Submission] = []
+    problems: list[str] = []
+    for number, text in enumerate(io.BytesIO(content), 1):
+        if len(problems) > _MOST_TOLD:
+            break
         where = f"{path}, line {number}"
         try:
             submission = Submission.model_validate_json(text)
         except ValidationError as error:
-            problems += [f"{where}: {_told(each)}" for each in error.errors(include_url=False)]
+            problems += [f"{where}: {_told(each)}" for each in _first_errors(error)]
             continue
-        reasons = list(_refusals(submission, protocol, lock, digest))
+        reasons = itertools.islice(_refusals(submission, protocol, lock, digest), _MOST_TOLD + 1)
         problems += [f"{where}, {submission.method!r}: {reason}" for reason in reasons]
         found.append(submission)
     if not found and not problems:
@@ -240,12 +242,18 @@ def read_submissions(path: Path, protocol: Protocol, lock: Lock, digest: str) ->
 
 
 def same_names(submissions: Sequence[Submission]) -> list[str]:
-    """Return a line for each name that several submissions have: nobody could tell them apart."""
-    counts = Counter(submission.method for submission in submissions)
+    """Return a line for each name that several submissions have: nobody could tell them apart.
+
+    Names that differ by the width or the case of letters alone are the same.
+    """
+    called: dict[str, list[str]] = {}
+    for submission in submissions:
+        called.setdefault(skeleton(submission.method), []).append(submission.method)
     return [
-        f"{name!r}: {count} submissions are called so; allowed is one"
-        for name, count in counts.items()
-        if count > 1
+        f"{', '.join(map(repr, dict.fromkeys(names)))}: {len(names)} submissions are called so; "
+        "allowed is one"
+        for names in called.values()
+        if len(names) > 1
     ]
 
 
@@ -258,7 +266,8 @@ def _refusals(submission: Submission, protocol: Protocol, lock: Lock, digest: st
         )
         return
     is_plain = submission.strategy == submission.method and not submission.settings
-    if submission.method in protocol.baselines and (submission.packages or not is_plain):
+    of_baselines = {skeleton(baseline) for baseline in protocol.baselines}
+    if skeleton(submission.method) in of_baselines and (submission.packages or not is_plain):
         yield "called as a baseline, and another strategy; allowed is another name"
     for key in submission.settings:
         if key not in protocol.free and not key.startswith("strategy."):
@@ -308,6 +317,11 @@ def _told(error: Any) -> str:
     return f"{where}: {error['msg']}"
 
 
+def _first_errors(error: ValidationError) -> list[Any]:
+    return error.errors(include_url=False, include_input=False)[: _MOST_TOLD + 1]
+
+
 def _some(problems: list[str]) -> list[str]:
-    left = len(problems) - _MOST_TOLD
-    return problems if left <= 0 else [*problems[:_MOST_TOLD], f"and {left} more problems"]
+    if len(problems) <= _MOST_TOLD:
+        return problems
+    return [*problems[:_MOST_TOLD], "and more problems, of which these are the first"]

@@ -136,7 +136,7 @@ def friedman_text(board: Board) -> str:
     blocks = len(board.cases)
     if test is None or difference is None:
         return "One method or one block: nothing to test."
-    says = "they differ" if test.p < LEVEL else "no difference is shown, so that none is marked"
+    says = "they differ" if test.p < LEVEL else "no difference is shown, so that none is told apart"
     return (
         f"Friedman's test over {blocks} blocks: χ² = {test.chi_square:.2f}, Iman and Davenport's F "
         f"= {test.f:.2f} ({test.df} and {test.df_error} degrees of freedom), p {_p_word(test.p)}: "

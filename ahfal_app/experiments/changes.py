@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ahfal_app.arrivals.core.paths import changed
+from ahfal_app.arrivals.prior_drift import PriorDrift
 from ahfal_app.experiments.charts import point_text
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
 from ahfal_app.experiments.tables import NOTHING, mean_text
@@ -43,15 +44,16 @@ def first_changed(settings: Settings) -> float:
 
 def sudden_change(settings: Settings) -> int | None:
     """Return the cycle, from 0, in which the mix or the look of what arrives changes at once."""
-    flat = settings.to_flat()
-    if flat["arrivals"] == "all" or settings.num_cycles < 2:
+    if settings.arrivals == "all" or settings.num_cycles < 2:
         return None
-    paths = [
-        flat.get("arrival-order.path") if flat["arrival-order"] == "prior-drift" else None,
-        flat["severity-path"] if flat["covariate-drift"] != "none" else None,
-    ]
-    known = {path for path in paths if path is not None}
-    if known != {"sudden"}:
+    paths: set[str] = set()
+    if settings.arrival_order == "prior-drift":
+        # What is not set is the parameter's default.
+        own = PriorDrift.Parameters.model_validate(settings.parameters_of("arrival-order"))
+        paths.add(own.path)
+    if settings.covariate_drift != "none":
+        paths.add(settings.severity_path)
+    if paths != {"sudden"}:
         return None
     return int(np.argmax(changed("sudden", settings.num_cycles, 2)))
 

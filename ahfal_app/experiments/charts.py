@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,6 +28,8 @@ LINES = ("-", "--", ":")
 
 _SIZE = (5.4, 3.9)
 
+_Value = TypeVar("_Value")
+
 # What fits beside each other in a legend of that width, besides the lines.
 _LEGEND_LETTERS = 60
 
@@ -41,16 +43,15 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
             runs = results.at(point, method)
             if not runs:
                 continue
-            labels_T = runs[0].labels_T
-            curves = [summarise(values) for values in zip(*(r.values_T for r in runs), strict=True)]
-            mean_T = [curve.mean for curve in curves]
-            std_T = [curve.std or 0.0 for curve in curves]
+            # Where some seeds have stopped, the mean is that of those that have gone on.
+            labels_T = [np.mean(labels) for labels in _by_cycle([r.labels_T for r in runs])]
+            curves = [summarise(values) for values in _by_cycle([r.values_T for r in runs])]
             # Apart from each other, or the bars of nine methods would hide one another.
             shift = (labels_T[-1] - labels_T[0]) * 0.004 * (place - len(results.methods) / 2)
             axes.errorbar(
-                [labels + shift for labels in labels_T],
-                mean_T,
-                std_T,
+                [float(labels + shift) for labels in labels_T],
+                [curve.mean for curve in curves],
+                [curve.std or 0.0 for curve in curves],
                 capsize=2,
                 linewidth=1.2,
                 elinewidth=0.8,
@@ -67,20 +68,27 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
     return draw_chart(name, title, what, (_SIZE[0], 4.6), draw)
 
 
-def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
-    """Draw the final accuracy against the numbers on an axis, one line a method."""
+def accuracy_over(results: ExperimentResults, axis: str, rest: Point, name: str) -> Chart:
+    """Draw the final accuracy against the numbers on an axis, one line a method.
+
+    Parameters
+    ----------
+    results : ExperimentResults
+        What is done of the experiment.
+    axis : str
+        The axis.
+    rest : Point
+        The place on all other axes but the methods'.
+    name : str
+        What the figure is called.
+    """
     values = [float(label) for label in results.axes[axis]]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for place, method in enumerate(results.methods):
             found = [
-                [
-                    value
-                    for r in results.runs
-                    if _is_at(r, results, method, axis, label)
-                    and (value := r.final_value) is not None
-                ]
+                list(results.by_seed((*rest, (axis, label)), method, _final_value).values())
                 for label in results.axes[axis]
             ]
             kept = [(v, summarise(list_)) for v, list_ in zip(values, found, strict=True) if list_]
@@ -101,7 +109,7 @@ def accuracy_over(results: ExperimentResults, axis: str, name: str) -> Chart:
         axes.minorticks_off()
         _legend_below(figure, results.methods)
 
-    title = f"Final {results.metric} over {axis}"
+    title = f"Final {results.metric} over {axis}{point_text(rest, ': ')}"
     what = f"{results.metric.capitalize()} against {axis} by method."
     return draw_chart(name, title, what, (_SIZE[0], 4.6), draw)
 
@@ -202,18 +210,14 @@ def deviation_bands(runs: Sequence[RunResult], point: Point, name: str) -> Chart
         [c for c in result.run.metrics.cycles if c.mean is not None and c.deviation is not None]
         for result in runs
     ]
-    values_STC = np.array(
-        [
-            [
-                dispersion_percent(c.mean or (), c.deviation or (), settings.dispersion)
-                for c in cycles
-            ]
-            for cycles in selecting
-        ]
-    )
+    values = [
+        [dispersion_percent(c.mean or (), c.deviation or (), settings.dispersion) for c in cycles]
+        for cycles in selecting
+    ]
     # Classes of different seeds have nothing in common but their rank.
-    ranked_TC = np.sort(values_STC, axis=2).mean(axis=0)
-    tau_T = np.array([[cycle.tau for cycle in cycles] for cycles in selecting]).mean(axis=0)
+    ranked_TC = np.array([np.sort(each, axis=1).mean(axis=0) for each in _by_cycle(values)])
+    taus = [[cycle.tau for cycle in cycles] for cycles in selecting]
+    tau_T = np.array([np.mean(each) for each in _by_cycle(taus)])
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -288,7 +292,11 @@ def _legend_below(figure: Figure, methods: Sequence[Scalar]) -> None:
     figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
 
 
-def _is_at(
-    result: RunResult, results: ExperimentResults, method: Scalar, axis: str, label: Scalar
-) -> bool:
-    return result.labels[results.method_axis] == method and result.labels[axis] == label
+def _final_value(result: RunResult) -> float | None:
+    return result.final_value
+
+
+def _by_cycle(runs: Sequence[Sequence[_Value]]) -> list[list[_Value]]:
+    """Return for each cycle the values of the runs that have come so far."""
+    cycles = max(map(len, runs), default=0)
+    return [[values[cycle] for values in runs if cycle < len(values)] for cycle in range(cycles)]

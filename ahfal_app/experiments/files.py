@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,7 +177,8 @@ def load_experiments(
 
 def _inherited(file: Path, below: Sequence[Path]) -> dict[str, Any]:
     """Return a file's content over that of its bases; `sweep` axis by axis."""
-    file = expanded("file", file).absolute()
+    # Not by `absolute` alone, by which a file that lies above and below would be ever another one.
+    file = Path(os.path.normpath(expanded("file", file).absolute()))
     if file in below:
         chain = " -> ".join(str(path) for path in (*below, file))
         raise ConfigError([f"base: files inherit from each other: {chain}"])

@@ -13,7 +13,7 @@ import numpy as np
 from ahfal_app.experiments import changes, charts, last_rounds, policies, tables
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
-from ahfal_app.experiments.results import ExperimentResults, RunResult, read_experiments
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, read_experiments
 from ahfal_app.experiments.scales import MEANING, Scale
 from ahfal_app.experiments.summaries import SUMMARIES
 from ahfal_app.parameters import Scalar
@@ -166,7 +166,7 @@ def _panels(results: ExperimentResults) -> list[Panel]:
     panels = [
         Panel(
             charts.learning_curves(results, point, f"curves-{place}"),
-            "Mean over seeds; bars: standard deviation.",
+            "Mean over seeds; bars: standard deviation." + _stopped_note(results, point),
         )
         for place, point in enumerate(results.settings_points)
         if any(len(run.labels_T) > 1 for run in results.runs)
@@ -174,13 +174,26 @@ def _panels(results: ExperimentResults) -> list[Panel]:
     for axis, labels in results.axes.items():
         numeric = all(isinstance(label, int | float) for label in labels)
         if numeric and len(labels) > 1 and axis not in ("seed", results.method_axis):
-            chart = charts.accuracy_over(results, axis, f"over-{len(panels)}")
-            panels.append(Panel(chart, "Mean over seeds; bars: standard deviation."))
+            rests = [
+                tuple(pair for pair in point if pair[0] != axis)
+                for point in results.settings_points
+            ]
+            for rest in dict.fromkeys(rests):
+                chart = charts.accuracy_over(results, axis, rest, f"over-{len(panels)}")
+                panels.append(Panel(chart, "Mean over seeds; bars: standard deviation."))
     panels += _last_rounds_panels(results)
     panels += _class_panels(results)
     panels += _deviation_panels(results)
     panels += _partition_panels(results)
     return panels
+
+
+def _stopped_note(results: ExperimentResults, point: Point) -> str:
+    """Say so where runs of one method have come to different numbers of cycles."""
+    lengths = [{len(run.labels_T) for run in results.at(point, m)} for m in results.methods]
+    if all(len(of_method) < 2 for of_method in lengths):
+        return ""
+    return " Some seeds have stopped earlier: where they end, the mean is that of the others."
 
 
 def _last_rounds_panels(results: ExperimentResults) -> list[Panel]:
@@ -210,7 +223,7 @@ def _class_panels(results: ExperimentResults) -> list[Panel]:
 
 def _crossover_panel(results: ExperimentResults) -> Panel | None:
     """Compare two methods class by class; only where there are just two."""
-    if len(results.methods) != 2 or results.method_axis not in results.axes:
+    if len(results.methods) != 2:
         return None
     first, second = results.methods
     variation, difference = [], []
@@ -237,14 +250,14 @@ def _variation(run: RunResult) -> np.ndarray:
 
 def _deviation_panels(results: ExperimentResults) -> list[Panel]:
     reference = results.reference
-    if reference is None:
-        return []
+    method = results.methods[0] if reference is None else reference
     panels = []
     for place, point in enumerate(results.settings_points):
-        runs = results.at(point, reference)
+        runs = results.at(point, method)
         if runs and any(cycle.deviation is not None for cycle in runs[0].run.metrics.cycles):
             chart = charts.deviation_bands(runs, point, f"deviation-{place}")
-            panels.append(Panel(chart, f"Of the labelled samples, for {reference}."))
+            which = f"for {reference}" if reference is not None else "of all runs"
+            panels.append(Panel(chart, f"Of the labelled samples, {which}."))
     return panels
 
 

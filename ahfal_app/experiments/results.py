@@ -32,6 +32,9 @@ EXPERIMENTS = "experiments"
 RUNS = "runs"
 FAILURES = "failures"
 
+#: What is compared where nothing but the seed differs: all runs, under one name.
+ALL_RUNS = "all"
+
 #: A place in the grid without the seed: (axis, label) pairs in the axes' order.
 Point = tuple[tuple[str, Scalar], ...]
 
@@ -163,17 +166,22 @@ class ExperimentResults:
 
     @property
     def method_axis(self) -> str:
-        """The axis whose labels are compared: the first one that is not the seed."""
-        return next((axis for axis in self.axes if axis != SEED), SEED)
+        """The axis whose labels are compared: the first one that is not the seed.
+
+        Where there is none, "runs", which is no axis, and whose one label is `ALL_RUNS`.
+        """
+        return next((axis for axis in self.axes if axis != SEED), "runs")
 
     @property
     def methods(self) -> tuple[Scalar, ...]:
         """The labels that are compared."""
-        return self.axes.get(self.method_axis, ())
+        return self.axes.get(self.method_axis, (ALL_RUNS,))
 
     @property
     def reference(self) -> Scalar | None:
-        """What the others are compared with: AHFAL, or else the first."""
+        """What the others are compared with: AHFAL, or else the first; None where all is one."""
+        if self.method_axis not in self.axes:
+            return None
         for label in self.methods:
             if str(label).lower() == "ahfal":
                 return label
@@ -193,9 +201,17 @@ class ExperimentResults:
 
     def at(self, point: Point, method: Scalar) -> list[RunResult]:
         """Return the runs of a method at a point, by seed."""
-        wanted = dict(point) | {self.method_axis: method}
+        wanted = dict(point)
+        if self.method_axis in self.axes:
+            wanted[self.method_axis] = method
         found = [r for r in self.runs if {k: v for k, v in r.labels.items() if k != SEED} == wanted]
         return sorted(found, key=lambda result: result.seed)
+
+    def of_method(self, method: Scalar) -> list[RunResult]:
+        """Return the runs of a method, wherever they are."""
+        if self.method_axis not in self.axes:
+            return list(self.runs)
+        return [run for run in self.runs if run.labels[self.method_axis] == method]
 
     def by_seed(
         self, point: Point, method: Scalar, measure: Callable[[RunResult], float | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import deque
@@ -90,6 +91,7 @@ def run_sweep(
             if summarised:
                 console.print(f"{len(summarised)} runs are done by {SUMMARIES}, without a folder")
             for experiment in experiments:
+                _tell_of_other_plan(experiment, out, console)
                 _write_plan(experiment, out, summarised)
             result = SweepResult(skipped=[n for n in runs if n in in_folders or n in summarised])
             _run_missing(runs, _Place(out, summaries), console, jobs, result)
@@ -209,11 +211,32 @@ def sample_passes(settings: Settings) -> int:
     return max(1, round(1000 * labels * settings.rounds * settings.local_epochs))
 
 
+def _plan_file(experiment: Experiment, out: Path) -> Path:
+    return out / EXPERIMENTS / f"{experiment.file.stem}-{experiment.scale.value}.json"
+
+
+def _tell_of_other_plan(experiment: Experiment, out: Path, console: Console) -> None:
+    """Say so if this plan takes the place of another one that has runs which this has not."""
+    path = _plan_file(experiment, out)
+    try:
+        planned = [run["labels"] for run in json.loads(path.read_bytes())["runs"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    # By their places: a run that was done on another machine has another name there.
+    left = [labels for labels in planned if labels not in [run.labels for run in experiment.runs]]
+    if left:
+        console.print(
+            f"{path}: planned {len(left)} runs that {experiment.file.name} does not have now; what "
+            f"is done of them stays in {out / RUNS}, and the report has this plan's alone",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
 def _write_plan(experiment: Experiment, out: Path, summarised: Mapping[str, str]) -> None:
-    folder = out / EXPERIMENTS
-    folder.mkdir(exist_ok=True)
+    (out / EXPERIMENTS).mkdir(exist_ok=True)
     write_json(
-        folder / f"{experiment.file.stem}-{experiment.scale.value}.json",
+        _plan_file(experiment, out),
         {
             "title": experiment.title,
             "file": experiment.file.name,

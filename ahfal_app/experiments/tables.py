@@ -30,6 +30,12 @@ BEST = "*"
 #: Where nothing was measured, or nothing reported.
 NOTHING = "–"
 
+#: Said of areas where runs have stopped early, or have other budgets.
+_OTHER_RANGES = (
+    " Runs cover different ranges of labels, each area is over its own run's: such areas are not "
+    "comparable."
+)
+
 #: What a spreadsheet has of a cycle's last rounds.
 LAST_ROUNDS = ("mean of last rounds", "lowest of them", "highest of them")
 
@@ -44,8 +50,6 @@ def final_value(result: RunResult) -> float | None:
 
 def other_methods(results: ExperimentResults) -> list[Scalar]:
     """Return the methods that are compared with the reference."""
-    if results.method_axis not in results.axes:
-        return []
     return [method for method in results.methods if method != results.reference]
 
 
@@ -144,7 +148,7 @@ def difference_table(
 
 def curve_table(results: ExperimentResults) -> TextTable:
     """Return areas under the learning curves, and the labels that methods need."""
-    rows = []
+    rows, ranges = [], set()
     for point in results.settings_points:
         target = _target(results, point)
         for method in results.methods:
@@ -152,6 +156,7 @@ def curve_table(results: ExperimentResults) -> TextTable:
             if not runs:
                 continue
             curves = [(run.labels_T, run.values_T) for run in runs]
+            ranges |= {(point, labels_T[0], labels_T[-1]) for labels_T, _ in curves}
             whole = {
                 place: area_under_curve(*curve)
                 for place, curve in enumerate(curves)
@@ -184,7 +189,8 @@ def curve_table(results: ExperimentResults) -> TextTable:
         numbers=frozenset({2, 3, 4}),
         note=f"Area: mean {results.metric} over the labels, by the trapezoidal rule. Labels "
         f"needed: to reach the final mean {results.metric} of random sampling, or where that was "
-        "not run the lowest of a method; between cycles the curve is a straight line.",
+        "not run the lowest of a method; between cycles the curve is a straight line."
+        + (_OTHER_RANGES if len(ranges) > len({point for point, *_ in ranges}) else ""),
     )
 
 
@@ -226,7 +232,7 @@ def cost_table(results: ExperimentResults) -> TextTable:
 
     rows = []
     for method in results.methods:
-        runs = [run for run in results.runs if run.labels.get(results.method_axis) == method]
+        runs = results.of_method(method)
         if not runs:
             continue
         rows.append(

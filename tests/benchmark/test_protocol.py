@@ -81,6 +81,24 @@ def test_a_method_s_own_affairs_and_places_are_sorted_out() -> None:
     named, _ = method_and_places(protocol, {"strategy": "badge"}, "mine")
     assert named == Method("mine", "badge", {})
     assert method_and_places(protocol, {})[0] is None
+    long = {"strategy": "badge", **{f"strategy.parameter-{i}": "a" * 20 for i in range(3)}}
+    method, _ = method_and_places(protocol, long)
+    assert method is not None
+    assert method.name == "badge, 3 settings of its own"
+
+
+@pytest.mark.parametrize("name", ["x" * 81, " mine", "mine\tagain", "m\u0456ne", "\u200b"])
+def test_a_name_that_no_submission_may_have_is_refused_before_anything_runs(name: str) -> None:
+    with pytest.raises(ConfigError, match="--name="):
+        method_and_places(Protocol.model_validate(SMALL), {"strategy": "badge"}, name)
+
+
+def test_splits_with_other_numbers_of_budgets_are_no_protocol(data_dir: Path) -> None:
+    splits = {"short": {"cycles": 2}, "long": {"cycles": 3}}
+    problems = {"digits": SMALL["problems"]["digits"]}
+    protocol = Protocol.model_validate({**SMALL, "splits": splits, "problems": problems})
+    with pytest.raises(ConfigError, match="digits, long, seed 0: 3 budgets; allowed are 2"):
+        make_lock(protocol, places(protocol, data_dir))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from support.benchmarks import made_up, submission
 
 from ahfal_app.benchmark.protocol import Case
+from ahfal_app.benchmark.ranks import signed_rank
 from ahfal_app.benchmark.scores import Board, newcomers
+from ahfal_app.benchmark.submission import RunLine
 
 
 @pytest.fixture(name="board", scope="module")
@@ -86,6 +90,71 @@ def test_pairs_over_all_blocks_are_corrected(board: Board) -> None:
     assert entropy is not None
     assert mine is not None
     assert min(entropy, mine) >= 0.125
+
+
+def test_differences_of_equal_size_share_their_rank() -> None:
+    """Beside fractions: sums of shares differ in their last digits where they are equal."""
+    protocol, lock = made_up({"a": [10, 20, 40], "b": [5, 10]}, ["random", "mine"], seeds=range(4))
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        curves = [
+            {
+                case: (generator.integers(0, 20, len(split.labels)) / 100).tolist()
+                for case, split in lock.by_case.items()
+            }
+            for _ in range(2)
+        ]
+        board = Board(
+            protocol,
+            lock,
+            tuple(
+                submission(protocol, lock, method, of)
+                for method, of in zip(("random", "mine"), curves, strict=True)
+            ),
+        )
+        assert board.against_reference_M[1] == signed_rank(_whole_differences(board))
+
+
+def _whole_differences(board: Board) -> list[float]:
+    """Return the differences of the areas of two methods, block by block, as whole numbers."""
+
+    def area(run: RunLine) -> int:
+        hundredths = [round(100 * value) for value in run.accuracy]
+        pairs = pairwise(zip(run.labels, hundredths, strict=True))
+        whole = sum((right[0] - left[0]) * (left[1] + right[1]) for left, right in pairs)
+        return 30 * whole // (run.labels[-1] - run.labels[0])
+
+    first, second = (submission.by_case for submission in board.submissions)
+    return [float(area(second[case]) - area(first[case])) for case in board.cases]
+
+
+def test_all_are_one_group_where_friedman_shows_no_difference() -> None:
+    """Six methods, seven blocks: mean ranks further apart than the critical difference."""
+    protocol, lock = made_up({"a": [10, 20]}, ["m0"], seeds=range(7))
+    generator = np.random.default_rng(0)
+    for _ in range(2000):
+        ranks = np.array([generator.permutation(6) for _ in range(7)])
+        board = Board(
+            protocol,
+            lock,
+            tuple(
+                submission(
+                    protocol,
+                    lock,
+                    f"m{m}",
+                    {c: [r / 100] * 2 for c, r in zip(protocol.cases(), ranks[:, m], strict=True)},
+                )
+                for m in range(6)
+            ),
+        )
+        ordered = board.mean_ranks_M[board.order]
+        assert board.friedman is not None
+        assert board.critical_difference is not None
+        if board.friedman.p >= 0.05 and ordered[-1] - ordered[0] > board.critical_difference:
+            break
+    else:
+        raise AssertionError("no such board in 2000")
+    assert board.groups == [(0, 5)]
 
 
 def test_splits_are_averaged_before_seeds_are_compared() -> None:

@@ -31,6 +31,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert read(path) == [GOOD, other]
     assert same_names([GOOD, other]) == []
     assert "'mine': 2 submissions" in same_names([GOOD, other, GOOD])[0]
+    wide = GOOD.model_copy(update={"method": "\uff2dine"})
+    assert "2 submissions are called so" in same_names([GOOD, wide])[0]
 
 
 def _run(key: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -83,6 +85,22 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an escape in a name": (_of("method", "a\u001b[2Jb"), "U+001B"),
     "a turned name": (_of("method", "a\u202eb"), "U+202E"),
     "a long name": (_of("method", "a" * 81), "method: String should have at most 80"),
+    "a name of nothing": (_of("method", "\u3164"), "U+3164"),
+    "a name with a selector": (_of("method", "random\ufe0f"), "U+FE0F"),
+    "a name of two scripts": (_of("method", "r\u0430ndom"), "a word of Cyrillic and Latin letters"),
+    "a baseline's name in capitals": (_of("method", "Random"), "called as a baseline"),
+    "a turned setting": (_of("settings", {"strategy.x": "\u202egnp"}), "U+202E"),
+    "a long setting": (_of("settings", {"strategy.x": "a" * 201}), "at most 200 characters"),
+    "a setting that is no number": (
+        _of("settings", {"strategy.x": float("nan")}),
+        "allowed are numbers of at most 1e+18",
+    ),
+    "an infinite setting": (_of("settings", {"strategy.x": float("inf")}), "numbers of at most"),
+    "a long whole number": (_of("settings", {"strategy.x": 10**4000}), "line 1"),
+    "more cores than there are": (
+        _of("machines", [{"system": "a", "processor": "b", "cores": 10**7, "gpus": []}]),
+        "cores: Input should be less",
+    ),
     "a setting that measures": (_of("settings", {"rounds": 50}), "rounds: would change what"),
     "a baseline's name": (_of("method", "random"), "called as a baseline, and another strategy"),
     "another format": (_of("format", 2), "format: Input should be 1"),
@@ -121,6 +139,19 @@ def test_a_flood_of_problems_is_cut_short_and_a_large_file_not_read(
         read(path)
     assert len(refused.value.problems) == 13
     assert "more problems" in refused.value.problems[-1]
+    # A million lines, and a line with thousands of problems.
+    path.write_text("\n" * 2**20)
+    with pytest.raises(BenchmarkError) as refused:
+        read(path)
+    assert len(refused.value.problems) == 13
+    line = json.loads(lines_of([GOOD]))
+    line["runs"] = [{**line["runs"][0], "accuracy": ["x"] * 9000}] * 50
+    path.write_text(json.dumps(line))
+    with pytest.raises(BenchmarkError) as refused:
+        read(path)
+    assert "runs.0.accuracy.0" in refused.value.problems[0]
+    assert len(refused.value.problems) <= 4
+    path.write_text("{}\n" * 1000)
     monkeypatch.setattr(submissions_module, "LARGEST_FILE", 10)
     with pytest.raises(BenchmarkError, match="3,000 bytes; allowed are 10"):
         read(path)

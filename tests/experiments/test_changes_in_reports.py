@@ -61,6 +61,15 @@ class TestChange:
             ({"arrival-order": "class-incremental"}, 0),
             ({"covariate-drift": "noise"}, 0),
             ({**SUDDEN, "covariate-drift": "noise"}, 0),
+            # A path that is not set is linear, and images alone change at once.
+            (
+                {
+                    "arrival-order": "prior-drift",
+                    "covariate-drift": "noise",
+                    "severity-path": "sudden",
+                },
+                0,
+            ),
         ],
     )
     def test_others(self, values: Mapping[str, object], first: float) -> None:

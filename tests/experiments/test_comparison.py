@@ -50,13 +50,25 @@ def test_few_or_no_pairs() -> None:
     assert (single.count, single.mean, single.low, single.p) == (1, -2, None, None)
 
 
-def test_equal_differences_leave_no_doubt() -> None:
+def test_equal_differences_have_no_test() -> None:
+    """Results are shares of some images: two seeds differ by the same often enough by chance."""
     same = paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
     shifted = paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
     assert same is not None
     assert shifted is not None
     assert (same.mean, same.p) == (0, 1)
-    assert (shifted.mean, shifted.low, shifted.p) == (1, 1, 0)
+    assert (shifted.mean, shifted.low, shifted.p) == (1, None, None)
+    rounded = paired_difference({0: 0.3, 1: 0.7}, {0: 0.1, 1: 0.5})
+    assert rounded is not None
+    assert rounded.p is None
+
+
+def test_the_best_is_the_best_on_equal_seeds() -> None:
+    """A has the higher mean by a seed that B has not, and is below B wherever both are."""
+    results = {"A": {0: 50, 1: 51, 2: 95}, "B": {0: 60, 1: 61.01}}
+    assert clear_best(results) is None
+    results["A"].pop(2)
+    assert clear_best(results) == "B"
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))

@@ -96,6 +96,12 @@ class TestFiles:
         assert experiment.title == "top"
         assert experiment.paper == ()
 
+    def test_a_file_that_is_its_own_base_by_another_way(self, tmp_path: Path) -> None:
+        (tmp_path / "x").mkdir()
+        file = write(tmp_path / "x/self.yaml", "base: ../x/self.yaml")
+        with pytest.raises(ConfigError, match="files inherit from each other"):
+            load_experiment(file)
+
     def test_paper_numbers_keep_their_place_on_the_axes(self, tmp_path: Path) -> None:
         text = "sweep: {tau: [1.0]}\npaper: [{tau: 1.0, accuracy: 64.6, std: 0.5}]"
         (number,) = load_experiment(write(tmp_path / "a.yaml", text)).paper

@@ -37,7 +37,7 @@ ALPHAS = (0.1, 1.0)
 def changed(run: Run, method: str, alpha: float, seed: int) -> Run:
     """Return a copy of a run whose accuracies are known: AHFAL is best at α = 0.1 alone."""
     bonus = {"random": 0.0, "entropy": 0.1, "ahfal": 0.3 if alpha == 0.1 else 0.05}[method]
-    noise = {0: 0.0, 1: 0.01, 2: -0.02}[seed] * (1 if method == "ahfal" else 1.5)
+    noise = {0: 0.0, 1: 0.01, 2: -0.02}[seed] * {"random": 1.5, "entropy": 1.4, "ahfal": 1}[method]
     cycles = tuple(
         cycle.model_copy(
             update={
@@ -84,6 +84,74 @@ def results(one_run: Run) -> ExperimentResults:
         failures={"a-run": "SomeError: why"},
         other_code=False,
     )
+
+
+def stopped_early(results: ExperimentResults) -> ExperimentResults:
+    """Return the same, where each run of seed 2 has come to two cycles alone."""
+    runs = []
+    for result in results.runs:
+        metrics = result.run.metrics
+        if result.seed == 2:
+            metrics = dataclasses.replace(metrics, cycles=metrics.cycles[:2])
+        runs.append(
+            dataclasses.replace(result, run=dataclasses.replace(result.run, metrics=metrics))
+        )
+    return dataclasses.replace(results, runs=tuple(runs))
+
+
+def test_runs_that_have_stopped_early_are_drawn_as_far_as_they_go(
+    results: ExperimentResults,
+) -> None:
+    stopped = stopped_early(results)
+    page = render_sweep_report(stopped)
+    assert "Some seeds have stopped earlier" in page
+    assert "Some seeds have stopped earlier" not in render_sweep_report(results)
+    assert "such areas are not comparable" in tables.curve_table(stopped).note
+    assert "such areas are not comparable" not in tables.curve_table(results).note
+
+
+def only(results: ExperimentResults, **labels: object) -> ExperimentResults:
+    """Return the runs with these labels, as of a grid over what is left."""
+    runs = tuple(
+        RunResult({k: v for k, v in r.labels.items() if k not in labels}, r.run)
+        for r in results.runs
+        if labels.items() <= r.labels.items()
+    )
+    axes = {axis: values for axis, values in results.axes.items() if axis not in labels}
+    return dataclasses.replace(results, axes=axes, runs=runs, paper=())
+
+
+def test_seeds_alone_have_a_mean_and_a_curve(results: ExperimentResults) -> None:
+    seeds = only(results, strategy="ahfal", alpha=0.1)
+    assert seeds.methods == ("all",)
+    values = finals(results, "ahfal", 0.1)
+    (row,) = tables.accuracy_table(seeds).rows
+    assert list(row) == ["all", f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (3)"]
+    assert tables.difference_table(seeds) is None
+    assert [row[:2] for row in tables.curve_table(seeds).rows] == [("all", "all")]
+    assert [row[:2] for row in tables.cost_table(seeds).rows] == [("all", "3")]
+    page = render_sweep_report(seeds)
+    assert "Learning curves" in page
+    one = only(results, strategy="ahfal", alpha=0.1, seed=1)
+    (row,) = tables.accuracy_table(one).rows
+    assert list(row) == ["all", f"{values[1]:.2f} (1)"]
+    assert "Learning curves" in render_sweep_report(one)
+
+
+def test_over_an_axis_means_are_of_one_place_on_all_others(results: ExperimentResults) -> None:
+    """A second axis, on which accuracy differs, has a figure for each label."""
+    runs = [
+        RunResult(
+            {**r.labels, "variant": variant}, changed(r.run, str(r.labels["strategy"]), 0.1, 0)
+        )
+        for r in results.runs
+        for variant in ("full", "without")
+    ]
+    axes = {"strategy": METHODS, "alpha": ALPHAS, "variant": ("full", "without"), "seed": SEEDS}
+    page = render_sweep_report(dataclasses.replace(results, axes=axes, runs=tuple(runs)))
+    for variant in ("full", "without"):
+        assert f"Final accuracy over alpha: variant = {variant}" in page
+    assert "Final accuracy over alpha<" not in page
 
 
 def finals(results: ExperimentResults, method: str, alpha: float) -> list[float]:
