@@ -29,6 +29,10 @@ RELABELLINGS = 999
 #: Of a window's audit labels at least this share must be there.
 LEAST_ANSWERED = 0.8
 
+#: Fewest samples that have arrived in a window whose predicted classes are told: of a single one
+#: they would be its class under any model.
+LEAST_ARRIVALS = 10
+
 # Cochran's rule: no expected count below the one, and this share of them not below the other.
 _LEAST, _USUAL, _USUAL_SHARE = 1.0, 5.0, 0.8
 
@@ -44,6 +48,7 @@ class Refusal(StrEnum):
     ONE_CLASS = "one-class"
     TOO_FEW = "too-few"
     NO_ARRIVALS = "no-arrivals"
+    FEW_ARRIVALS = "few-arrivals"
 
     @property
     def words(self) -> str:
@@ -57,6 +62,7 @@ _WORDS = {
     Refusal.ONE_CLASS: "all audit labels are of one class",
     Refusal.TOO_FEW: "too few audit labels for a chi-square test, whichever classes are merged",
     Refusal.NO_ARRIVALS: "nothing has arrived in a window, or nothing of it is there any more",
+    Refusal.FEW_ARRIVALS: f"fewer than {LEAST_ARRIVALS} samples have arrived in a window",
 }
 
 
@@ -153,6 +159,8 @@ def predicted_shift(reference_C: ArrayLike, recent_C: ArrayLike) -> Shift | Refu
     x_C, y_C = np.asarray(reference_C, np.int64), np.asarray(recent_C, np.int64)
     if not x_C.any() or not y_C.any():
         return Refusal.NO_ARRIVALS
+    if min(x_C.sum(), y_C.sum()) < LEAST_ARRIVALS:
+        return Refusal.FEW_ARRIVALS
     variation = 0.5 * float(np.abs(x_C / x_C.sum() - y_C / y_C.sum()).sum())
     return Shift(smoothed_divergence(y_C, x_C), variation)
 

@@ -22,7 +22,7 @@ from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.arriving import Arriving
 from ahfal_app.client.auditing import Auditing
-from ahfal_app.client.coordination import Coordinating, Situation, UnderWay
+from ahfal_app.client.coordination import Coordinating, Situation, UnderWay, model_digest
 from ahfal_app.client.drifting import Drifting
 from ahfal_app.client.keeping import PERSONAL, SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
@@ -329,9 +329,9 @@ class Client:
         """
         with self._disclosure() as disclosure:
             disclosure.check_drift()
-        with self._labels() as store:
-            store.freeze(cycle)
-            return self._drifting.found(store, cycle, tensors)
+            with self._labels() as store:
+                store.freeze(cycle)
+                return self._drifting.found(store, cycle, tensors, disclosure.drift_windows)
 
     def advertise_predictions(
         self, tensors: Mapping[str, Tensor], cycle: int, session: str
@@ -471,6 +471,7 @@ class Client:
         return coordinating.answered(
             asked,
             self._fresh(tensors, cycle, statistics, granted) if tensors is not None else None,
+            "" if tensors is None else model_digest(tensors),
             lambda: self._situation_now(cycle, statistics, granted),
         )
 

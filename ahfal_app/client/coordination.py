@@ -8,6 +8,7 @@ is told all steps anew.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ahfal_app.client.state import ClientState
+from ahfal_app.client.state import ClientState, array_of
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages.coordination import OPENING, Asked, Opening, digest_of
 from ahfal_app.query import PoolView, QueryContext, Signal
@@ -56,6 +57,9 @@ class UnderWay:
         What the strategy made of them; None after the opening.
     answer : Answer
         What was answered last.
+    origin : str
+        Hash of the model that it all began with, on which the hashes of steps rest: the same steps
+        under another model are other ones.
     """
 
     pool: PoolView
@@ -66,6 +70,7 @@ class UnderWay:
     before: str = ""
     memory: dict[str, Tensor] | None = None
     answer: Answer = field(default_factory=Answer)
+    origin: str = ""
 
     @property
     def opening(self) -> Opening:
@@ -107,6 +112,7 @@ class Coordinating:
         self,
         asked: Asked,
         fresh: Situation | None,
+        origin: str,
         samples: Samples,
     ) -> UnderWay | None:
         """Answer the last of some steps, all that come before it first.
@@ -117,6 +123,8 @@ class Coordinating:
             The steps.
         fresh : Situation | None
             Where the pool is made of the models that came with the message; None: none came.
+        origin : str
+            `model_digest` of what came.
         samples : Callable
             Returns what the client has now: its pool's ids, its labelled samples, and what it knows
             besides. Called where nothing is known in this process.
@@ -136,7 +144,7 @@ class Coordinating:
         if asked.last > self._strategy.parameters.steps:
             most = self._strategy.parameters.steps
             raise MessageRefused(f"step {asked.last}: allowed are strategy.steps={most}")
-        known, skipped = self._from(asked, self._known(samples), fresh, samples)
+        known, skipped = self._from(asked, self._known(samples), fresh, origin, samples)
         if known is None:
             return None
         for question in asked.questions[skipped:]:
@@ -195,18 +203,25 @@ class Coordinating:
         asked: Asked,
         known: UnderWay | None,
         fresh: Situation | None,
+        origin: str,
         samples: Samples,
     ) -> tuple[UnderWay | None, int]:
         """Return from where to go on, and how many of the steps are answered already."""
         if asked.first == 0:
-            digests = _chain("", asked)
-            is_known = known is not None and 0 <= known.number <= asked.last
-            if known is not None and is_known and digests[known.number] == known.digest:
-                return known, known.number + 1
             if fresh is None:
                 return None, 0
+            ids_N, labelled_L, _ = samples()
+            digests = _chain(origin, asked)
+            is_known = known is not None and 0 <= known.number <= asked.last
+            if (
+                known is not None
+                and is_known
+                and digests[known.number] == known.digest
+                and _same(known, ids_N, labelled_L)
+            ):
+                return known, known.number + 1
             pool, context = fresh()
-            return UnderWay(pool, context, samples()[1]), 0
+            return UnderWay(pool, context, labelled_L, digest=origin, origin=origin), 0
         if known is None:
             return None, 0
         if asked.first == known.number + 1:
@@ -262,7 +277,7 @@ class Coordinating:
     def _loaded(self, samples: Samples) -> UnderWay | None:
         """Return how far it is by what is on disk, or None where nothing sound is left."""
         pool, flat = self._state.load_coordinated(self._cycle)
-        if pool is None or flat is None:
+        if pool is None or flat is None or "origin" not in flat:
             return None
         ids_N, labelled_L, context = samples()
         sources = {
@@ -281,6 +296,16 @@ def _same(known: UnderWay, ids_N: NDArray[np.int64], labelled_L: NDArray[np.int6
     return np.array_equal(known.pool.ids_N, ids_N) and np.array_equal(known.labelled_L, labelled_L)
 
 
+def model_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of a model's state, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = array_of(tensors[name])
+        digest.update(f"{name} {values.dtype} {values.shape} ".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
 def _chain(before: str, asked: Asked) -> list[str]:
     digests = []
     for question in asked.questions:
@@ -294,6 +319,7 @@ def _flat(known: UnderWay) -> dict[str, NDArray[np.generic]]:
         "number": np.array(known.number),
         "digest": np.frombuffer(known.digest.encode(), np.uint8),
         "before": np.frombuffer(known.before.encode(), np.uint8),
+        "origin": np.frombuffer(known.origin.encode(), np.uint8),
         "has-memory": np.array(int(known.memory is not None)),
     }
     arrays |= {f"memory.{n}": v.detach().cpu().numpy() for n, v in (known.memory or {}).items()}
@@ -319,6 +345,7 @@ def _unflat(flat: Mapping[str, Tensor], empty: UnderWay) -> UnderWay:
         number=int(flat["number"]),
         digest=flat["digest"].numpy().tobytes().decode(),
         before=flat["before"].numpy().tobytes().decode(),
+        origin=flat["origin"].numpy().tobytes().decode(),
         memory=_named(flat, "memory.") if int(flat["has-memory"]) else None,
         answer=_answer_of(flat),
     )

@@ -5,7 +5,7 @@ Shape suffixes: N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ from ahfal_app.errors import MessageRefused
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.training.prediction import predict
 from ahfal_app.training.resources import Resources
+
+#: Is given a cycle and what makes the counts of its two windows (2, C); returns those to tell.
+KeptWindows = Callable[[int, Callable[[], NDArray[np.int64]]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,13 @@ class Drifting:
     arriving: Arriving
     auditing: Auditing
 
-    def found(self, store: LabelStore, cycle: int, tensors: Mapping[str, Tensor] | None) -> Found:
+    def found(
+        self,
+        store: LabelStore,
+        cycle: int,
+        tensors: Mapping[str, Tensor] | None,
+        kept: KeptWindows,
+    ) -> Found:
         """Compare the two windows that end with a cycle.
 
         Parameters
@@ -55,6 +64,8 @@ class Drifting:
             The cycle that was just trained.
         tensors : Mapping[str, Tensor] | None
             With `drift-test=predicted` the model that predicts both windows.
+        kept : KeptWindows
+            Returns what is predicted of both windows of a cycle, by the first model alone.
 
         Raises
         ------
@@ -71,11 +82,12 @@ class Drifting:
             return self.auditing.tested(store, cycle, self.loaded.num_classes, method)
         if tensors is None:
             raise MessageRefused("drift-test='predicted': asked without a model")
-        reference_C, recent_C = (
-            self._predicted(store, cycles, tensors)
-            for cycles in windows(cycle, self.settings.drift_window)
-        )
-        return predicted_shift(reference_C, recent_C)
+
+        def predicted() -> NDArray[np.int64]:
+            both = windows(cycle, self.settings.drift_window)
+            return np.stack([self._predicted(store, cycles, tensors) for cycles in both])
+
+        return predicted_shift(*kept(cycle, predicted))
 
     def _predicted(
         self, store: LabelStore, cycles: range, tensors: Mapping[str, Tensor]

@@ -5,6 +5,7 @@ Shape suffixes: T cycles, C classes, D = 2 C + 1 entries of the vector that is s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -160,12 +161,32 @@ class Disclosure:
                 f"privacy={self._settings.privacy!r}: a single client's drift is not told"
             )
 
+    def drift_windows(
+        self, cycle: int, counts_2C: Callable[[], NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """Return what is predicted of two windows: that of the first call, whatever comes later.
+
+        Windows under one model after another would tell how single samples are predicted.
+
+        Parameters
+        ----------
+        cycle : int
+            The cycle that the windows end with.
+        counts_2C : Callable[[], NDArray[np.int64]]
+            Returns the counts, which are made where none are kept. Shape (2, C).
+        """
+        place = Topic.DRIFT.place(cycle, 0)
+        if not len(self._store.input(place)):
+            self._store.keep_input(place, counts_2C().ravel().view(np.uint64))
+        kept_2C: NDArray[np.int64] = self._store.input(place).view(np.int64).reshape(2, -1)
+        return kept_2C
+
     def predictions(self, cycle: int, sums_E: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return sums over a cycle's predictions: those of the first call, whatever comes later.
 
         Sums of one model after another would tell how single samples are predicted.
         """
-        place = Topic.STOP_SET.place(cycle, 0, self._settings.rounds)
+        place = Topic.STOP_SET.place(cycle, 0)
         self._store.keep_input(place, sums_E.view(np.uint64))
         return self._store.input(place).view(np.int64)
 
@@ -213,7 +234,7 @@ class Disclosure:
         PrivacyRefused
             It was another one.
         """
-        place = Topic.COORDINATION.place(cycle, MOST_STEPS // 2 + step, self._settings.rounds)
+        place = Topic.COORDINATION.place(cycle, MOST_STEPS // 2 + step)
         asked = np.frombuffer(bytes.fromhex(digest), dtype=np.uint64)
         self._store.keep_input(place, asked)
         if not np.array_equal(self._store.input(place), asked):
@@ -256,7 +277,7 @@ class Disclosure:
             self._store,
             Session(
                 self._run,
-                topic.place(cycle, round_, settings.rounds),
+                topic.place(cycle, round_),
                 session,
                 "" if topic is Topic.HISTOGRAM else f"{topic} of cycle {cycle}",
             ),

@@ -17,7 +17,8 @@ from ahfal_app.privacy.masking import KEY_BYTES, SEALING_BYTES, SEED_BYTES
 #: One client's shares for another, encrypted: of a key, of a seed, and whether it has labels.
 SEALED_SHARES_BYTES = KEY_BYTES + SEED_BYTES + 1 + SEALING_BYTES
 
-#: More steps than any coordination of a cycle has.
+#: More steps than any coordination of a cycle has, and more than a cycle's rounds; what a server
+#: says of rounds has no part in where anything is kept.
 MOST_STEPS = 10**6
 
 
@@ -29,8 +30,9 @@ class Topic(StrEnum):
     EVALUATION = "evaluation"
     STOP_SET = "stop-set"
     COORDINATION = "coordination"
+    DRIFT = "drift"
 
-    def place(self, cycle: int, round_: int, rounds: int) -> int:
+    def place(self, cycle: int, round_: int) -> int:
         """Return the number under which a client keeps what concerns one sum of a run.
 
         Histograms have their cycle's, from 0 on; all others have negative ones.
@@ -40,15 +42,11 @@ class Topic(StrEnum):
         cycle, round_ : int
             The cycle and its round, which may be 0, that the sum belongs to; of a coordination its
             step.
-        rounds : int
-            Rounds of a cycle.
         """
         if self is Topic.HISTOGRAM:
             return cycle
-        if self is Topic.COORDINATION:
-            rounds = MOST_STEPS
         topics = list(Topic)
-        return -topics.index(self) - len(topics) * (cycle * (rounds + 1) + round_)
+        return -topics.index(self) - len(topics) * (cycle * (MOST_STEPS + 1) + round_)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from ahfal_app.query.core.picking import SAME, ranked
 from ahfal_app.query.core.points import directions, row_blocks
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.questions import (
+    LARGEST_PART,
     Answer,
     Answers,
     ClearForm,
@@ -132,6 +133,12 @@ class CoordinatedTypicality(CoordinatedStrategy):
 
     # --- the server's half --------------------------------------------------------------
 
+    @property
+    def most_samples(self) -> int:
+        """As many as the sums over clusters can hold, and those of squares in whole numbers."""
+        units, largest = _UNITS[self.parameters.normalise], _LARGEST[self.parameters.normalise]
+        return LARGEST_PART // int(max(units * largest, largest**2)) - 1
+
     def coordinator(self, facts: FederationFacts) -> Coordinator:
         """Return the server's half: the beginning, the centres, and the turns."""
         wanted = sum(facts.labelled.values()) + sum(facts.budgets.values())
@@ -181,9 +188,13 @@ class CoordinatedTypicality(CoordinatedStrategy):
     ) -> Generator[Step, Answers, Centres]:
         """Return points drawn with the mean and the deviations of all samples."""
         units, largest = _UNITS[self.parameters.normalise], _LARGEST[self.parameters.normalise]
+        # Of large clients with large embeddings the squares are told in coarser units.
+        while (facts.most_samples + 1) * units * largest**2 > LARGEST_PART:
+            units //= 2
         most = (facts.most_samples + 1) * units
         answers = yield Step(
             _MOMENTS,
+            broadcast={"units": np.array([units], dtype=np.int64)},
             sums={
                 "totals": SumForm((facts.width,), math.ceil(most * largest), is_signed=True),
                 "squares": SumForm((facts.width,), math.ceil(most * largest**2)),
@@ -259,7 +270,7 @@ class CoordinatedTypicality(CoordinatedStrategy):
         if question.name == _INITIAL:
             return {}, self._own_clusters(question, points_PD, context)
         if question.name == _MOMENTS:
-            return {}, self._moments(points_PD)
+            return {}, self._moments(question, points_PD)
         if question.name not in (_ASSIGN, _DISTANCES):
             names = f"{_INITIAL} | {_MOMENTS} | {_ASSIGN} | {_DISTANCES}"
             raise ValueError(f"{question.name!r}: allowed is {names}")
@@ -341,8 +352,9 @@ class CoordinatedTypicality(CoordinatedStrategy):
             sizes_k[: len(told_kD)] = counts_k[is_told_k].cpu().numpy()
         return Answer(clear={"centres": centres_kD, "sizes": sizes_k})
 
-    def _moments(self, points_PD: Tensor) -> Answer:
-        units = _UNITS[self.parameters.normalise]
+    def _moments(self, question: Question, points_PD: Tensor) -> Answer:
+        finest = _UNITS[self.parameters.normalise]
+        units = int(question.integers("units", 1, lowest=1, highest=finest)[0])
         return Answer(
             sums={
                 "totals": _integers((points_PD.sum(dim=0) * units).round()),

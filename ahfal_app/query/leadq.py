@@ -41,6 +41,9 @@ from ahfal_app.settings import Settings
 #: How far the probabilities of a row may be from 1 together.
 _ROUNDING = 1e-4
 
+#: Most rows of a report where nobody can say how many samples arrive at once.
+_MOST_ROWS = 20_000
+
 _EPSILON = "epsilon"
 _AGENT = "agent."
 
@@ -457,8 +460,8 @@ class LeaDQServer(ServerSide):
         """Refuse what no softmax gives, or chooses nothing."""
         rows_RF = np.asarray(report["rows"], np.float64)
         chosen_R = np.asarray(report["chosen"], np.uint8)
-        most = self._task.most_rows if self._own.agent == "flat" else None
-        if most is not None and len(rows_RF) > most:
+        most = _MOST_ROWS if self._task.most_rows is None else self._task.most_rows
+        if len(rows_RF) > most:
             raise ValueError(f"rows: {len(rows_RF)}; allowed are at most {most}")
         if not (np.isfinite(rows_RF).all() and (rows_RF >= 0).all()):
             raise ValueError("rows: allowed are finite numbers of at least 0")

@@ -210,7 +210,8 @@ class _Exchange:
             )
             self._kept.write(0, kept)
         self._leave(kept)
-        opened = {c: Opening(**kept.facts[str(c)]) for c in self._clients}
+        # Of all that were there, or kept answers of who is away now would be of nobody.
+        opened = {c: Opening(**kept.facts[str(c)]) for c in kept.clients}
         head = self._model()[_HEAD]
         return FederationFacts(
             budgets={client: each.budget for client, each in opened.items()},
@@ -226,11 +227,14 @@ class _Exchange:
     def _check_opening(self, client: int, opening: Opening) -> None:
         """Refuse what no client has, or may buy by now."""
         settings = self._order.settings
-        most = settings.max_client_samples
-        if opening.labelled + opening.pool > most:
+        most, samples = settings.max_client_samples, opening.labelled + opening.pool
+        told = f"labelled={opening.labelled}, pool={opening.pool}"
+        if samples > most:
+            raise ValueError(f"{told}: allowed is at most max-client-samples={most} together")
+        if samples > self._strategy.most_samples:
             raise ValueError(
-                f"labelled={opening.labelled}, pool={opening.pool}: allowed is at most "
-                f"max-client-samples={most} together"
+                f"{told}: allowed are at most {self._strategy.most_samples} together with "
+                f"strategy={self._strategy.name!r}, whose sums hold no more"
             )
         due = settings.labels_due(self._order.cycle + 1, most)
         if settings.has_global_budget:

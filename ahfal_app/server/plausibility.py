@@ -76,6 +76,10 @@ class LabelBounds:
 
     def unheard(self, client: int, due: int) -> None:
         """Take note that a client may have bought all that was due, and its answer got lost."""
+        if client not in self._last:
+            # It has told nothing since the server started again.
+            self._raise(client, due)
+            return
         labelled, ledger = self._last[client]
         granted = max(0, due - ledger.allotted)
         self._raise(client, labelled + ledger.reserved + ledger.free + granted)

@@ -157,7 +157,7 @@ class _Exchanges:
         self._beside = beside
         self._step = step
         self._clients = clients
-        place = topic.place(order.cycle, step or order.round, settings.rounds)
+        place = topic.place(order.cycle, step or order.round)
         self._session = Session(order.run, place, secrets.token_hex(16))
         self._threshold = share_of(settings.secure_aggregation_threshold, settings.num_clients)
         self._failures: dict[int, str] = {}

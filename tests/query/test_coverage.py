@@ -199,6 +199,12 @@ class TestGreedyCoverage:
         assert sum(counting.bounded) <= 300 + 20 * FIRST_ROWS
         assert sum(counting.looked_at) <= 20 * FIRST_EXACT
 
+    @pytest.mark.parametrize("scale", [1.0, 2e9, 1e20, 1e-10])
+    def test_bounds_are_bounds_at_every_scale(self, scale: float) -> None:
+        """The last point is near to all others, which are far from each other."""
+        values = np.concatenate([np.eye(9), np.full((1, 9), 1 / 9)]) * scale
+        assert picks(coverage_of(values, "top-hat", 1.0 * scale), 10, 1) == [9]
+
     @pytest.mark.parametrize("kernel", sorted(KERNELS))
     def test_candidates_that_single_precision_cannot_tell_apart(self, kernel: str) -> None:
         """The gains of two points of a group differ in the ninth digit."""

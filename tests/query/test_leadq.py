@@ -719,6 +719,16 @@ def test_reports_that_no_client_makes(rows: Any, chosen: list[int], said: str) -
         server.check_report({"rows": rows, "chosen": np.array(chosen, np.uint8)})
 
 
+@pytest.mark.parametrize(("most", "allowed"), [(20, 20), (None, 20_000)])
+def test_a_report_has_no_more_rows_than_samples_arrive(most: int | None, allowed: int) -> None:
+    server = server_of(made(agent="set"), dataclasses.replace(TASK, most_rows=most))
+    rows = np.full((allowed + 1, 2), 0.5, np.float32)
+    chosen = np.ones(allowed + 1, np.uint8)
+    with pytest.raises(ValueError, match=f"allowed are at most {allowed}"):
+        server.check_report({"rows": rows, "chosen": chosen})
+    server.check_report({"rows": rows[1:], "chosen": chosen[1:]})
+
+
 def test_share_of_least_confidence() -> None:
     server = server_of(made())
     server.trained(0, held_out())

@@ -17,6 +17,8 @@ from support.simulation import Outcome, Simulation
 from ahfal_app.client import coordination
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import CheckpointError, ConfigError, QuorumNotReached
+from ahfal_app.labels.store import STORE_FILE, LabelStore
+from ahfal_app.messages.keys import ARRAYS_KEY
 from ahfal_app.server.preflight import check_settings
 
 SMALL: dict[str, Any] = {
@@ -318,6 +320,87 @@ def test_who_is_there_only_after_the_server_has_started_again_is_named(
     assert resumed.metrics.cycles[1].labels_per_client == (12, 8, 12)
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({**TOGETHER, "strategy.max-clusters": 500}, 1),
+        slowly({**TOGETHER, "strategy.max-clusters": 500}, 2),
+        slowly({**TOGETHER, "strategy.max-clusters": 500}, 3),
+        slowly(PROB_COVER, 2),
+        slowly({**PROB_COVER, "strategy": "coordinated-max-herding"}, 2),
+    ],
+)
+def test_who_is_away_when_the_server_starts_again_holds_up_nobody(
+    settings: dict[str, Any], steps: int, simulation: Simulation
+) -> None:
+    """Some steps are kept that all three have answered; the third client has gone since."""
+
+    def cut(message: Message, _client: int) -> None:
+        record = message.content.config_records.get("coordination")
+        if record is not None and record["first"] == steps:
+            raise Killed
+
+    def away(_message: Message, client: int) -> None:
+        if client == 2:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(Killed):
+        simulation(
+            {**settings, **ONE_PURCHASE, "quorum": 0.5}, handler=Watch(before=cut), name="gone"
+        )
+    folder = Path(str(simulation.base["output-dir"])) / "gone"
+    assert len(list(folder.glob("coordination/cycle-0/*"))) == steps
+    coordination._under_way.clear()
+    resumed = simulation.resume(folder, handler=Watch(before=away))
+    assert resumed.metrics.cycles[1].labels_per_client == (12, 12, 0)
+
+
+def test_a_failure_of_old_of_who_is_away_now_holds_up_nobody(simulation: Simulation) -> None:
+    """What the third client may have bought unheard is bounded by what was due."""
+    values = {**PROB_COVER, **ONE_PURCHASE, "quorum": 0.5, "budget": "global"}
+    values |= {"initial-labels": 24, "query-labels": 12, "target-labels": 36}
+
+    def cut(message: Message, client: int) -> None:
+        record = message.content.config_records.get("coordination")
+        if record is not None and record["first"] == 2:
+            raise Killed
+        if record is not None and record["first"] == 1 and client == 2:
+            raise RuntimeError("power cut")
+
+    def away(_message: Message, client: int) -> None:
+        if client == 2:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(Killed):
+        simulation(values, handler=Watch(before=cut), name="unheard")
+    coordination._under_way.clear()
+    folder = Path(str(simulation.base["output-dir"])) / "unheard"
+    resumed = simulation.resume(folder, handler=Watch(before=away))
+    assert resumed.metrics.cycles[1].labels_per_client == (12, 12, 0)
+
+
+def test_what_was_labelled_meanwhile_is_not_chosen_again(simulation: Simulation) -> None:
+    """In this process as in one for each message: the steps are gone through again."""
+    sample = next(
+        row["sample"]
+        for row in simulation({**TOGETHER, **ONE_PURCHASE}, name="first").selections
+        if (row["cycle"], row["client"]) == (0, 0)
+    )
+    folder = Path(str(simulation.base["output-dir"])) / "meanwhile"
+    given: list[int] = []
+
+    def give(message: Message, client: int) -> None:
+        if message.metadata.message_type == "query.select" and client == 0 and not given:
+            (path,) = (folder / "clients" / "0").rglob(STORE_FILE)
+            store = LabelStore.open_existing(path)
+            given.extend(store.give({sample: 0}, "a colleague"))
+            store.close()
+
+    outcome = simulation({**TOGETHER, **ONE_PURCHASE}, handler=Watch(before=give), name="meanwhile")
+    assert outcome.metrics.cycles[0].failed == ()
+    assert outcome.metrics.cycles[1].labels_per_client == (13, 12, 12)
+
+
 def test_a_quorum_is_one_of_all_that_began(simulation: Simulation) -> None:
     """Two of three stay at each step, of the two one: a third of all, and no half of each."""
 
@@ -520,6 +603,21 @@ def test_a_lie_is_named_and_left_out(
     assert outcome.metrics.cycles[1].labels_per_client == (12, 8, 12)
 
 
+def test_who_has_more_than_sums_can_hold_is_left_out(simulation: Simulation) -> None:
+    """Before anything is kept: the run would never get past it."""
+
+    def after(message: Message, client: int, content: RecordDict) -> None:
+        if message.metadata.message_type == "query.coordinate" and client == 1:
+            _opening(pool=5_000_000)(content)
+
+    herding = {**PROB_COVER, **ONE_PURCHASE, "strategy": "coordinated-max-herding"}
+    outcome = simulation(herding, handler=Watch(after=after))
+    (failure,) = outcome.metrics.cycles[0].failed
+    assert failure.client == 1
+    assert "allowed are at most 4194303 together with strategy=" in failure.reason
+    assert outcome.metrics.cycles[1].labels_per_client == (12, 8, 12)
+
+
 # --- what a client refuses ---------------------------------------------------------------------
 
 
@@ -631,6 +729,37 @@ def test_the_same_step_in_another_way_is_refused(simulation: Simulation) -> None
         simulation({**TOGETHER, **ONE_PURCHASE, **privacy}, handler=Keeping(after=again))
     assert len(refused) == 2
     assert all("asked before in another way" in each for each in refused)
+
+
+def test_the_same_steps_under_another_model_are_refused(simulation: Simulation) -> None:
+    """Or a server could have the means of one model's embeddings after another's."""
+    opening: list[Message] = []
+    refused: list[str] = []
+
+    class Keeping(Watch):
+        def __call__(self, message: Message, context: Context) -> Message:
+            if int(context.node_config["partition-id"]) == 0:
+                if _last_step(message) == "opening":
+                    opening.append(message)
+                if _last_step(message) == "count" and not refused:
+                    self._again(context)
+            return super().__call__(message, context)
+
+        def _again(self, context: Context) -> None:
+            other = opening[0].content.copy()
+            arrays = other.array_records[ARRAYS_KEY]
+            other[ARRAYS_KEY] = ArrayRecord({n: Array(a.numpy() + 1) for n, a in arrays.items()})
+            own, opening[0].content = opening[0].content, other
+            try:
+                client_app(opening[0], context)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is looked at below)
+                refused.append(str(error))
+            opening[0].content = own
+
+    outcome = simulation({**PROB_COVER, **ONE_PURCHASE, **SECURE}, handler=Keeping())
+    assert len(refused) == 1
+    assert "step 0 of cycle 0: asked before in another way" in refused[0]
+    assert outcome.metrics.cycles[1].labels_per_client == (12, 12, 12)
 
 
 def test_a_site_reveals_nothing_that_it_has_not_allowed(tmp_path: Path) -> None:

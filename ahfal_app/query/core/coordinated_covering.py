@@ -30,6 +30,7 @@ from ahfal_app.query.core.picking import SAME, first_highest
 from ahfal_app.query.core.points import EmbeddingPoints, directions, row_blocks
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.questions import (
+    LARGEST_PART,
     Answer,
     Answers,
     ClearForm,
@@ -122,6 +123,11 @@ class CoordinatedCovering(CoordinatedStrategy):
         raise ValueError(f"{question.name!r}: allowed is {_PROPOSE!r} or {_COUNT!r}")
 
     # --- the server's half --------------------------------------------------------------
+
+    @property
+    def most_samples(self) -> int:
+        """As many as the sums of gains can hold."""
+        return LARGEST_PART // self.units - 1
 
     def coordinator(self, facts: FederationFacts) -> Coordinator:
         """Return the server's half: pairs of steps, until all labels are bought or none proposes.

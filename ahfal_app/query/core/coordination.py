@@ -25,6 +25,7 @@ from ahfal_app.errors import InvalidSelection
 from ahfal_app.query.core.base import QueryContext, QueryStrategy
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.questions import (
+    LARGEST_PART,
     Answer,
     Answers,
     Part,
@@ -132,6 +133,11 @@ class CoordinatedStrategy(QueryStrategy):
         )
 
     parameters: Parameters
+
+    @property
+    def most_samples(self) -> int:
+        """The most samples of one client, labelled or not, that the strategy's sums can hold."""
+        return LARGEST_PART
 
     @abstractmethod
     def coordinator(self, facts: FederationFacts) -> Coordinator:

@@ -70,7 +70,9 @@ class Nearness:
 
     def _all(self) -> Tensor:
         size, number = self._size, len(self._references_R)
-        bounds_NR = torch.empty(size, number, device=self._references_R.device)
+        # In the type that the bounds come in: rounded, they might be none.
+        kind = self._points.distance_bounds(slice(0, 0), slice(0, 0))
+        bounds_NR = kind.new_empty(size, number)
         for rows in row_blocks(size):
             if not self._are_first or number < size:
                 bounds_NR[rows] = self._points.distance_bounds(rows, self._references_R)
