@@ -393,7 +393,8 @@ def test_what_was_labelled_meanwhile_is_not_chosen_again(simulation: Simulation)
         if message.metadata.message_type == "query.select" and client == 0 and not given:
             (path,) = (folder / "clients" / "0").rglob(STORE_FILE)
             store = LabelStore.open_existing(path)
-            given.extend(store.give({sample: 0}, "a colleague"))
+            store.give({sample: 0}, "a colleague")
+            given.append(sample)
             store.close()
 
     outcome = simulation({**TOGETHER, **ONE_PURCHASE}, handler=Watch(before=give), name="meanwhile")
