@@ -457,6 +457,7 @@ def export(
     backbone_weights: _BackboneWeights = "",
 ) -> None:
     """Write a model for other software: bytes in, probabilities out, preprocessing inside."""
+    from ahfal_app.experiments.output import check_output
     from ahfal_app.inference import load_model
     from ahfal_app.inference.exporting import export as write
     from ahfal_app.inference.exporting import suffix_of
@@ -464,6 +465,7 @@ def export(
     suffix = suffix_of(format_)
     saved = load_model(model, backbone_weights)
     target = out or saved.path.with_suffix(suffix)
+    check_output(target, suffix)
     write(saved, format_, target)
     Console().print(
         f"{saved.input_text}, to probabilities (B, {len(saved.classes)}): {target.absolute()}",

@@ -214,6 +214,7 @@ def _build(raw: RawData, options: Options, target: Path) -> Description:
     class_names, notes = raw.class_names, tuple(raw.notes)
     del raw  # Its tables are mapped into memory, and what follows goes over all pixels.
     description = _finish(target, decoded["train"], decoded["test"], class_names)
+    notes += description.notes
     return description.model_copy(update={"not_used": summary(not_used), "notes": notes})
 
 
@@ -313,7 +314,10 @@ def build_vectors(folder: Folder, options: Options, target: Path) -> Description
         rows = dict(zip(("train", "test"), _held_out(whole.labels_N, options), strict=True))
         if not all(map(len, rows.values())):
             raise DatasetError(
-                f"{folder.where}, test-fraction={options.test_fraction:g}: a split is empty"
+                f"{folder.where}: label-column={options.label_column!r}: with "
+                f"{len(np.unique(whole.labels_N))} classes of {len(whole)} samples and "
+                f"test-fraction={options.test_fraction:g} a split is empty; each class keeps a "
+                "sample to train with"
             )
         found = {split: _rows_of(whole, rows_N) for split, rows_N in rows.items()}
     for split, images in found.items():

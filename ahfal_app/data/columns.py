@@ -18,6 +18,8 @@ from ahfal_app.parameters import suggestion
 #: Columns that are taken for the label, best first, where types leave a choice.
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "targets", "class")
 
+_LABELS = "text, integers or truth values"
+
 
 def find_columns(
     features: Mapping[str, object], image_column: str, label_column: str
@@ -25,7 +27,7 @@ def find_columns(
     """Return the columns with the images and with the labels.
 
     A column that is not named by a setting is found by its type: `Image`, and
-    `ClassLabel` or, failing that, integer or text under a usual name.
+    `ClassLabel` or, failing that, integers, text or truth values under a usual name.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ def find_columns(
         [name for name, feature in features.items() if _holds_images(feature)],
         "image-column",
         features,
+        "images, and none of vectors, which are lists of floating-point numbers: all numbers of a "
+        "sample in one column",
     )
     _check_column("image-column", image, features, _holds_images, "images")
     return image, label_column_of(features, label_column)
@@ -57,7 +61,7 @@ def label_column_of(features: Mapping[str, object], label_column: str) -> str:
         A named column does not exist or has the wrong type, or none or several are found.
     """
     label = label_column or _find_label(features)
-    _check_column("label-column", label, features, _holds_labels, "class labels")
+    _check_column("label-column", label, features, _holds_labels, _LABELS)
     return label
 
 
@@ -66,7 +70,7 @@ def encode_labels(
 ) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]:
     """Return the labels of each split as numbers from 0, and the names of the classes.
 
-    A `ClassLabel` keeps its numbers and names. Other labels, integers or text, are
+    A `ClassLabel` keeps its numbers and names. Other labels, integers, text or truth values, are
     numbered in their sorted order over all splits.
 
     Parameters
@@ -112,7 +116,7 @@ def _holds_images(feature: object) -> bool:
 def _holds_labels(feature: object) -> bool:
     return isinstance(feature, ClassLabel) or (
         isinstance(feature, Value)
-        and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+        and feature.dtype.startswith(("int", "uint", "string", "large_string", "bool"))
     )
 
 
@@ -125,14 +129,23 @@ def _find_label(features: Mapping[str, object]) -> str:
     for name in _LABEL_NAMES:
         if name in by_name:
             return by_name[name]
-    return _only(marked, "label-column", features)
+    usual = f"{_LABELS} is called {' | '.join(_LABEL_NAMES)}"
+    return _only(marked or candidates, "label-column", features, usual, always_named=not marked)
 
 
-def _only(found: list[str], key: str, features: Mapping[str, object]) -> str:
-    if len(found) == 1:
+def _only(
+    found: list[str],
+    key: str,
+    features: Mapping[str, object],
+    content: str,
+    always_named: bool = False,
+) -> str:
+    if len(found) == 1 and not always_named:
         return found[0]
-    what = f"columns {', '.join(found)} all fit" if found else "no column fits"
-    raise DatasetError(f"{key}: {what}; name one of the columns {', '.join(features)}")
+    if not found:
+        raise DatasetError(f"{key}: no column of {content}; there are {', '.join(features)}")
+    what = f"no column of {content}" if always_named else f"columns {', '.join(found)} all fit"
+    raise DatasetError(f"{key}: {what}; name one of {', '.join(found)}")
 
 
 def _check_column(
@@ -149,7 +162,7 @@ def _check_column(
         )
     if not fits(features[name]):
         raise DatasetError(
-            f"{key}={name!r}: does not hold {content} but {features[name]!r}; there are the "
+            f"{key}={name!r}: holds {features[name]!r}; allowed are {content}; there are the "
             f"columns {', '.join(features)}"
         )
 

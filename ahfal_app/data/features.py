@@ -315,7 +315,10 @@ def extracting(
         limit = float(np.finfo(np.float16).max)
         found: NDArray[np.float16] = features_BD.clamp(-limit, limit).half().cpu().numpy()
         if not np.isfinite(found).all():
-            raise DatasetError(f"backbone={backbone.name!r}: it gives features that are no numbers")
+            raise DatasetError(
+                f"backbone={backbone.name!r}: with these backbone-weights it gives features that "
+                "are no numbers"
+            )
         return found
 
     try:

@@ -146,6 +146,8 @@ class ImageDataset:
         are no data.
     not_used : tuple[NotUsed, ...]
         What was found besides and is not used.
+    notes : tuple[str, ...]
+        What may be meant otherwise.
     """
 
     name: str
@@ -157,6 +159,7 @@ class ImageDataset:
     augmentation: Augmentation
     fingerprint: str
     not_used: tuple[NotUsed, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ahfal_app.data.not_used import shown_names as shown
 from ahfal_app.errors import DatasetError
 
 TRAIN, TEST = "train", "test"
@@ -27,8 +28,6 @@ _WORDS = re.compile("|".join(sorted(_SPLIT_OF, key=len, reverse=True)), re.IGNOR
 
 # `train`, `train-0`, `train-00000-of-00005`; other names count with both numbers alone.
 _PART = re.compile(r"(?P<name>.+?)([-_]\d+)?(?P<of>-of-\d+(-[0-9a-f]+)?)?")
-
-_MOST_SHOWN = 5
 
 
 @dataclass
@@ -84,7 +83,7 @@ def chosen_splits(names: Iterable[str], where: str) -> tuple[dict[str, list[str]
     tests = by_split[TEST] or by_split[_VALIDATION]
     chosen = {TRAIN: by_split[TRAIN]} | ({TEST: tests} if tests else {})
     used = {name for group in chosen.values() for name in group}
-    instead = f"; testing is done with {_shown(tests)}" if tests else ""
+    instead = f"; testing is done with {shown(tests)}" if tests else ""
     return chosen, {
         name: f"of the split {name}, which is not used{instead}"
         for name in names
@@ -157,13 +156,13 @@ def parquet_layout(names: Sequence[str], where: str) -> Layout:
         _check_all_splits(split_tops, tops, where)
         if beside := [name for name, part in zip(names, parts, strict=True) if len(part) == 1]:
             raise DatasetError(
-                f"{where}: {_shown(beside)} beside the folders of splits {_shown(split_tops)}; "
+                f"{where}: {shown(beside)} beside the folders of splits {shown(split_tops)}; "
                 "move them into one, or elsewhere"
             )
         return _by_top(parts, *chosen_splits(tops, where), "")
     if deeper := sorted({"/".join(p[:-1]) for p in parts if any(map(split_of, p[1:-1]))}):
         raise DatasetError(
-            f"{where}: {_shown(deeper)} are called like splits, but lie below another folder; "
+            f"{where}: {shown(deeper)} are called like splits, but lie below another folder; "
             f"name the folder that they lie in"
         )
     return _by_file(names, parts, where)
@@ -197,19 +196,19 @@ def _by_file(names: Sequence[str], parts: Sequence[Sequence[str]], where: str) -
         notes = []
         if suspicious := [n for n, p in zip(names, parts, strict=True) if _WORDS.search(p[-1])]:
             notes.append(
-                f"{_shown(suspicious)}: no splits by their names, and used like all others; a "
+                f"{shown(suspicious)}: no splits by their names, and used like all others; a "
                 f"split is called {_allowed()}"
             )
         return Layout({TRAIN: list(range(len(names)))}, notes=notes)
     folders = sorted({"/".join(part[:-1]) for part in parts})
     if len(folders) > 1:
-        shown = _shown([folder or "the folder itself" for folder in folders])
+        named = shown([folder or "the folder itself" for folder in folders])
         raise DatasetError(
-            f"{where}: parquet files of splits in several folders, {shown}; name one"
+            f"{where}: parquet files of splits in several folders, {named}; name one"
         )
     if others := [n for n, split in zip(names, found, strict=True) if split is None]:
         raise DatasetError(
-            f"{where}: {_shown(others)} beside files that are called like splits; move them "
+            f"{where}: {shown(others)} beside files that are called like splits; move them "
             f"elsewhere, or call all of them {_allowed()}, or none"
         )
     splits = [split for split in found if split is not None]
@@ -230,7 +229,7 @@ def _split_of_file(name: str) -> str | None:
 def _check_all_splits(split_tops: set[str], tops: set[str], where: str) -> None:
     if others := tops - split_tops:
         raise DatasetError(
-            f"{where}: {_shown(split_tops)} and {_shown(others)} lie side by side, but only some "
+            f"{where}: {shown(split_tops)} and {shown(others)} lie side by side, but only some "
             "are called like splits: move the others elsewhere; or, if all are classes, put all "
             "of them into one folder `train`"
         )
@@ -239,10 +238,10 @@ def _check_all_splits(split_tops: set[str], tops: set[str], where: str) -> None:
 def _check_classes(classes: set[str], parts: Sequence[Sequence[str]], where: str) -> None:
     if len(classes) > 1:
         return
-    found = f"all images lie in {_shown(classes)}" if classes else "images lie in no folder"
+    found = f"all images lie in {shown(classes)}" if classes else "images lie in no folder"
     # Such as an archive that was unpacked into a folder of its own.
     below = {part[1] for part in parts if len(part) > 2 and part[0] in classes}
-    hint = f"; is {_shown(classes)} the folder to be named?" if len(below) > 1 else ""
+    hint = f"; is {shown(classes)} the folder to be named?" if len(below) > 1 else ""
     raise DatasetError(
         f"{where}: {len(classes)} class, at least 2 are needed: {found}, and classes are the "
         f"folders that images lie in: {_EXAMPLES}{hint}"
@@ -257,13 +256,13 @@ def _notes_on_classes(parts: Sequence[Sequence[str]]) -> list[str]:
     notes = _notes_on_case(below)
     if like := [f"{top}/{n}" for top, names in below.items() for n in names if split_of(n)]:
         notes.append(
-            f"{_shown(like)}: no splits, since they lie below classes; all of their images are used"
+            f"{shown(like)}: no splits, since they lie below classes; all of their images are used"
         )
     first, *others = below.values()
     if len(first - {""}) > 1 and all(names == first for names in others):
         notes.append(
-            f"the classes are {_shown(below)}, the first folders; that the same folders lie below "
-            f"each of them ({_shown(first)}) is not looked at"
+            f"the classes are {shown(below)}, the first folders; that the same folders lie below "
+            f"each of them ({shown(first)}) is not looked at"
         )
     return notes
 
@@ -271,16 +270,7 @@ def _notes_on_classes(parts: Sequence[Sequence[str]]) -> list[str]:
 def _notes_on_splits(layout: Layout, classes: Mapping[int, str]) -> list[str]:
     of = {split: {classes[i] for i in rows} for split, rows in layout.splits.items()}
     notes = _notes_on_case(set().union(*of.values()))
-    if TEST not in of:
-        return notes
-    return notes + [
-        f"classes that the split for {what} lacks: {_shown(missing)}"
-        for what, missing in (
-            ("training", of[TEST] - of[TRAIN]),
-            ("testing", of[TRAIN] - of[TEST]),
-        )
-        if missing
-    ]
+    return notes
 
 
 def _notes_on_case(classes: Iterable[str]) -> list[str]:
@@ -288,7 +278,7 @@ def _notes_on_case(classes: Iterable[str]) -> list[str]:
     for name in sorted(classes):
         alike[name.strip().casefold()].append(name)
     return [
-        f"classes of their own, though they differ by case or spaces alone: {_shown(names)}"
+        f"classes of their own, though they differ by case or spaces alone: {shown(names)}"
         for names in alike.values()
         if len(names) > 1
     ]
@@ -296,9 +286,3 @@ def _notes_on_case(classes: Iterable[str]) -> list[str]:
 
 def _allowed() -> str:
     return "train or test, with a number or without, such as test-00000-of-00002"
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-    return ", ".join(names[:_MOST_SHOWN]) + more

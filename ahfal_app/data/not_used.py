@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+#: Names that are told; of more, how many there are.
+_MOST_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class NotUsed:
@@ -45,3 +48,10 @@ def summary(reasons: Mapping[str, str]) -> tuple[NotUsed, ...]:
 def told(lines: Iterable[NotUsed]) -> str:
     """Return a summary as text."""
     return "; ".join(f"{line.count} {line.reason} (such as {line.such_as})" for line in lines)
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Return the first of some names, in order, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(names[:_MOST_SHOWN]) + more

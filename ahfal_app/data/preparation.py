@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ahfal_app.data.cache import Description
 from ahfal_app.data.images import ImageDataset, Images
+from ahfal_app.data.not_used import shown_names
 from ahfal_app.data.pixel_counts import LEVELS, channel_counts
 from ahfal_app.errors import ConfigError, DatasetError
 from ahfal_app.parameters import suggestion
@@ -114,8 +115,19 @@ def _taken(images: Images, rows_N: NDArray[np.int64]) -> Images:
     return Images(images.images_NHWC[rows_N], images.labels_N[rows_N], shown)
 
 
-def with_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+def with_classes(
+    dataset: ImageDataset, classes: tuple[str, ...], what: str = "classes"
+) -> ImageDataset:
     """Return a data set whose labels count in another list of classes.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        The data set.
+    classes : tuple[str, ...]
+        The list, with all of the data set's classes.
+    what : str
+        What the list is, for the message.
 
     Raises
     ------
@@ -124,8 +136,8 @@ def with_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDatase
     """
     if unknown := [name for name in dataset.class_names if name not in classes]:
         raise DatasetError(
-            f"classes: the data set has a class {unknown[0]!r}{suggestion(unknown[0], classes)}; "
-            f"allowed is a list that has all of {', '.join(dataset.class_names)}"
+            f"{what}: {', '.join(classes)}; the data set has {', '.join(dataset.class_names)}, and "
+            f"{unknown[0]!r} is none of them{suggestion(unknown[0], classes)}"
         )
     index_K = np.array([classes.index(name) for name in dataset.class_names], np.int64)
     train, test = (
@@ -165,7 +177,22 @@ def describe(train: Images, test: Images, class_names: Sequence[str]) -> Descrip
         mean_C=mean_C,
         std_C=std_C,
         fingerprint=_fingerprint(train, test, class_names),
+        notes=tuple(_notes_on_classes(train, test, class_names)),
     )
+
+
+def _notes_on_classes(train: Images, test: Images, class_names: Sequence[str]) -> Iterator[str]:
+    """Yield which classes one of two splits lacks."""
+    labels = [split.labels_N[split.labels_N >= 0] for split in (train, test)]
+    counts = [np.bincount(known_N, minlength=len(class_names)) for known_N in labels]
+    if not all(counts_C.any() for counts_C in counts):
+        return
+    train_C, test_C = counts
+    for what, own_C, other_C in (("training", train_C, test_C), ("testing", test_C, train_C)):
+        missing = np.flatnonzero((own_C == 0) & (other_C > 0))
+        if len(missing):
+            named = shown_names(class_names[k] for k in missing.tolist())
+            yield f"classes that the split for {what} lacks: {named}"
 
 
 def channel_moments(

@@ -142,6 +142,7 @@ def _load(
         if any(most)
         else found.fingerprint,
         not_used=found.not_used,
+        notes=found.notes,
     )
 
 

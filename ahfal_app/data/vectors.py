@@ -88,11 +88,15 @@ def the_vector_column(schema: pa.Schema, vector_column: str) -> str:
     if len(found) == 1:
         return found[0]
     names = schema.names
-    if vector_column:
-        near = suggestion(vector_column, names)
+    if vector_column in names:
         raise DatasetError(
-            f"vector-column={vector_column!r}: no column of lists of floating-point numbers; there "
-            f"are {', '.join(names)}{near}"
+            f"vector-column={vector_column!r}: holds {schema.field(vector_column).type}; allowed "
+            "are lists of float32, float64 or float16, all numbers of a sample in one list"
+        )
+    if vector_column:
+        raise DatasetError(
+            f"vector-column={vector_column!r}: no such column; there are {', '.join(names)}"
+            f"{suggestion(vector_column, names)}"
         )
     what = f"columns {', '.join(found)} all fit" if found else "no column fits"
     raise DatasetError(f"vector-column: {what}; name one of {', '.join(names)}")
@@ -109,9 +113,14 @@ def the_shown_column(schema: pa.Schema, shown_column: str) -> str | None:
     can_be_shown = [str(field.name) for field in schema if _can_be_shown(field.type)]
     if not shown_column:
         return next((name for name in SHOWN_NAMES if name in can_be_shown), None)
+    if shown_column in schema.names and shown_column not in can_be_shown:
+        raise DatasetError(
+            f"shown-column={shown_column!r}: holds {schema.field(shown_column).type}; allowed is "
+            "text or images"
+        )
     if shown_column not in can_be_shown:
         raise DatasetError(
-            f"shown-column={shown_column!r}: no column of text or of images; there are "
+            f"shown-column={shown_column!r}: no such column; there are "
             f"{', '.join(schema.names)}{suggestion(shown_column, schema.names)}"
         )
     return shown_column

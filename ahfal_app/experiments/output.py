@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from ahfal_app.errors import ConfigError
@@ -27,8 +28,12 @@ def check_output(out: Path, suffix: str) -> None:
     """
     if out.suffix.lower() != suffix or out.is_dir():
         raise ConfigError([f"--out={str(out)!r}: allowed is the name of a file, with {suffix}"])
+    folder = out.absolute().parent
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whoever may make a folder, or has it, may not always write into it.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError([_unwritable(out, error)]) from error
 

@@ -311,7 +311,8 @@ def _provenance_table(results: ExperimentResults) -> TextTable:
         environment, summary = result.run.environment, result.run.summary
         fingerprint = environment["data"]["fingerprint"] or ""
         about = {
-            "commit": summary["commit"] + (" (changed)" if summary["dirty"] else ""),
+            # A copy without git, as Flower runs one, knows none.
+            "commit": (summary["commit"] or "unknown") + (" (changed)" if summary["dirty"] else ""),
             "data": f"{result.run.settings.dataset} {fingerprint[:12]}",
             "resolved": json.dumps(environment.get("resolved", {}), sort_keys=True),
             "hardware": json.dumps(environment.get("hardware", {}), sort_keys=True),

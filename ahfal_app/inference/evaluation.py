@@ -146,7 +146,11 @@ def _images(predictor: Predictor, dataset: str, split: Split, data_dir: str) -> 
         values["image-size"] = height
     if data_dir:
         values["data-dir"] = data_dir
-    loaded = with_classes(load_dataset(Settings.model_validate(values)), predictor.model.classes)
+    loaded = with_classes(
+        load_dataset(Settings.model_validate(values)),
+        predictor.model.classes,
+        "classes of the model",
+    )
     parts = {"test": [loaded.test], "train": [loaded.train], "all": [loaded.train, loaded.test]}
     pixels_NHWC = np.concatenate([part.images_NHWC for part in parts[split]])
     labels_N = np.concatenate([part.labels_N for part in parts[split]])

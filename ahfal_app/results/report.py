@@ -185,6 +185,7 @@ def _data_note(run: Run) -> str:
         words.append("the server has none: classes and format are those of the settings")
     if not_used := run.environment.get("data", {}).get("not_used"):
         words.append(f"{sum(line['count'] for line in not_used):,} found and not used")
+    words += run.environment.get("data", {}).get("notes", ())
     return "; ".join(words)
 
 

@@ -217,7 +217,7 @@ def environment_table(environment: Mapping[str, Any]) -> TextTable:
         for part, facts in environment.items()
         if isinstance(facts, dict)
         for key, value in facts.items()
-        if key not in ("class_names", "not_used")
+        if key not in ("class_names", "not_used", "notes")
     ]
     return TextTable(title="Environment", headings=("What", "Value"), rows=rows)
 

@@ -145,6 +145,8 @@ def initial_standardisation(
 
 def _read(path: Path, where: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
     file = path / MODEL if path.is_dir() else path
+    if not path.exists():
+        raise ConfigError([f"{where}: no such file or folder"])
     if not file.is_file():
         raise ConfigError([f"{where}: allowed is a file of safetensors, or the folder of a run"])
     try:

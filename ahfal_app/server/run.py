@@ -501,6 +501,7 @@ def _environment(
         "train": len(loaded.dataset.train),
         "test": len(loaded.dataset.test),
         "not_used": [asdict(line) for line in loaded.dataset.not_used],
+        "notes": list(loaded.dataset.notes),
     }
     environment["resolved"] = {
         "model": loaded.model_name,

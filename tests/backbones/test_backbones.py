@@ -194,4 +194,4 @@ def test_weights_that_cannot_be_downloaded_are_told_with_their_place(
     monkeypatch.setattr(timm, "create_model", offline)
     problem = problem_of("timm/resnet18", "pretrained")
     assert "cannot be loaded from the network (ConnectionError: no route to host)" in problem
-    assert "fetch timm/resnet18" in problem
+    assert "fetch model.safetensors of timm/resnet18.a1_in1k from the" in problem

@@ -100,9 +100,10 @@ def test_a_vector_that_cannot_be_used_is_named_by_its_row(tmp_path: Path, row: o
     [
         ({"augment": "crop"}, "augment='crop': allowed for vectors is auto | none"),
         ({"image-size": 32}, "image-size=32: allowed for vectors is 0"),
-        ({"vector-column": "embeding"}, "did you mean 'embedding'?"),
-        ({"shown-column": "label"}, "shown-column='label': no column of text or of images"),
-        ({"label-column": "embedding"}, "does not hold class labels"),
+        ({"vector-column": "embeding"}, "no such column; there are embedding, label; did you mean"),
+        ({"vector-column": "label"}, "vector-column='label': holds int64; allowed are lists of"),
+        ({"shown-column": "label"}, "shown-column='label': holds int64; allowed is text or images"),
+        ({"label-column": "embedding"}, "label-column='embedding': holds List"),
     ],
 )
 def test_settings_that_do_not_fit_vectors_are_refused(
@@ -112,6 +113,36 @@ def test_settings_that_do_not_fit_vectors_are_refused(
     with pytest.raises(DatasetError) as caught:
         _load(path, tmp_path / "cache", **settings)
     assert reason in str(caught.value)
+
+
+def test_truth_values_are_labels(tmp_path: Path):
+    path = _write(tmp_path / "data.parquet", _rows(8), [True, False] * 4)
+    loaded = _load(path, tmp_path / "cache", **{"test-fraction": 0.25})
+    assert loaded.class_names == ("False", "True")
+    both = np.concatenate([loaded.train.labels_N, loaded.test.labels_N])
+    assert np.bincount(both).tolist() == [4, 4]
+
+
+def test_a_table_without_lists_is_told_what_vectors_are(tmp_path: Path):
+    columns = {f"f{i}": pa.array([0.5] * 8) for i in range(3)}
+    parquet.write_table(pa.table({**columns, "label": [0, 1] * 4}), tmp_path / "data.parquet")
+    with pytest.raises(DatasetError, match="all numbers of a sample in one column; there are f0"):
+        _load(tmp_path / "data.parquet", tmp_path / "cache")
+
+
+def test_classes_that_only_one_split_has_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    _write(tmp_path / "d/train.parquet", _rows(6), ["a", "b", "e"] * 2)
+    _write(tmp_path / "d/test.parquet", _rows(8), ["a", "b", "c", "d"] * 2)
+    loaded = _load(tmp_path / "d", tmp_path / "cache")
+    notes = ("classes that the split for training lacks: c, d",)
+    assert loaded.notes == (*notes, "classes that the split for testing lacks: e")
+    assert notes[0] in caplog.text
+
+
+def test_labels_that_are_all_different_are_named(tmp_path: Path):
+    path = _write(tmp_path / "data.parquet", _rows(8), list(range(8)))
+    with pytest.raises(DatasetError, match=r"label-column.*8 classes of 8 samples"):
+        _load(path, tmp_path / "cache")
 
 
 def test_a_network_for_images_is_refused_and_a_linear_one_is_the_default(tmp_path: Path):

@@ -211,7 +211,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_done(
         ({"num-clients": 3}, "num-clients=3: allowed is 2, the number of --site"),
         ({"partition": "iid"}, "partition='iid': allowed is 'sites'"),
         ({"resume": "."}, "a rehearsal is not resumed"),
-        ({"classes": "a,b"}, "classes: the data set has a class '0'"),
+        ({"classes": "a,b"}, "classes: a, b; the data set has 0, 1,"),
     ],
 )
 def test_settings_that_contradict_the_sites_are_refused(

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import html.parser
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -434,3 +435,14 @@ def test_a_partition_is_drawn_without_a_run(tmp_path: Path, simulation: Callable
     assert "of 10 classes are low-variance at τ = 12" in result.output
     assert picture.read_text().startswith("<svg")
     assert not list(tmp_path.glob("runs"))
+
+
+def test_a_run_that_knows_no_commit_is_compared(results: ExperimentResults) -> None:
+    """As of a run by `flwr run`, which runs a copy of the app without git."""
+    unknown = {"commit": None, "dirty": None}
+    runs = []
+    for result in results.runs:
+        run = dataclasses.replace(result.run, summary={**result.run.summary, **unknown})
+        runs.append(dataclasses.replace(result, run=run))
+    page = render_sweep_report(dataclasses.replace(results, runs=tuple(runs)))
+    assert re.search(r"commit</td>\s*<td[^>]*>unknown", page)

@@ -73,5 +73,5 @@ def test_other_vectors_and_images_are_refused(
     parquet.write_table(pa.table({"vector": [[1.0, 2.0]], "label": ["benign"]}), short)
     with pytest.raises(DatasetError, match="a vector of 2 numbers; 30 are needed"):
         write_predictions(predictor, [short], tmp_path / "out.csv")
-    with pytest.raises(DatasetError, match="a class '0'"):
+    with pytest.raises(DatasetError, match="of the model: benign, malignant; the data set has 0,"):
         evaluate_on(predictor, "digits", "test", str(data_dir))

@@ -203,6 +203,10 @@ def test_a_description_that_no_run_writes_is_refused(tmp_path: Path, spoilt: Any
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b"\x80\x04pickle")
-    for path, said in ((str(tmp_path / "m"), "cannot be read"), ("nothing", "allowed is a file")):
+    for path, said in (
+        (str(tmp_path / "m"), "cannot be read"),
+        ("nothing", "no such file or folder"),
+        (str(tmp_path), "allowed is a file"),
+    ):
         with pytest.raises(ConfigError, match=said):
             started(path, model(0.0))

@@ -138,11 +138,13 @@ def _preprocessing(
 
 def _timm_source(network: Any) -> str:
     config = network.pretrained_cfg
-    return str(config.get("hf_hub_id") or config.get("url") or "")
+    if name := config.get("hf_hub_id"):
+        return f"model.safetensors of {name} from the Hugging Face Hub"
+    return str(config.get("url") or "")
 
 
 def _unavailable(name: str, source: str, error: Exception) -> ConfigError:
-    fetch = f"fetch {source} where there is one" if source else "fetch its weights elsewhere"
+    fetch = f"fetch {source} where there is a network" if source else "fetch its weights elsewhere"
     return ConfigError(
         [
             f"backbone-weights='pretrained': the weights of {name} cannot be loaded from the "
