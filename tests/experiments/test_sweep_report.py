@@ -445,4 +445,4 @@ def test_a_run_that_knows_no_commit_is_compared(results: ExperimentResults) -> N
         run = dataclasses.replace(result.run, summary={**result.run.summary, **unknown})
         runs.append(dataclasses.replace(result, run=run))
     page = render_sweep_report(dataclasses.replace(results, runs=tuple(runs)))
-    assert re.search(r"commit</td>\s*<td[^>]*>unknown", page)
+    assert re.search(r"commit</th>\s*<td[^>]*>unknown", page)
