@@ -209,11 +209,18 @@ def _build(raw: RawData, options: Options, target: Path) -> Description:
         for split, found in problems.items()
         for row, reason in found.items()
     }
-    if not_used:
-        write_csv(target / NOT_USED, ("file", "reason"), sorted(not_used.items()))
     class_names, notes = raw.class_names, tuple(raw.notes)
     del raw  # Its tables are mapped into memory, and what follows goes over all pixels.
     description = _finish(target, decoded["train"], decoded["test"], class_names)
+    return _with_not_used(description, not_used, notes, target)
+
+
+def _with_not_used(
+    description: Description, not_used: Mapping[str, str], notes: tuple[str, ...], target: Path
+) -> Description:
+    """Return what an entry says with what is not used, which is written down by name, too."""
+    if not_used:
+        write_csv(target / NOT_USED, ("file", "reason"), sorted(not_used.items()))
     notes += description.notes
     return description.model_copy(update={"not_used": summary(not_used), "notes": notes})
 
@@ -308,7 +315,8 @@ def build_vectors(folder: Folder, options: Options, target: Path) -> Description
     """
     from ahfal_app.data.vector_tables import read_vectors
 
-    found, class_names = read_vectors(folder, options)
+    tables = read_vectors(folder, options)
+    found = tables.splits
     if "test" not in found:
         whole = found["train"]
         rows = dict(zip(("train", "test"), _held_out(whole.labels_N, options), strict=True))
@@ -325,7 +333,8 @@ def build_vectors(folder: Folder, options: Options, target: Path) -> Description
         if images.shown is not None:
             np.save(target / f"{split}-shown.npy", images.shown.content, allow_pickle=False)
             np.save(target / f"{split}-shown-ends.npy", images.shown.ends_N, allow_pickle=False)
-    return _finish(target, found["train"], found["test"], class_names)
+    description = _finish(target, found["train"], found["test"], tables.class_names)
+    return _with_not_used(description, tables.not_used, tables.notes, target)
 
 
 def _rows_of(images: Images, rows_N: NDArray[np.int64]) -> Images:

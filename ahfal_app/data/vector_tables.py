@@ -5,6 +5,7 @@ Shapes: N rows of a split, D numbers of a vector.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,8 +68,34 @@ def length_of_vectors(folder: Folder, vector_column: str) -> int | None:
         return next((length for length in lengths if length), 0)
 
 
-def read_vectors(folder: Folder, options: Options) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """Return the splits of parquet files with vectors, and the names of the classes.
+#: Why a file beside tables of vectors is not used.
+_BESIDE_VECTORS = "no parquet file, beside tables of vectors"
+
+
+@dataclass(frozen=True)
+class VectorTables:
+    """What a folder of parquet files with vectors holds.
+
+    Attributes
+    ----------
+    splits : dict[str, Images]
+        The splits by name.
+    class_names : tuple[str, ...]
+        Names of the classes, by label.
+    not_used : dict[str, str]
+        What was found besides, and why it is not used.
+    notes : tuple[str, ...]
+        What may be meant otherwise.
+    """
+
+    splits: dict[str, Images]
+    class_names: tuple[str, ...]
+    not_used: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_vectors(folder: Folder, options: Options) -> VectorTables:
+    """Return the splits of parquet files with vectors.
 
     Raises
     ------
@@ -78,6 +105,11 @@ def read_vectors(folder: Folder, options: Options) -> tuple[dict[str, Images], t
     """
     files = [file for file in folder.files if file.suffix == PARQUET]
     layout = parquet_layout([file.name for file in files], folder.where)
+    not_used = {readable(name): reason for name, reason in folder.problems.items()}
+    not_used |= {
+        readable(file.name): _BESIDE_VECTORS for file in folder.files if file.suffix != PARQUET
+    }
+    not_used |= {readable(files[i].name): reason for i, reason in layout.not_used.items()}
     tables: dict[str, list[tuple[str, pa.Table]]] = {}
     for split, positions in layout.splits.items():
         chosen = [files[position] for position in positions]
@@ -108,7 +140,7 @@ def read_vectors(folder: Folder, options: Options) -> tuple[dict[str, Images], t
             )
         shown = _shown(wholes[split], options.shown_column)
         found[split] = Images(vectors.values_ND[:, None, None, :], labels[split], shown)
-    return found, class_names
+    return VectorTables(found, class_names, not_used, tuple(layout.notes))
 
 
 def _labels(

@@ -139,6 +139,20 @@ def test_classes_that_only_one_split_has_are_said(tmp_path: Path, caplog: pytest
     assert notes[0] in caplog.text
 
 
+def test_what_lies_beside_tables_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for split in ("train", "test", "validation"):
+        _write(tmp_path / f"d/{split}.parquet", _rows(6), ["a", "b"] * 3)
+    (tmp_path / "d/x.csv").write_text("1,2\n")
+    loaded = _load(tmp_path / "d", tmp_path / "cache")
+    assert [(line.count, line.such_as) for line in loaded.not_used] == [
+        (1, "validation.parquet"),
+        (1, "x.csv"),
+    ]
+    assert "2 not used" in caplog.text
+    (written,) = (tmp_path / "cache").rglob("not-used.csv")
+    assert 'x.csv,"no parquet file' in written.read_text()
+
+
 def test_labels_that_are_all_different_are_named(tmp_path: Path):
     path = _write(tmp_path / "data.parquet", _rows(8), list(range(8)))
     with pytest.raises(DatasetError, match=r"label-column.*8 classes of 8 samples"):
