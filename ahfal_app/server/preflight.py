@@ -125,7 +125,10 @@ def check_data(settings: Settings) -> Resources:
     try:
         loaded = resources(settings)
     except DatasetError as error:
-        raise ConfigError([f"dataset={settings.dataset!r}: {error}"]) from error
+        told = str(error)
+        # Most name it themselves.
+        where = "" if told.startswith("dataset=") else f"dataset={settings.dataset!r}: "
+        raise ConfigError([f"{where}{told}"]) from error
     num_samples = len(loaded.dataset.train.labels_N)
     problems = []
     if settings.num_clients * settings.min_partition_size > num_samples and not settings.has_sites:

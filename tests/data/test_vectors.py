@@ -19,6 +19,7 @@ from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.sources import load_dataset
 from ahfal_app.data.vectors import vectors_of
 from ahfal_app.errors import ConfigError, DatasetError
+from ahfal_app.server.preflight import check_data
 from ahfal_app.training.resources import Resources
 
 _KINDS = [
@@ -137,6 +138,14 @@ def test_classes_that_only_one_split_has_are_said(tmp_path: Path, caplog: pytest
     notes = ("classes that the split for training lacks: c, d",)
     assert loaded.notes == (*notes, "classes that the split for testing lacks: e")
     assert notes[0] in caplog.text
+
+
+def test_a_data_set_is_named_once(tmp_path: Path):
+    path = _write(tmp_path / "data.parquet", [[1.0, float("nan")], [1.0, 2.0]], [0, 1])
+    settings = parse_settings({"dataset": str(path), "data-dir": str(tmp_path / "cache")})
+    with pytest.raises(ConfigError) as refused:
+        check_data(settings)
+    assert str(refused.value).count("dataset=") == 1
 
 
 def test_what_lies_beside_tables_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
