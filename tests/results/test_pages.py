@@ -118,8 +118,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> ExperimentResults:
 def test_the_report_of_a_sweep(
     results: ExperimentResults, tmp_path: Path, chromium: Chromium
 ) -> None:
-    # At four points: curves, halves of the classes, deviations; over alpha; one split.
-    check(render_sweep_report(results), tmp_path, chromium, figures=3 * 4 + 1 + 1, tables=6)
+    # At four points: curves, halves of the classes, deviations; over alpha at each point of the
+    # other axis; one split.
+    check(render_sweep_report(results), tmp_path, chromium, figures=3 * 4 + 2 + 1, tables=6)
 
 
 @pytest.mark.slow

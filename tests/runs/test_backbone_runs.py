@@ -198,7 +198,7 @@ def test_settings_that_do_not_go_together(settings: dict[str, object], said: str
         ({"tune": "layer4,head"}, "'layer4' is no part of timm/test_efficientnet"),
         ({"tune": "conv_head"}, "allowed are parts with 'head' among them"),
         ({"backbone-weights": "nowhere.pth"}, "no such file"),
-        ({"initial-model": "nowhere"}, "allowed is a file of safetensors, or the folder of a run"),
+        ({"initial-model": "nowhere"}, "no such file or folder"),
     ],
 )
 def test_what_shows_when_the_backbone_is_there(

@@ -136,8 +136,8 @@ def test_a_kill_changes_nothing(
 
 
 @pytest.mark.slow
-def test_killed_at_every_fourth_event(straight: Uninterrupted, simulation: Simulation) -> None:
-    for event in range(3, straight.events + 1, 4):
+def test_killed_at_events_of_all_kinds(straight: Uninterrupted, simulation: Simulation) -> None:
+    for event in straight.spread(14):
         folder = killed_at(event, simulation, **SETTINGS)
         assert left(simulation.resume(folder)) == left(straight), f"killed at event {event}"
         shutil.rmtree(folder)

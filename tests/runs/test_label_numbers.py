@@ -98,10 +98,10 @@ def test_a_shared_budget_is_granted_once_whatever_happens(
 
 
 @pytest.mark.slow
-def test_a_shared_budget_killed_at_every_third_event(
+def test_a_shared_budget_killed_at_events_of_all_kinds(
     straight: Uninterrupted, simulation: Simulation
 ):
-    for event in range(3, straight.events + 1, 3):
+    for event in straight.spread(18):
         folder = killed_at(event, simulation, **SHARED)
         assert simulation.resume(folder).result == straight.result, f"at event {event}"
         _check_stores(folder, 8)

@@ -258,7 +258,7 @@ def test_who_is_killed_as_choices_are_told_learns_the_same(
 def test_a_run_that_is_killed_learns_the_same(more: dict[str, Any], simulation: Simulation) -> None:
     values = {**LEADQ, **more, "target-labels": 14}
     straight = uninterrupted(simulation, **values)
-    for event in straight.spread(24):
+    for event in straight.spread(14):
         folder = killed_at(event, simulation, **values)
         resumed = simulation.resume(folder)
         assert resumed.result == straight.result, f"killed at event {event}"
@@ -584,7 +584,7 @@ def _choices(cycles: int, cold: int, simulation: Simulation) -> tuple[Outcome, W
 
 
 @pytest.mark.parametrize(
-    ("cycles", "cold"), [(12, 4), pytest.param(150, 34, marks=pytest.mark.slow)]
+    ("cycles", "cold"), [(12, 4), pytest.param(90, 34, marks=pytest.mark.slow)]
 )
 def test_the_released_algorithm_is_least_confidence_and_then_chance(
     cycles: int, cold: int, simulation: Simulation

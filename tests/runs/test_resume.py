@@ -122,10 +122,10 @@ def test_secure_sums_are_the_same_after_a_resume(
 
 
 @pytest.mark.slow
-def test_secure_run_killed_at_every_fifth_event(
+def test_secure_run_killed_at_events_of_all_kinds(
     straight_secure: Uninterrupted, simulation: Simulation
 ):
-    for event in range(3, straight_secure.events + 1, 5):
+    for event in straight_secure.spread(16):
         folder = killed_at(event, simulation, **SECURE)
         assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
         shutil.rmtree(folder)

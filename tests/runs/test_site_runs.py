@@ -602,7 +602,7 @@ def test_sites_that_cannot_take_part_say_why(
         ({"align": "true-global"}, "without partition='sites'"),
         ({"align-membership": "true"}, "without partition='sites'"),
         ({"classes": "0,1,2,0"}, "at least two different names"),
-        ({"classes": "0,1,2"}, "the data set has a class '3'"),
+        ({"classes": "0,1,2"}, "and '3' is none of them"),
     ],
 )
 def test_settings_that_do_not_fit_sites_are_refused(simulation: Simulation, settings, message):
