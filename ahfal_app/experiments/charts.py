@@ -46,8 +46,10 @@ def learning_curves(results: ExperimentResults, point: Point, name: str) -> Char
             # Where some seeds have stopped, the mean is that of those that have gone on.
             labels_T = [np.mean(labels) for labels in _by_cycle([r.labels_T for r in runs])]
             curves = [summarise(values) for values in _by_cycle([r.values_T for r in runs])]
-            # Apart from each other, or the bars of nine methods would hide one another.
-            shift = (labels_T[-1] - labels_T[0]) * 0.004 * (place - len(results.methods) / 2)
+            # Apart from each other, or the bars of nine methods would hide one another; but none
+            # further from its labels than a hundredth of them all.
+            step = min(0.004, 0.02 / len(results.methods))
+            shift = (labels_T[-1] - labels_T[0]) * step * (place - len(results.methods) / 2)
             axes.errorbar(
                 [float(labels + shift) for labels in labels_T],
                 [curve.mean for curve in curves],
