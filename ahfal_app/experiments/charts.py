@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import dispersion_percent
 from ahfal_app.experiments.comparison import summarise
-from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, final_value
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.figures import DISPERSION_WORDS
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
@@ -90,7 +90,7 @@ def accuracy_over(results: ExperimentResults, axis: str, rest: Point, name: str)
         axes = figure.add_subplot()
         for place, method in enumerate(results.methods):
             found = [
-                list(results.by_seed((*rest, (axis, label)), method, _final_value).values())
+                list(results.by_seed((*rest, (axis, label)), method, final_value).values())
                 for label in results.axes[axis]
             ]
             kept = [(v, summarise(list_)) for v, list_ in zip(values, found, strict=True) if list_]
@@ -292,10 +292,6 @@ def _legend_below(figure: Figure, methods: Sequence[Scalar]) -> None:
     longest = max(len(_method_label(method)) for method in methods)
     columns = max(1, min(3, _LEGEND_LETTERS // longest))
     figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
-
-
-def _final_value(result: RunResult) -> float | None:
-    return result.final_value
 
 
 def _by_cycle(runs: Sequence[Sequence[_Value]]) -> list[list[_Value]]:

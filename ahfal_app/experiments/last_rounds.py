@@ -11,12 +11,11 @@ import statistics
 
 from ahfal_app.experiments.charts import point_text
 from ahfal_app.experiments.comparison import paired_difference
-from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, final_value
 from ahfal_app.experiments.tables import (
     NOTHING,
     Measure,
     difference_table,
-    final_value,
     mean_text,
     other_methods,
 )

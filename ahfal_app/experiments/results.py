@@ -234,6 +234,11 @@ class ExperimentResults:
         return None
 
 
+def final_value(result: RunResult) -> float | None:
+    """Return the metric in the test of a run's last cycle."""
+    return result.final_value
+
+
 def read_experiments(out: Path, metric: str = "") -> list[ExperimentResults]:
     """Read all experiments of a sweep's folder.
 

@@ -16,7 +16,7 @@ from ahfal_app.experiments.comparison import (
     paired_difference,
     summarise,
 )
-from ahfal_app.experiments.results import ExperimentResults, Point, RunResult
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, final_value
 from ahfal_app.multiple_tests import holm
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.kept import ACCURACY
@@ -41,11 +41,6 @@ LAST_ROUNDS = ("mean of last rounds", "lowest of them", "highest of them")
 
 #: What is compared of a run, in percent; None where it has none.
 Measure = Callable[[RunResult], float | None]
-
-
-def final_value(result: RunResult) -> float | None:
-    """Return the metric in the last cycle's test."""
-    return result.final_value
 
 
 def other_methods(results: ExperimentResults) -> list[Scalar]:
