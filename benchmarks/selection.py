@@ -239,6 +239,11 @@ class _Models:
         logits_LC = self._signals[Signal.LABELLED_LOCAL_LOGITS]
         return Outputs(logits_LC, self._signals[Signal.LABELLED_LOCAL_EMBEDDINGS])
 
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        """Return both sets' local embeddings as those of a model of the client's own."""
+        pool, labelled = self.local_only(training), self.local_only_labelled(training)
+        return pool.embeddings_ND, labelled.embeddings_ND
+
     @property
     def _embeddings(self) -> Tensor:
         return self._signals[Signal.LOCAL_EMBEDDINGS]

@@ -113,7 +113,7 @@ def make_pool(
 class _Samples:
     """Samples that several models look at.
 
-    Where these are heads alone, what they see, a backbone's features, is read and normalised once.
+    Where their features are fixed, as a backbone's are, these are read and normalised once.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class _Samples:
 
     def seen_by(self, model: Classifier, feature_maps: bool = False) -> Predictions:
         """Return what a model gives for them, with feature maps if asked for."""
-        if not model.is_head_alone:
+        if not model.has_fixed_features:
             return predict(model, self._images, self._rows_N, feature_maps)
         if self._by_a_head is None:
             found = self._by_a_head = predict(model, self._images, self._rows_N)
@@ -187,6 +187,23 @@ class ClientModels:
         labelled = _Samples(self._resources, self._situation.labelled_ids_L)
         return _outputs(labelled.seen_by(self._trained_alone(training)))
 
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        """Return the pool's and the labelled set's embeddings of the model of `local_only`.
+
+        Nothing is trained where training would not change them.
+        """
+        fresh = self._fresh_model()
+        model = fresh if fresh.has_fixed_features else self._trained_alone(training)
+        labelled = _Samples(self._resources, self._situation.labelled_ids_L)
+        pool_ND, labelled_LD = (
+            samples.seen_by(model).embeddings_ND for samples in (self._pool, labelled)
+        )
+        return pool_ND, labelled_LD
+
+    def _fresh_model(self) -> Classifier:
+        model = self._resources.new_model(self._situation.cycle, "local-only")
+        return model.to(self._resources.device).to(memory_format=torch.channels_last)
+
     def _trained_alone(self, training: LocalOnlyTraining) -> Classifier:
         if training not in self._trained:
             self._trained[training] = self._newly_trained(training)
@@ -194,8 +211,7 @@ class ClientModels:
 
     def _newly_trained(self, training: LocalOnlyTraining) -> Classifier:
         resources, situation = self._resources, self._situation
-        model = resources.new_model(situation.cycle, "local-only").to(resources.device)
-        model = model.to(memory_format=torch.channels_last)
+        model = self._fresh_model()
         recipe = resources.recipe(self._settings)
         teacher = None
         if training.distil_weight:

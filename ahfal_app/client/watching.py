@@ -181,7 +181,7 @@ class RoundWatch:
         images = self._watching.loaded.train_images
         predictions = predict(model, images, torch.from_numpy(self.ids_M))
         outputs = Outputs(
-            predictions.logits_NC.cpu(), predictions.embeddings_ND.cpu(), model.is_head_alone
+            predictions.logits_NC.cpu(), predictions.embeddings_ND.cpu(), model.has_fixed_features
         )
         self.watched = self._strategy.watch(self.watched, outputs, moment)
 

@@ -40,6 +40,11 @@ class LinearHead(Classifier):
         """Whether nothing lies between vectors and head; dropout would."""
         return isinstance(self.dropout, nn.Identity)
 
+    @property
+    def has_fixed_features(self) -> bool:
+        """Whether vectors are normalised by nothing that is learned."""
+        return self.vectors.is_fixed
+
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the normalised vectors, shape (B, D); samples may be (B, D), too."""
         features_BD: Tensor = self.dropout(self.vectors(images_BcHW))

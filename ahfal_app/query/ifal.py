@@ -145,7 +145,6 @@ class Ifal(ScoringStrategy):
             context.num_classes,
             self.parameters.neighbours,
         )
-        training = self._training()
         global_, local = [by_global], [by_global, by_local]
         q_g, q_l, q_ll, q_d = voting.of_models(
             [
@@ -159,11 +158,7 @@ class Ifal(ScoringStrategy):
                     pool.signal(Signal.LABELLED_LOCAL_EMBEDDINGS),
                     local,
                 ),
-                (
-                    pool.local_only(training).embeddings_ND,
-                    pool.local_only_labelled(training).embeddings_ND,
-                    global_,
-                ),
+                (*pool.local_only_embeddings(self._training()), global_),
             ]
         )
         first_N = inconsistency(distance(q_l, q_d), distance(q_g, q_d))

@@ -139,14 +139,14 @@ def predict(
 def predict_by_head(
     model: Classifier, predictions: Predictions, images: DeviceImages
 ) -> Predictions:
-    """Return what `predict` gives of a model that is a head alone, by what another such one gave.
+    """Return what `predict` gives of a model with fixed features, by what another such one gave.
 
     The vectors that both see are the same; they are neither read nor normalised again.
 
     Parameters
     ----------
     model : Classifier
-        `is_head_alone`.
+        `has_fixed_features`.
     predictions : Predictions
         Of the other one, for the same rows.
     images : DeviceImages

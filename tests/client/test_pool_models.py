@@ -35,14 +35,19 @@ IDS = np.array([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37])
 LABELLED = np.arange(100, 140)
 
 
-#: The default network, and a head alone, for which what all models see is computed once.
-MODELS = ("", "linear")
+#: The default network, a head alone, for which what all models see is computed once, and one
+#: whose vectors are standardised by statistics that each model has of its own.
+MODELS: dict[str, dict[str, str]] = {
+    "network": {},
+    "head": {"model": "linear"},
+    "head on standardised vectors": {"model": "linear", "model.normalise": "batch"},
+}
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=["network", "head"])
+@pytest.fixture(scope="module", params=MODELS.values(), ids=list(MODELS))
 def settings(request: pytest.FixtureRequest, data_dir: Path) -> Settings:
     given = {"data-dir": str(data_dir), "num-clients": 3, "seed": 5}
-    return parse_settings(given | ({"model": request.param} if request.param else {}))
+    return parse_settings(given | request.param)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +63,20 @@ def situation(loaded: Resources) -> PoolSituation:
         ids_N=IDS,
         labelled_ids_L=LABELLED,
         labels_L=loaded.dataset.train.labels_N[LABELLED].astype(np.int64),
-        local_tensors=loaded.new_model(0).state_dict(),
-        global_tensors=loaded.new_model(1).state_dict(),
+        local_tensors=learned(loaded, 0),
+        global_tensors=learned(loaded, 1),
     )
+
+
+def learned(loaded: Resources, number: int) -> dict[str, Tensor]:
+    """Tensors of a model of which none is as it was made, running statistics neither."""
+    generator = torch.Generator().manual_seed(number)
+    return {
+        name: tensor + 0.1 * torch.rand(tensor.shape, generator=generator)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in loaded.new_model(number).state_dict().items()
+    }
 
 
 def whole_pool(settings: Settings, loaded: Resources, situation: PoolSituation) -> PoolView:
@@ -99,7 +115,7 @@ def test_each_signal_comes_from_its_model_and_rows(
 def test_feature_maps_are_averaged_to_three_by_three_unless_they_are_a_pixel(
     loaded: Resources, situation: PoolSituation
 ) -> None:
-    model = loaded.new_model(0).eval()
+    model = loaded.loaded_model(situation.local_tensors).eval()
     maps = outputs_of(loaded, situation.local_tensors, IDS).feature_maps_NF
     with torch.no_grad():
         images = loaded.train_images.batch(torch.from_numpy(IDS))
@@ -147,7 +163,7 @@ def test_one_forward_pass_for_each_model(
     made = make_strategy(strategy)
     pool = make_pool(settings, loaded, made, situation)
     checked_select(made, pool, context_for(5, loaded.num_classes))
-    is_head = loaded.new_model(0).is_head_alone
+    is_head = loaded.new_model(0).has_fixed_features
     assert len(kept) == (1 if is_head else passes)
     # Only who asks for feature maps has them kept, and only of the local model; of a head's vectors
     # they are these themselves.
@@ -209,6 +225,29 @@ class TestLocalOnly:
         assert len(trainings) == 2
         again = ClientModels(settings, loaded, situation).local_only(TRAINING)
         assert torch.equal(again.logits_NC, first.logits_NC)
+
+    def test_embeddings_alone_are_those_of_the_trained_model(
+        self,
+        settings: Settings,
+        loaded: Resources,
+        situation: PoolSituation,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """And where training cannot change them, nothing is trained."""
+        models = ClientModels(settings, loaded, situation)
+        expected = models.local_only(TRAINING), models.local_only_labelled(TRAINING)
+        trainings = []
+        train_local_only_model = pool_models.train_local_only_model
+
+        def counting(*arguments: object) -> int:
+            trainings.append(arguments)
+            return train_local_only_model(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pool_models, "train_local_only_model", counting)
+        found = ClientModels(settings, loaded, situation).local_only_embeddings(TRAINING)
+        for embeddings, outputs in zip(found, expected, strict=True):
+            torch.testing.assert_close(embeddings, outputs.embeddings_ND)
+        assert len(trainings) == (0 if loaded.new_model(0).has_fixed_features else 1)
 
     def test_starts_from_weights_of_the_cycle_that_no_other_model_has(
         self, settings: Settings, loaded: Resources, situation: PoolSituation

@@ -44,6 +44,10 @@ class LocalOnly:
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         return Outputs(*(values[SIZE:] for values in self.outputs))
 
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        pool, labelled = self.local_only(training), self.local_only_labelled(training)
+        return pool.embeddings_ND, labelled.embeddings_ND
+
 
 class Client:
     """A client's pool, then its labelled set, in the outputs of two models."""

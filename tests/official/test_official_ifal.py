@@ -55,6 +55,10 @@ class Client:
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         return Outputs(*(values[SIZE:] for values in self.models[2]))
 
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        pool, labelled = self.local_only(training), self.local_only_labelled(training)
+        return pool.embeddings_ND, labelled.embeddings_ND
+
     def pool(self) -> PoolView:
         (global_, by_global), (local, by_local), _ = self.models
         return pool_of(

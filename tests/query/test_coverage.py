@@ -21,6 +21,7 @@ from ahfal_app.query.core.coverage import (
     FIRST_EXACT,
     FIRST_ROWS,
     Coverage,
+    Search,
     gaussian,
     greedy_coverage,
     laplace,
@@ -78,17 +79,26 @@ class Counting(Coverage):
 
     looked_at: list[int]
     bounded: list[int]
+    taken: list[int]
 
     @classmethod
     def of(cls, plain: Coverage) -> Counting:
         made = cls(plain.points, plain.kernel, plain.references_R, plain.weights_R)
-        object.__setattr__(made, "looked_at", [])
-        object.__setattr__(made, "bounded", [])
+        for name in ("looked_at", "bounded", "taken"):
+            object.__setattr__(made, name, [])
         return made
 
     def gains(self, rows_K: torch.Tensor, covered_R: torch.Tensor) -> torch.Tensor:
         self.looked_at.append(len(rows_K))
         return super().gains(rows_K, covered_R)
+
+    def covering(self, rows_K: torch.Tensor) -> torch.Tensor:
+        self.looked_at.append(len(rows_K))
+        return super().covering(rows_K)
+
+    def covered_by(self, chosen_L: torch.Tensor) -> torch.Tensor:
+        self.taken.append(len(chosen_L))
+        return super().covered_by(chosen_L)
 
     def gain_bounds(self, bounds_KR: torch.Tensor, covered_R: torch.Tensor) -> torch.Tensor:
         self.bounded.append(len(bounds_KR))
@@ -191,6 +201,30 @@ class TestGreedyCoverage:
         assert picks(counting, 2000, 40) == picks(plain, 2000, 40)
         assert sum(counting.bounded) < 2000 + 40 * 400
         assert sum(counting.looked_at) < 40 * 3 * FIRST_EXACT
+
+    def test_what_a_pick_covers_is_computed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With its gain; where that keeps nothing, again when it is picked."""
+        plain = coverage_of(np.random.default_rng(1).normal(size=(200, 3)), "gaussian", 1)
+        keeping, computing = Counting.of(plain), Counting.of(plain)
+        assert picks(keeping, 200, 30) == picks(plain, 200, 30)
+        # The set that covers from the beginning is the only one.
+        assert keeping.taken == [0]
+        monkeypatch.setattr(coverage_module, "KEPT", 0)
+        assert picks(computing, 200, 30) == picks(plain, 200, 30)
+        assert computing.taken == [0] + [1] * 30
+
+    def test_a_pick_without_gain_covers_nothing_new(self) -> None:
+        """Which strategies may take for another reason: two equal points, and one far away."""
+        counting = Counting.of(coverage_of([0, 0, 5], "top-hat", 1))
+        search = Search(counting, 3, torch.zeros(3, dtype=torch.float64))
+        assert search.best() == 0
+        search.take(0)
+        assert search.best() == 2
+        covered, computed = search.covered_R.tolist(), sum(counting.looked_at)
+        search.take(1)
+        assert search.covered_R.tolist() == covered == [1, 1, 0]
+        assert search.best() == 2
+        assert (sum(counting.looked_at), counting.taken) == (computed, [])
 
     def test_looks_at_no_level_candidates_that_come_later(self) -> None:
         """Points so far from each other that each covers itself alone."""

@@ -92,6 +92,29 @@ class TestSeeds:
             points, num_clusters, starts, np.random.default_rng(seed)
         )
 
+    def test_distances_of_all_pairs_at_once_are_those_of_each_candidate(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And no more than all pairs' are computed, however many candidates there are."""
+        points = random_points(6, 120, 4).double()
+        computed: list[int] = []
+        squared = module._PairwiseDistances._squared
+
+        def counted(
+            self: module._PairwiseDistances, rows: torch.Tensor | slice, columns: slice
+        ) -> torch.Tensor:
+            distances = squared(self, rows, columns)
+            computed.append(distances.numel())
+            return distances
+
+        monkeypatch.setattr(module._PairwiseDistances, "_squared", counted)
+        at_once = seeds(points, 30, 4, np.random.default_rng(0))
+        assert sum(computed) == 120 * 120
+        computed.clear()
+        monkeypatch.setattr(module, "_KEPT", 120 * 120 - 1)
+        assert torch.equal(seeds(points, 30, 4, np.random.default_rng(0)), at_once)
+        assert sum(computed) == 4 * 120 + 29 * 4 * 5 * 120
+
     def test_all_distinct_points_are_seeds_before_one_is_twice(self) -> None:
         points = torch.arange(6.0).repeat(5)[:, None] - 2.5
         for chosen in seeds(points, 6, 10, np.random.default_rng(0)).tolist():

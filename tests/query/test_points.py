@@ -231,7 +231,7 @@ class TestKMeans:
         values += random.normal(size=values.shape) / 100
         numbers = k_means(torch.tensor(values), num_clusters, random)
         pairs = set(zip(groups.tolist(), numbers.tolist(), strict=True))
-        # Batches may leave a group divided or two together.
+        # The best of few starts may leave a group divided or two together.
         assert len(pairs) == num_clusters if num_clusters == 7 else len(pairs) < 1.2 * num_clusters
         assert numbers.dtype == np.int64
         assert numbers.max() < num_clusters
@@ -252,8 +252,11 @@ class TestKMeans:
         assert numbers.min() >= 0
         assert numbers.max() < num_clusters
 
-    @pytest.mark.parametrize("num_clusters", [7, 60])
-    def test_equal_generators_give_equal_clusters(self, num_clusters: int) -> None:
+    @pytest.mark.parametrize(("num_clusters", "most"), [(7, 0), (60, 0), (60, 2000)])
+    def test_equal_generators_give_equal_clusters(
+        self, num_clusters: int, most: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(clustering, "FULL_POINTS", most)
         values = torch.tensor(np.random.default_rng(0).normal(size=(2000, 8)))
         first, again, other = (
             k_means(values, num_clusters, np.random.default_rng(seed)) for seed in (1, 1, 2)
@@ -271,17 +274,22 @@ class TestKMeans:
             return fit_predict(*arguments)
 
         monkeypatch.setattr(clustering.MiniBatchKMeans, "fit_predict", counted)
+        monkeypatch.setattr(clustering, "FULL_POINTS", 199)
         with threadpool_limits(2, user_api="openmp"):
             k_means(torch.tensor(values), 60, np.random.default_rng(0))
             after = {i["num_threads"] for i in threadpool_info() if i["user_api"] == "openmp"}
         assert set(threads) == {1}
         assert after == {2}
 
-    @pytest.mark.parametrize(("num_clusters", "kind"), [(50, "lloyd"), (51, "MiniBatchKMeans")])
-    def test_batches_for_many_clusters(
-        self, num_clusters: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("num_clusters", "most", "kind"),
+        [(50, 199, "lloyd"), (51, 199, "MiniBatchKMeans"), (51, 200, "lloyd")],
+    )
+    def test_batches_for_many_clusters_of_many_points(
+        self, num_clusters: int, most: int, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = []
+        monkeypatch.setattr(clustering, "FULL_POINTS", most)
         for name in ("lloyd", "MiniBatchKMeans"):
             model = getattr(clustering, name)
 

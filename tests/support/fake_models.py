@@ -48,6 +48,10 @@ class FakeModels:
         logits, embeddings = self.labelled
         return Outputs(logits.flip(1) * training.learning_rate, embeddings.flip(1))
 
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        pool, labelled = self.local_only(training), self.local_only_labelled(training)
+        return pool.embeddings_ND, labelled.embeddings_ND
+
 
 @functools.cache
 def _linear(width: int, num_classes: int) -> nn.Linear:
@@ -65,4 +69,7 @@ class NoModels:
         raise AssertionError("no model must be run")
 
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
+        raise AssertionError("no model must be run")
+
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
         raise AssertionError("no model must be run")

@@ -20,6 +20,11 @@ class Classifier(nn.Module, ABC):
         """Whether the head on the samples as `vectors` takes them is all that there is."""
         return False
 
+    @property
+    def has_fixed_features(self) -> bool:
+        """Whether its features of a sample, in evaluation, are the same whatever it learned."""
+        return False
+
     @abstractmethod
     def features(self, images_BcHW: Tensor) -> Tensor:
         """Return the input of the last linear layer, shape (B, D)."""

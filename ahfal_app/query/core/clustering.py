@@ -1,4 +1,4 @@
-"""K-means clusters of embeddings: few by Lloyd's algorithm, many by scikit-learn on batches.
+"""K-means clusters of embeddings by Lloyd's algorithm; many clusters of many points on batches.
 
 Shape suffixes: N points, D embedding width, K clusters.
 """
@@ -19,14 +19,18 @@ from ahfal_app.query.core.lloyd import lloyd_clusters
 from ahfal_app.query.core.picking import ranked
 from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 
-#: Up to so many clusters all points take part in each step, above it batches of them.
-FULL_CLUSTERS = 50
+#: Up to so many clusters are few.
+FEW_CLUSTERS = 50
 
-#: Starts of which the best counts, with all points in each step and with batches.
-FULL_STARTS, BATCH_STARTS = 10, 3
+#: Starts of which the best counts, with few clusters and with many.
+FEW_STARTS, MANY_STARTS = 10, 3
 
 #: Points in a batch.
 BATCH = 5000
+
+#: Up to so many points all take part in each step, even with many clusters: a batch is hardly
+#: smaller, and steps that move no more than some centres take less time than drawing batches.
+FULL_POINTS = 2 * BATCH
 
 #: Points for each cluster that the seeding with batches looks at.
 SEEDING_POINTS = 3
@@ -52,16 +56,18 @@ def k_means(
         Shape (N,). Equal for equal embeddings and an equal generator: with batches one thread is
         used, as more add up in an order of their own.
     """
+    if num_clusters <= FEW_CLUSTERS:
+        return lloyd(embeddings_ND, num_clusters, FEW_STARTS, generator)
+    if len(embeddings_ND) <= FULL_POINTS:
+        return lloyd(embeddings_ND, num_clusters, MANY_STARTS, generator)
     points_ND = _scaled(embeddings_ND)
     num_clusters = min(num_clusters, _num_distinct(points_ND))
-    if num_clusters <= FULL_CLUSTERS:
-        return lloyd(embeddings_ND, num_clusters, FULL_STARTS, generator)
     # The default seeding looks at three batches, which takes longer than all the rest.
     model = MiniBatchKMeans(
         num_clusters,
         batch_size=BATCH,
         init_size=SEEDING_POINTS * num_clusters,
-        n_init=BATCH_STARTS,
+        n_init=MANY_STARTS,
         random_state=int(generator.integers(2**31)),
     )
     return _fitted(model, points_ND)

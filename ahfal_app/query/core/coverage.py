@@ -20,6 +20,9 @@ from ahfal_app.query.core.points import Points, row_blocks
 #: Rows whose gains are computed together, and reference points of one block: 16 MiB a matrix.
 ROWS, REFERENCES = 512, 4096
 
+#: Most numbers of what rows cover that are kept until a pick is settled: 4 MiB.
+KEPT = 2**19
+
 #: Rows that are looked at first after a pick; the number doubles until the pick is settled.
 FIRST_ROWS = 16
 
@@ -88,18 +91,39 @@ class Coverage:
 
     def gains(self, rows_K: Tensor, covered_R: Tensor) -> Tensor:
         """Return the gain of each row where so much is covered, float64. Shape (K,)."""
-        gains = []
-        for rows in torch.split(rows_K, ROWS):
-            gain = self.weights_R.new_zeros(len(rows))
+        gains_K = self.weights_R.new_zeros(len(rows_K))
+        for block in row_blocks(len(rows_K), ROWS):
             for columns, references in self._columns():
-                new = self.kernel(self.points.squared_distances(rows, references))
-                # What differs by rounding alone is covered.
-                least = new * SAME
-                new -= covered_R[columns]
-                new.masked_fill_(new <= least, 0.0)
-                gain += new @ self.weights_R[columns]
-            gains.append(gain)
-        return torch.cat(gains)
+                covering = self.kernel(self.points.squared_distances(rows_K[block], references))
+                gains_K[block] += self.gains_by(covering, covered_R, columns)
+        return gains_K
+
+    def covering(self, rows_K: Tensor) -> Tensor:
+        """Return how much each row covers of each reference point, float64. Shape (K, R)."""
+        blocks = [
+            self.kernel(self.points.squared_distances(rows_K, references))
+            for _, references in self._columns()
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def gains_by(
+        self, covering_KR: Tensor, covered_R: Tensor, columns: slice = slice(None)
+    ) -> Tensor:
+        """Return the gain of points that cover so much where so much is covered. Shape (K,).
+
+        Parameters
+        ----------
+        covering_KR : Tensor
+            What `covering` returns, of the columns alone.
+        covered_R : Tensor
+            How much of each reference point is covered, float64.
+        columns : slice
+            Reference points that count.
+        """
+        new_KR = covering_KR - covered_R[columns]
+        # What differs by rounding alone is covered.
+        new_KR.masked_fill_(new_KR <= covering_KR * SAME, 0.0)
+        return new_KR @ self.weights_R[columns]
 
     def gain_bounds(self, bounds_KR: Tensor, covered_R: Tensor) -> Tensor:
         """Return what no gain is above where so much is covered, float64. Shape (K,).
@@ -246,6 +270,8 @@ class Search:
         self.bounds_N[left_out] = -torch.inf
         # A gain is at least 0.
         self._is_fresh_N = self.bounds_N <= 0
+        # What was computed last, as the pick is nearly always among it.
+        self._covering: tuple[Tensor, Tensor] | None = None
 
     def again(self, taken: Sequence[int]) -> Search:
         """Return a search for what covers most if nothing is covered, without those taken."""
@@ -310,15 +336,28 @@ class Search:
 
     def _compute(self, rows_K: Tensor) -> None:
         """Make candidates' bounds their gains."""
-        if len(rows_K):
+        if 0 < len(rows_K) * len(self.covered_R) <= KEPT:
+            covering_KR = self.coverage.covering(rows_K)
+            self._covering = rows_K, covering_KR
+            self.bounds_N[rows_K] = self.coverage.gains_by(covering_KR, self.covered_R)
+        elif len(rows_K):
             self.bounds_N[rows_K] = self.coverage.gains(rows_K, self.covered_R)
         self._is_fresh_N[rows_K] = True
 
     def take(self, pick: int) -> None:
         """Have a candidate cover what it does."""
-        row = torch.tensor([pick], device=self.covered_R.device)
-        self.cover(self.coverage.covered_by(row))
+        # Without a gain it covers nothing that is not covered.
+        if float(self.bounds_N[pick]) > 0:
+            self.cover(self._covered_by(pick))
         self.leave_out(pick)
+
+    def _covered_by(self, pick: int) -> Tensor:
+        if self._covering is not None:
+            rows_K, covering_KR = self._covering
+            found = (rows_K == pick).nonzero()
+            if len(found):
+                return covering_KR[int(found[0, 0])]
+        return self.coverage.covered_by(torch.tensor([pick], device=self.covered_R.device))
 
     def cover(self, covered_R: Tensor) -> None:
         """Have reference points covered by something, by so much at least."""

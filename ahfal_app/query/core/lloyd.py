@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ahfal_app.query.core.points import row_blocks
+
 #: Most steps, and the squared movement of all centres that ends them, as a share of the points'
 #: mean variance: those of scikit-learn, as the authors whose methods cluster have used it.
 MAX_STEPS, TOLERANCE = 300, 1e-4
@@ -74,17 +76,10 @@ def seeds(
     """
     size, device = len(points_ND), points_ND.device
     trials = 2 + int(math.log(num_clusters))
-    norms_N = points_ND.square().sum(dim=1)
     each_S = torch.arange(starts, device=device)
-
-    def squared_distances(chosen_M: Tensor) -> Tensor:
-        squared_MN = torch.addmm(norms_N, points_ND[chosen_M], points_ND.T, alpha=-2)
-        squared_MN.add_(norms_N[chosen_M, None]).clamp_(min=0)
-        squared_MN[torch.arange(len(chosen_M), device=device), chosen_M] = 0
-        return squared_MN
-
+    pairwise = _PairwiseDistances(points_ND, starts * trials * num_clusters)
     first_S = torch.from_numpy(generator.integers(size, size=starts)).to(device)
-    nearest_SN = squared_distances(first_S)
+    nearest_SN = pairwise.of(first_S)
     seeds_SK = torch.empty(starts, num_clusters, dtype=torch.int64, device=device)
     seeds_SK[:, 0] = first_S
     for k in range(1, num_clusters):
@@ -92,12 +87,54 @@ def seeds(
         summed_SN = nearest_SN.cumsum(dim=1, dtype=torch.float64)
         candidates_ST = torch.searchsorted(summed_SN, drawn_ST * summed_SN[:, -1:], right=True)
         candidates_ST.clamp_(max=size - 1)
-        left_STN = squared_distances(candidates_ST.flatten()).view(starts, trials, size)
+        left_STN = pairwise.of(candidates_ST.flatten()).view(starts, trials, size)
         torch.minimum(left_STN, nearest_SN[:, None], out=left_STN)
         best_S = left_STN.sum(dim=2, dtype=torch.float64).argmin(dim=1)
         nearest_SN = left_STN[each_S, best_S]
         seeds_SK[:, k] = candidates_ST[each_S, best_S]
     return seeds_SK
+
+
+class _PairwiseDistances:
+    """Squared distances between points: all of them at once where more are going to be asked.
+
+    Parameters
+    ----------
+    points_ND : Tensor
+        As of `lloyd_clusters`.
+    asked : int
+        Points of which the distances are going to be asked, counting repetitions.
+    """
+
+    def __init__(self, points_ND: Tensor, asked: int) -> None:
+        self._points_ND = points_ND
+        self._norms_N = points_ND.square().sum(dim=1)
+        size = len(points_ND)
+        self._all_NN = self._all() if asked > size and size**2 <= _KEPT else None
+
+    def of(self, chosen_M: Tensor) -> Tensor:
+        """Return the distances of some points to all, float32, 0 to themselves. Shape (M, N)."""
+        if self._all_NN is not None:
+            return self._all_NN[chosen_M]
+        each_M = torch.arange(len(chosen_M), device=chosen_M.device)
+        squared_MN = self._squared(chosen_M, slice(None))
+        squared_MN[each_M, chosen_M] = 0
+        return squared_MN
+
+    def _squared(self, rows: Tensor | slice, columns: slice) -> Tensor:
+        norms_N, points_ND = self._norms_N, self._points_ND
+        squared = torch.addmm(norms_N[columns], points_ND[rows], points_ND[columns].T, alpha=-2)
+        return squared.add_(norms_N[rows][:, None]).clamp_(min=0)
+
+    def _all(self) -> Tensor:
+        size = len(self._points_ND)
+        squared_NN = self._points_ND.new_empty(size, size)
+        for rows in row_blocks(size):
+            # Distances are symmetric: what is left of the diagonal is known already.
+            squared_NN[rows, rows.start :] = self._squared(rows, slice(rows.start, size))
+            squared_NN[rows.stop :, rows] = squared_NN[rows, rows.stop :].T
+        squared_NN.fill_diagonal_(0)
+        return squared_NN
 
 
 def best_clusters(points_ND: Tensor, centres_SKD: Tensor) -> Tensor:

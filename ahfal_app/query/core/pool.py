@@ -151,6 +151,9 @@ class PoolModels(Protocol):
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         """Return the labelled set's outputs of the model of `local_only`."""
 
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        """Return the pool's and the labelled set's embeddings of the model of `local_only`."""
+
 
 class PoolView:
     """A client's unlabelled samples: their ids, and the signals a strategy declared.
@@ -273,6 +276,23 @@ class PoolView:
         """
         outputs = self._models_for(Signal.LOCAL_ONLY_MODEL).local_only_labelled(training)
         return self._checked(Signal.LOCAL_ONLY_MODEL, outputs, of_pool=False)
+
+    def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
+        """Return the pool's and the labelled set's embeddings of the model of `local_only`.
+
+        For strategies that need no logits of it: where training does not change the embeddings,
+        as of a layer on a frozen backbone's features, nothing is trained. Shapes (N, D), (L, D).
+
+        Raises
+        ------
+        InvalidSelection, NonFiniteSignal, ValueError
+            As for `signal`, with `Signal.LOCAL_ONLY_MODEL`.
+        """
+        models = self._models_for(Signal.LOCAL_ONLY_MODEL)
+        pool_ND, labelled_LD = models.local_only_embeddings(training)
+        self._check(Signal.LOCAL_ONLY_MODEL, pool_ND)
+        self._check(Signal.LOCAL_ONLY_MODEL, labelled_LD, of_pool=False)
+        return pool_ND, labelled_LD
 
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """Return what `compute` gave when it was first called with this key.
