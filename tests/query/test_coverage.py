@@ -92,9 +92,9 @@ class Counting(Coverage):
         self.looked_at.append(len(rows_K))
         return super().gains(rows_K, covered_R)
 
-    def covering(self, rows_K: torch.Tensor) -> torch.Tensor:
+    def covering(self, rows_K: torch.Tensor, columns_C: torch.Tensor | None = None) -> torch.Tensor:
         self.looked_at.append(len(rows_K))
-        return super().covering(rows_K)
+        return super().covering(rows_K, columns_C)
 
     def covered_by(self, chosen_L: torch.Tensor) -> torch.Tensor:
         self.taken.append(len(chosen_L))
@@ -212,6 +212,26 @@ class TestGreedyCoverage:
         monkeypatch.setattr(coverage_module, "KEPT", 0)
         assert picks(computing, 200, 30) == picks(plain, 200, 30)
         assert computing.taken == [0] + [1] * 30
+
+    def test_distances_to_what_is_covered_better_are_not_computed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fifteen groups far apart: candidates are compared with points of their own groups."""
+        middles = np.linspace(0, 1500, 15).repeat(10)
+        values = middles + np.random.default_rng(2).normal(size=150)
+        line = coverage_of(values, "gaussian", 1.5)
+        expected = eager_coverage(values[:, None].tolist(), 150, [1.0] * 150, "gaussian", 12, True)
+        computed: list[int] = []
+        whole = EmbeddingPoints.squared_distances
+
+        def counted(self: EmbeddingPoints, rows: Any, columns: Any) -> torch.Tensor:
+            squared = whole(self, rows, columns)
+            computed.append(squared.shape[1])
+            return squared
+
+        monkeypatch.setattr(EmbeddingPoints, "squared_distances", counted)
+        assert picks(line, 150, 12) == expected
+        assert 0 < sum(computed) < 0.5 * 150 * len(computed)
 
     def test_a_pick_without_gain_covers_nothing_new(self) -> None:
         """Which strategies may take for another reason: two equal points, and one far away."""

@@ -98,13 +98,43 @@ class Coverage:
                 gains_K[block] += self.gains_by(covering, covered_R, columns)
         return gains_K
 
-    def covering(self, rows_K: Tensor) -> Tensor:
-        """Return how much each row covers of each reference point, float64. Shape (K, R)."""
+    def covering(self, rows_K: Tensor, columns_C: Tensor | None = None) -> Tensor:
+        """Return how much each row covers of each reference point, float64. Shape (K, R).
+
+        Parameters
+        ----------
+        rows_K : Tensor
+            Positions of points, int64.
+        columns_C : Tensor, optional
+            Which reference points count, int64; of others it is 0.
+        """
+        if columns_C is not None:
+            covering_KR = self.weights_R.new_zeros(len(rows_K), len(self.references_R))
+            squared_KC = self.points.squared_distances(rows_K, self.references_R[columns_C])
+            covering_KR[:, columns_C] = self.kernel(squared_KC)
+            return covering_KR
         blocks = [
             self.kernel(self.points.squared_distances(rows_K, references))
             for _, references in self._columns()
         ]
         return torch.cat(blocks, dim=1)
+
+    def not_covered(self, bounds_KR: Tensor, covered_R: Tensor) -> Tensor | None:
+        """Return reference points that some row may cover more than they are; None for many.
+
+        Parameters
+        ----------
+        bounds_KR, covered_R : Tensor
+            As of `gain_bounds`.
+
+        Returns
+        -------
+        Tensor | None
+            Their positions among the reference points, int64. Shape (C,).
+        """
+        may_gain_R = (self.kernel(bounds_KR.double()) > covered_R).any(dim=0)
+        columns_C = may_gain_R.nonzero()[:, 0]
+        return columns_C if len(columns_C) <= len(covered_R) // 2 else None
 
     def gains_by(
         self, covering_KR: Tensor, covered_R: Tensor, columns: slice = slice(None)
@@ -337,7 +367,8 @@ class Search:
     def _compute(self, rows_K: Tensor) -> None:
         """Make candidates' bounds their gains."""
         if 0 < len(rows_K) * len(self.covered_R) <= KEPT:
-            covering_KR = self.coverage.covering(rows_K)
+            columns_C = self.coverage.not_covered(self._nearness.of(rows_K), self.covered_R)
+            covering_KR = self.coverage.covering(rows_K, columns_C)
             self._covering = rows_K, covering_KR
             self.bounds_N[rows_K] = self.coverage.gains_by(covering_KR, self.covered_R)
         elif len(rows_K):
