@@ -51,6 +51,9 @@ from ahfal_app.training.update import is_trained_elsewhere
 
 _Split = Literal["train", "test", "held-out", "validation"]
 
+#: Images whose pixels are hashed at a time.
+_HASHED_AT_ONCE = 1024
+
 
 class Resources:
     """Data on the device, the partition, and a model for each thread.
@@ -177,7 +180,7 @@ class Resources:
             generator,
         )
         looked = replace(test, images_NHWC=images_NHWC)
-        return self._placed(looked, "test", f"{settings.covariate_drift} {level!r}")
+        return self._placed(looked, "test", _digest(images_NHWC))
 
     def client_rows(self, client: int) -> NDArray[np.int64]:
         """Return a client's rows of the training set: its sample ids, strictly increasing."""
@@ -252,13 +255,13 @@ class Resources:
         images = tests.images if tests is not None else own
         look = ""
         if split == "train" and self._settings.covariate_drift != "none":
-            look = str(_looks(self._settings))
+            look = _digest(cast(NDArray[np.uint8], images.images_NHWC))
         return self._placed(images, split, look, tests)
 
     def _placed(
         self, images: Images, split: _Split, look: str = "", tests: Validation | None = None
     ) -> DeviceImages:
-        """Put images on the device, or their features; `look` says what changed them, if any."""
+        """Put images on the device, or their features; `look` tells changed ones by their pixels."""
         dataset = self.dataset
         if self.backbone is None:
             return DeviceImages(images, dataset.mean_C, dataset.std_C, self.device)
@@ -662,6 +665,14 @@ def _key(settings: Settings) -> _Key:
     parameters = (settings.parameters_of("model"), settings.parameters_of("dataset"))
     key = (*fields, *(tuple(sorted(each.items())) for each in parameters))
     return key if settings.covariate_drift == "none" else (*key, *_looks(settings))
+
+
+def _digest(images_NHWC: NDArray[np.uint8]) -> str:
+    """Return the hash of pixels, which hang on more than settings name at one place."""
+    content = hashlib.sha256(str(images_NHWC.shape).encode())
+    for start in range(0, len(images_NHWC), _HASHED_AT_ONCE):
+        content.update(np.ascontiguousarray(images_NHWC[start : start + _HASHED_AT_ONCE]))
+    return content.hexdigest()
 
 
 def _looks(settings: Settings) -> _Key:

@@ -87,7 +87,8 @@ def decode_site(
     np.save(target / "problems.npy", texts, allow_pickle=False)
     passing = np.array([problem.passes for problem in problems.values()], np.bool_)
     np.save(target / "passing.npy", passing, allow_pickle=False)
-    fingerprint = hashlib.sha256(digests_N32.tobytes()).hexdigest()
+    # The same files brought to another shape are other images.
+    fingerprint = hashlib.sha256(f"{shape} ".encode() + digests_N32.tobytes()).hexdigest()
     return Description(class_names=(), mean_C=(), std_C=(), fingerprint=fingerprint)
 
 
