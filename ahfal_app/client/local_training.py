@@ -21,11 +21,8 @@ from ahfal_app.seeds import torch_generator
 from ahfal_app.training.local_updates.core.base import LocalSituation, LocalUpdateMethod
 from ahfal_app.training.objectives import local_update_maker, make_objective
 from ahfal_app.training.resources import Resources
-from ahfal_app.training.sgd import LocalUpdate, TrainingResult, TrainingState
+from ahfal_app.training.sgd import AfterEpoch, LocalUpdate, TrainingResult, TrainingState
 from ahfal_app.training.update import carry_out
-
-#: Called with a model and the number of a round's epoch, from 1, when it is over.
-AfterEpoch = Callable[[Classifier, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +152,7 @@ class ClientTraining:
             self._training_state(*when),
             torch_generator(settings.seed, "training", self.client, *when),
             objective,
-            None if watch is None else functools.partial(watch, model),
+            watch,
         )
         return carry_out(update)
 

@@ -5,6 +5,7 @@ Shape suffixes: N samples in the pool, M samples that were watched.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,6 +180,9 @@ class RoundWatch:
 
     def _look(self, model: Classifier, moment: Moment) -> None:
         images = self._watching.loaded.train_images
+        if next(model.parameters()).device.type != images.device.type:
+            # Where clients train together, models wait on the CPU.
+            model = copy.deepcopy(model).to(images.device)
         predictions = predict(model, images, torch.from_numpy(self.ids_M))
         outputs = Outputs(
             predictions.logits_NC.cpu(), predictions.embeddings_ND.cpu(), model.has_fixed_features

@@ -261,7 +261,7 @@ class Resources:
     def _placed(
         self, images: Images, split: _Split, look: str = "", tests: Validation | None = None
     ) -> DeviceImages:
-        """Put images on the device, or their features; `look` tells changed ones by their pixels."""
+        """Put images on the device, or their features; `look` tells changed ones by pixels."""
         dataset = self.dataset
         if self.backbone is None:
             return DeviceImages(images, dataset.mean_C, dataset.std_C, self.device)
@@ -671,7 +671,7 @@ def _digest(images_NHWC: NDArray[np.uint8]) -> str:
     """Return the hash of pixels, which hang on more than settings name at one place."""
     content = hashlib.sha256(str(images_NHWC.shape).encode())
     for start in range(0, len(images_NHWC), _HASHED_AT_ONCE):
-        content.update(np.ascontiguousarray(images_NHWC[start : start + _HASHED_AT_ONCE]))
+        content.update(images_NHWC[start : start + _HASHED_AT_ONCE].tobytes())
     return content.hexdigest()
 
 

@@ -78,6 +78,10 @@ class TrainingState:
     epochs: int
 
 
+#: Called with a model and the number of a round's epoch, from 1, when it is over.
+AfterEpoch = Callable[[Classifier, int], None]
+
+
 @dataclass(frozen=True, eq=False)
 class LocalUpdate:
     """What a client trains in a round.
@@ -99,9 +103,10 @@ class LocalUpdate:
         see the same batches.
     objective : Objective
         What is minimised.
-    after_epoch : Callable[[int], None] | None
-        Called with the number of each epoch of the round, from 1, when it is over; it leaves the
-        model as it is. Such an update is not trained together with others.
+    after_epoch : AfterEpoch | None
+        Called with the model that is trained, which may be a copy on another device, and the number
+        of each epoch of the round, from 1, when it is over; it leaves the model as it is. Such an
+        update is not trained together with others.
     """
 
     model: Classifier
@@ -112,7 +117,7 @@ class LocalUpdate:
     state: TrainingState | None
     generator: torch.Generator
     objective: Objective = Objective(cross_entropy)
-    after_epoch: Callable[[int], None] | None = None
+    after_epoch: AfterEpoch | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def train_locally(update: LocalUpdate) -> TrainingResult:
         if epoch == epochs - 1:
             total = _total(losses, recipe.batch_size, len(labels_N))
         if update.after_epoch is not None:
-            update.after_epoch(epoch - epochs_before + 1)
+            update.after_epoch(model, epoch - epochs_before + 1)
     if not was_training:
         model.eval()
     num_examples = len(update.rows_N)

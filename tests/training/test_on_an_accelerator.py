@@ -259,18 +259,31 @@ def test_a_run_is_the_run_on_the_cpu(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["small-cnn", "resnet8"])
+@pytest.mark.parametrize(
+    ("strategy", "given"),
+    [
+        ("kafal", {"local-update": "kcfu"}),
+        ("kafal", {"local-update": "kcfu", "model": "resnet8"}),
+        # These look at models during training, which wait on the CPU here.
+        ("chase", {}),
+        ("temporal", {}),
+    ],
+    ids=str,
+)
 def test_a_run_together_is_the_run_on_the_cpu(
-    model: str,
+    strategy: str,
+    given: dict[str, object],
     simulation: Simulation,
     accelerator: Accelerator,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Together(InProcessGrid):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, TogetherTrainer(graphs=False))
 
-    settings = settings_of("kafal") | {"local-update": "kcfu", "model": model}
+    settings = settings_of(strategy) | given
     expected = simulation(settings, grid=Together)
     run = on_the_accelerator(simulation, monkeypatch, accelerator, settings, together=True)
     assert run.result == expected.result
+    assert "has watched nothing" not in caplog.text

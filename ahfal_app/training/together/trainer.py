@@ -12,7 +12,7 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -178,18 +178,7 @@ def _alone(update: LocalUpdate) -> TrainingResult:
     if next(model.parameters()).device.type == device.type:
         return train_locally(update)
     near = copy.deepcopy(model).to(device)
-    result = train_locally(
-        LocalUpdate(
-            near,
-            update.images,
-            update.rows_N,
-            update.labels_N,
-            update.recipe,
-            update.state,
-            update.generator,
-            update.objective,
-        )
-    )
+    result = train_locally(replace(update, model=near))
     trained = near.state_dict()
     for target, source in zip(
         model.state_dict().values(), downloaded(list(trained.values())), strict=True
