@@ -44,6 +44,7 @@ from ahfal_app.messages.keys import (
     METRICS_KEY,
     MODEL_KEY,
     POLICY_KEY,
+    PURCHASES_KEY,
     QUESTIONS_KEY,
     REPORT_KEY,
     STATISTICS_KEY,
@@ -52,6 +53,7 @@ from ahfal_app.messages.protocol import (
     Order,
     grant_from_record,
     metadata_from_record,
+    purchases_from_record,
     statistics_from_record,
 )
 from ahfal_app.messages.reports import arrays_to, policy_from
@@ -108,7 +110,7 @@ def _guarded(handler: Handler) -> Handler:
 @app.query("join")
 @_guarded
 def join(message: Message, context: Context) -> Message:
-    """Tell which client this is, and ask for its initial labels."""
+    """Tell which client this is; where a run begins, ask for its initial labels."""
     order = _order(message)
     partition, partitions = partition_of(order.settings, context.node_config)
     code = shared_code_hash(order.settings.to_flat())
@@ -125,7 +127,9 @@ def join(message: Message, context: Context) -> Message:
     num_clients = order.settings.num_clients or partitions
     if order.code == code and partition < num_clients <= partitions:
         client = _client(order, context, needed_bytes=0)
-        metrics = client.join(order.cycle).to_metrics()
+        # Later on only what the server knows of this client may tell whether labels are due.
+        begins = PURCHASES_KEY in message.content.metric_records and _purchases(message) < 0
+        metrics = client.join(order.cycle, begins).to_metrics()
         about = replace(
             about,
             data=client.data_fingerprint,
@@ -295,15 +299,15 @@ def select(message: Message, context: Context) -> Message:
     order = _order(message)
     client = _client(order, context, needed_bytes=0)
     statistics, granted = _statistics(message, client), _granted(message, order)
-    tensors = _tensors(message, client)
+    tensors, bought = _tensors(message, client), _purchases(message)
     if COORDINATION_KEY in message.content.config_records:
         asked = _asked(message)
-        answer = client.select_together(tensors, order.cycle, asked, statistics, granted)
+        answer = client.select_together(tensors, order.cycle, asked, statistics, granted, bought)
         if answer is None:
             return _lost_reply(message)
     else:
         policy = _policy(message, client)
-        answer = client.select(tensors, order.cycle, statistics, granted, policy)
+        answer = client.select(tensors, order.cycle, statistics, granted, policy, bought)
     reply = _query_reply(message, answer)
     if report := client.report(order.cycle):
         reply.content[REPORT_KEY] = arrays_to(report)
@@ -381,6 +385,12 @@ def _granted(message: Message, order: Order) -> int | None:
         return None
     with _checked():
         return grant_from_record(metrics_of(message.content, BUDGET_KEY))
+
+
+def _purchases(message: Message) -> int:
+    """Return the newest cycle that the server knows this client to have bought labels for."""
+    with _checked():
+        return purchases_from_record(metrics_of(message.content, PURCHASES_KEY))
 
 
 def _statistics(message: Message, client: Client) -> ClassStatistics:

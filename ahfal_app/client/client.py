@@ -34,7 +34,7 @@ from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
 from ahfal_app.data.moments import OfVectors, moments_for
 from ahfal_app.drift import Found
-from ahfal_app.errors import MessageRefused
+from ahfal_app.errors import MessageRefused, StoreError
 from ahfal_app.evaluation import EvaluationSums
 from ahfal_app.flat import ArrayForm, Layout
 from ahfal_app.labels.readings import Readers
@@ -169,14 +169,17 @@ class Client:
         strategy = make_strategy(self._settings.strategy, self._settings.parameters_of("strategy"))
         return strategy.policy_forms(Task.of(self._settings, self.num_classes))
 
-    def join(self, cycle: int) -> JoinAnswer:
-        """Ask for the first labels, if that can be done alone, and tell how labels stand.
+    def join(self, cycle: int, begins: bool) -> JoinAnswer:
+        """Tell how labels stand; where the run begins, ask for the first ones before.
 
         Parameters
         ----------
         cycle : int
             The cycle that a resumed run goes on with; labels bought for later ones are not
             counted yet.
+        begins : bool
+            Whether the run begins. Later on a store without a purchase may be one that was lost,
+            which the server sees by the answer, before anybody is asked twice: `begin` comes next.
         """
         self._prepare_data()
         # From now on the server is held to these terms of privacy. They lie in the database of the
@@ -186,7 +189,7 @@ class Client:
             with store.one_change():
                 self._describe(store)
                 self._arriving.note(store, cycle)
-                if self._settings.buys_on_joining:
+                if begins and self._settings.buys_on_joining:
                     self._reserve_first(store, None, cycle)
             self._ask(store)
             self._fix_early(store, cycle)
@@ -200,7 +203,7 @@ class Client:
             )
 
     def begin(self, granted: int | None, cycle: int = 0) -> QueryAnswer:
-        """Ask for the first labels, where joining alone could not decide which.
+        """Ask for the first labels, where that was not done on joining.
 
         Parameters
         ----------
@@ -372,6 +375,7 @@ class Client:
         statistics: ClassStatistics,
         granted: int | None = None,
         policy: Arrays | None = None,
+        bought: int = -1,
     ) -> QueryAnswer:
         """Choose what to label after `cycle` and hand it to the oracle.
 
@@ -387,11 +391,15 @@ class Client:
             How many labels the server grants in total; None: as many as the settings say.
         policy : Arrays, optional
             What the query strategy's half at the server has told.
+        bought : int
+            The newest cycle that this client is known to have bought labels for; -1: none.
 
         Raises
         ------
         MessageRefused
             The clients of the run choose together.
+        StoreError
+            The label store lacks what was bought.
         PrivacyRefused
             The strategy tells of single samples, and the run's privacy does not allow it.
         """
@@ -406,6 +414,7 @@ class Client:
                 disclosure.check_report()
         fine_tuned = False
         with self._labels() as store:
+            _check_bought(store, bought)
             self._describe(store)
             if store.request(self._annotation.request_id(cycle + 1)) is None:
                 audit_A = self._open(store, cycle + 1, granted)
@@ -496,8 +505,9 @@ class Client:
         asked: Asked,
         statistics: ClassStatistics,
         granted: int | None = None,
+        bought: int = -1,
     ) -> QueryAnswer | None:
-        """Choose as the clients have coordinated; parameters as of `coordinate`.
+        """Choose as the clients have coordinated; parameters as of `coordinate` and `select`.
 
         Returns
         -------
@@ -507,6 +517,7 @@ class Client:
         start = time.perf_counter()
         self._check(granted)
         with self._labels() as store:
+            _check_bought(store, bought)
             self._describe(store)
             is_bought = store.request(self._annotation.request_id(cycle + 1)) is not None
         if not is_bought:
@@ -741,8 +752,12 @@ class Client:
 
         Its database is open now, and would be opened for that alone as its training begins.
         """
-        is_simulated = self._resources.site is None
-        if is_simulated and self._settings.buys_on_joining and not store.ledger().reserved:
+        if self._resources.site is not None or not self._settings.buys_on_joining:
+            return
+        # Without a purchase its first labels come next. After the run's last cycle nothing is
+        # trained, unless it is given more: then labels that come until then count.
+        is_due = store.last_cycle() >= 0 and cycle < self._settings.num_cycles
+        if is_due and not store.ledger().reserved:
             self._fixed(store, cycle)
 
     def _fixed(self, store: LabelStore, cycle: int) -> LabelledSets:
@@ -781,3 +796,23 @@ class Client:
             arrivals=self._arriving.figures(store, cycle),
             audit=self._auditing.figures(store, cycle) if self._settings.tells_audit else None,
         )
+
+
+def _check_bought(store: LabelStore, cycle: int) -> None:
+    """Refuse to buy with a store that was lost: what it held would be asked for once more.
+
+    Raises
+    ------
+    StoreError
+        It holds less than what was bought up to a cycle.
+    """
+    if store.last_cycle() < cycle:
+        raise StoreError(
+            f"label store: it holds {_purchases(store.last_cycle())}, and this client has bought "
+            f"labels for cycle {cycle}; bring its folder back, from the backup of state-dir at a "
+            "site, before people are asked for the same labels again"
+        )
+
+
+def _purchases(last_cycle: int) -> str:
+    return f"what was bought up to cycle {last_cycle}" if last_cycle >= 0 else "no purchase"

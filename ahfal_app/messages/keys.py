@@ -23,6 +23,9 @@ STATISTICS_KEY = "statistics"
 #: The record with the labels that a client is granted.
 BUDGET_KEY = "budget"
 
+#: The record with the purchases of a client that the server knows of.
+PURCHASES_KEY = "purchases"
+
 #: In the metrics of `train`: labelled samples that the client has trained on.
 WEIGHT_KEY = "num-examples"
 

@@ -177,6 +177,23 @@ def grant_from_record(record: MetricRecord) -> int:
     return count(record, "labels")
 
 
+def purchases_to_record(last_cycle: int) -> MetricRecord:
+    """Return the newest cycle that a client is known to have bought labels for, as it travels."""
+    # Counted from 1, since a client that has bought nothing has no cycle.
+    return MetricRecord({"purchases": last_cycle + 1})
+
+
+def purchases_from_record(record: MetricRecord) -> int:
+    """Return the newest cycle that labels are known to be bought for; -1: none.
+
+    Raises
+    ------
+    ValueError
+        It is no count.
+    """
+    return count(record, "purchases") - 1
+
+
 def statistics_to_record(statistics: ClassStatistics) -> MetricRecord:
     """Return class statistics as they travel: 2 C floats, C flags, and a target if any."""
     record = MetricRecord(

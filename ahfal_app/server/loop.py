@@ -188,14 +188,20 @@ class FederatedActiveLearning:
         NonFiniteModel
             The clients' models are too far apart to be aggregated.
         """
+        known = dict(self._labels.bought)
         self._join()
+        self._note_purchases(known, *self._first, arrays)
+        if self._first == (0, 0):
+            self._wait_for_initial_labels()
         self._announce()
         settings = self._order.settings
         model = arrays
         for cycle in range(self._first[0], settings.num_cycles):
             self._order = replace(self._order, cycle=cycle)
             if cycle > self._first[0]:
+                known = dict(self._labels.bought)
                 self._join_again()
+                self._note_purchases(known, cycle, 0, arrays)
             done = self._first[1] if cycle == self._first[0] else 0
             for round_ in range(done + 1, settings.rounds + 1):
                 arrays = self._round(round_, arrays)
@@ -228,7 +234,8 @@ class FederatedActiveLearning:
 
     def _join(self) -> None:
         self._hooks.watch.phase(Phase.JOINING, *self._first)
-        self._membership = join(self._federation, self._order)
+        begins = self._first == (0, 0) and not self._labels.bought
+        self._membership = join(self._federation, self._order, begins)
         check_resumable(self._membership, self._labels.bought)
         self._order = replace(self._order, settings=self._membership.settings)
         self._side.begin(self._order.settings, self._num_classes)
@@ -236,14 +243,12 @@ class FederatedActiveLearning:
         for client, reason in self._membership.failures.items():
             self._progress.warn(f"{self._federation.name(client)} {reason}")
         self._standardise()
-        self._begin(is_start=True)
-        if self._first == (0, 0):
-            self._wait_for_initial_labels()
+        self._begin(is_start=self._first == (0, 0))
 
     def _join_again(self) -> None:
         """Let clients take part that were away, or came back under another node id."""
         self._came = []
-        found = join_again(self._federation, self._order, self._membership)
+        found = join_again(self._federation, self._order, self._membership, self._labels.bought)
         for client in found:
             name, is_back = self._federation.name(client), client in self._labels.bought
             samples = self._membership.members[client].num_samples
@@ -255,6 +260,19 @@ class FederatedActiveLearning:
             )
         self._welcome(found)
         self._begin(is_start=False)
+
+    def _note_purchases(
+        self, known: Mapping[int, int], cycle: int, round_: int, arrays: ArrayRecord
+    ) -> None:
+        """Write a checkpoint where labels were bought that the last one does not know of.
+
+        People may take days for the first ones, and a store that is lost meanwhile must be missed.
+        """
+        bought = self._labels.bought
+        if cycle < self._order.settings.num_cycles and any(
+            last >= 0 and known.get(client, -1) < last for client, last in bought.items()
+        ):
+            self._hooks.checkpoint(cycle, round_, arrays, bought)
 
     def _welcome(self, clients: list[int]) -> None:
         """Take over what clients that joined tell about their labels."""
@@ -273,16 +291,17 @@ class FederatedActiveLearning:
         self._hooks.standardised(data)
 
     def _begin(self, is_start: bool) -> None:
-        """Have first labels bought by the clients that could not buy any as they joined."""
+        """Have first labels bought by the clients that did not buy any as they joined."""
         order = replace(self._order, round=0)
-        if order.settings.buys_on_joining:
-            return
+        if order.cycle >= order.settings.num_cycles:
+            return  # A run that has ended buys nothing.
         clients = [c for c in self._membership.members if self._labels.bought[c] < 0]
         if not clients:
             return
         due = self._due(order.cycle)
         answers, replies = begin(self._federation, order, clients, due)
-        if is_start:
+        # Where some have labels already, the rounds tell whether they are enough.
+        if is_start and len(clients) == len(self._membership.members):
             require_quorum(self._federation, order, replies, len(clients), "first labels")
         for client, reason in replies.failures.items():
             self._progress.warn(f"{self._federation.name(client)} has no first labels: {reason}")
@@ -444,6 +463,7 @@ class FederatedActiveLearning:
             self._num_classes,
             self._global_counts(order.cycle + 1) if self._global_counts else None,
             due,
+            self._labels.bought,
             self._labels.most,
             partial(require_quorum, self._federation, order),
             self._progress.note,
@@ -512,7 +532,8 @@ class FederatedActiveLearning:
             policy=self._side.figures if purchase else {},
             ledger=self._labels.ledger,
             failed=self._failed(
-                (self._membership.failures | purchase.failures if purchase else {})
+                self._membership.failures
+                | (purchase.failures if purchase else {})
                 | observed.failures
                 | judged.failures
             ),

@@ -19,8 +19,8 @@ from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached, Resume
 from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.messages.answers import Introduction, JoinAnswer
 from ahfal_app.messages.fields import config_of, metrics_of
-from ahfal_app.messages.keys import CONFIG_KEY
-from ahfal_app.messages.protocol import JOIN, Order
+from ahfal_app.messages.keys import CONFIG_KEY, PURCHASES_KEY
+from ahfal_app.messages.protocol import JOIN, Order, purchases_to_record
 from ahfal_app.results.records import called
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.plausibility import check_counts
@@ -80,8 +80,18 @@ class Membership:
     backbone: str = ""
 
 
-def join(federation: Federation, order: Order) -> Membership:
+def join(federation: Federation, order: Order, begins: bool) -> Membership:
     """Wait for the nodes, learn which client each serves, and have initial labels bought.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that the run goes on with.
+    begins : bool
+        Whether no client is known to have bought labels. Otherwise nothing is bought: whoever has
+        none may have lost them, and would ask people once more.
 
     Raises
     ------
@@ -98,7 +108,7 @@ def join(federation: Federation, order: Order) -> Membership:
     answers: dict[int, _Answer] = {}
     failures: dict[int, str] = {}
     while new := [node for node in nodes if node not in answers and node not in failures]:
-        _ask(federation, order, new, answers, failures)
+        _ask(federation, order, begins, new, answers, failures)
         # Only the clients know how many nodes are still to come.
         wanted = max([wanted, *_most_said(answers)[:1]])
         nodes = federation.wait_for_nodes(wanted, settings.start_timeout)
@@ -134,12 +144,26 @@ def join(federation: Federation, order: Order) -> Membership:
     return membership
 
 
-def join_again(federation: Federation, order: Order, membership: Membership) -> list[int]:
+def join_again(
+    federation: Federation, order: Order, membership: Membership, bought: Mapping[int, int]
+) -> list[int]:
     """Let nodes that are not part of the run join; return the clients that did.
 
     One that does not fit is left out, with a warning, and the others go on: that its client is
     served by another connected node (the labels and the budget of one site must not become those
-    of another), or claimed by two; that it runs other code, or has other data.
+    of another), or claimed by two; that it runs other code, or has other data; that it has lost
+    labels that it is known to have bought. Nobody buys anything yet.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients.
+    order : Order
+        With the cycle that is about to be trained.
+    membership : Membership
+        Who takes part; whoever joins becomes part of it.
+    bought : Mapping[int, int]
+        The newest cycle that each client is known to have bought labels for.
     """
     known = {member.node for member in membership.members.values()} | membership.spare
     connected = federation.wait_for_nodes(0, 0.0)
@@ -148,10 +172,11 @@ def join_again(federation: Federation, order: Order, membership: Membership) -> 
         return []
     answers: dict[int, _Answer] = {}
     failures: dict[int, str] = {}
-    _ask(federation, order, new, answers, failures)
+    _ask(federation, order, False, new, answers, failures)
     twice = _claimed_twice(answers)
     for node, answer in list(answers.items()):
-        if problem := _misfit(answer.about, order, membership, connected, twice):
+        problem = _misfit(answer.about, order, membership, connected, twice)
+        if problem := problem or _loss(answer, bought):
             _log.warning(
                 "%s, partition-id=%d, is left out: %s",
                 federation.node_name(node),
@@ -186,20 +211,23 @@ def check_resumable(membership: Membership, bought: Mapping[int, int]) -> None:
     if lost:
         first = lost[0]
         raise ResumeError(
-            f"{len(lost)} clients have lost labels, such as {first.name}: it holds those "
-            f"bought up to cycle {first.last_cycle}, it had bought for cycle "
-            f"{bought[first.client]} (client-state='memory' does not outlive a run)"
+            f"{len(lost)} clients have lost labels, such as {first.name}: "
+            f"{_lost(first.last_cycle, bought[first.client])}; nothing was bought. Bring its "
+            "folder back, at a site from the backup of state-dir, or leave its node off"
         )
 
 
 def _ask(
     federation: Federation,
     order: Order,
+    begins: bool,
     nodes: list[int],
     answers: dict[int, _Answer],
     failures: dict[int, str],
 ) -> None:
     content = RecordDict({CONFIG_KEY: order.to_record()})
+    if begins:
+        content[PURCHASES_KEY] = purchases_to_record(-1)
     messages = [federation.message_to_node(node, JOIN, content, "join") for node in nodes]
     replies = federation.exchange_with_nodes(messages)
     failures |= replies.failures
@@ -266,6 +294,23 @@ def _misfit(
     if data and (about.data, about.partition) not in data:
         return "it has other data than the run"
     return None
+
+
+def _loss(answer: _Answer, bought: Mapping[int, int]) -> str | None:
+    """Return in words what a client that comes back has lost, or None."""
+    known = bought.get(answer.about.client, -1)
+    try:
+        last_cycle = JoinAnswer.from_metrics(metrics_of(answer.content)).last_cycle
+    except (KeyError, ValueError):
+        return None  # It cannot be used anyway, and is told so.
+    if last_cycle >= known:
+        return None
+    return f"it has lost labels: {_lost(last_cycle, known)}"
+
+
+def _lost(last_cycle: int, known: int) -> str:
+    held = f"those bought up to cycle {last_cycle}" if last_cycle >= 0 else "none"
+    return f"it holds {held}, it had bought for cycle {known}"
 
 
 def _admit(

@@ -16,12 +16,13 @@ from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.config import Settings
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.fields import metrics_of
-from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, STATISTICS_KEY
+from ahfal_app.messages.keys import ARRAYS_KEY, BUDGET_KEY, PURCHASES_KEY, STATISTICS_KEY
 from ahfal_app.messages.protocol import (
     COLLECT,
     SELECT,
     Order,
     grant_to_record,
+    purchases_to_record,
     statistics_to_record,
 )
 from ahfal_app.results.records import Forgetting
@@ -92,6 +93,7 @@ def buy(
     num_classes: int,
     global_counts_C: NDArray[np.int64] | None,
     granted: Mapping[int, int],
+    bought: Mapping[int, int],
     most_labels: LabelBounds,
     require: Callable[[Replies, int, str], None],
     note: Callable[[str], None],
@@ -114,6 +116,9 @@ def buy(
         True class counts of all clients' samples, where they are known. Shape (C,).
     granted : Mapping[int, int]
         How many labels each client may have, where the server says so.
+    bought : Mapping[int, int]
+        The newest cycle that each client is known to have bought labels for; without these it does
+        not choose, since it would ask for them once more.
     most_labels : LabelBounds
         Labels that a client may have, by client.
     require : Callable
@@ -138,6 +143,8 @@ def buy(
         asked = {c: {**asked[c], **coordinated.decision(c)} for c in coordinated.clients}
         failures |= coordinated.failures
         seconds["coordinate"] = coordinated.seconds
+    known = {c: {PURCHASES_KEY: purchases_to_record(bought.get(c, -1))} for c in asked}
+    asked = {c: {**asked[c], **known[c]} for c in asked}
     replies = ask(federation, order, SELECT, asked)
     if coordinated is not None:
         _tell_again(federation, order, asked, coordinated, replies)

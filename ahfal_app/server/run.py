@@ -280,6 +280,11 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
 def _resumed(given: Settings) -> Start:
     folder = Path(given.resume)
     stored = _stored(given.resume)
+    if stored.client_state == "memory":
+        raise ResumeError(
+            f"resume={given.resume!r}: its clients have lost labels, which client-state='memory' "
+            "keeps no longer than a run lives; allowed is a run with client-state='disk'"
+        )
     _refuse_changes(given, stored)
     checkpoint = read_checkpoint(folder / CHECKPOINT)
     said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}

@@ -212,7 +212,7 @@ def test_fields_that_are_missing(target: Target, field: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("record", ["config", "arrays", "statistics"])
+@pytest.mark.parametrize("record", ["config", "arrays", "statistics", "purchases"])
 def test_records_that_are_missing_or_of_another_kind(target: Target, kind: str, record: str):
     _joined(target)
 
@@ -224,7 +224,7 @@ def test_records_that_are_missing_or_of_another_kind(target: Target, kind: str, 
 
     needed = {"config"}
     needed |= {"arrays"} if kind in ("train", "query.select", "query.predictions") else set()
-    needed |= {"statistics"} if kind == "query.select" else set()
+    needed |= {"statistics", "purchases"} if kind == "query.select" else set()
     if record in needed:
         target.refused(kind, "message", None, without)
         target.refused(kind, "message", None, other)
@@ -372,6 +372,35 @@ def test_statistics_that_cannot_be(target: Target, values: dict[str, Any]):
             content.metric_records["statistics"][key] = value
 
     target.refused("query.select", "message", None, spoil)
+
+
+@pytest.mark.parametrize("number", [-1, 0.5, [1]])
+@pytest.mark.parametrize("kind", ["query.join", "query.select"])
+def test_purchases_that_cannot_be(target: Target, kind: str, number: Any):
+    _joined(target)
+
+    def spoil(content: RecordDict) -> None:
+        content["purchases"] = MetricRecord({"purchases": number})
+
+    target.refused(kind, "message", None, spoil)
+
+
+def test_a_server_that_says_nothing_of_purchases_buys_none_on_joining(target: Target):
+    def without(content: RecordDict) -> None:
+        del content["purchases"]
+
+    assert not target.send("query.join", None, without).has_error()
+    (ledger,) = target.ledgers().values()
+    assert (ledger.allotted, ledger.spent) == (0, 0)
+
+
+def test_more_purchases_than_the_site_has_buy_nothing(target: Target):
+    _joined(target)
+
+    def spoil(content: RecordDict) -> None:
+        content["purchases"] = MetricRecord({"purchases": 2})
+
+    target.refused("query.select", "label-store", None, spoil)
 
 
 def test_every_kind_of_message_is_guarded(target: Target):

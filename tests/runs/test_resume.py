@@ -303,8 +303,22 @@ def test_resume_without_a_usable_checkpoint(simulation: Simulation):
         simulation.resume(folder)
 
 
+# Before the first round is trained, in the first cycle, after it, and at the end.
 @pytest.mark.slow
-def test_resume_notices_lost_labels(simulation: Simulation):
-    folder = simulation(**{"client-state": "memory"}).folder
-    with pytest.raises(ResumeError, match="3 clients have lost labels"):
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, None])
+def test_labels_in_memory_end_with_the_run(share: float | None, simulation: Simulation):
+    settings = {"client-state": "memory"}
+    run = uninterrupted(simulation, **settings)
+    event = None if share is None else round(share * run.events)
+    folder = run.folder if event is None else killed_at(event, simulation, **settings)
+    with pytest.raises(ResumeError, match=r"lost labels, which client-state='memory' keeps no"):
         simulation.resume(folder)
+
+
+def test_a_run_that_is_over_and_was_asked_again_may_get_more(
+    straight: Outcome, simulation: Simulation
+):
+    """Nothing of a cycle that was not to come is fixed when nothing is left to be done."""
+    folder = simulation(**NETWORK, **{"target-fraction": 0.1}).folder
+    simulation.resume(folder)
+    assert simulation.resume(folder, **{"target-fraction": 0.15}).result == straight.result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -93,7 +94,8 @@ def test_two_nodes_with_one_place_are_named(simulation: Simulation):
 
 
 def test_a_site_that_has_lost_labels_is_named(simulation: Simulation):
-    folder = simulation(**{"client-state": "memory"}, grid=NamedGrid).folder
+    folder = simulation(grid=NamedGrid).folder
+    shutil.rmtree(folder / "clients")
     start = prepare({"resume": str(folder)})
     with (
         NamedGrid(client_app, 3) as grid,

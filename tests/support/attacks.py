@@ -131,6 +131,8 @@ class Target:
             content["statistics"] = MetricRecord(
                 {"mean": [0.1] * 10, "deviation": [0.0] * 10, "low": [1] * 10}
             )
+        if kind in ("query.join", "query.select"):
+            content["purchases"] = MetricRecord({"purchases": 0})
         if spoil is not None:
             spoil(content)
         return self.deliver(kind, content)
