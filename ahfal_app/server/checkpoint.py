@@ -58,6 +58,9 @@ class Checkpoint:
         What the aggregation carries from round to round; empty where it has no state.
     policy : bytes
         State of the query strategy's half at the server, as safetensors; empty where it has none.
+    is_end : bool | None
+        Whether the run ended here: the cycle before bought nothing, and the model is still that
+        cycle's. None where an earlier version wrote it, which did not say.
     skipped : tuple[str, ...]
         What is wrong with newer checkpoints that could not be read.
     """
@@ -67,6 +70,7 @@ class Checkpoint:
     bought: dict[int, int] = field(default_factory=dict)
     aggregation: Arrays = field(default_factory=dict)
     policy: bytes = b""
+    is_end: bool | None = False
     skipped: tuple[str, ...] = ()
 
 
@@ -84,6 +88,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "schema": SCHEMA_VERSION,
         **asdict(checkpoint.position),
         "bought": _runs(checkpoint.bought),
+        "end": checkpoint.is_end,
         "files-sha256": {
             name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
         },
@@ -137,7 +142,7 @@ def _read(folder: Path) -> Checkpoint:
     policy = _read_file(folder / _POLICY, hashes[_POLICY]) if _POLICY in hashes else b""
     bought = _unrolled(state["bought"])
     position = Position(state["run"], state["cycle"], state["round"])
-    return Checkpoint(position, model, bought, aggregation, policy)
+    return Checkpoint(position, model, bought, aggregation, policy, state.get("end"))
 
 
 def _runs(bought: Mapping[int, int]) -> list[list[int]]:

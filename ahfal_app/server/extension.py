@@ -118,7 +118,7 @@ def reopened(
 ) -> Checkpoint:
     """Return where a run goes on whose last cycle bought nothing, and is not the last any more.
 
-    It closes that cycle again, with a purchase.
+    It closes that cycle again, with a purchase. So it does where it was killed at that.
 
     Parameters
     ----------
@@ -127,12 +127,17 @@ def reopened(
     settings : Settings
         With the cycles that it is to have.
     cycles : Sequence[CycleRecord]
-        The cycles that are closed; the last one is missing where it was being closed again.
+        The cycles that have a record; the last one has none where it was being closed again.
     """
     position = checkpoint.position
-    if position.round or not 0 < position.cycle < settings.num_cycles:
+    if position.round or not 0 < position.cycle <= settings.num_cycles:
         return checkpoint
-    if any(each.cycle == position.cycle - 1 and each.mean is not None for each in cycles):
+    record = next((each for each in cycles if each.cycle == position.cycle - 1), None)
+    has_bought = record is not None and record.mean is not None
+    # By the checkpoint and not by the record, which may be newer, and of the cycle as it was closed
+    # again.
+    is_end = not has_bought if checkpoint.is_end is None else checkpoint.is_end
+    if not is_end or (position.cycle == settings.num_cycles and record is not None):
         return checkpoint
     back = Position(position.run, position.cycle - 1, settings.rounds)
     return replace(checkpoint, position=back)

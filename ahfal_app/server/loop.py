@@ -71,9 +71,9 @@ class Hooks:
         Tests the global model.
     record : Callable[[RoundRecord | CycleRecord], None]
         Keeps a record; it must be durable when this returns.
-    checkpoint : Callable[[int, int, ArrayRecord, dict[int, int]], None]
+    checkpoint : Callable[[int, int, ArrayRecord, dict[int, int], bool], None]
         Keeps the state after `round` rounds of `cycle`, with the newest cycle that each
-        client has bought labels for; durable when this returns.
+        client has bought labels for, and whether the run ends there; durable when this returns.
     joined : Callable[[Membership], None]
         Called whenever clients have joined, before they train.
     standardised : Callable[[DataFormat], None]
@@ -96,7 +96,7 @@ class Hooks:
     new_arrays: Callable[[int], ArrayRecord]
     evaluate: Evaluate
     record: Callable[[RoundRecord | CycleRecord], None]
-    checkpoint: Callable[[int, int, ArrayRecord, dict[int, int]], None]
+    checkpoint: Callable[[int, int, ArrayRecord, dict[int, int], bool], None]
     joined: Callable[[Membership], None]
     standardised: Callable[[DataFormat], None] = lambda _: None
     stops: Callable[[int, Evaluation, Observation | None], str] = lambda *_: ""
@@ -272,7 +272,7 @@ class FederatedActiveLearning:
         if cycle < self._order.settings.num_cycles and any(
             last >= 0 and known.get(client, -1) < last for client, last in bought.items()
         ):
-            self._hooks.checkpoint(cycle, round_, arrays, bought)
+            self._hooks.checkpoint(cycle, round_, arrays, bought, False)
 
     def _welcome(self, clients: list[int]) -> None:
         """Take over what clients that joined tell about their labels."""
@@ -355,7 +355,8 @@ class FederatedActiveLearning:
         self._hooks.tested(record, trained.arrays)
         self._hooks.record(record)
         self._federation.settle()
-        self._hooks.checkpoint(self._order.cycle, round_, trained.arrays, self._labels.bought)
+        bought = self._labels.bought
+        self._hooks.checkpoint(self._order.cycle, round_, trained.arrays, bought, False)
         self._progress.round_done(record)
         return trained.arrays
 
@@ -414,7 +415,7 @@ class FederatedActiveLearning:
         if settings.reset_model and not is_last:
             following = self._hooks.new_arrays(cycle + 1)
             self._aggregation.reset()
-        self._hooks.checkpoint(cycle + 1, 0, following, self._labels.bought)
+        self._hooks.checkpoint(cycle + 1, 0, following, self._labels.bought, is_last)
         return following
 
     def _arrivals(self, arrays: ArrayRecord) -> ArrivalsRecord | None:

@@ -378,9 +378,13 @@ def _hooks(
             events.cycle_done(record)
             events.drifted(record)
 
-    def checkpoint(cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int]) -> None:
+    def checkpoint(
+        cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int], is_end: bool
+    ) -> None:
         position = Position(run, cycle, round_)
-        state = Checkpoint(position, _to_numpy(arrays), bought, aggregation.state, side.state)
+        state = Checkpoint(
+            position, _to_numpy(arrays), bought, aggregation.state, side.state, is_end
+        )
         write_checkpoint(start.folder / CHECKPOINT, state)
         candidates.committed()
         tracking.committed()

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.results.reading import read_run
 from ahfal_app.results.report import render_report
+from ahfal_app.results.run_folder import Recorder
+from ahfal_app.server import run as run_module
+from ahfal_app.server.checkpoint import read_checkpoint, write_checkpoint
 from ahfal_app.server.run import prepare
 
 SHORT = {"target-fraction": 0.1}
@@ -97,6 +101,65 @@ def test_a_kill_while_it_goes_on_changes_nothing(
     has_begun = "0.15" in (short / "config.yaml").read_text()
     outcome = more(simulation, short, **({} if has_begun else {"cycles": "+1"}))
     assert outcome.result == straight.result
+
+
+def killed_while_it_closes_its_last_cycle_again(
+    moment: str, folder: Path, simulation: Simulation, **said: object
+) -> None:
+    """Go on, and be killed around the record and the checkpoint of the cycle that was the last."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def kill(owner: Any, name: str, first: bool) -> None:
+            real = getattr(owner, name)
+
+            def killing(*arguments: Any) -> None:
+                if not first:
+                    real(*arguments)
+                raise Killed
+
+            patch.setattr(owner, name, killing)
+
+        if moment == "no record":
+            kill(Recorder, "truncate_after", first=False)
+        elif moment == "record":
+            kill(Recorder, "record", first=False)
+        else:
+            kill(run_module, "write_checkpoint", first=False)
+        with pytest.raises(Killed):
+            more(simulation, folder, **said)
+    if moment == "damaged checkpoint":
+        newest = max((folder / "checkpoint").glob("[0-9]*"))
+        (newest / "model.safetensors").write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("moment", ["no record", "record", "checkpoint", "damaged checkpoint"])
+def test_a_kill_while_the_last_cycle_is_closed_again_changes_nothing(
+    moment: str, straight: Outcome, short: Path, simulation: Simulation
+) -> None:
+    killed_while_it_closes_its_last_cycle_again(moment, short, simulation, cycles="+1")
+    said = {"cycles": "+1"} if moment == "no record" else {}
+    assert more(simulation, short, **said).result == straight.result
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_a_run_of_an_earlier_version_goes_on_by_its_records(
+    has_record: bool, straight: Outcome, short: Path, simulation: Simulation
+) -> None:
+    checkpoint = replace(read_checkpoint(short / "checkpoint"), is_end=None)
+    for _ in range(2):
+        write_checkpoint(short / "checkpoint", checkpoint)
+    if not has_record:
+        killed_while_it_closes_its_last_cycle_again("no record", short, simulation, cycles="+1")
+    assert more(simulation, short, cycles="+1").result == straight.result
+
+
+def test_a_kill_before_it_goes_on_takes_nothing_away(
+    shared_runs: SharedRuns, short: Path, simulation: Simulation
+) -> None:
+    killed_while_it_closes_its_last_cycle_again("no record", short, simulation, cycles="+1")
+    outcome = more(simulation, short)
+    assert outcome.result == shared_runs(SHORT).result
+    assert outcome.summary["complete"]
 
 
 def test_a_run_that_was_interrupted_may_get_more(straight: Outcome, simulation: Simulation) -> None:

@@ -76,6 +76,8 @@ def test_records_of_before_have_no_names():
 def test_who_could_not_join_is_named(simulation: Simulation):
     outcome = simulation(handler=failing("query.join", 1), grid=NamedGrid, cycles=1)
     assert re.search(r"client 1 did not join: hospital-2: error 2: .*power cut", outcome.log)
+    # Also in the record of the last cycle, which buys nothing.
+    assert [failure.client for failure in outcome.metrics.cycles[-1].failed] == [1]
     with pytest.raises(QuorumNotReached, match=r"2 of 3 clients joined .*hospital-2: error 2"):
         simulation(handler=failing("query.join", 1), grid=NamedGrid, quorum=1.0)
     with pytest.raises(QuorumNotReached, match=r"there: charite \(client 0\), client 2$"):
