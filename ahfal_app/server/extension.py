@@ -65,7 +65,8 @@ def on_resume(values: Mapping[str, object], stored: Callable[[str], Settings]) -
 def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
     """Return a run's settings with the cycles that it is to have.
 
-    More cycles raise the target to what they buy, a higher target the number of cycles.
+    More cycles raise the target to what they buy, where it leaves nothing to be bought in them; a
+    higher target raises the number of cycles.
 
     Parameters
     ----------
@@ -113,6 +114,35 @@ def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
     return found
 
 
+def making_up(cycle: int, stored: Settings, settings: Settings) -> str:
+    """Return in words that the next purchase is larger than others; empty where it is not.
+
+    Purchases lead to initial + cycle * query labels, whatever was bought before. One that a lower
+    target cut off is made up for by the one that follows.
+
+    Parameters
+    ----------
+    cycle : int
+        The cycle that the run has come to.
+    stored : Settings
+        What the run was started with, or extended to before.
+    settings : Settings
+        With the cycles that it is to have.
+    """
+    last, query = stored.num_cycles, stored.label_amounts[1]
+    if settings.num_cycles <= last or cycle < last - 1:
+        return ""
+    due = settings.labelled_amount(last) - stored.labelled_amount(last - 1)
+    if due <= query:
+        return ""
+    before, key = stored.to_flat(), _target_key(stored)
+    step = key.replace("target", "query")
+    return (
+        f"{key}={before[key]!r} has cut off the run's last purchase, which the next one makes up "
+        f"for, with {float(due):g} in place of {step}={before[step]!r}"
+    )
+
+
 def reopened(
     checkpoint: Checkpoint, settings: Settings, cycles: Sequence[CycleRecord]
 ) -> Checkpoint:
@@ -156,14 +186,15 @@ def _raised(stored: Settings, anew: Mapping[str, object]) -> Settings:
         raise ConfigError(
             [f"{other[0]}={anew[other[0]]!r}: allowed on resume of this run is {key}"]
         )
-    initial, query, target = stored.label_amounts
+    initial, query, _ = stored.label_amounts
     changes: dict[str, object] = {"cycles": anew.get("cycles", 0)}
     if key in anew:
         changes[key.replace("-", "_")] = anew[key]
-    elif anew.get("cycles"):
-        wanted = max(target, initial + (int(str(anew["cycles"])) - 1) * query)
-        changes |= _target(stored, wanted)
-    return stored.model_copy(update=changes)
+    found = stored.model_copy(update=changes)
+    wanted = int(str(changes["cycles"]))
+    if key in anew or found.num_cycles >= wanted:
+        return found
+    return found.model_copy(update=_target(stored, initial + (wanted - 1) * query))
 
 
 def _target(stored: Settings, wanted: Fraction) -> dict[str, object]:

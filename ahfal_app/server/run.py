@@ -48,7 +48,7 @@ from ahfal_app.server.checkpoint import (
 )
 from ahfal_app.server.drift import ReferenceModels
 from ahfal_app.server.events import Events, make_events
-from ahfal_app.server.extension import RAISED, extended, on_resume, reopened
+from ahfal_app.server.extension import RAISED, extended, making_up, on_resume, reopened
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
 from ahfal_app.server.loop import FederatedActiveLearning, Hooks
@@ -106,7 +106,8 @@ class Start:
     """Where a run begins: settings, folder, position and model; and what runs its clients.
 
     `at_once` clients, or batches of the evaluation, are computed at the same time.
-    `extended_from` has the numbers of cycles that the run had before it was given more.
+    `extended_from` has the numbers of cycles that the run had before it was given more, `warning`
+    what people should know of these.
     """
 
     settings: Settings
@@ -116,6 +117,7 @@ class Start:
     engine: Mapping[str, object] = field(default_factory=dict)
     at_once: int = 1
     extended_from: tuple[int, ...] = ()
+    warning: str = ""
 
 
 def prepare(values: Mapping[str, object]) -> Start:
@@ -251,6 +253,8 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             f"the run goes on: {start.settings.num_cycles} cycles in place of "
             f"{start.extended_from[-1]}"
         )
+    if start.warning:
+        progress.warn(start.warning)
     # People may have filled in the card of a run that has ended.
     was_at_end = position.cycle >= start.settings.num_cycles
     arrays = held_record(start.checkpoint.arrays, start.loaded.layout)
@@ -296,7 +300,14 @@ def _resumed(given: Settings) -> Start:
     if settings.num_cycles > stored.num_cycles:
         had = (*had, stored.num_cycles)
     checkpoint = reopened(checkpoint, settings, read_metrics(folder).cycles)
-    return Start(settings, _loaded(settings)[0], folder, checkpoint, extended_from=had)
+    return Start(
+        settings,
+        _loaded(settings)[0],
+        folder,
+        checkpoint,
+        extended_from=had,
+        warning=making_up(checkpoint.position.cycle, stored, settings),
+    )
 
 
 def _parameters_on_resume(

@@ -81,6 +81,40 @@ def test_numbers_of_labels_and_cycles_in_steps(reset: bool, simulation: Simulati
     assert json.loads((folder / "environment.json").read_text())["extended_from"] == [2, 3]
 
 
+def test_more_cycles_leave_a_target_that_allows_them(simulation: Simulation) -> None:
+    settings = {"initial-labels": 10, "query-labels": 10, "target-labels": 12, "rounds": 1}
+    straight = simulation(settings, name="straight", cycles=2)
+    folder = simulation(settings, name="short", cycles=1).folder
+    outcome = more(simulation, folder, cycles="+1")
+    assert outcome.result == straight.result
+    assert [c.labels_per_client for c in outcome.metrics.cycles] == [(10,) * 3, (12,) * 3]
+    assert read_run(folder).settings.target_labels == 12
+
+
+@pytest.mark.parametrize("said", [{"target-labels": 40}, {"cycles": "+1"}])
+def test_a_purchase_that_was_cut_off_is_made_up_for_with_a_warning(
+    said: dict[str, object], simulation: Simulation
+) -> None:
+    settings = {"initial-labels": 10, "query-labels": 10, "target-labels": 25, "rounds": 1}
+    folder = simulation(settings, name="short").folder
+    outcome = more(simulation, folder, **said)
+    labels = [c.labels_per_client[0] for c in outcome.metrics.cycles]
+    assert labels == [10, 20, 25, 40]
+    assert (
+        "warning: target-labels=25 has cut off the run's last purchase, which the next one makes "
+        "up for, with 15 in place of query-labels=10" in outcome.log
+    )
+
+
+def test_a_purchase_that_is_still_to_come_is_not_cut_off(simulation: Simulation) -> None:
+    settings = {"initial-labels": 10, "query-labels": 10, "rounds": 1}
+    straight = simulation(settings, name="straight", **{"target-labels": 40})
+    folder = killed_at(20, simulation, **settings, **{"target-labels": 25})
+    outcome = more(simulation, folder, **{"target-labels": 40})
+    assert outcome.result == straight.result
+    assert "cut off" not in outcome.log
+
+
 @pytest.fixture(scope="module")
 def events(shared_runs: SharedRuns, tmp_path_factory: pytest.TempPathFactory) -> int:
     """At how many events it can be killed while it goes on."""
