@@ -296,7 +296,8 @@ class Settings(BaseModel):
     client_fraction: float = _setting(
         1.0,
         "Federation",
-        "Share of clients trained in a round (all of them in a cycle's last round).",
+        "Share of clients trained in a round, drawn among those with labels (all clients in a "
+        "cycle's last round).",
         gt=0,
         le=1,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -100,7 +100,7 @@ class Rounds:
         group = f"cycle {order.cycle} round {order.round}"
         return [
             self._federation.message(client, TRAIN, content, group)
-            for client in _participants(order, self._federation.clients)
+            for client in _participants(order, self._federation.clients, self._labels.labelled)
         ]
 
     def _train(self, messages: list[Message], arrays: ArrayRecord) -> tuple[Replies, int]:
@@ -159,14 +159,21 @@ def require_quorum(
         )
 
 
-def _participants(order: Order, clients: tuple[int, ...]) -> list[int]:
-    """Return who trains; in a cycle's last round everyone, so that each has a new f^L."""
+def _participants(
+    order: Order, clients: tuple[int, ...], labelled: Mapping[int, int]
+) -> list[int]:
+    """Return who trains; in a cycle's last round everyone, so that each has a new f^L.
+
+    In other rounds a share of all is drawn among those that are known to have labels: a round in
+    which nobody has any to train on would be lost.
+    """
     settings = order.settings
     if settings.client_fraction == 1 or order.round == settings.rounds:
         return list(clients)
     generator = numpy_generator(settings.seed, "participants", order.cycle, order.round)
-    size = share_of(settings.client_fraction, len(clients))
-    return sorted(generator.choice(clients, size=size, replace=False).tolist())
+    able = [client for client in clients if labelled.get(client)] or list(clients)
+    size = min(share_of(settings.client_fraction, len(clients)), len(able))
+    return sorted(generator.choice(able, size=size, replace=False).tolist())
 
 
 def _together(replies: Iterable[Message]) -> TrainAnswer:

@@ -290,6 +290,19 @@ def test_only_sampled_clients_train_but_all_in_the_last_round(simulation: Simula
     assert [record.clients for record in rounds] == [1, 1, 1, 3]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_who_has_no_labels_yet_is_not_sampled(seed: int, simulation: Simulation):
+    """A round of these alone would stop the run, and at the same place each time it goes on."""
+    labels = {"initial-labels": 3, "query-labels": 3, "target-labels": 6, "budget": "global"}
+    settings = {**labels, "num-clients": 8, "client-fraction": 0.25, "rounds": 4, "seed": seed}
+    outcome = simulation(settings)
+    able = [sum(count > 0 for count in c.labels_per_client) for c in outcome.metrics.cycles]
+    assert [record.clients for record in outcome.metrics.rounds] == (
+        [2, 2, 2, able[0]] + [2, 2, 2, able[1]]
+    )
+    assert able[0] == 3
+
+
 def test_global_model_is_tested_every_so_many_rounds(simulation: Simulation):
     rounds = simulation(rounds=4, cycles=1, **{"evaluate-every": 2}).metrics.rounds
     assert [record.test_accuracy is not None for record in rounds] == [False, True, False, False]
