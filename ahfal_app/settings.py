@@ -90,7 +90,9 @@ class Settings(BaseModel):
     more: str = Field(
         default="",
         description="Parameters of components that only other packages know, as `key=value` with "
-        "spaces between: for `flwr run`, which takes no keys but those listed here.",
+        "spaces between: for `flwr run`, which takes no keys but those listed here. With `resume` "
+        "also settings that are to be as they are by default, such as `stopping=none`, which "
+        "`flwr run` cannot tell from what nobody has said.",
         json_schema_extra={"group": "Run"},
         exclude=True,
     )

@@ -34,6 +34,7 @@ from ahfal_app.engine.stopping import stopped_by_signals, undisturbed
 from ahfal_app.errors import EngineError
 from ahfal_app.results.reading import read_run
 from ahfal_app.results.run_folder import free_run_name
+from ahfal_app.server.extension import saying
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
 from ahfal_app.training.resources import resolve_device
 
@@ -79,7 +80,8 @@ def run_on_flower(values: Mapping[str, object], console: Console) -> Path:
         settings = with_absolute_paths(settings)
         if not settings.resume:
             settings = settings.model_copy(update={"name": free_run_name(settings)})
-        config.write_text(_run_config(settings.to_flat()))
+        said = saying(values, settings) if settings.resume else {}
+        config.write_text(_run_config(settings.to_flat(), said))
         _run(Path(home), config, num_clients, settings.device, console)
     return Path(settings.resume or Path(settings.output_dir) / settings.name)
 
@@ -234,16 +236,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _run_config(values: Mapping[str, object]) -> str:
+def _run_config(values: Mapping[str, object], said: Mapping[str, object] | None = None) -> str:
     """Return settings as TOML that Flower takes; JSON writes most scalars the same way.
 
     Flower refuses keys that the manifest does not list, such as the parameters of another
-    package's component: those travel in one that it lists.
+    package's component: those travel in one that it lists. So does what a person has said to be
+    as it is by default, which nobody could tell from what was not said.
     """
     manifest = tomllib.loads((_APP_FOLDER / "pyproject.toml").read_text())
     listed = _flat(manifest["tool"]["flwr"]["app"]["config"])
     own = {key: value for key, value in values.items() if key in listed}
     more = {key: value for key, value in values.items() if key not in listed}
+    more |= said or {}
     own[MORE] = shlex.join(f"{key}={_written(value)}" for key, value in more.items())
     return "".join(f"{_written(key)} = {_written(value)}\n" for key, value in own.items())
 

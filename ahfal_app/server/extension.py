@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from ahfal_app.arrivals import make_order
 from ahfal_app.arrivals.core.paths import BY_LENGTH
-from ahfal_app.config import Settings, expanded
+from ahfal_app.config import MORE, Settings, expanded, read_scalar, setting_fields
 from ahfal_app.errors import ConfigError
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.server.checkpoint import Checkpoint, Position
 
@@ -25,10 +27,10 @@ _MORE = re.compile(r"\+(\d{1,9})")
 
 
 def on_resume(values: Mapping[str, object], stored: Callable[[str], Settings]) -> dict[str, object]:
-    """Return settings in which `cycles=+2` is the number of all cycles.
+    """Return what a resumed run was told, with the number of all cycles for `cycles=+2`.
 
-    What a resumed run was not told of its labels is what it was started with, so that a higher
-    target can stand alone.
+    What it was not told of its labels is what it was started with, so that a higher target can
+    stand alone.
 
     Parameters
     ----------
@@ -40,26 +42,72 @@ def on_resume(values: Mapping[str, object], stored: Callable[[str], Settings]) -
     Raises
     ------
     ConfigError
-        No run is resumed.
+        No run is resumed, or a setting is said twice.
     """
-    said, resume = values.get("cycles"), values.get("resume")
+    resume = values.get("resume")
+    values = told(values) if resume else values
+    said = values.get("cycles")
     more = _MORE.fullmatch(said) if isinstance(said, str) else None
     if not resume:
         if more is None:
             return dict(values)
         raise ConfigError([f"cycles={said!r}: allowed with resume=<a run's folder> alone"])
     run = stored(str(expanded("resume", Path(str(resume)))))
-    before, defaults = run.to_flat(), Settings().to_flat()
-    # Flower gives every setting, with its default where nobody set it.
-    gives_all = len(values) >= len(defaults)
-    kept = {
-        key: before[key]
-        for key in (*RAISED, *_STEPS)
-        if key not in values or (gives_all and values[key] == defaults[key])
-    }
+    before = run.to_flat()
+    kept = {key: before[key] for key in (*RAISED, *_STEPS) if key not in values}
     if more is not None:
         kept["cycles"] = run.num_cycles + int(more[1])
     return {**values, **kept}
+
+
+def told(values: Mapping[str, object]) -> dict[str, object]:
+    """Return those of flat settings that a person has said of a resumed run.
+
+    Flower gives every setting, with its default where nobody set it. There a default is said where
+    it stands in `more`, as it was written by `saying`.
+
+    Parameters
+    ----------
+    values : Mapping[str, object]
+        Flat settings.
+
+    Raises
+    ------
+    ConfigError
+        A setting has one value in `more`, and another one beside it.
+    """
+    fields, defaults = setting_fields(), Settings().to_flat()
+    own = {key: value for key, value in values.items() if key != MORE}
+    if len(own) >= len(defaults):
+        own = {key: value for key, value in own.items() if value != defaults.get(key)}
+    text = values.get(MORE, "")
+    try:
+        words = shlex.split(text) if isinstance(text, str) else []
+    except ValueError:
+        return {**own, MORE: text}  # Whoever reads the settings says what is wrong with it.
+    said = {
+        key: read_scalar(value)
+        for key, equals, value in (word.partition("=") for word in words)
+        if equals and key in fields
+    }
+    if twice := [key for key, value in said.items() if own.get(key, value) != value]:
+        raise ConfigError([f"{twice[0]}: stands in {MORE} and beside it; allowed is once"])
+    rest = [word for word in words if word.partition("=")[0] not in said]
+    return {**own, **said, MORE: shlex.join(rest) if said else text}
+
+
+def saying(values: Mapping[str, object], settings: Settings) -> dict[str, Scalar]:
+    """Return those settings of a resumed run that a person has said to be as they are by default.
+
+    Parameters
+    ----------
+    values : Mapping[str, object]
+        What was said, as flat settings.
+    settings : Settings
+        What was read of it.
+    """
+    flat, defaults = settings.to_flat(), Settings().to_flat()
+    return {key: flat[key] for key in values if key in flat and flat[key] == defaults.get(key)}
 
 
 def extended(stored: Settings, said: Mapping[str, object]) -> Settings:

@@ -159,9 +159,7 @@ def require_quorum(
         )
 
 
-def _participants(
-    order: Order, clients: tuple[int, ...], labelled: Mapping[int, int]
-) -> list[int]:
+def _participants(order: Order, clients: tuple[int, ...], labelled: Mapping[int, int]) -> list[int]:
     """Return who trains; in a cycle's last round everyone, so that each has a new f^L.
 
     In other rounds a share of all is drawn among those that are known to have labels: a round in

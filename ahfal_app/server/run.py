@@ -350,15 +350,8 @@ def _refuse_changes(given: Settings, stored: Settings) -> None:
 
 
 def _was_said(given: Settings, name: str) -> bool:
-    """Tell whether a person has given a setting on resume.
-
-    Flower gives every setting, with its default where nobody set it; there, a default
-    means that nothing was said.
-    """
-    defaults = Settings()
-    if len(given.model_fields_set) < len(defaults.to_flat()):
-        return name in given.model_fields_set
-    return bool(getattr(given, name, None) != getattr(defaults, name, None))
+    """Tell whether a person has given a setting on resume."""
+    return name in given.model_fields_set
 
 
 def _hooks(

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from flwr.app import Context, Message
+from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
+from rich.console import Console
 from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
-from support.simulation import TINY, Outcome, Simulation
+from support.simulation import TINY, Outcome, SharedRuns, Simulation
 from support.small_backbone import SETTINGS as BACKBONE
 from support.small_backbone import small_backbone
 
 from ahfal_app.cli import main
 from ahfal_app.client_app import app as client_app
 from ahfal_app.config import Settings
+from ahfal_app.engine import flower
 from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.reading import read_metrics
 from ahfal_app.results.status import State, read_status
 from ahfal_app.server.run import prepare
+
+ROOT = Path(__file__).parents[2]
 
 #: Statistics of batch norm, whole numbers among them, have to survive, too.
 NETWORK: dict[str, object] = {"model.normalise": "batch"}
@@ -284,6 +292,59 @@ def test_what_flower_lists_as_default_changes_nothing_on_resume(simulation: Simu
     assert prepare(everything).settings.round_timeout == 77.0
     with pytest.raises(ConfigError, match=r"rounds=10: the run was started with 2"):
         prepare({"resume": str(folder), "rounds": 10})
+
+
+def _as_flower_gives(*written: str) -> dict[str, object]:
+    """Return what a ServerApp gets of what stands behind `flwr run --run-config`."""
+    manifest = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    return dict(fuse_dicts(flatten_dict(manifest), parse_config_args(list(written))))
+
+
+@pytest.fixture(scope="module")
+def with_a_rule(shared_runs: SharedRuns) -> Path:
+    """The folder of a run whose rule is not the default one, and which has a price."""
+    return shared_runs(cycles=1, stopping="target", seed=3, **{"label-cost": 2.0}).folder
+
+
+def test_a_default_that_was_said_on_resume_travels_through_flower(
+    with_a_rule: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tmp_path / "run.toml"
+
+    def run(_home: Path, written: Path, *_: object) -> None:
+        shutil.copy(written, config)
+
+    monkeypatch.setattr(flower, "_run", run)
+    values = {"resume": str(with_a_rule), "stopping": "none", "label-cost": 0.0}
+    flower.run_on_flower(values, Console(file=io.StringIO()))
+    for given in (values, _as_flower_gives(str(config))):
+        found = prepare(given).settings
+        assert (found.stopping, found.label_cost) == ("none", 0.0)
+
+
+def test_a_default_is_said_to_flower_in_one_text(with_a_rule: Path):
+    resume = f'resume="{with_a_rule}"'
+    assert prepare(_as_flower_gives(resume)).settings.stopping == "target"
+    assert prepare(_as_flower_gives(resume, 'more="stopping=none"')).settings.stopping == "none"
+    with pytest.raises(ConfigError, match=r"seed=0: the run was started with 3"):
+        prepare(_as_flower_gives(resume, 'more="seed=0"'))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (
+            'stopping=none" stopping="gain',
+            "stopping: stands in more and beside it; allowed is once",
+        ),
+        ("stopping=nothing", "stopping='nothing'"),
+        ("cycles", "more: 'cycles': allowed is <setting>.<parameter>=value"),
+        ("'cycles", "No closing quotation"),
+    ],
+)
+def test_what_cannot_be_said_in_one_text(more: str, why: str, with_a_rule: Path):
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        prepare(_as_flower_gives(f'resume="{with_a_rule}"', f'more="{more}"'))
 
 
 def test_resume_refuses_other_settings(straight: Outcome, simulation: Simulation):
