@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 import logging
 import secrets
@@ -16,7 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save, save_file
 
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
 from ahfal_app.config_sources import read_yaml
@@ -32,7 +34,7 @@ from ahfal_app.results.identity import mark
 from ahfal_app.results.kept import kept_model
 from ahfal_app.results.model_card import CARD, write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics
+from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics, read_run
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
@@ -43,6 +45,7 @@ from ahfal_app.server.checkpoint import (
     Arrays,
     Checkpoint,
     Position,
+    ordered,
     read_checkpoint,
     write_checkpoint,
 )
@@ -188,6 +191,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         start = replace(start, loaded=copy.copy(start.loaded))
     recorder = Recorder(start.folder)
     position = start.checkpoint.position
+    before = _left(start.folder)
     # Before any client is asked to write there.
     mark(start.folder, position.run)
     history = recorder.truncate_after(position.cycle, position.round)
@@ -255,8 +259,6 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         )
     if start.warning:
         progress.warn(start.warning)
-    # People may have filled in the card of a run that has ended.
-    was_at_end = position.cycle >= start.settings.num_cycles
     arrays = held_record(start.checkpoint.arrays, start.loaded.layout)
     with events, keeper, tracking:
         try:
@@ -270,8 +272,10 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             raise
         metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
         save_file(final, start.folder / MODEL, metadata)
-        if was_at_end and (start.folder / CARD).exists():
-            progress.note(f"{CARD} stays as it is: nothing was computed")
+        # People may have filled in the card of a run that had ended.
+        now = (len(read_metrics(start.folder).cycles), _digest(final))
+        if now == before and (start.folder / CARD).exists():
+            progress.note(f"{CARD} stays as it is: neither cycle nor model is new")
         else:
             write_model_card(start.folder)
         recorder.finish()
@@ -279,6 +283,24 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
         if start.settings.has_sites:
             learning.deliver(held_record(final), metadata[METADATA])
     return start.folder
+
+
+def _left(folder: Path) -> tuple[int, str] | None:
+    """Return how many cycles a run has come to its end with, and the digest of what it left.
+
+    None where it never has, or where that cannot be read.
+    """
+    summary = read_run(folder).summary
+    if not summary.get("complete") or summary.get("stopped"):
+        return None
+    try:
+        return len(summary["accuracy_per_cycle"]), _digest(load_file(folder / MODEL))
+    except (OSError, SafetensorError):
+        return None
+
+
+def _digest(arrays: Arrays) -> str:
+    return hashlib.sha256(save(ordered(arrays))).hexdigest()
 
 
 def _resumed(given: Settings) -> Start:

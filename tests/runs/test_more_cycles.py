@@ -304,5 +304,35 @@ def test_sites_come_and_go_in_a_run_that_goes_on(budget: str, simulation: Simula
     assert simulation.resume(folder, _coming_and_going).result == straight.result
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("ending", ["by a rule", "at its target"])
+def test_a_card_that_people_have_filled_in_stays_until_the_run_goes_on(
+    ending: str, keep: str, simulation: Simulation
+) -> None:
+    rule = {"stopping": "target", "stopping.after": 1, "stopping.accuracy": 0.01}
+    settings = {"rounds": 1, "keep": keep, **(rule if ending == "by a rule" else {"cycles": 1})}
+    folder = simulation(settings, name="ended").folder
+    card = folder / "model-card.md"
+    card.write_text(f"{card.read_text()}\nOurs.\n")
+    outcome = more(simulation, folder)
+    assert len(outcome.metrics.cycles) == 1
+    assert "model-card.md stays as it is: neither cycle nor model is new" in outcome.log
+    assert card.read_text().endswith("\nOurs.\n")
+    # Killed after the model of its new end is written, and before the card is.
+    said = {"stopping": "none"} if ending == "by a rule" else {"cycles": "+1"}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def kill(_: Path) -> None:
+            raise Killed
+
+        patch.setattr(run_module, "write_model_card", kill)
+        with pytest.raises(Killed):
+            more(simulation, folder, **said)
+    assert card.read_text().endswith("\nOurs.\n")
+    outcome = more(simulation, folder)
+    assert len(outcome.metrics.cycles) > 1
+    assert "Ours." not in card.read_text()
+
+
 def test_the_command_line_keeps_the_sign() -> None:
     assert read_arguments(["cycles=+2", "rounds=+2"]) == {"cycles": "+2", "rounds": 2}
