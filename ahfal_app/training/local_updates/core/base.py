@@ -36,7 +36,7 @@ class LocalSituation:
     class_counts_C : NDArray[np.int64]
         Class counts of its labelled set. Shape (C,).
     rows_N : NDArray[np.int64]
-        All of its samples that are there, or that it has labels of.
+        All of its samples that are there, or that it has labels of; without what is held out.
     labelled_N, initially_labelled_N : NDArray[np.int64]
         Those that are labelled, and that were before the first cycle.
     global_tensors : dict[str, Tensor]
