@@ -138,6 +138,7 @@ class ClientTraining:
             labelled_N=labelled.samples_N,
             initially_labelled_N=sets.initially.samples_N,
             global_tensors=global_tensors,
+            is_fresh=self._is_fresh(*when),
         )
         objective = make_objective(
             self._make_local_update(),
@@ -159,6 +160,12 @@ class ClientTraining:
             watch,
         )
         return carry_out(update)
+
+    def _is_fresh(self, cycle: int, round_: int) -> bool:
+        """Return whether a round begins with a model that has not been trained."""
+        settings = self.settings
+        is_first = round_ == 1 and (settings.reset_model or cycle == 0)
+        return is_first and not settings.initial_model
 
     def _rows(self, sets: LabelledSets) -> NDArray[np.int64]:
         """Return what a client may see in a cycle: what it may ask for, and what is labelled.

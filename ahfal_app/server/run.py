@@ -219,7 +219,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             shared_code_hash(start.settings.to_flat()),
             data=dataset.format if _is_format_told(start) else None,
             proximal_mu=aggregation.proximal_mu,
-            backbone=_facts(start.loaded).backbone,
+            backbone=_facts(start.loaded, start.settings).backbone,
         ),
         _hooks(
             start,
@@ -264,7 +264,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
+        metadata = _facts(start.loaded, start.settings).to_metadata(
+            _use(start).model_dump(mode="json")
+        )
         save_file(final, start.folder / MODEL, metadata)
         if was_at_end and (start.folder / CARD).exists():
             progress.note(f"{CARD} stays as it is: nothing was computed")
@@ -531,7 +533,7 @@ def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRec
     state = loaded.new_model(cycle).state_dict()
     fresh = {name: tensor.numpy() for name, tensor in state.items()}
     if settings.initial_model:
-        fresh = with_initial(settings.initial_model, fresh, _facts(loaded), _log.warning)
+        fresh = with_initial(settings.initial_model, fresh, _facts(loaded, settings), _log.warning)
     return held_record(fresh, loaded.layout)
 
 
@@ -542,12 +544,13 @@ def _is_format_told(start: Start) -> bool:
     return settings.has_sites or by_model
 
 
-def _facts(loaded: Resources) -> ModelFacts:
+def _facts(loaded: Resources, settings: Settings) -> ModelFacts:
     backbone, dataset = loaded.backbone, loaded.dataset
     return ModelFacts(
         dataset.class_names,
         backbone.digest if backbone is not None else "",
         dataset.holds_vectors,
+        settings.parameters_of("model"),
     )
 
 

@@ -41,6 +41,8 @@ class LocalSituation:
         Those that are labelled, and that were before the first cycle.
     global_tensors : dict[str, Tensor]
         The global model as it was received.
+    is_fresh : bool
+        Whether that model has not been trained yet, as a cycle's first one that is made anew.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class LocalSituation:
     labelled_N: NDArray[np.int64]
     initially_labelled_N: NDArray[np.int64]
     global_tensors: Mapping[str, Tensor]
+    is_fresh: bool
 
     @cached_property
     def pool_N(self) -> NDArray[np.int64]:
