@@ -29,6 +29,7 @@ from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import ExperimentResults, RunResult, compared_by
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.results.reading import Run, read_run
+from ahfal_app.storage.yaml_text import dump_yaml
 
 SEEDS = (0, 1, 2)
 METHODS = ("random", "entropy", "ahfal")
@@ -423,6 +424,62 @@ def test_runs_are_compared_by_the_settings_that_differ(swept: Path, tmp_path: Pa
         compare_runs(folders[:1])
     with pytest.raises(ReportError, match="not the folder of a run"):
         compare_runs([folders[0], tmp_path])
+
+
+Written = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def written(one_run: Run, tmp_path: Path) -> Written:
+    """Write copies of a run's folder: two seeds of each of some settings."""
+
+    def written(*settings: dict[str, object]) -> list[Path]:
+        folders = []
+        for place, said in enumerate(settings):
+            for seed in (0, 1):
+                folder = tmp_path / f"{place}-{seed}"
+                shutil.copytree(one_run.folder, folder)
+                flat = {**one_run.settings.to_flat(), **said, "seed": seed}
+                (folder / "config.yaml").write_text(dump_yaml(flat))
+                folders.append(folder)
+        return folders
+
+    return written
+
+
+def test_parameters_of_what_differs_are_part_of_its_label(written: Written) -> None:
+    folders = written(
+        {"strategy": "random"},
+        {"strategy": "ahfal", "strategy.balance": "none"},
+        {"strategy": "ahfal", "strategy.balance": "none", "strategy.toggle": "local"},
+        {"strategy": "ahfal"},
+    )
+    results = compare_runs(folders)
+    labels = (
+        *("random", "ahfal strategy.balance=none"),
+        *("ahfal strategy.balance=none strategy.toggle=local", "ahfal"),
+    )
+    assert results.axes == {"strategy": labels, "seed": (0, 1)}
+    table = tables.accuracy_table(results)
+    assert [row[0] for row in table.rows] == list(labels)
+    assert all(row[1].endswith("(2)") for row in table.rows)
+    differences = tables.difference_table(results)
+    assert differences is not None
+    assert [row[-1] for row in differences.rows] == ["2", "2", "2"]
+    # Of one strategy they are the axis, as numbers that can be drawn over.
+    assert compare_runs(folders[2:]).axes == {
+        "strategy.balance": ("none", ""),
+        "strategy.toggle": ("", "local"),
+        "seed": (0, 1),
+    }
+
+
+def test_a_protection_s_budget_is_part_of_its_label(written: Written) -> None:
+    private = {"privacy": "local-dp", "privacy.epsilon": 1.0}
+    folders = written({}, private, {**private, "privacy.epsilon": 5.0})
+    labels = ("none", "local-dp privacy.epsilon=1.0", "local-dp privacy.epsilon=5.0")
+    assert compare_runs(folders).axes == {"privacy": labels, "seed": (0, 1)}
+    assert list(compare_runs(folders[2:]).axes) == ["privacy.epsilon", "seed"]
 
 
 @pytest.mark.usefixtures("charts")
