@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import html.parser
 import json
 import re
@@ -27,6 +28,7 @@ from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import ExperimentResults, RunResult, compared_by
+from ahfal_app.experiments.same_data import data_warnings
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.storage.yaml_text import dump_yaml
@@ -480,6 +482,60 @@ def test_a_protection_s_budget_is_part_of_its_label(written: Written) -> None:
     labels = ("none", "local-dp privacy.epsilon=1.0", "local-dp privacy.epsilon=5.0")
     assert compare_runs(folders).axes == {"privacy": labels, "seed": (0, 1)}
     assert list(compare_runs(folders[2:]).axes) == ["privacy.epsilon", "seed"]
+
+
+def of_data(run: Run, fingerprint: str) -> Run:
+    data = {**run.environment["data"], "fingerprint": fingerprint}
+    return dataclasses.replace(run, environment={**run.environment, "data": data})
+
+
+def test_methods_that_had_other_data_are_named(results: ExperimentResults) -> None:
+    assert data_warnings(results) == []
+    assert "Not the same data" not in render_sweep_report(results)
+    runs = tuple(
+        dataclasses.replace(r, run=of_data(r.run, "a" * 64 if r.labels["alpha"] == 0.1 else "b"))
+        for r in results.runs
+    )
+    # What is compared had the same.
+    assert data_warnings(dataclasses.replace(results, runs=runs)) == []
+    runs = tuple(
+        dataclasses.replace(r, run=of_data(r.run, "c" * 64))
+        if (r.labels["strategy"], r.labels["alpha"]) == ("random", 0.1)
+        else r
+        for r in runs
+    )
+    other = dataclasses.replace(results, runs=runs)
+    (warning,) = data_warnings(other)
+    assert warning.startswith(
+        "Not the same data at alpha = 0.1: fingerprints of digits are "
+        "cccccccccccc for random; aaaaaaaaaaaa for entropy, ahfal; "
+    )
+    assert f"{warning}." in html.unescape(render_sweep_report(other))
+
+
+def test_data_sets_that_are_compared_are_to_differ(results: ExperimentResults) -> None:
+    """Two folders of one name: the method is the data set."""
+    places = ("/here/photographs", "/there/photographs")
+    runs = []
+    for place in places:
+        for result in results.runs[:2]:
+            settings = result.run.settings.model_copy(update={"dataset": place})
+            run = dataclasses.replace(of_data(result.run, place), settings=settings)
+            runs.append(RunResult({"dataset": place, "seed": result.seed}, run))
+    axes = {"dataset": places, "seed": SEEDS}
+    assert data_warnings(dataclasses.replace(results, axes=axes, runs=tuple(runs))) == []
+
+
+def test_compared_runs_of_other_data_are_named(written: Written, tmp_path: Path) -> None:
+    folders = written({"strategy": "random"}, {"strategy": "entropy"})
+    for folder in folders[2:]:
+        environment = json.loads((folder / "environment.json").read_text())
+        environment["data"]["fingerprint"] = "d" * 64
+        (folder / "environment.json").write_text(json.dumps(environment))
+    page = tmp_path / "page.html"
+    output = CliRunner().invoke(app, ["compare", *map(str, folders), "--out", str(page)]).output
+    assert "warning: Not the same data: fingerprints of digits are " in output
+    assert "dddddddddddd for entropy" in page.read_text()
 
 
 @pytest.mark.usefixtures("charts")
