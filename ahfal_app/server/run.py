@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -293,7 +294,10 @@ def _resumed(given: Settings) -> Start:
     if settings.num_cycles > stored.num_cycles:
         had = (*had, stored.num_cycles)
     checkpoint = reopened(checkpoint, settings, read_metrics(folder).cycles)
-    return Start(settings, _loaded(settings)[0], folder, checkpoint, extended_from=had)
+    loaded = _loaded(settings)[0]
+    if not settings.has_sites:
+        _refuse_other_data(folder, settings, loaded.dataset.fingerprint)
+    return Start(settings, loaded, folder, checkpoint, extended_from=had)
 
 
 def _parameters_on_resume(
@@ -313,10 +317,24 @@ def _stored(resume: str) -> Settings:
     return check_settings(read_yaml(config))
 
 
+def _refuse_other_data(folder: Path, settings: Settings, fingerprint: str) -> None:
+    """Refuse data in which the rows that clients have labelled are other samples."""
+    before = str(_kept_environment(folder).get("data", {}).get("fingerprint") or fingerprint)
+    if before != fingerprint:
+        raise ResumeError(
+            f"dataset={settings.dataset!r}: its fingerprint is {fingerprint[:12]}, the run was "
+            f"started with {before[:12]}; allowed on resume are the same data"
+        )
+
+
 def _extended_from(folder: Path) -> tuple[int, ...]:
+    return tuple(_kept_environment(folder).get("extended_from", ()))
+
+
+def _kept_environment(folder: Path) -> dict[str, Any]:
     environment = folder / ENVIRONMENT
-    content = json.loads(environment.read_text()) if environment.exists() else {}
-    return tuple(content.get("extended_from", ()))
+    content: dict[str, Any] = json.loads(environment.read_text()) if environment.exists() else {}
+    return content
 
 
 def _refuse_changes(given: Settings, stored: Settings) -> None:
