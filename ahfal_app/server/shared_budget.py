@@ -74,11 +74,13 @@ def split(
     sizes : Mapping[int, int]
         Samples of each client.
     before : Mapping[int, int]
-        What each was granted before; clients that are gone keep it.
+        What each was granted before; clients that are gone keep it. Of a number of labels theirs
+        are a part; of a share of the samples, which are those of the clients that are there, not.
     """
     clients, samples = sorted(sizes), sum(sizes.values())
     due = settings.labels_due(cycle, samples)
-    new = max(0, due - sum(before.values()))
+    counted = before if settings.counts_labels else {c: before.get(c, 0) for c in clients}
+    new = max(0, due - sum(counted.values()))
     had = {client: before.get(client, 0) for client in clients}
     lacking = [max(Fraction(0), Fraction(due * sizes[c], samples) - had[c]) for c in clients]
     spare = [max(0, sizes[client] - had[client]) for client in clients]

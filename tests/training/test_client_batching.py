@@ -342,6 +342,20 @@ class TestBatchNorm:
         assert padded.num_batches_tracked == plain.num_batches_tracked == 0
         assert torch.equal(padded.running_mean, torch.zeros(2))
 
+    def test_a_second_pass_does_not_change_the_first_ones_gradient(self) -> None:
+        """As KCFU has one; statistics that normalise a single value move in it."""
+        values = torch.randn(9, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+        gradients = []
+        for passes in (1, 2):
+            norm = BatchNorm2d(2)
+            norm.running_mean.add_(0.5)
+            loss = norm(values[:1]).square().sum()
+            if passes == 2:
+                norm(values[1:])
+            (gradient,) = torch.autograd.grad(loss, [norm.weight])
+            gradients.append(gradient)
+        torch.testing.assert_close(*gradients)
+
     def test_no_value_at_all_gives_finite_gradients(self) -> None:
         values = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
         values.requires_grad_()

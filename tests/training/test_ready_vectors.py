@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -17,7 +18,7 @@ from ahfal_app.data.device import DeviceFeatures
 from ahfal_app.data.features import Features
 from ahfal_app.models import Classifier, build_model
 from ahfal_app.training.local_updates.core.base import Objective
-from ahfal_app.training.local_updates.kcfu import BalancedSoftmax
+from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
 from ahfal_app.training.sgd import LocalUpdate, Recipe, TrainingState, train_locally
 from ahfal_app.training.together import vectors
 from ahfal_app.training.together.linear_heads import LinearHeadsStep
@@ -60,9 +61,12 @@ class _Clients:
 
     def __init__(self, model: Classifier, images: DeviceFeatures, recipe: Recipe = RECIPE) -> None:
         self.models = [copy.deepcopy(model) for _ in SIZES]
+        self.teacher = copy.deepcopy(model)
         self.states: list[TrainingState | None] = [None] * len(SIZES)
         self.images, self.recipe = images, recipe
         self.balanced = False
+        # Unlabelled samples of each client, for KCFU; none: plain.
+        self.pools: tuple[int, ...] = (0,) * len(SIZES)
 
     def updates(self, round_: int, more: int = 0) -> list[LocalUpdate]:
         return [self._update(client, size + more, round_) for client, size in enumerate(SIZES)]
@@ -83,7 +87,23 @@ class _Clients:
             self.recipe,
             state,
             draw,
-            Objective(loss),
+            Objective(loss, self._penalty(client, counts_C, round_)),
+        )
+
+    def _penalty(
+        self, client: int, counts_C: NDArray[np.int64], round_: int
+    ) -> CompensatoryLoss | None:
+        if not self.pools[client]:
+            return None
+        return CompensatoryLoss(
+            # All have the same.
+            copy.deepcopy(self.teacher).eval(),
+            self.images,
+            torch.arange(40 * client, 40 * client + self.pools[client]),
+            counts_C,
+            Compensation("permutation", "eval", 8, NO_AUGMENTATION, "fp32"),
+            np.random.default_rng(100 * round_ + client),
+            torch.Generator().manual_seed(100 * round_ + client),
         )
 
     @property
@@ -140,6 +160,25 @@ def test_a_balanced_softmax_is_each_clients_own() -> None:
     together, alone = _Clients(model, _features()), _Clients(model, _features())
     together.balanced = alone.balanced = True
     _assert_as_alone(together, alone, 1e-9, 1e-12)
+
+
+@pytest.mark.parametrize("pools", [(13, 0, 9), (13, 9, 0), (0, 0, 5)], ids=str)
+@pytest.mark.parametrize(("name", "parameters"), MODELS.values(), ids=MODELS)
+def test_kcfu_of_clients_some_of_which_have_no_unlabelled_samples(
+    name: str, parameters: dict[str, object], pools: tuple[int, ...]
+) -> None:
+    """One of them is the one with the most steps; dropout goes on where it was at each."""
+    model = _model(name, **parameters)
+    together, alone = _Clients(model, _features()), _Clients(model, _features())
+    together.pools = alone.pools = pools
+    together.balanced = alone.balanced = True
+    # Together, shares of a mixture are kept in single precision.
+    _assert_as_alone(together, alone, 1e-6, 1e-7)
+    steps = [
+        [b for n, b in m.named_buffers() if n.endswith("steps")]
+        for m in together.models + alone.models
+    ]
+    assert steps[: len(SIZES)] == steps[len(SIZES) :]
 
 
 def test_without_momentum_and_decay() -> None:
@@ -218,12 +257,13 @@ def test_more_than_the_memory_is_meant_for_is_converted_step_by_step(
 
 def test_what_changes_from_step_to_step_is_not_kept() -> None:
     (update, *_) = _Clients(_model("linear"), _features()).updates(0)
-    assert ready_vectors(update) is not None
+    assert ready_vectors([update]) is not None
     batch_norm = _Clients(_model("linear", normalise="batch"), _features()).updates(0)[0]
-    assert ready_vectors(batch_norm) is None
+    assert ready_vectors([batch_norm]) is None
     views = replace(RECIPE, augmentation=Augmentation(0, False, views=2))
-    assert ready_vectors(replace(update, recipe=views)) is None
+    assert ready_vectors([replace(update, recipe=views)]) is None
     penalised = Objective(update.objective.loss, lambda model: torch.zeros(()))
-    assert ready_vectors(replace(update, objective=penalised)) is None
+    assert ready_vectors([replace(update, objective=penalised)]) is None
+    assert ready_vectors([update, replace(update, objective=penalised)]) is None
     network = build_model("small-cnn", (8, 8, 1), CLASSES, 0)
-    assert ready_vectors(replace(update, model=network)) is None
+    assert ready_vectors([replace(update, model=network)]) is None

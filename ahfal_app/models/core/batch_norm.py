@@ -30,9 +30,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and self.counting_B is not None:
             return self._normalised_by(maps_BcHW, self.counting_B)
         if self.training and maps_BcHW.numel() == maps_BcHW.shape[1]:
-            return batch_norm(
-                maps_BcHW, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
+            # Copies, since a second pass moves the statistics before this one's gradient is known.
+            mean_c, variance_c = _copied(self.running_mean), _copied(self.running_var)
+            return batch_norm(maps_BcHW, mean_c, variance_c, self.weight, self.bias, eps=self.eps)
         if not (self.training and torch.compiler.is_compiling()):
             return super().forward(maps_BcHW)
         values_BcHW = maps_BcHW.float()
@@ -87,3 +87,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased_c, self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+def _copied(statistics_c: Tensor | None) -> Tensor | None:
+    return None if statistics_c is None else statistics_c.clone()

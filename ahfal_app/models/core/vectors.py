@@ -105,6 +105,10 @@ class CountedDropout(nn.Module):
 
     steps: Tensor
 
+    #: Which samples count, of several copies, bool (k, B); None: all. A copy of which none does
+    #: takes no step.
+    counting_kB: Tensor | None = None
+
     def __init__(self, share: float, features: int) -> None:
         super().__init__()
         self._share = share
@@ -124,7 +128,8 @@ class CountedDropout(nn.Module):
         steps_k1 = _hashed(self.steps.reshape(-1, 1) * _STRIDE)
         kept_BkD = _hashed(cells_B1D ^ steps_k1) >= self._share * (_BITS + 1)
         with torch.no_grad():
-            self.steps.add_(1)
+            taken = 1 if self.counting_kB is None else self.counting_kB.any(dim=1).long()
+            self.steps.add_(taken)
         return features_BD * kept_BkD.flatten(1) / (1.0 - self._share)
 
 

@@ -214,7 +214,7 @@ def _steps(update: LocalUpdate) -> Iterator[_Step]:
 def _pool(
     updates: Sequence[LocalUpdate], sizes_TK: Tensor
 ) -> tuple[Batches | None, Mixtures | None]:
-    """Draw the unlabelled batches of KCFU; clients without its loss have none."""
+    """Draw the unlabelled batches of KCFU; clients without its loss have none; None without any."""
     losses = [update.objective.penalty for update in updates]
     if not any(isinstance(loss, CompensatoryLoss) for loss in losses):
         return None, None
@@ -224,6 +224,9 @@ def _pool(
         else []
         for client, loss in enumerate(losses)
     ]
+    if not any(drawn):
+        # Those who have unlabelled samples have no steps left.
+        return None, None
     pool_sizes_TK = torch.zeros_like(sizes_TK)
     for client, batches in enumerate(drawn):
         sizes = torch.tensor([len(batch.rows_B) for batch in batches]).long()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
 from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.models.core.vectors import CountedDropout
 
 
 class StackedConv2d(nn.Module):
@@ -147,8 +148,8 @@ class StackedBatchNorm2d(nn.Module):
         self.running_var.add_((unbiased_F - self.running_var) * weight_F)
 
 
-def stack_layers(network: nn.Module) -> list[StackedBatchNorm2d]:
-    """Replace a network's layers with those of several copies; return its batch norms.
+def stack_layers(network: nn.Module) -> list[StackedBatchNorm2d | CountedDropout]:
+    """Replace a network's layers with those of several copies; return those that count samples.
 
     Parameters
     ----------
@@ -161,15 +162,12 @@ def stack_layers(network: nn.Module) -> list[StackedBatchNorm2d]:
     TypeError
         A layer with weights is of a kind that is not known here.
     """
-    norms = []
     for path, layer in list(network.named_modules()):
         if not any(True for _ in layer.parameters(recurse=False)):
             continue
-        stacked = _stacked(path, layer)
-        network.set_submodule(path, stacked)
-        if isinstance(stacked, StackedBatchNorm2d):
-            norms.append(stacked)
-    return norms
+        network.set_submodule(path, _stacked(path, layer))
+    kinds = StackedBatchNorm2d | CountedDropout
+    return [layer for layer in network.modules() if isinstance(layer, kinds)]
 
 
 def _stacked(path: str, layer: nn.Module) -> nn.Module:

@@ -98,7 +98,7 @@ class StackedNetwork:
             torch.zeros(self._weights.size, dtype=first.dtype, device=device),
         )
         self._copy_n = self._weights.copy_of_each(device)
-        self._norms = stack_layers(self._skeleton)
+        self._counting = stack_layers(self._skeleton)
         self._left: list[TrainingState | None] = []
 
     @property
@@ -192,7 +192,7 @@ class StackedNetwork:
             Normalised images, those of the k copies side by side in the channels; or vectors,
             (B, F).
         counting_kB : Tensor | None
-            Which samples count for batch normalisation, bool; None: all.
+            Which samples count for batch normalisation and steps of dropout, bool; None: all.
         count : int
             k.
         precision : str
@@ -205,8 +205,8 @@ class StackedNetwork:
             **self._statistics.merged(statistics_m, count),
             **self._counters.merged(self._numbers.counters_m, count),
         }
-        for norm in self._norms:
-            norm.counting_kB = counting_kB
+        for layer in self._counting:
+            layer.counting_kB = counting_kB
         # Weights are used once in a step: autocast's cache of converted ones is of no use.
         with torch.autocast(
             inputs_BFHW.device.type,

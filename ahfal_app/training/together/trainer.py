@@ -219,7 +219,7 @@ class _Program:
         self.key, self.copies = key, len(updates)
         self._images, self._recipe = first.images, first.recipe
         device = self._images.device
-        self._vectors = ready_vectors(first)
+        self._vectors = ready_vectors(updates)
         self._network = StackedNetwork(
             first.model, self.copies, device, ready=self._vectors is not None
         )

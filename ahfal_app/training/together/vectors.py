@@ -10,6 +10,8 @@ padded batch, D numbers of a vector, n = k B, F = k D.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -78,22 +80,23 @@ class ReadyVectors:
         return vectors_BD if self._dtype is None else vectors_BD.to(self._dtype)
 
 
-def ready_vectors(first: LocalUpdate) -> ReadyVectors | None:
+def ready_vectors(updates: Sequence[LocalUpdate]) -> ReadyVectors | None:
     """Return where the vectors of a group are made ready; None where each step has to do it.
 
-    That is so for images, for vectors that are augmented or normalised by the batch, with KCFU,
-    and on a GPU, where it costs nothing.
+    That is so for images, for vectors that are augmented or normalised by the batch, with KCFU
+    at any client, and on a GPU, where it costs nothing.
 
     Parameters
     ----------
-    first : LocalUpdate
-        One of the group.
+    updates : Sequence[LocalUpdate]
+        The group, of equal recipe and network.
     """
+    first = updates[0]
     layer = getattr(first.model, "vectors", None)
     if not isinstance(layer, VectorInput) or not layer.is_fixed:
         return None
     is_same_each_time = first.recipe.augmentation == NO_AUGMENTATION
-    is_plain = first.objective.penalty is None
+    is_plain = all(update.objective.penalty is None for update in updates)
     if first.images.device.type != "cpu" or not is_same_each_time or not is_plain:
         return None
     # Autocast would convert them in each step.
