@@ -43,6 +43,7 @@ def contradictions(settings: Settings) -> list[str]:
     problems += _data_contradictions(settings) + _amount_contradictions(settings)
     problems += _arrival_contradictions(settings) + _statistics_contradictions(settings)
     problems += _view_contradictions(settings) + _drift_contradictions(settings)
+    problems += _split_contradictions(settings)
     return problems + _evaluation_contradictions(settings)
 
 
@@ -164,6 +165,17 @@ def _amount_contradictions(settings: Settings) -> list[str]:
         low, least = (getattr(settings, f"{when}_{kind}") for when in ("target", "initial"))
         return [f"target-{kind}={low!r}: allowed is at least initial-{kind}={least!r}"]
     return []
+
+
+def _split_contradictions(settings: Settings) -> list[str]:
+    """Refuse a way to split one budget where each client has its own."""
+    split, default = settings.budget_split, setting_fields()["budget-split"].default
+    if settings.has_global_budget or split == default:
+        return []
+    return [
+        f"budget-split={split!r}: has no effect with budget='client'; allowed is nothing, or "
+        "budget='global'"
+    ]
 
 
 def _arrival_contradictions(settings: Settings) -> list[str]:

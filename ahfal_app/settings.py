@@ -486,7 +486,13 @@ class Settings(BaseModel):
         "client",
         "Active learning",
         "Whose labels fractions and numbers mean: `client`: each client's; `global`: all clients' "
-        "together, split in proportion to their samples by largest remainder.",
+        "together, split as `budget-split` says.",
+    )
+    budget_split: Literal["share", "equal"] = _setting(
+        "share",
+        "Active learning",
+        "How `budget=global` is split over the clients, by largest remainder: `share`: in "
+        "proportion to their samples; `equal`: each cycle's labels alike.",
     )
     cycles: int = _setting(
         0, "Active learning", "Most cycles to run; 0: as many as the target needs.", ge=0

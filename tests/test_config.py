@@ -61,6 +61,11 @@ def problems(values: dict[str, object]) -> str:
             "initial-labels=1500: the largest client has 14",
         ),
         ({"budget": "all"}, "budget='all': allowed is `client` | `global`"),
+        (
+            {"budget-split": "equal"},
+            "budget-split='equal': has no effect with budget='client'; allowed is nothing, or "
+            "budget='global'",
+        ),
         ({"dataset": "none"}, "partition='dirichlet-balanced': allowed is 'sites' with dataset="),
         ({"dataset": "none"}, "evaluate='server': allowed is 'sites' with dataset='none'"),
         ({"dataset": "none", "evaluate": "both"}, "evaluate='both': allowed is 'sites' with"),

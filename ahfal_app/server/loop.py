@@ -27,6 +27,7 @@ from ahfal_app.results.records import (
     ArrivalsRecord,
     CycleRecord,
     Failure,
+    GrantsRecord,
     Joined,
     RoundRecord,
     SiteTest,
@@ -296,7 +297,7 @@ class FederatedActiveLearning:
             for client, member in members.items()
         }
         if self._shared_budget is not None:
-            return self._shared_budget.granted(cycle, sizes)
+            return self._shared_budget.granted(cycle, sizes, self._labels.used)
         return {client: settings.labels_due(cycle, size) for client, size in sizes.items()}
 
     def _wait_for_initial_labels(self) -> None:
@@ -510,6 +511,7 @@ class FederatedActiveLearning:
             drift=judged.record,
             audit=_audit(purchase.answers) if purchase and settings.tells_audit else None,
             policy=self._side.figures if purchase else {},
+            grants=self._grants() if purchase else None,
             ledger=self._labels.ledger,
             failed=self._failed(
                 (self._membership.failures | purchase.failures if purchase else {})
@@ -523,6 +525,13 @@ class FederatedActiveLearning:
             bytes_down=traffic[0],
             bytes_up=traffic[1],
         )
+
+    def _grants(self) -> GrantsRecord | None:
+        """Return how the labels were split that are bought after this cycle."""
+        if self._shared_budget is None:
+            return None
+        name = self._federation.site
+        return self._shared_budget.told(self._order.cycle + 1, name)
 
     def _traffic_since(self, before: tuple[int, int]) -> tuple[int, int]:
         """Return the bytes sent down and up since then."""

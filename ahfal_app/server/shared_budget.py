@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 from ahfal_app.config import Settings
 from ahfal_app.errors import ResumeError
 from ahfal_app.query.core.budgets import allocate
+from ahfal_app.results.records import Grant, GrantsRecord
 from ahfal_app.storage.files import write_json
+
+#: In the file of the plan, beside the cycles: what each cycle's labels were split by.
+_WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How labels are split over clients, whatever these have left of earlier ones.
+
+    Attributes
+    ----------
+    labels : Mapping[int, int]
+        Of each client.
+    most : Mapping[int, int]
+        The most that each can take.
+    weights : Mapping[int, float]
+        What it goes by, for people.
+    """
+
+    labels: Mapping[int, int]
+    most: Mapping[int, int]
+    weights: Mapping[int, float]
+
+
+@dataclass
+class _Plan:
+    """What is decided: totals granted by cycle, and what each cycle's labels were split by."""
+
+    granted: dict[int, dict[int, int]] = field(default_factory=dict)
+    weights: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    def before(self, cycle: int) -> dict[int, int]:
+        """Return what was granted by the cycle before, or the last one that has a plan."""
+        earlier = [known for known in self.granted if known < cycle]
+        return self.granted[max(earlier)] if earlier else {}
 
 
 class SharedBudget:
@@ -35,15 +72,14 @@ class SharedBudget:
     def __init__(self, settings: Settings, path: Path) -> None:
         self._settings = settings
         self._path = path
-        self._plan = _read(path) if path.exists() else {}
+        self._plan = _read(path) if path.exists() else _Plan()
 
-    def granted(self, cycle: int, sizes: Mapping[int, int]) -> dict[int, int]:
+    def granted(
+        self, cycle: int, sizes: Mapping[int, int], used: Mapping[int, int] | None = None
+    ) -> dict[int, int]:
         """Return how many labels each client has been granted by a cycle, all together.
 
-        What a cycle adds is split by largest remainder in proportion to what each client lacks of
-        its exact share, which is in proportion to its samples; so no client's labels ever sink,
-        and all of them together are exactly those that are due. A client that comes later has
-        its share of what is bought from then on.
+        No client's labels ever sink, and all of them together are at most those that are due.
 
         Parameters
         ----------
@@ -51,19 +87,73 @@ class SharedBudget:
             The cycle that labels are bought for.
         sizes : Mapping[int, int]
             Samples of each client that is there; read where the cycle has no plan yet.
+        used : Mapping[int, int], optional
+            Of what each was granted before, what it has asked for; all of it if left out.
         """
-        if cycle not in self._plan:
-            earlier = [known for known in self._plan if known < cycle]
-            before = self._plan[max(earlier)] if earlier else {}
-            self._plan[cycle] = split(self._settings, cycle, sizes, before)
-            write_json(self._path, self._plan)
-        return self._plan[cycle]
+        if cycle not in self._plan.granted:
+            before = self._plan.before(cycle)
+            if self._settings.budget_split == "share":
+                self._plan.granted[cycle] = split(self._settings, cycle, sizes, before)
+                self._plan.weights[cycle] = {client: float(sizes[client]) for client in sizes}
+            else:
+                self._split(cycle, sizes, before, before if used is None else used)
+            self._write()
+        return self._plan.granted[cycle]
+
+    def told(self, cycle: int, site: Callable[[int], str]) -> GrantsRecord:
+        """Return what a cycle's plan says of each client, for people.
+
+        Parameters
+        ----------
+        cycle : int
+            The cycle that labels are bought for.
+        site : Callable[[int], str]
+            Returns the name that a client's site was registered under, or nothing.
+        """
+        granted, before = self._plan.granted[cycle], self._plan.before(cycle)
+        weights = self._plan.weights.get(cycle, {})
+        return GrantsRecord(
+            split=self._settings.budget_split,
+            clients=tuple(
+                Grant(
+                    client=client,
+                    site=site(client),
+                    before=before.get(client, 0),
+                    added=granted[client] - before.get(client, 0),
+                    weight=weights.get(client),
+                )
+                for client in sorted(granted)
+            ),
+        )
+
+    def _split(
+        self,
+        cycle: int,
+        sizes: Mapping[int, int],
+        before: Mapping[int, int],
+        used: Mapping[int, int],
+    ) -> None:
+        new = _new_labels(self._settings, cycle, sizes, before)
+        free = {c: max(0, before.get(c, 0) - used.get(c, 0)) for c in sizes}
+        room = {c: max(0, sizes[c] - before.get(c, 0) + free[c]) for c in sizes}
+        parts = alike(new, room, before)
+        added = less_free(parts, free)
+        self._plan.granted[cycle] = {**before, **{c: before.get(c, 0) + added[c] for c in added}}
+        self._plan.weights[cycle] = dict(parts.weights)
+
+    def _write(self) -> None:
+        plan: dict[str, object] = {str(c): labels for c, labels in self._plan.granted.items()}
+        write_json(self._path, plan | {_WEIGHTS: self._plan.weights})
 
 
 def split(
     settings: Settings, cycle: int, sizes: Mapping[int, int], before: Mapping[int, int]
 ) -> dict[int, int]:
-    """Return the labels that each client is granted by a cycle, in total.
+    """Return the labels that each client is granted by a cycle, in total, by its share.
+
+    What a cycle adds is split by largest remainder in proportion to what each client lacks of
+    its exact share, which is in proportion to its samples; so all of them together are exactly
+    those that are due. A client that comes later has its share of what is bought from then on.
 
     Parameters
     ----------
@@ -77,8 +167,7 @@ def split(
         What each was granted before; clients that are gone keep it.
     """
     clients, samples = sorted(sizes), sum(sizes.values())
-    due = settings.labels_due(cycle, samples)
-    new = max(0, due - sum(before.values()))
+    due, new = settings.labels_due(cycle, samples), _new_labels(settings, cycle, sizes, before)
     had = {client: before.get(client, 0) for client in clients}
     lacking = [max(Fraction(0), Fraction(due * sizes[c], samples) - had[c]) for c in clients]
     spare = [max(0, sizes[client] - had[client]) for client in clients]
@@ -86,12 +175,74 @@ def split(
     return {**before, **{c: had[c] + more for c, more in zip(clients, added, strict=True)}}
 
 
-def _read(path: Path) -> dict[int, dict[int, int]]:
+def alike(labels: int, room: Mapping[int, int], before: Mapping[int, int]) -> Parts:
+    """Split labels into equal parts; who can take only less gets that, and the others the rest.
+
+    Of what is left over after that, who had fewest before gets one first.
+
+    Parameters
+    ----------
+    labels : int
+        How many there are.
+    room : Mapping[int, int]
+        The most that each client can take.
+    before : Mapping[int, int]
+        What each was granted before.
+    """
+    parts, left, others = dict[int, int](), labels, sorted(room, key=lambda c: (-room[c], c))
+    while others and room[others[-1]] * len(others) <= left:
+        client = others.pop()
+        parts[client] = room[client]
+        left -= room[client]
+    if others:
+        others.sort(key=lambda client: (before.get(client, 0), client))
+        share = allocate([1] * len(others), [room[client] for client in others], left).tolist()
+        parts |= dict(zip(others, share, strict=True))
+    return Parts(parts, room, dict.fromkeys(sorted(room), 1.0))
+
+
+def less_free(parts: Parts, free: Mapping[int, int]) -> dict[int, int]:
+    """Return what each client is granted anew where some have not used all that they had.
+
+    Who has labels left gets so many fewer, and these are split once more in the same way.
+
+    Parameters
+    ----------
+    parts : Parts
+        How labels are split.
+    free : Mapping[int, int]
+        What each client has left.
+    """
+    clients = sorted(parts.labels)
+    added = {c: max(0, parts.labels[c] - free.get(c, 0)) for c in clients}
+    spare = [max(0, parts.most[c] - max(parts.labels[c], free.get(c, 0))) for c in clients]
+    left = sum(parts.labels.values()) - sum(added.values())
+    more = allocate([parts.weights[c] for c in clients], spare, left).tolist()
+    return {c: added[c] + again for c, again in zip(clients, more, strict=True)}
+
+
+def _new_labels(
+    settings: Settings, cycle: int, sizes: Mapping[int, int], before: Mapping[int, int]
+) -> int:
+    """Return how many labels a cycle adds to those of all clients."""
+    due = settings.labels_due(cycle, sum(sizes.values()))
+    return max(0, due - sum(before.values()))
+
+
+def _read(path: Path) -> _Plan:
     try:
         found = json.loads(path.read_text())
-        return {
-            int(cycle): {int(client): int(labels) for client, labels in granted.items()}
-            for cycle, granted in found.items()
-        }
-    except (OSError, ValueError, AttributeError) as error:
+        # A run of an earlier version has no weights.
+        weights = found.pop(_WEIGHTS, {})
+        return _Plan(
+            {
+                int(cycle): {int(client): int(labels) for client, labels in granted.items()}
+                for cycle, granted in found.items()
+            },
+            {
+                int(cycle): {int(client): float(weight) for client, weight in each.items()}
+                for cycle, each in weights.items()
+            },
+        )
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ResumeError(f"{path}: cannot be read: {error}") from error
