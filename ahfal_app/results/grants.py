@@ -10,6 +10,8 @@ from ahfal_app.results.tables import TextTable, grid_table
 _WHY = {
     "share": "its samples; what a client lacks of its exact share in one cycle comes first in the "
     "next",
+    "missing": "its share of the labels of the classes that all clients lack, by what the global "
+    "model sees in its pool; first labels by its samples",
     "equal": "the same for all; of what is left over, who had fewest gets one first",
 }
 

@@ -241,10 +241,11 @@ class Grant(_Record):
 class GrantsRecord(_Record):
     """How the labels that are bought after a cycle were split over the clients.
 
-    Weights by `split`: with `share` a client's samples, with `equal` 1.
+    Weights by `split`: with `share` a client's samples, with `equal` 1, with `missing` its share of
+    the labels that go to the classes that all clients lack.
     """
 
-    split: Literal["share", "equal"]
+    split: Literal["share", "equal", "missing"]
     clients: tuple[Grant, ...]
 
 

@@ -14,8 +14,10 @@ from ahfal_app.query.core.budgets import allocate
 from ahfal_app.results.records import Grant, GrantsRecord
 from ahfal_app.storage.files import write_json
 
-#: In the file of the plan, beside the cycles: what each cycle's labels were split by.
+#: In the file of the plan, beside the cycles: what each cycle's labels were split by, and how many
+#: they are where clients are asked.
 _WEIGHTS = "weights"
+_LABELS = "labels"
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,17 @@ class Parts:
     weights: Mapping[int, float]
 
 
+#: Called with labels to be split; asks clients, and returns their parts.
+Ask = Callable[[int], Parts]
+
+
 @dataclass
 class _Plan:
-    """What is decided: totals granted by cycle, and what each cycle's labels were split by."""
+    """What is decided: totals granted by cycle, what each was split by, and labels asked about."""
 
     granted: dict[int, dict[int, int]] = field(default_factory=dict)
     weights: dict[int, dict[int, float]] = field(default_factory=dict)
+    labels: dict[int, int] = field(default_factory=dict)
 
     def before(self, cycle: int) -> dict[int, int]:
         """Return what was granted by the cycle before, or the last one that has a plan."""
@@ -75,7 +82,11 @@ class SharedBudget:
         self._plan = _read(path) if path.exists() else _Plan()
 
     def granted(
-        self, cycle: int, sizes: Mapping[int, int], used: Mapping[int, int] | None = None
+        self,
+        cycle: int,
+        sizes: Mapping[int, int],
+        used: Mapping[int, int] | None = None,
+        ask: Ask | None = None,
     ) -> dict[int, int]:
         """Return how many labels each client has been granted by a cycle, all together.
 
@@ -89,14 +100,16 @@ class SharedBudget:
             Samples of each client that is there; read where the cycle has no plan yet.
         used : Mapping[int, int], optional
             Of what each was granted before, what it has asked for; all of it if left out.
+        ask : Ask, optional
+            Asks clients, where the settings say so; left out while there is no model to ask about.
         """
         if cycle not in self._plan.granted:
-            before = self._plan.before(cycle)
-            if self._settings.budget_split == "share":
-                self._plan.granted[cycle] = split(self._settings, cycle, sizes, before)
+            before, settings = self._plan.before(cycle), self._settings
+            if settings.budget_split == "share" or (settings.asks_for_split and ask is None):
+                self._plan.granted[cycle] = split(settings, cycle, sizes, before)
                 self._plan.weights[cycle] = {client: float(sizes[client]) for client in sizes}
             else:
-                self._split(cycle, sizes, before, before if used is None else used)
+                self._split(cycle, sizes, before if used is None else used, ask)
             self._write()
         return self._plan.granted[cycle]
 
@@ -127,23 +140,34 @@ class SharedBudget:
         )
 
     def _split(
-        self,
-        cycle: int,
-        sizes: Mapping[int, int],
-        before: Mapping[int, int],
-        used: Mapping[int, int],
+        self, cycle: int, sizes: Mapping[int, int], used: Mapping[int, int], ask: Ask | None
     ) -> None:
+        before = self._plan.before(cycle)
         new = _new_labels(self._settings, cycle, sizes, before)
         free = {c: max(0, before.get(c, 0) - used.get(c, 0)) for c in sizes}
         room = {c: max(0, sizes[c] - before.get(c, 0) + free[c]) for c in sizes}
-        parts = alike(new, room, before)
+        if self._settings.asks_for_split and ask is not None:
+            parts = self._asked(cycle, new, room, ask)
+        else:
+            parts = alike(new, room, before)
         added = less_free(parts, free)
         self._plan.granted[cycle] = {**before, **{c: before.get(c, 0) + added[c] for c in added}}
         self._plan.weights[cycle] = dict(parts.weights)
 
+    def _asked(self, cycle: int, new: int, room: Mapping[int, int], ask: Ask) -> Parts:
+        """Have clients asked about so many labels, or as many as before the server has ended."""
+        labels = self._plan.labels.setdefault(cycle, new)
+        if not labels:
+            nothing = dict.fromkeys(room, 0)
+            return Parts(nothing, nothing, dict.fromkeys(room, 0.0))
+        # Folders may grow while nobody is there, and the same steps must be about the same number.
+        self._write()
+        return ask(labels)
+
     def _write(self) -> None:
         plan: dict[str, object] = {str(c): labels for c, labels in self._plan.granted.items()}
-        write_json(self._path, plan | {_WEIGHTS: self._plan.weights})
+        more = {_WEIGHTS: self._plan.weights, _LABELS: self._plan.labels}
+        write_json(self._path, plan | {key: value for key, value in more.items() if value})
 
 
 def split(
@@ -232,8 +256,8 @@ def _new_labels(
 def _read(path: Path) -> _Plan:
     try:
         found = json.loads(path.read_text())
-        # A run of an earlier version has no weights.
-        weights = found.pop(_WEIGHTS, {})
+        # A run of an earlier version has neither.
+        weights, labels = found.pop(_WEIGHTS, {}), found.pop(_LABELS, {})
         return _Plan(
             {
                 int(cycle): {int(client): int(labels) for client, labels in granted.items()}
@@ -243,6 +267,7 @@ def _read(path: Path) -> _Plan:
                 int(cycle): {int(client): float(weight) for client, weight in each.items()}
                 for cycle, each in weights.items()
             },
+            {int(cycle): int(number) for cycle, number in labels.items()},
         )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ResumeError(f"{path}: cannot be read: {error}") from error
