@@ -179,7 +179,7 @@ def _split_contradictions(settings: Settings) -> list[str]:
     if not settings.asks_for_split:
         return [
             f"{key}={value}: has no effect with budget-split={split!r}; allowed is 0, or "
-            "budget-split='missing'"
+            "budget-split=missing|threshold"
             for key, value in (("budget-floor", floor), ("budget-cap", cap))
             if value
         ]

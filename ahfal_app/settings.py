@@ -488,25 +488,27 @@ class Settings(BaseModel):
         "Whose labels fractions and numbers mean: `client`: each client's; `global`: all clients' "
         "together, split as `budget-split` says.",
     )
-    budget_split: Literal["share", "equal", "missing"] = _setting(
+    budget_split: Literal["share", "equal", "missing", "threshold"] = _setting(
         "share",
         "Active learning",
         "How `budget=global` is split over the clients, by largest remainder: `share`: in "
         "proportion to their samples; `equal`: each cycle's labels alike; `missing`: to who seems "
-        "to have the classes that all together lack. First labels are split by `share` then.",
+        "to have the classes that all together lack; `threshold`: to who has the highest scores of "
+        "all. First labels are split by `share` with the last two.",
     )
     budget_floor: int = _setting(
         0,
         "Active learning",
         "Fewest labels of a client in a cycle, where it has so many samples; with "
-        "`budget-split=missing`.",
+        "`budget-split=missing|threshold`.",
         ge=0,
         le=10**9,
     )
     budget_cap: int = _setting(
         0,
         "Active learning",
-        "Most labels of a client in a cycle, with `budget-split=missing`; 0: four equal shares.",
+        "Most labels of a client in a cycle, with `budget-split=missing|threshold`; 0: four equal "
+        "shares.",
         ge=0,
         le=10**9,
     )

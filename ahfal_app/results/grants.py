@@ -12,6 +12,8 @@ _WHY = {
     "next",
     "missing": "its share of the labels of the classes that all clients lack, by what the global "
     "model sees in its pool; first labels by its samples",
+    "threshold": "its samples whose scores are among the highest of all clients, ties and all, "
+    "within its cap; first labels by its samples",
     "equal": "the same for all; of what is left over, who had fewest gets one first",
 }
 

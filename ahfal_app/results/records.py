@@ -242,10 +242,11 @@ class GrantsRecord(_Record):
     """How the labels that are bought after a cycle were split over the clients.
 
     Weights by `split`: with `share` a client's samples, with `equal` 1, with `missing` its share of
-    the labels that go to the classes that all clients lack.
+    the labels that go to the classes that all clients lack, with `threshold` its samples whose
+    scores are among the highest of all.
     """
 
-    split: Literal["share", "equal", "missing"]
+    split: Literal["share", "equal", "missing", "threshold"]
     clients: tuple[Grant, ...]
 
 

@@ -26,6 +26,7 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.query.core.coordination import COORDINATED_SIGNALS
+from ahfal_app.query.core.splitting import comparable_strategies, not_comparable
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.server.arrival_checks import (
     arrival_data_problems,
@@ -381,6 +382,18 @@ def _coordination_problem(settings: Settings) -> list[str]:
     return problems
 
 
+def _split_problem(settings: Settings) -> list[str]:
+    """Refuse a threshold over scores that are of each client's own kind, or are none."""
+    why = not_comparable(settings) if settings.budget_split == "threshold" else ""
+    if not why:
+        return []
+    fitting = ", ".join(comparable_strategies())
+    return [
+        f"budget-split='threshold': allowed is 'share', 'equal' or 'missing', since {why}; with "
+        f"strategy.model='global' these do: {fitting}"
+    ]
+
+
 def _server_side_problem(settings: Settings) -> list[str]:
     """Refuse what a strategy cannot do with the run, and reports where privacy is wanted."""
     strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
@@ -501,6 +514,7 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"strategy"}, _forgetting_problem),
     ({"strategy"}, _coordination_problem),
     ({"strategy"}, _server_side_problem),
+    ({"strategy"}, _split_problem),
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from numpy.typing import NDArray
 from support.attacks import Target
 from support.killing import Uninterrupted, killed_at, uninterrupted
 from support.simulation import Outcome, Simulation
+from torch import Tensor
 
 from ahfal_app.client import coordination
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.messages.keys import ARRAYS_KEY
-from ahfal_app.query.core.splitting import class_budgets, class_share
+from ahfal_app.query import PoolView, QueryContext, ScoringStrategy
+from ahfal_app.query.core import splitting
+from ahfal_app.query.core.splitting import class_budgets, class_share, sorted_scores
 from ahfal_app.results.grants import grants_table
 from ahfal_app.results.reading import read_run
 from ahfal_app.server.preflight import check_settings
@@ -39,6 +43,12 @@ HOSPITALS: dict[str, Any] = {
     "rounds": 1,
 }
 MISSING: dict[str, Any] = {**HOSPITALS, "budget-split": "missing"}
+THRESHOLD: dict[str, Any] = {
+    **HOSPITALS,
+    "budget-split": "threshold",
+    "strategy.model": "global",
+    "budget-cap": 9,
+}
 SECURE = {"privacy": "secure-aggregation"}
 
 
@@ -90,6 +100,71 @@ def missing(runs: Simulation) -> tuple[Outcome, Watch]:
     return runs(MISSING, handler=watch, name="missing"), watch
 
 
+@pytest.fixture(scope="module")
+def scores() -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Scores of each client's pool, by cycle and client, as `threshold` has found them."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def threshold(
+    runs: Simulation, scores: dict[tuple[int, int], NDArray[np.float64]]
+) -> tuple[Outcome, Watch]:
+    def kept(strategy: ScoringStrategy, pool: PoolView, context: QueryContext) -> Tensor:
+        found = sorted_scores(strategy, pool, context)
+        scores[context.cycle, context.client] = found.numpy()
+        return found
+
+    watch = Watch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "sorted_scores", kept)
+        return runs(THRESHOLD, handler=watch, name="threshold"), watch
+
+
+def test_who_has_the_highest_scores_of_all_gets_the_labels(
+    threshold: tuple[Outcome, Watch], scores: dict[tuple[int, int], NDArray[np.float64]]
+) -> None:
+    """As if all samples were in one place."""
+    outcome, _ = threshold
+    labels = labels_of(outcome)
+    assert [sum(each) for each in labels] == [12, 21, 30]
+    for cycle in (1, 2):
+        pools = [scores[cycle, client] for client in range(3)]
+        lowest = np.sort(np.concatenate(pools))[-9]
+        expected = [int((pool_N >= lowest).sum()) for pool_N in pools]
+        assert sum(expected) == 9
+        assert [b - a for a, b in zip(labels[cycle - 1], labels[cycle], strict=True)] == expected
+        bought = [row for row in outcome.selections if row["cycle"] == cycle - 1]
+        assert min(row["score"] for row in bought) == lowest
+        record = outcome.metrics.cycles[cycle - 1].grants
+        assert record is not None
+        assert [grant.weight for grant in record.clients] == expected
+
+
+def test_no_client_gets_more_than_the_cap(
+    threshold: tuple[Outcome, Watch], simulation: Simulation
+) -> None:
+    first, second, _ = labels_of(threshold[0])
+    most = max(b - a for a, b in zip(first, second, strict=True))
+    outcome = simulation({**THRESHOLD, "budget-cap": most - 1, "cycles": 2})
+    start, end = labels_of(outcome)
+    added = [b - a for a, b in zip(start, end, strict=True)]
+    assert start == first
+    assert max(added) == most - 1
+    assert sum(added) == 9
+
+
+def test_masked_counts_find_the_same_threshold(
+    runs: Simulation, threshold: tuple[Outcome, Watch]
+) -> None:
+    watch = Watch()
+    outcome = runs({**THRESHOLD, **SECURE}, handler=watch, name="threshold-secure")
+    assert labels_of(outcome) == labels_of(threshold[0])
+    assert outcome.metrics.cycles[0].grants == threshold[0].metrics.cycles[0].grants
+    assert {key for _, told in watch.answers("counts") for key in told} == set()
+    assert {key for _, told in watch.answers("last") for key in told} == {"clear.above"}
+
+
 def test_labels_go_to_who_seems_to_have_what_all_lack(missing: tuple[Outcome, Watch]) -> None:
     """Reckoned anew from what the clients have counted."""
     outcome, watch = missing
@@ -128,14 +203,23 @@ def test_the_report_says_by_what_labels_went(missing: tuple[Outcome, Watch]) -> 
     assert "budget-split=missing" in (outcome.folder / "report.html").read_text()
 
 
-def test_nothing_leaves_a_client_that_is_not_declared(missing: tuple[Outcome, Watch]) -> None:
-    declared = {"classes": {"sum.labelled", "sum.predicted"}, "shares": {"clear.share"}}
-    asked = [content for kind, _, content, _ in missing[1].heard if kind == "query.split"]
+@pytest.mark.parametrize("which", ["missing", "threshold"])
+def test_nothing_leaves_a_client_that_is_not_declared(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    declared = {
+        "classes": {"sum.labelled", "sum.predicted"},
+        "shares": {"clear.share"},
+        "counts": {"sum.above"},
+        "last": {"clear.above"},
+    }
+    _, watch = request.getfixturevalue(which)
+    asked = [content for kind, _, content, _ in watch.heard if kind == "query.split"]
     # The model is sent once a cycle, and no statistics.
     assert [ARRAYS_KEY in content for content in asked] == [
         last_step(content) == "opening" for content in asked
     ]
-    for kind, _, question, answer in missing[1].heard:
+    for kind, _, question, answer in watch.heard:
         if kind != "query.split":
             continue
         if last_step(question) == "opening":
@@ -254,22 +338,22 @@ def test_a_lie_is_named_and_left_out(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [MISSING])
+@pytest.mark.parametrize("settings", [MISSING, THRESHOLD])
 def test_a_run_that_is_killed_at_every_event_grants_the_same(
-    settings: dict[str, Any], runs: Simulation, simulation: Simulation
+    settings: dict[str, Any], simulation: Simulation
 ) -> None:
     values = {**settings, "cycles": 2}
-    straight = uninterrupted(runs, **values)
+    straight = uninterrupted(simulation, **values)
     _kill_at_each(values, straight, simulation, range(3, straight.events))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{**MISSING, **SECURE}])
+@pytest.mark.parametrize("settings", [{**MISSING, **SECURE}, {**THRESHOLD, **SECURE}])
 def test_a_run_that_is_killed_in_masked_sums_grants_the_same(
-    settings: dict[str, Any], runs: Simulation, simulation: Simulation
+    settings: dict[str, Any], simulation: Simulation
 ) -> None:
     values = {**settings, "cycles": 2}
-    straight = uninterrupted(runs, **values)
+    straight = uninterrupted(simulation, **values)
     _kill_at_each(values, straight, simulation, straight.spread(20))
 
 
@@ -294,6 +378,16 @@ def _kill_at_each(
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        (
+            {"budget-split": "threshold"},
+            "budget-split='threshold': allowed is 'share', 'equal' or 'missing', since scores of "
+            "strategy='entropy' do not mean the same at all clients; with strategy.model='global' "
+            "these do: entropy, least-confidence, margin",
+        ),
+        (
+            {"budget-split": "threshold", "strategy": "core-set", "strategy.model": "global"},
+            "since strategy='core-set' gives samples no scores",
+        ),
         ({"budget": "client"}, "budget-split='missing': has no effect with budget='client'"),
         (
             {"budget-split": "equal", "budget-cap": 3},
@@ -323,11 +417,7 @@ class Site(Target):
     """A site that is asked how a budget is to be split."""
 
     def ask(self, split: str, name: str, more: dict[str, Any] | None = None) -> Message:
-        values = {
-            "budget": "global",
-            "budget-split": split,
-            **(more or {}),
-        }
+        values = {"budget": "global", "budget-split": split, **(more or {})}
 
         def spoil(content: RecordDict) -> None:
             content["coordination"] = ConfigRecord({"first": 0, "names": ["opening", name]})

@@ -163,3 +163,61 @@ def test_a_plan_says_who_got_what_and_why(tmp_path: Path):
             ("site 0 (client 0)", 3, 3, 30.0),
             ("site 1 (client 1)", 7, 7, 70.0),
         ]
+
+
+MISSING = {"budget-split": "missing"}
+
+
+def test_clients_are_asked_about_the_same_labels_after_a_crash(tmp_path: Path):
+    """Folders have grown since, and with them what is due; the steps must be the same."""
+    settings = parse_settings(
+        {**MISSING, "budget": "global", "initial-fraction": 0.1, "query-fraction": 0.1}
+    )
+    path, asked = tmp_path / "budget.json", []
+
+    def ask(labels: int) -> Parts:
+        asked.append(labels)
+        if len(asked) == 1:
+            raise RuntimeError("power cut")
+        return Parts({0: 3, 1: 7}, {0: 50, 1: 50}, {0: 3.0, 1: 7.0})
+
+    budget = SharedBudget(settings, path)
+    # The first labels by share: there is no model to ask about.
+    assert budget.granted(0, {0: 50, 1: 50}) == {0: 5, 1: 5}
+    with pytest.raises(RuntimeError):
+        budget.granted(1, {0: 50, 1: 50}, ask=ask)
+    again = SharedBudget(settings, path)
+    assert again.granted(1, {0: 50, 1: 90}, ask=ask) == {0: 8, 1: 12}
+    assert asked == [10, 10]
+    assert [grant.weight for grant in again.told(1, lambda _: "").clients] == [3.0, 7.0]
+    # Once it is written, nobody is asked.
+    assert SharedBudget(settings, path).granted(1, {}, ask=ask) == {0: 8, 1: 12}
+    assert asked == [10, 10]
+
+
+def test_who_was_not_there_keeps_what_it_had_and_what_is_left_over_is_due_later(tmp_path: Path):
+    settings, sizes = numbers(9, 9, 27, **MISSING), {0: 50, 1: 50, 2: 50}
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    assert budget.granted(0, sizes) == {0: 3, 1: 3, 2: 3}
+    two = Parts({0: 4, 2: 2}, {0: 4, 2: 2}, {0: 4.0, 2: 2.0})
+    assert budget.granted(1, sizes, ask=lambda _: two) == {0: 7, 1: 3, 2: 5}
+    labels: list[int] = []
+
+    def ask(number: int) -> Parts:
+        labels.append(number)
+        return Parts({0: 6, 1: 6, 2: 0}, {0: 20, 1: 20, 2: 20}, {0: 1.0, 1: 1.0, 2: 0.0})
+
+    # The first has asked for five of its seven: its part is four, and two go to both once more.
+    assert budget.granted(2, sizes, {0: 5, 1: 3, 2: 5}, ask) == {0: 12, 1: 10, 2: 5}
+    assert labels == [12]
+
+
+def test_nobody_is_asked_about_no_labels(tmp_path: Path):
+    settings = numbers(9, 9, 27, **MISSING)
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    assert budget.granted(0, {0: 4, 1: 5}) == {0: 4, 1: 5}
+
+    def ask(labels: int) -> Parts:
+        raise AssertionError(f"asked about {labels} labels")
+
+    assert budget.granted(1, {0: 4, 1: 5}, ask=ask) == {0: 4, 1: 5}
