@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ahfal_app.results.reading import Run
 from ahfal_app.results.records import GrantsRecord, called
 from ahfal_app.results.tables import TextTable, grid_table
@@ -38,7 +41,30 @@ def grants_table(run: Run) -> TextTable | None:
         table.headings,
         table.rows,
         table.numbers,
-        note=f"Labels granted; in brackets what they went by: {_WHY[split]}.",
+        note=f"Labels granted; in brackets what they went by: {_WHY[split]}.{_left(told)}",
+    )
+
+
+def describe_grants(run: Run) -> dict[str, Any] | None:
+    """Return what `summary.json` holds of a shared budget; None without one."""
+    told = [cycle.grants for cycle in run.metrics.cycles if cycle.grants is not None]
+    if not told:
+        return None
+    last = told[-1]
+    return {
+        "split": last.split,
+        "granted": {str(g.client): g.before + g.added for g in last.clients},
+        "left_per_cycle": [each.left for each in told],
+    }
+
+
+def _left(told: Sequence[tuple[int, GrantsRecord]]) -> str:
+    """Say where labels were left that nobody could take."""
+    words = [f"{each.left:,} after cycle {cycle + 1}" for cycle, each in told if each.left]
+    return (
+        f" Nobody could take {', '.join(words)}; those are due in the next cycle, if there is one."
+        if words
+        else ""
     )
 
 

@@ -243,11 +243,13 @@ class GrantsRecord(_Record):
 
     Weights by `split`: with `share` a client's samples, with `equal` 1, with `missing` its share of
     the labels that go to the classes that all clients lack, with `threshold` its samples whose
-    scores are among the highest of all.
+    scores are among the highest of all. `left` labels nobody could take: they are due in the next
+    cycle.
     """
 
     split: Literal["share", "equal", "missing", "threshold"]
     clients: tuple[Grant, ...]
+    left: Count = 0
 
 
 class RoundRecord(_Record):

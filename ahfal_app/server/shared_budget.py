@@ -125,8 +125,10 @@ class SharedBudget:
         """
         granted, before = self._plan.granted[cycle], self._plan.before(cycle)
         weights = self._plan.weights.get(cycle, {})
+        added = sum(granted.values()) - sum(before.values())
         return GrantsRecord(
             split=self._settings.budget_split,
+            left=max(0, self._plan.labels.get(cycle, added) - added),
             clients=tuple(
                 Grant(
                     client=client,

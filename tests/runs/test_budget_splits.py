@@ -154,6 +154,20 @@ def test_no_client_gets_more_than_the_cap(
     assert sum(added) == 9
 
 
+def test_what_all_caps_leave_is_said_and_due_in_the_next_cycle(simulation: Simulation) -> None:
+    outcome = simulation({**THRESHOLD, "budget-cap": 2})
+    labels = labels_of(outcome)
+    assert [sum(each) for each in labels] == [12, 18, 24]
+    # Nine were due and six taken, and of the nine of the next cycle and these three, six.
+    assert outcome.summary["budget"]["left_per_cycle"] == [3, 6]
+    assert outcome.summary["budget"]["granted"] == dict(zip("012", labels[-1], strict=True))
+    table = grants_table(read_run(outcome.folder))
+    assert table is not None
+    assert table.note.endswith(
+        "3 after cycle 1, 6 after cycle 2; those are due in the next cycle, if there is one."
+    )
+
+
 def test_masked_counts_find_the_same_threshold(
     runs: Simulation, threshold: tuple[Outcome, Watch]
 ) -> None:
