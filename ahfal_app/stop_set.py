@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.logits import finite_logits
+
 #: Integers per unit of a sample's entropy, which is 1 where all classes are equally likely.
 UNITS = 2**20
 
@@ -70,8 +72,11 @@ def sums_size(num_classes: int) -> int:
 
 
 def entropy_units(logits_NC: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Return each sample's entropy over ln C in integers, from 0 to `UNITS`. Shape (N,)."""
-    scores_NC = logits_NC.astype(np.float64)
+    """Return each sample's entropy over ln C in integers, from 0 to `UNITS`. Shape (N,).
+
+    Where a logit is no number all classes are as likely: a model that has come apart knows nothing.
+    """
+    scores_NC = finite_logits(logits_NC.astype(np.float64))
     scores_NC = scores_NC - scores_NC.max(axis=1, keepdims=True)
     log_sums_N = np.log(np.exp(scores_NC).sum(axis=1))
     expected_N = (np.exp(scores_NC - log_sums_N[:, None]) * scores_NC).sum(axis=1)

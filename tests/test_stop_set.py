@@ -57,6 +57,9 @@ def test_entropy_by_hand() -> None:
     assert units_N[1:].tolist() == [UNITS, 0]
     # As large as logits get, and of both signs.
     assert entropy_units(np.array([[3e38, -3e38]], np.float32)).tolist() == [0]
+    # A model that has come apart is sure of nothing.
+    apart = np.array([[np.nan, 1.0], [np.inf, np.inf], [-np.inf, np.inf]], np.float32)
+    assert entropy_units(apart).tolist() == [UNITS, UNITS, 0]
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, MOST_TABLE_CLASSES + 1])

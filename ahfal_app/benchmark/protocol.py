@@ -34,7 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from ahfal_app.benchmark.text import LONGEST_NAME, Text
+from ahfal_app.benchmark.text import LONGEST_NAME, Text, Value
 from ahfal_app.config import Settings, setting_fields
 from ahfal_app.config_sources import read_yaml
 from ahfal_app.errors import ConfigError
@@ -45,6 +45,8 @@ from ahfal_app.parameters import Scalar
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")]
 
 STRATEGY, SEED, DATA_DIR = "strategy", "seed", "data-dir"
+
+_VALUE: TypeAdapter[Scalar] = TypeAdapter(Value)
 
 #: Settings that can say where a file lies; its content is compared by fingerprint or hash.
 PLACES = ("dataset", "backbone-weights")
@@ -190,7 +192,7 @@ def method_and_places(
     Raises
     ------
     ConfigError
-        A setting would change what is measured, or no submission may have the name.
+        A setting would change what is measured, or no submission may have the name or a value.
     """
     of_places = {f"{problem}.{key}" for problem in protocol.problems for key in protocol.places}
     is_own = {
@@ -227,7 +229,20 @@ def method_and_places(
     said = " ".join([strategy, *(f"{key}={value}" for key, value in own.items())])
     if len(said) > LONGEST_NAME:
         said = f"{strategy}, {len(own)} settings of its own"
-    return Method(_checked_name(name or said), strategy, _scalars(own)), places
+    return Method(_checked_name(name or said), strategy, _checked_values(_scalars(own))), places
+
+
+def _checked_values(values: dict[str, Scalar]) -> dict[str, Scalar]:
+    """Refuse what no submission may have as settings, before anything is run."""
+    problems = []
+    for key, value in values.items():
+        try:
+            _VALUE.validate_python(value)
+        except ValidationError as error:
+            problems.append(f"{key}={value!r}: {error.errors()[0]['msg']}")
+    if problems:
+        raise ConfigError(problems)
+    return values
 
 
 def _checked_name(name: str) -> str:

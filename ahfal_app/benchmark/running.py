@@ -28,6 +28,7 @@ from ahfal_app.benchmark.submission import (
     read_submissions,
     same_names,
 )
+from ahfal_app.benchmark.text import skeleton
 from ahfal_app.errors import BenchmarkError, ConfigError
 from ahfal_app.experiments.files import Experiment, PlannedRun
 from ahfal_app.experiments.output import write_output
@@ -147,14 +148,9 @@ def take_part(
         not those of the protocol.
     """
     cached = benchmark.cached()
-    names = {submission.method for submission in cached} | set(benchmark.protocol.baselines)
-    if method is not None and method.name in names:
-        raise ConfigError(
-            [
-                f"--name={method.name!r}: a baseline is called so; allowed is another name, such "
-                f"as {method.name + ', again'!r}"
-            ]
-        )
+    names = [submission.method for submission in cached] + benchmark.protocol.baselines
+    if method is not None:
+        _refuse_taken_name(method.name, names)
     had = {submission.method for submission in cached}
     wanted = () if alone else benchmark.protocol.baselines
     missing = [baseline(name) for name in wanted if name not in had]
@@ -173,6 +169,19 @@ def take_part(
     if cached or done:
         show(benchmark, [*cached, *done], out / PAGE, console)
     return result
+
+
+def _refuse_taken_name(name: str, taken: Iterable[str]) -> None:
+    """Refuse before anything runs what `same_names` and the checks of submissions would."""
+    alike = next((each for each in taken if skeleton(each) == skeleton(name)), None)
+    if alike is not None:
+        called = "so" if alike == name else f"{alike!r}, which looks the same"
+        raise ConfigError(
+            [
+                f"--name={name!r}: a baseline is called {called}; allowed is another name, such as "
+                f"{name + ', again'!r}"
+            ]
+        )
 
 
 def show(

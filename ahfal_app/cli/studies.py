@@ -147,6 +147,7 @@ def compare(
     from ahfal_app.experiments.compare import compare_runs, refuse_repetitions
     from ahfal_app.experiments.output import check_output, write_output
     from ahfal_app.experiments.report import render_sweep_report
+    from ahfal_app.experiments.same_data import data_warnings
     from ahfal_app.experiments.tables import accuracy_table
 
     check_output(out, ".html")
@@ -158,6 +159,8 @@ def compare(
     for row in table.rows:
         grid.add_row(*row)
     console.print(grid)
+    for warning in data_warnings(results):
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     write_output(out, render_sweep_report(results))
     console.print(f"report: {out.absolute()}", soft_wrap=True, markup=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,11 +37,14 @@ class LabelledSets:
         What was labelled before the first cycle.
     open_N : NDArray[np.int64] | None
         What may be asked for in that cycle, increasing; None: all of its samples.
+    held_out_N : NDArray[np.int64]
+        What is labelled and held out for testing: no part of anything else.
     """
 
     labelled: Labelled
     initially: Labelled
     open_N: NDArray[np.int64] | None = None
+    held_out_N: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def of(
@@ -52,7 +55,8 @@ class LabelledSets:
     ) -> LabelledSets:
         """Read them from a store; by default all that is labelled."""
         labelled = store.labelled(through_cycle=through_cycle)
-        return cls(labelled, store.labelled(through_cycle=0), open_N)
+        held_out_N = store.held_out(through_cycle=through_cycle).samples_N
+        return cls(labelled, store.labelled(through_cycle=0), open_N, held_out_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +138,7 @@ class ClientTraining:
             labelled_N=labelled.samples_N,
             initially_labelled_N=sets.initially.samples_N,
             global_tensors=global_tensors,
+            is_fresh=self._is_fresh(*when),
         )
         objective = make_objective(
             self._make_local_update(),
@@ -156,11 +161,22 @@ class ClientTraining:
         )
         return carry_out(update)
 
+    def _is_fresh(self, cycle: int, round_: int) -> bool:
+        """Return whether a round begins with a model that has not been trained."""
+        settings = self.settings
+        is_first = round_ == 1 and (settings.reset_model or cycle == 0)
+        return is_first and not settings.initial_model
+
     def _rows(self, sets: LabelledSets) -> NDArray[np.int64]:
-        """Return what a client may see in a cycle: what it may ask for, and what is labelled."""
+        """Return what a client may see in a cycle: what it may ask for, and what is labelled.
+
+        But for what is held out, of which not even the images are trained on.
+        """
         if sets.open_N is None:
-            return self.loaded.client_rows(self.client)
-        return np.union1d(sets.open_N, sets.labelled.samples_N)
+            rows_N = self.loaded.client_rows(self.client)
+        else:
+            rows_N = np.union1d(sets.open_N, sets.labelled.samples_N)
+        return np.setdiff1d(rows_N, sets.held_out_N, assume_unique=True)
 
     def _training_state(self, cycle: int, round_: int) -> TrainingState | None:
         state = self.state.load_training(cycle, round_)

@@ -108,6 +108,11 @@ def load_dataset(settings: Settings) -> ImageDataset:
     return with_classes(loaded, settings.class_list) if settings.class_list else loaded
 
 
+def forget_loaded() -> None:
+    """Have the next call look at what lies there then, and not at what this process has loaded."""
+    _load.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def _load(
     dataset: str,

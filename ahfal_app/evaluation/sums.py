@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ahfal_app.logits import finite_logits
+
 #: Bins of equal width by the highest probability, for calibration.
 CONFIDENCE_BINS = 15
 
@@ -30,9 +32,6 @@ UNITS = 2**20
 
 #: A sample's loss counts as at most this, in nats: a probability of 1.6e-28.
 MOST_LOSS = 64.0
-
-#: Beyond this no difference of logits is any.
-_MOST_LOGIT = 1e9
 
 _BLOCK = 4096
 
@@ -207,7 +206,7 @@ def _of_block(
     logits_NC: NDArray[np.float64], labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64]
 ) -> EvaluationSums:
     count, num_classes = logits_NC.shape
-    logits_NC = _finite(logits_NC)
+    logits_NC = finite_logits(logits_NC)
     shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
     log_p_NC = shifted_NC - np.log(np.exp(shifted_NC).sum(axis=1, keepdims=True))
     losses_N = np.minimum(-log_p_NC[np.arange(count), labels_N], MOST_LOSS)
@@ -219,15 +218,6 @@ def _of_block(
         _calibration(np.exp(log_p_NC.max(axis=1)), predicted_N == labels_N),
         _ranks(log_p_NC, labels_N),
     )
-
-
-def _finite(logits_NC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return logits that can be computed with; where one is no number, all classes are as likely.
-
-    A model that has come apart is a bad one, and its test is to say so.
-    """
-    is_number_N1 = ~np.isnan(logits_NC).any(axis=1, keepdims=True)
-    return np.where(is_number_N1, np.clip(logits_NC, -_MOST_LOGIT, _MOST_LOGIT), 0.0)
 
 
 def _calibration(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ahfal_app.code_version import code_hash
+from ahfal_app.config import setting_fields
 from ahfal_app.errors import ReportError
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.grid import SEED
@@ -28,6 +29,8 @@ RUN = "run"
 
 def compare_runs(folders: Sequence[Path], metric: str = "") -> ExperimentResults:
     """Return runs as an experiment whose axes are the settings in which they differ.
+
+    Parameters of a component that is among these are part of its label.
 
     Parameters
     ----------
@@ -59,9 +62,7 @@ def compare_runs(folders: Sequence[Path], metric: str = "") -> ExperimentResults
         if key not in NOT_IDENTITY and len({flat.get(key) for flat in flats}) > 1
     ]
     differing.sort(key=lambda key: (_rank(key), key == SEED))
-    places: list[dict[str, Scalar]] = [
-        {key: flat.get(key, "") for key in differing} for flat in flats
-    ]
+    places = [_place(differing, flat) for flat in flats]
     if len({tuple(place.values()) for place in places}) < len(runs):
         names = _distinct_names([run.folder for run in runs])
         places = [{RUN: name, **place} for name, place in zip(names, places, strict=True)]
@@ -108,6 +109,31 @@ def _distinct_names(folders: Sequence[Path]) -> list[str]:
         counts[name] += 1
         names[place] = name if counts[name] == 1 else f"{name} ({counts[name]})"
     return names
+
+
+def _place(differing: Sequence[str], flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return a run's label on each axis.
+
+    What only some components of an axis have is no axis of its own, or two of them would never be
+    at the same place: a strategy's parameters are part of its label, and so is the budget of a
+    protection.
+    """
+    place: dict[str, Scalar] = {}
+    for key in differing:
+        axis = key.split(".")[0]
+        if axis == key or axis not in differing:
+            place[key] = flat.get(key, "")
+    for key in differing:
+        axis, value = key.split(".")[0], flat.get(key, "")
+        if key not in place and value != _default(key):
+            place[axis] = f"{place[axis]} {key}={value}"
+    return place
+
+
+def _default(key: str) -> Scalar:
+    """Return what stands where nobody says a setting or a component's parameter."""
+    field = setting_fields().get(key)
+    return "" if field is None else field.default
 
 
 def _rank(key: str) -> int:

@@ -121,13 +121,15 @@ def clear_best(results: Mapping[str, Mapping[int, float]]) -> str | None:
 def area_under_curve(labels_T: ArrayLike, accuracy_T: ArrayLike) -> float:
     """Return the mean accuracy over the labels, by the trapezoidal rule.
 
-    Of a single point, its accuracy. In the unit of the accuracies.
+    Where labels become fewer, as by images that are withdrawn, the way back counts as the way
+    there. Where their number never changes, the mean over the cycles. In the unit of the
+    accuracies.
     """
-    labels = np.asarray(labels_T, dtype=np.float64)
     accuracy = np.asarray(accuracy_T, dtype=np.float64)
-    if len(labels) < 2:
+    steps = np.abs(np.diff(np.asarray(labels_T, dtype=np.float64)))
+    if not steps.any():
         return float(accuracy.mean())
-    return float(np.trapezoid(accuracy, labels) / (labels[-1] - labels[0]))
+    return float((steps * (accuracy[1:] + accuracy[:-1]) / 2.0).sum() / steps.sum())
 
 
 def labels_to_reach(
@@ -135,7 +137,8 @@ def labels_to_reach(
 ) -> float | None:
     """Return the labels after which a learning curve first reaches an accuracy.
 
-    Between two cycles the curve is a straight line. None where it never gets there.
+    Between two cycles the curve is a straight line; one whose accuracy is not defined (NaN) is
+    passed over. None where it never gets there.
     """
     previous: tuple[float, float] | None = None
     for labels, accuracy in zip(labels_T, accuracy_T, strict=True):
@@ -144,5 +147,6 @@ def labels_to_reach(
                 return float(labels)
             share = (target - previous[1]) / (accuracy - previous[1])
             return float(previous[0] + share * (labels - previous[0]))
-        previous = (labels, accuracy)
+        if not math.isnan(accuracy):
+            previous = (labels, accuracy)
     return None

@@ -14,6 +14,7 @@ from ahfal_app.experiments import changes, charts, last_rounds, policies, tables
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, read_experiments
+from ahfal_app.experiments.same_data import data_warnings
 from ahfal_app.experiments.scales import MEANING, Scale
 from ahfal_app.experiments.summaries import SUMMARIES
 from ahfal_app.parameters import Scalar
@@ -112,7 +113,7 @@ def all_tables(results: ExperimentResults) -> list[TextTable]:
 
 
 def _banner(results: ExperimentResults) -> str:
-    """Say all that keeps these numbers from being the paper's."""
+    """Say all that keeps these numbers from being the paper's, or each other's match."""
     lines = []
     if results.scale is not Scale.PAPER:
         lines.append(f"Not at the paper's scale ({results.scale.value}): {MEANING[results.scale]}.")
@@ -123,7 +124,7 @@ def _banner(results: ExperimentResults) -> str:
     if overrides:
         changed = ", ".join(f"{key}={value}" for key, value in overrides.items())
         lines.append(f"Settings that are not the file's: {changed}.")
-    lines += [f"{warning}." for warning in results.warnings]
+    lines += [f"{warning}." for warning in (*results.warnings, *data_warnings(results))]
     if results.other_code:
         lines.append("Run by another version of the code than the one that made this report.")
     lines += [f"Not the paper's protocol on {name}: {what}." for name, what in _departures(results)]

@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Iterable, Mapping
 
-from ahfal_app.config import Settings
+from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.parameters import Scalar
 
 
@@ -26,8 +26,9 @@ MEANING = {
         "learning rate drops after the same share of the epochs"
     ),
     Scale.SMOKE: (
-        "digits and the small network instead of the file's, at most 5 clients, 2 cycles, 1 round, "
-        "1 local epoch and 1 seed: whether it runs, and no result"
+        "digits and the small network instead of the file's, no more labels and arrivals than fit "
+        "them, at most 5 clients, as many in a round as the file has, 2 cycles, 1 round, 1 local "
+        "epoch and 1 seed: whether it runs, and no result"
     ),
 }
 
@@ -39,17 +40,24 @@ _SMALL_EPOCHS = 5
 
 _SMOKE_SAMPLES = 600
 
+_DEFAULTS = Settings().to_flat()
+
 #: In place of a file's shares that buy no label of so few samples.
 _SMOKE_LABELS: dict[str, object] = {"query-fraction": 0.05, "target-fraction": 0.35}
+_SMOKE_INITIAL = 0.1
+
+#: Settings of the file's data and network, which are others now: as they are by default.
+_OF_FILES_OWN = (
+    *("classes", "image-column", "label-column", "vector-column", "shown-column"),
+    *("image-size", "test-fraction", "initial-model"),
+    *("backbone", "backbone-weights", "backbone-size", "backbone-crop", "tune", "feature-views"),
+    # All but the default one choose by features, of which images have none.
+    "initial-strategy",
+)
 
 _SMOKE: dict[str, object] = {
     "dataset": "digits",
     "model": "small-cnn",
-    "backbone": "none",
-    "backbone-size": 0,
-    "tune": "head",
-    "image-column": "",
-    "label-column": "",
     "max-train-samples": _SMOKE_SAMPLES,
     "max-test-samples": 100,
     "min-partition-size": 1,
@@ -85,18 +93,47 @@ def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]
     cycles = _smaller(values, "cycles", _SMOKE_CYCLES) or _SMOKE_CYCLES
     # Parameters of the file's network, which is another now.
     kept = {key: value for key, value in values.items() if not key.startswith("model.")}
-    smoke = kept | _SMOKE | {"num-clients": clients, "cycles": cycles}
+    own = {key: _DEFAULTS[key] for key in _OF_FILES_OWN}
+    smoke = kept | own | _SMOKE | {"num-clients": clients, "cycles": cycles}
     if held_out := _smaller(values, "held-out", _SMOKE_HELD_OUT):
         smoke["held-out"] = held_out
     if kept.get("drift-test", "none") != "none":
         # Two windows are no longer than the run.
         smoke["drift-window"] = min(_integer(values, "drift-window"), cycles // 2)
-    bought = _fraction(kept, "query-fraction") * _SMOKE_SAMPLES / clients
-    return smoke if bought >= 1 else smoke | _SMOKE_LABELS
+    before = _integer(values, "num-clients") or DEFAULT_NUM_CLIENTS
+    if 0 < (fraction := _number(values, "client-fraction")) < 1:
+        # As many in a round as the file has, since an aggregation may need them.
+        smoke["client-fraction"] = min(1.0, fraction * before / clients)
+    return smoke | _smoke_labels(kept, clients) | _smoke_arrivals(kept, clients)
 
 
-def _fraction(values: Mapping[str, object], key: str) -> float:
-    value = values.get(key, Settings().to_flat()[key])
+def _smoke_labels(values: Mapping[str, object], clients: int) -> dict[str, object]:
+    """Return numbers or shares of labels where so few samples are fewer than the file's."""
+    mine = _SMOKE_SAMPLES // clients
+    if _integer(values, "target-labels"):
+        more = _integer(values, "target-labels") - _integer(values, "initial-labels")
+        if more < 0:
+            return {}  # It is refused as the file says it.
+        most = (_SMOKE_SAMPLES if values.get("budget") == "global" else mine) // 4
+        initial, query = (_smaller(values, f"{when}-labels", most) for when in ("initial", "query"))
+        target = initial + min(query, more)
+        return {"initial-labels": initial, "query-labels": query, "target-labels": target}
+    if _number(values, "query-fraction") * mine >= 1:
+        return {}
+    initial_fraction = min(_number(values, "initial-fraction"), _SMOKE_INITIAL)
+    return {"initial-fraction": initial_fraction, **_SMOKE_LABELS}
+
+
+def _smoke_arrivals(values: Mapping[str, object], clients: int) -> dict[str, object]:
+    """Return numbers of arrivals that a client of so few samples has in two cycles."""
+    if values.get("arrivals") != "count":
+        return {}
+    most = _SMOKE_SAMPLES // clients // _SMOKE_CYCLES
+    return {key: min(_number(values, key), most) for key in ("arrival-start", "arrival-rate")}
+
+
+def _number(values: Mapping[str, object], key: str) -> float:
+    value = values.get(key, _DEFAULTS[key])
     return float(value) if isinstance(value, int | float) else 1.0
 
 
@@ -120,6 +157,6 @@ def _smaller(values: Mapping[str, object], key: str, most: int) -> int:
 
 
 def _integer(values: Mapping[str, object], key: str) -> int:
-    value = values.get(key, getattr(Settings(), key.replace("-", "_")))
+    value = values.get(key, _DEFAULTS[key])
     # What is not a number is told of when the settings are checked.
     return value if isinstance(value, int) else 0

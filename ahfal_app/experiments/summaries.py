@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ahfal_app.code_version import code_hash
 from ahfal_app.config import Settings, recorded_settings
+from ahfal_app.data.sources import forget_loaded
 from ahfal_app.errors import AhfalError, ConfigError, SweepError
 from ahfal_app.experiments.files import NOT_IDENTITY, PlannedRun
 from ahfal_app.parameters import Scalar
@@ -31,10 +32,10 @@ from ahfal_app.storage.files import append_bytes, write_bytes
 SUMMARIES = "summaries.jsonl"
 
 #: Their places differ from machine to machine; what is there is compared by its hash.
-_BY_CONTENT = ("dataset", "backbone-weights")
+BY_CONTENT = ("dataset", "backbone-weights")
 
 #: Settings that say what is loaded: data sets and backbones of equal ones are equal.
-_LOADED_BY = (
+LOADED_BY = (
     *("dataset", "classes", "image-column", "label-column", "vector-column", "image-size"),
     *("test-fraction", "max-train-samples", "max-test-samples"),
     *("backbone", "backbone-weights", "backbone-size", "backbone-crop"),
@@ -82,6 +83,11 @@ class Line(BaseModel):
     def backbone(self) -> str:
         """Hash of its backbone; empty where it has none."""
         return str(self.environment.get("backbone", {}).get("sha256", ""))
+
+    @property
+    def content(self) -> str:
+        """Hash of both."""
+        return hashlib.sha256(f"{self.fingerprint} {self.backbone}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class Summaries:
     def __init__(self, out: Path) -> None:
         self._path = out / SUMMARIES
         self._lines = {line.run: line for line in _read(self._path)}
+        self._same_content = _SameContent()
 
     def run(self, name: str) -> Run | None:
         """Return a run by its name, or None."""
@@ -139,12 +146,11 @@ class Summaries:
 
     def standing_for(self, planned: Iterable[PlannedRun]) -> dict[str, str]:
         """Return which planned runs are done by these lines: names of planned runs, of lines."""
-        same = _SameContent()
         found: dict[str, str] = {}
         for run in planned:
             candidates = self._by_identity.get(identity(run), [])
             for line in sorted(candidates, key=lambda line: line.run != run.name):
-                if same(run, line):
+                if self._same_content(run, line):
                     found[run.name] = line.run
                     break
         return found
@@ -159,6 +165,29 @@ class Summaries:
         self._lines[line.run] = line
         self.__dict__.pop("_by_identity", None)
 
+    def is_same(self, planned: PlannedRun, run: Run) -> bool:
+        """Return whether a run that is done has had the data that a planned one would load.
+
+        The backbone, too. What is not here cannot be compared, and counts as the same.
+        """
+        return self._same_content(planned, _line(planned, run))
+
+    def put_aside(self, name: str) -> str:
+        """Call the line of a run of other data than lie there now by a name of its own.
+
+        Returns
+        -------
+        str
+            The name; empty where there was no line.
+        """
+        line = self._lines.get(name)
+        if line is None:
+            return ""
+        own = line.model_copy(update={"run": f"{name}-data-{line.content[:12]}"})
+        kept = {each: other for each, other in self._lines.items() if each != name}
+        self._replace(kept | {own.run: own})
+        return own.run
+
     def has(self, name: str) -> bool:
         """Return whether there is a line of a run of this name."""
         return name in self._lines
@@ -168,7 +197,10 @@ class Summaries:
         gone = set(names) & self._lines.keys()
         if not gone:
             return
-        self._lines = {name: line for name, line in self._lines.items() if name not in gone}
+        self._replace({name: line for name, line in self._lines.items() if name not in gone})
+
+    def _replace(self, lines: dict[str, Line]) -> None:
+        self._lines = lines
         self.__dict__.pop("_by_identity", None)
         text = "".join(line.model_dump_json() + "\n" for line in self._lines.values())
         write_bytes(self._path, text.encode())
@@ -185,26 +217,32 @@ def identity(planned: PlannedRun) -> str:
     """Return a hash of a run's settings, but for places on a machine, and of the code it uses."""
     flat = planned.settings.to_flat()
     code = with_provenances(code_hash(), provenances(flat))
-    kept = {k: v for k, v in flat.items() if k not in NOT_IDENTITY and k not in _BY_CONTENT}
+    kept = {k: v for k, v in flat.items() if k not in NOT_IDENTITY and k not in BY_CONTENT}
     return hashlib.sha256(json.dumps([kept, code], sort_keys=True).encode()).hexdigest()
 
 
 class _SameContent:
-    """Whether a planned run would load the data and the backbone that a line's run has had."""
+    """Whether a planned run would load the data and the backbone that a line's run has had.
+
+    Data are looked at once, by what lies there at that time.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[Scalar, ...], tuple[str, str] | None] = {}
 
     def __call__(self, planned: PlannedRun, line: Line) -> bool:
         flat = planned.settings.to_flat()
-        if all(_is_same_name(flat[key], line.settings.get(key)) for key in _BY_CONTENT):
+        if all(_is_same_name(flat[key], line.settings.get(key)) for key in BY_CONTENT):
             return True
-        if not any(Path(str(flat[key])).is_absolute() for key in _BY_CONTENT) and not any(
-            _is_place(line.settings.get(key)) for key in _BY_CONTENT
+        if not any(Path(str(flat[key])).is_absolute() for key in BY_CONTENT) and not any(
+            _is_place(line.settings.get(key)) for key in BY_CONTENT
         ):
             # Two names, and not the same.
             return False
-        key = tuple(flat[name] for name in _LOADED_BY)
+        key = tuple(flat[name] for name in LOADED_BY)
+        if not self._loaded:
+            # A program that sweeps again may have loaded them before they changed.
+            forget_loaded()
         if key not in self._loaded:
             self._loaded[key] = _content(planned.settings)
         content = self._loaded[key]

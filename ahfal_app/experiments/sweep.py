@@ -46,10 +46,10 @@ def run_sweep(
 ) -> SweepResult:
     """Do all runs of some experiments that are not done yet.
 
-    A run is known by its settings and the code: experiments share the runs that they have in
-    common, and one that was stopped in the middle goes on where it was. What is done gets a line
-    in `summaries.jsonl`, and a run whose line is there is done without its folder. Failures are
-    kept in files and do not stop the others.
+    A run is known by its settings, the code, and the data and backbone that it had: experiments
+    share the runs that they have in common, and one that was stopped in the middle goes on where it
+    was. What is done gets a line in `summaries.jsonl`, and a run whose line is there is done
+    without its folder. Failures are kept in files and do not stop the others.
 
     Parameters
     ----------
@@ -84,10 +84,7 @@ def run_sweep(
                 for name in runs:
                     shutil.rmtree(out / RUNS / name, ignore_errors=True)
                 summaries.drop(summaries.standing_for(runs.values()).values())
-            in_folders = _in_folders(runs, out, summaries)
-            summarised = summaries.standing_for(
-                run for name, run in runs.items() if name not in in_folders
-            )
+            in_folders, summarised = _done_already(runs, out, summaries, console)
             if summarised:
                 console.print(f"{len(summarised)} runs are done by {SUMMARIES}, without a folder")
             for experiment in experiments:
@@ -108,14 +105,46 @@ class _Place:
     summaries: Summaries
 
 
-def _in_folders(runs: Mapping[str, PlannedRun], out: Path, summaries: Summaries) -> set[str]:
-    """Return which runs are done by their folders; each of them has a line from then on."""
-    found = set()
+def _done_already(
+    runs: Mapping[str, PlannedRun], out: Path, summaries: Summaries, console: Console
+) -> tuple[set[str], dict[str, str]]:
+    """Return which runs are done by their folders, and which by what lines alone."""
+    in_folders = _in_folders(runs, out, summaries, console)
+    summarised = summaries.standing_for(run for name, run in runs.items() if name not in in_folders)
+    for name in runs:
+        if name not in in_folders and name not in summarised:
+            # Or the report would count the line for the run that is missing.
+            summaries.put_aside(name)
+    return in_folders, summarised
+
+
+def _in_folders(
+    runs: Mapping[str, PlannedRun], out: Path, summaries: Summaries, console: Console
+) -> set[str]:
+    """Return which runs are done by their folders; each of them has a line from then on.
+
+    Runs of other data than lie there now keep their folders, under other names.
+    """
+    found, others = set(), []
     for name, planned in runs.items():
         run = read_done(out / RUNS / name)
-        if run is not None:
+        if run is None:
+            continue
+        summaries.add(planned, run)
+        if summaries.is_same(planned, run):
             found.add(name)
-            summaries.add(planned, run)
+        else:
+            others.append(summaries.put_aside(name))
+            # One that is there already is of the same settings, code and data.
+            shutil.rmtree(out / RUNS / others[-1], ignore_errors=True)
+            (out / RUNS / name).rename(out / RUNS / others[-1])
+    if others:
+        console.print(
+            f"{len(others)} runs are of other data, or of another backbone, than lie there now, "
+            f"and are done again; those stay in {out / RUNS}, such as {others[0]}",
+            soft_wrap=True,
+            markup=False,
+        )
     return found
 
 

@@ -370,7 +370,9 @@ def _suffix(content: bytes) -> str:
     """Return the file extension of an image's format, or nothing where it has none."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return mimetypes.guess_extension(image.get_format_mimetype() or "") or ""
+            # A JPEG with a preview behind it, which every viewer opens as a JPEG.
+            kind = "image/jpeg" if image.format == "MPO" else image.get_format_mimetype()
+            return mimetypes.guess_extension(kind or "") or ""
     except (UnidentifiedImageError, OSError):
         return ""
 

@@ -100,11 +100,10 @@ class Dcom(CoveringStrategy):
         weights_R = torch.ones_like(references_R, dtype=torch.float64)
         covered_R = balls.covered(radii_L.clamp(max=radius)).double()
         coverage = Coverage(points, top_hat(radius), references_R, weights_R)
-        turns = _Turns(
-            Search(coverage, len(pool), covered_R),
-            self._doubts(pool),
-            self.competence(float(balls.covered(radii_L).double().mean())),
-        )
+        competence = 0.0
+        if len(centres_L):
+            competence = self.competence(float(balls.covered(radii_L).double().mean()))
+        turns = _Turns(Search(coverage, len(pool), covered_R), self._doubts(pool), competence)
         again = self.parameters.exhausted == "again"
         return pool.ids_N[turns.picks(context.budget, bool(len(centres_L)), again)]
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from ahfal_app.otsu import otsu_neighbours
 from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
 from ahfal_app.query.core.clustering import representatives
-from ahfal_app.query.core.picking import top_scores
+from ahfal_app.query.core.picking import falling, top_scores
 from ahfal_app.query.core.points import directions
 from ahfal_app.query.core.pool import LocalOnlyTraining, PoolView, Signal
+from ahfal_app.query.core.undecided import decided
 
 #: Similarities of one block of voters: 32 MiB.
 _BLOCK = 2**22
@@ -51,8 +52,9 @@ class Ifal(ScoringStrategy):
     (`distance=sorted`). `ordered` is the earth mover's distance over class numbers,
     `total-variation` half the sum of differences. Otsu's threshold is exact, where the published
     code's is that of 256 bins. To be linear in the pool, at most `voters` vote: all labelled
-    samples, and of the pool a random share. Where all models agree everywhere, the smallest ids
-    are taken.
+    samples, and of the pool a random share. Where U is the same everywhere the order is random;
+    so it is with a linear head on a frozen backbone, whose embeddings are the features for all
+    models: D1 and D2 are 0.
     """
 
     name: ClassVar[str] = "ifal"
@@ -118,13 +120,12 @@ class Ifal(ScoringStrategy):
                 chosen = representatives(points_MD, context.budget, generator)
                 chosen_B: NDArray[np.int64] = pool.ids_N[candidates_M.cpu().numpy()[chosen]]
                 return chosen_B
+        ranked_N = decided(whole_N, context, self.name, "all models see the same in the pool")
         if self.parameters.shortage == "extend":
-            # Those of U first, then those of U1, and within each the largest U.
-            for values_N in (first_N, whole_N):
-                raised = torch.zeros_like(whole_N)
-                raised[above_otsu(values_N)] = 1 + whole_N.max()
-                whole_N = whole_N + raised
-        return top_scores(whole_N, pool.ids_N, context.budget)
+            order_N = _in_groups(ranked_N, [above_otsu(whole_N), above_otsu(first_N)])
+            extended_B: NDArray[np.int64] = pool.ids_N[order_N[: context.budget].cpu().numpy()]
+            return extended_B
+        return top_scores(ranked_N, pool.ids_N, context.budget)
 
     def _uncertainties(self, pool: PoolView, context: QueryContext) -> tuple[Tensor, Tensor]:
         """Return U and U1, float64. Shapes (N,)."""
@@ -299,6 +300,18 @@ _DISTANCES = {
     "total-variation": total_variation,
     "ordered": ordered_distance,
 }
+
+
+def _in_groups(values_N: Tensor, groups: list[Tensor]) -> Tensor:
+    """Return positions: the first group's, then the next one's, then all others. Shape (N,).
+
+    Within each by falling value; who is in several groups counts for the first.
+    """
+    rank_N = torch.full_like(values_N, len(groups), dtype=torch.int64)
+    for number in reversed(range(len(groups))):
+        rank_N[groups[number]] = number
+    order_N = falling(values_N)
+    return order_N[torch.argsort(rank_N[order_N], stable=True)]
 
 
 def inconsistency(first_N: Tensor, second_N: Tensor) -> Tensor:

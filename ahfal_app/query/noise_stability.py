@@ -20,6 +20,7 @@ from ahfal_app.query.core.k_center import greedy_k_center
 from ahfal_app.query.core.picking import top_scores
 from ahfal_app.query.core.points import EmbeddingPoints, row_blocks
 from ahfal_app.query.core.pool import Outputs, PoolView, Signal
+from ahfal_app.query.core.undecided import decided
 
 #: What a vanishing feature vector moves by, relative to its length, may exceed what is kept.
 _LARGEST = torch.finfo(torch.float32).max
@@ -72,6 +73,9 @@ class NoiseStability(ScoringStrategy):
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return what k-center takes in its order, or the largest deviations."""
         scores_N = self.scores(pool, context)
+        ranked_N = decided(scores_N, context, self.name, "noise moves no output")
+        if ranked_N is not scores_N:
+            return top_scores(ranked_N, pool.ids_N, context.budget)
         if self.parameters.selection == "top-k":
             return top_scores(scores_N, pool.ids_N, context.budget)
         points = EmbeddingPoints(self._deviations(pool, context))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ahfal_app.query.core.base import QueryContext, QueryStrategy, ScoringStrategy
 from ahfal_app.query.core.picking import falling
 from ahfal_app.query.core.pool import Outputs, PoolView, Signal
+from ahfal_app.query.core.undecided import decided
 from ahfal_app.query.core.watching import Moment, Watched, WatchingStrategy
 
 #: Keeps the score finite.
@@ -34,15 +35,16 @@ class Temporal(WatchingStrategy, ScoringStrategy):
 
     Nothing but running sums is kept, no models: a pass over the pool for each model, at most
     2 `size` in a cycle, and memory for 2 D + C numbers a sample. With rounds fewer than `step`
-    the last one counts. Of a single model there is no deviation, all scores are 0 and the ids
-    decide, so that a cycle needs two.
+    the last one counts. Of a single model there is no deviation, all scores are 0 and the order
+    is random, so that a cycle needs two.
 
     In the published code the global model is overwritten while scores are computed, so that all
     clients but the first get classes from another client's model; here classes are those of the
     global model. It scores 10,000 samples at random, here all. The published first 20 rounds of
     step 2 end at the 40th of 100 (`snapshots`). A sample that came into the pool after the cycle
     began has a score of 0. With a linear head on a frozen backbone embeddings are the features,
-    which no model changes: nothing deviates, and what is left are classes in turn.
+    which no model changes: nothing deviates, and what is left are classes in turn, each in
+    random order.
     """
 
     name: ClassVar[str] = "temporal"
@@ -131,7 +133,9 @@ class Temporal(WatchingStrategy, ScoringStrategy):
     def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
         """Return the highest score of each predicted class in turn."""
         classes_N = pool.signal(Signal.GLOBAL_LOGITS).argmax(dim=1)
-        return pool.ids_N[in_turns(self.scores(pool, context), classes_N)[: context.budget]]
+        reason = "embeddings were the same in all that it looked at"
+        scores_N = decided(self.scores(pool, context), context, self.name, reason)
+        return pool.ids_N[in_turns(scores_N, classes_N)[: context.budget]]
 
     def _rounds(self, rounds: int) -> list[int]:
         """Return the rounds of a cycle that are looked at."""

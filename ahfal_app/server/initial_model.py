@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ahfal_app.data.images import DataFormat
 from ahfal_app.errors import ConfigError
+from ahfal_app.parameters import Scalar
 from ahfal_app.results.reading import MODEL
 from ahfal_app.training.model_use import METADATA, ModelUse, model_metadata
 
@@ -37,11 +38,14 @@ class ModelFacts:
         SHA-256 of the backbone whose features it takes; empty where there is none.
     takes_vectors : bool
         Whether it takes vectors, and no images.
+    parameters : Mapping[str, Scalar]
+        Of the network: the settings `model.*`.
     """
 
     classes: tuple[str, ...]
     backbone: str
     takes_vectors: bool = False
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
     def to_metadata(self, use: Mapping[str, object] | None = None) -> dict[str, str]:
         """Return it as a file of safetensors has it, with how the model is used."""
@@ -82,6 +86,10 @@ def with_initial(
     if _takes_vectors(said_of_it) and not facts.takes_vectors:
         raise ConfigError(
             [f"{where}: it takes vectors; allowed with images is one that takes these"]
+        )
+    if parts := _other_parameters(said_of_it, facts.parameters):
+        raise ConfigError(
+            [f"{where}: it was trained with {', '.join(parts)}; allowed is the same here"]
         )
     other = [key for key in fresh if key in saved and saved[key].shape != fresh[key].shape]
     missing, unexpected = sorted(fresh.keys() - saved.keys()), sorted(saved.keys() - fresh.keys())
@@ -172,3 +180,19 @@ def _said(content: object) -> dict[str, Any]:
 def _takes_vectors(said: Mapping[str, Any]) -> bool:
     use = said.get(_USE)
     return isinstance(use, dict) and use.get("vectors") is True
+
+
+def _other_parameters(said: Mapping[str, Any], wanted: Mapping[str, Scalar]) -> list[str]:
+    """Return the settings of a saved model's network that are other ones here, as it had them.
+
+    But for dropout, which a trained model does not have any more.
+    """
+    use = said.get(_USE)
+    had = use.get("parameters") if isinstance(use, dict) else None
+    if not isinstance(had, dict):
+        return []
+    return [
+        f"model.{name}={had[name]}"
+        for name, value in wanted.items()
+        if name in had and had[name] != value and name != "dropout"
+    ]

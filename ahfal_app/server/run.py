@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,7 +220,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             shared_code_hash(start.settings.to_flat()),
             data=dataset.format if _is_format_told(start) else None,
             proximal_mu=aggregation.proximal_mu,
-            backbone=_facts(start.loaded).backbone,
+            backbone=_facts(start.loaded, start.settings).backbone,
         ),
         _hooks(
             start,
@@ -264,7 +265,9 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        metadata = _facts(start.loaded).to_metadata(_use(start).model_dump(mode="json"))
+        metadata = _facts(start.loaded, start.settings).to_metadata(
+            _use(start).model_dump(mode="json")
+        )
         save_file(final, start.folder / MODEL, metadata)
         if was_at_end and (start.folder / CARD).exists():
             progress.note(f"{CARD} stays as it is: nothing was computed")
@@ -291,7 +294,10 @@ def _resumed(given: Settings) -> Start:
     if settings.num_cycles > stored.num_cycles:
         had = (*had, stored.num_cycles)
     checkpoint = reopened(checkpoint, settings, read_metrics(folder).cycles)
-    return Start(settings, _loaded(settings)[0], folder, checkpoint, extended_from=had)
+    loaded = _loaded(settings)[0]
+    if not settings.has_sites:
+        _refuse_other_data(folder, settings, loaded.dataset.fingerprint)
+    return Start(settings, loaded, folder, checkpoint, extended_from=had)
 
 
 def _parameters_on_resume(
@@ -311,10 +317,24 @@ def _stored(resume: str) -> Settings:
     return check_settings(read_yaml(config))
 
 
+def _refuse_other_data(folder: Path, settings: Settings, fingerprint: str) -> None:
+    """Refuse data in which the rows that clients have labelled are other samples."""
+    before = str(_kept_environment(folder).get("data", {}).get("fingerprint") or fingerprint)
+    if before != fingerprint:
+        raise ResumeError(
+            f"dataset={settings.dataset!r}: its fingerprint is {fingerprint[:12]}, the run was "
+            f"started with {before[:12]}; allowed on resume are the same data"
+        )
+
+
 def _extended_from(folder: Path) -> tuple[int, ...]:
+    return tuple(_kept_environment(folder).get("extended_from", ()))
+
+
+def _kept_environment(folder: Path) -> dict[str, Any]:
     environment = folder / ENVIRONMENT
-    content = json.loads(environment.read_text()) if environment.exists() else {}
-    return tuple(content.get("extended_from", ()))
+    content: dict[str, Any] = json.loads(environment.read_text()) if environment.exists() else {}
+    return content
 
 
 def _refuse_changes(given: Settings, stored: Settings) -> None:
@@ -531,7 +551,7 @@ def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRec
     state = loaded.new_model(cycle).state_dict()
     fresh = {name: tensor.numpy() for name, tensor in state.items()}
     if settings.initial_model:
-        fresh = with_initial(settings.initial_model, fresh, _facts(loaded), _log.warning)
+        fresh = with_initial(settings.initial_model, fresh, _facts(loaded, settings), _log.warning)
     return held_record(fresh, loaded.layout)
 
 
@@ -542,12 +562,13 @@ def _is_format_told(start: Start) -> bool:
     return settings.has_sites or by_model
 
 
-def _facts(loaded: Resources) -> ModelFacts:
+def _facts(loaded: Resources, settings: Settings) -> ModelFacts:
     backbone, dataset = loaded.backbone, loaded.dataset
     return ModelFacts(
         dataset.class_names,
         backbone.digest if backbone is not None else "",
         dataset.holds_vectors,
+        settings.parameters_of("model"),
     )
 
 

@@ -190,7 +190,8 @@ def split(
     sizes : Mapping[int, int]
         Samples of each client.
     before : Mapping[int, int]
-        What each was granted before; clients that are gone keep it.
+        What each was granted before; clients that are gone keep it. Of a number of labels theirs
+        are a part; of a share of the samples, which are those of the clients that are there, not.
     """
     clients, samples = sorted(sizes), sum(sizes.values())
     due, new = settings.labels_due(cycle, samples), _new_labels(settings, cycle, sizes, before)
@@ -252,7 +253,8 @@ def _new_labels(
 ) -> int:
     """Return how many labels a cycle adds to those of all clients."""
     due = settings.labels_due(cycle, sum(sizes.values()))
-    return max(0, due - sum(before.values()))
+    counted = before if settings.counts_labels else {c: before.get(c, 0) for c in sizes}
+    return max(0, due - sum(counted.values()))
 
 
 def _read(path: Path) -> _Plan:

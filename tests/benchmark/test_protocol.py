@@ -93,6 +93,13 @@ def test_a_name_that_no_submission_may_have_is_refused_before_anything_runs(name
         method_and_places(Protocol.model_validate(SMALL), {"strategy": "badge"}, name)
 
 
+@pytest.mark.parametrize("value", ["x" * 201, "a\u200bb", float("inf")])
+def test_a_value_that_no_submission_may_have_is_refused_before_anything_runs(value: object) -> None:
+    values = {"strategy": "badge", "strategy.model": value}
+    with pytest.raises(ConfigError, match=r"strategy\.model=.*allowed "):
+        method_and_places(Protocol.model_validate(SMALL), values, "mine")
+
+
 def test_splits_with_other_numbers_of_budgets_are_no_protocol(data_dir: Path) -> None:
     splits = {"short": {"cycles": 2}, "long": {"cycles": 3}}
     problems = {"digits": SMALL["problems"]["digits"]}

@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
+from support.benchmarks import made_up, submission
 from support.documented_package import write_package
 
 from ahfal_app import plugins
-from ahfal_app.benchmark.running import BASELINES, PAGE, SUBMISSION
+from ahfal_app.benchmark.protocol import Method
+from ahfal_app.benchmark.running import BASELINES, PAGE, SUBMISSION, Benchmark, take_part
+from ahfal_app.benchmark.submission import lines_of
 from ahfal_app.cli import main
+from ahfal_app.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("sweeps_here")
 
@@ -152,3 +157,19 @@ def test_missing_baselines_are_run_and_other_data_stop_it(
     assert ahfal("benchmark", str(file), place, "--out", str(tmp_path / "other")) == 1
     assert "breast-cancer: the data set has the fingerprint" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["random", "Random", "\uff32andom", "mine", "MINE"])
+def test_a_name_that_looks_like_a_baseline_s_is_refused_before_anything_runs(
+    name: str, tmp_path: Path
+) -> None:
+    protocol, lock = made_up({"a": [10, 20]}, ["random"])
+    kept = submission(protocol, lock, "mine", {case: [0.5, 0.75] for case in protocol.cases()})
+    (tmp_path / "kept.jsonl").write_bytes(lines_of([kept]))
+    protocol = protocol.model_copy(update={"cached": "kept.jsonl"})
+    benchmark = Benchmark(tmp_path / "made-up.yaml", protocol, lock)
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError) as refused:
+        take_part(benchmark, Method(name, "entropy"), {"a": {}}, out, Console(quiet=True))
+    assert f"--name={name!r}: a baseline is called " in str(refused.value)
+    assert not out.exists()

@@ -98,6 +98,15 @@ def test_area_under_the_curve_by_hand() -> None:
     assert area_under_curve([10], [0.4]) == 0.4
 
 
+def test_area_under_the_curve_where_labels_do_not_grow() -> None:
+    assert area_under_curve([10, 10, 10], [0.5, 0.6, 0.7]) == pytest.approx(0.6)
+    # A step of no labels has no area: 10 labels at a mean of 0.5.
+    assert area_under_curve([10, 10, 20], [0.0, 0.4, 0.6]) == pytest.approx(0.5)
+    # 20 labels at a mean of 0.5 there, 10 at one of 0.8 back.
+    assert area_under_curve([10, 30, 20], [0.4, 0.6, 1.0]) == pytest.approx(0.6)
+    assert area_under_curve([10, 20, 10], [0.4, 0.6, 0.4]) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("target", "expected"), [(0.3, 10), (0.4, 10), (0.5, 15), (0.6, 20), (0.75, 42.5), (0.9, None)]
 )
@@ -106,3 +115,11 @@ def test_labels_to_reach_an_accuracy(target: float, expected: float | None) -> N
     if target == 0.75:
         expected = 30 + 20 * 0.25 / 0.4
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_labels_to_reach_an_accuracy_that_is_not_always_defined() -> None:
+    nan = float("nan")
+    # The straight line from 20 labels to 40 is at 0.6 in its middle.
+    assert labels_to_reach(0.6, [10, 20, 30, 40], [nan, 0.5, nan, 0.7]) == pytest.approx(30)
+    assert labels_to_reach(0.6, [10, 20, 30], [nan, nan, 0.7]) == 30
+    assert labels_to_reach(0.6, [10, 20], [0.5, nan]) is None

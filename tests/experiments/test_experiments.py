@@ -23,6 +23,7 @@ from ahfal_app.experiments.results import FAILURES, RUNS, is_done
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
 from ahfal_app.experiments.sweep import SweepResult, default_jobs, gpus_to_share, run_sweep
 from ahfal_app.results.reading import read_run
+from ahfal_app.server.preflight import check_clients, check_data, planned_labels
 
 TINY_FILE = """
 title: Tiny
@@ -190,6 +191,41 @@ class TestScales:
         settings = parse_settings(values)
         assert (settings.dataset, settings.num_clients, settings.num_cycles) == ("digits", 5, 2)
         assert seeds_at(Scale.SMOKE, [7, 8]) == [7]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "backbone: torchvision/resnet18\nmodel: linear\nfeature-views: 4",
+            "dataset: vectors.parquet\nmodel: mlp\ninitial-strategy: typicality",
+            "classes: a,b,c\nimage-size: 224\ntest-fraction: 0.95",
+            "initial-labels: 200\nquery-labels: 100\ntarget-labels: 1000",
+            "budget: global\ninitial-labels: 2000\nquery-labels: 900\ntarget-labels: 9000",
+            "initial-fraction: 0.5\nquery-fraction: 0.001\ntarget-fraction: 0.9",
+            "arrivals: count\narrival-start: 1000\narrival-rate: 500\ninitial-labels: 900\n"
+            "query-labels: 100\ntarget-labels: 1900",
+            "aggregation: fedmedian\nclient-fraction: 0.3",
+        ],
+        ids=lambda text: text.split(":")[0],
+    )
+    def test_smoke_shrinks_a_valid_file_to_a_valid_run(
+        self, text: str, tmp_path: Path, data_dir: Path
+    ) -> None:
+        file = write(tmp_path / "a.yaml", text)
+        assert load_experiment(file).runs
+        (run,) = load_experiment(file, Scale.SMOKE, {"data-dir": str(data_dir)}).runs
+        loaded = check_data(run.settings)
+        sizes = [len(rows) for rows in loaded.partition.indices]
+        check_clients(run.settings, sizes)
+        assert loaded.dataset.image_shape == (8, 8, 1)
+        assert len(loaded.dataset.test.labels_N) == 100
+        assert planned_labels(run.settings, sizes) <= sum(sizes) // 2
+
+    def test_smoke_refuses_what_the_file_s_own_scale_refuses(self, tmp_path: Path) -> None:
+        text = "initial-labels: 200\nquery-labels: 100\ntarget-labels: 100\nclient-fraction: 3.0"
+        with pytest.raises(ConfigError) as refused:
+            load_experiment(write(tmp_path / "a.yaml", text), Scale.SMOKE)
+        for problem in ("target-labels=100", "client-fraction=3.0"):
+            assert any(line.startswith(problem) for line in refused.value.problems)
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from rich.console import Console
 from ahfal_app.errors import SweepError
 from ahfal_app.experiments.files import load_experiment
 from ahfal_app.experiments.report import write_sweep_report
-from ahfal_app.experiments.results import RUNS
+from ahfal_app.experiments.results import RUNS, read_experiments
 from ahfal_app.experiments.summaries import SUMMARIES
 from ahfal_app.experiments.sweep import SweepResult, run_sweep
+from ahfal_app.results.reading import read_run
+from ahfal_app.training import resources
 
 pytestmark = pytest.mark.usefixtures("sweeps_here")
 
@@ -153,6 +155,60 @@ def test_data_may_lie_elsewhere_and_must_be_the_same(file: Path, tmp_path: Path)
     changed = shutil.copytree(second, tmp_path / "changed" / "pictures")
     Image.new("RGB", (8, 8)).save(changed / "train" / "a" / "0.png")
     assert len(sweep(file, other, dataset=str(changed), **settings).done) == 1
+
+
+def fingerprints(out: Path) -> dict[str, str]:
+    """Return the data that each run of a sweep's report has had, by its strategy."""
+    (results,) = read_experiments(out)
+    return {
+        str(result.labels["strategy"]): result.run.environment["data"]["fingerprint"]
+        for result in results.runs
+    }
+
+
+@pytest.mark.slow
+def test_runs_of_other_data_are_done_again_and_stay(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What each worker has loaded, and none but one in this process keeps.
+    memo: dict[Any, Any] = {}
+    monkeypatch.setattr(resources, "_memo", memo)
+    data, out = write_photographs(tmp_path / "photographs"), tmp_path / "out"
+    settings = {"seed": 0, "num-clients": 2, "min-partition-size": 2, "dataset": str(data)}
+    settings |= {"max-train-samples": 0, "max-test-samples": 0, "initial-fraction": 0.2}
+    file.write_text(file.read_text().replace("[random, entropy]", "[random]"))
+    assert len(sweep(file, out, **settings).done) == 1
+    (folder,) = (out / RUNS).iterdir()
+    assert len(sweep(file, out, **settings).skipped) == 1
+    before = fingerprints(out)["random"]
+
+    added = data / "train" / "a" / "new.png"
+    Image.new("RGB", (8, 8)).save(added)
+    memo.clear()
+    file.write_text(file.read_text().replace("[random]", "[random, entropy]"))
+    assert len(sweep(file, out, **settings).done) == 2
+    after = fingerprints(out)
+    assert after["random"] == after["entropy"] != before
+    assert "Not the same data" not in write_sweep_report(out).read_text()
+    (aside,) = (out / RUNS).glob(f"{folder.name}-data-*")
+    assert read_run(aside).environment["data"]["fingerprint"] == before
+    assert len(sweep(file, out, **settings).skipped) == 2
+
+    # A run that was not done yet does not go on with labels of other samples.
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "complete": False}))
+    added.unlink()
+    memo.clear()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(out / RUNS, elsewhere / RUNS)
+    shutil.rmtree(elsewhere / RUNS / aside.name)
+    assert len(sweep(file, elsewhere, **settings).done) == 2
+    assert set(fingerprints(elsewhere).values()) == {before}
+    # With the data of before the line of before stands again.
+    again = sweep(file, out, **settings)
+    assert (len(again.done), len(again.skipped)) == (1, 1)
+    assert set(fingerprints(out).values()) == {before}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import html.parser
 import json
 import re
@@ -27,8 +28,10 @@ from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
 from ahfal_app.experiments.results import ExperimentResults, RunResult, compared_by
+from ahfal_app.experiments.same_data import data_warnings
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.results.reading import Run, read_run
+from ahfal_app.storage.yaml_text import dump_yaml
 
 SEEDS = (0, 1, 2)
 METHODS = ("random", "entropy", "ahfal")
@@ -423,6 +426,116 @@ def test_runs_are_compared_by_the_settings_that_differ(swept: Path, tmp_path: Pa
         compare_runs(folders[:1])
     with pytest.raises(ReportError, match="not the folder of a run"):
         compare_runs([folders[0], tmp_path])
+
+
+Written = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def written(one_run: Run, tmp_path: Path) -> Written:
+    """Write copies of a run's folder: two seeds of each of some settings."""
+
+    def written(*settings: dict[str, object]) -> list[Path]:
+        folders = []
+        for place, said in enumerate(settings):
+            for seed in (0, 1):
+                folder = tmp_path / f"{place}-{seed}"
+                shutil.copytree(one_run.folder, folder)
+                flat = {**one_run.settings.to_flat(), **said, "seed": seed}
+                (folder / "config.yaml").write_text(dump_yaml(flat))
+                folders.append(folder)
+        return folders
+
+    return written
+
+
+def test_parameters_of_what_differs_are_part_of_its_label(written: Written) -> None:
+    folders = written(
+        {"strategy": "random"},
+        {"strategy": "ahfal", "strategy.balance": "none"},
+        {"strategy": "ahfal", "strategy.balance": "none", "strategy.toggle": "local"},
+        {"strategy": "ahfal"},
+    )
+    results = compare_runs(folders)
+    labels = (
+        *("random", "ahfal strategy.balance=none"),
+        *("ahfal strategy.balance=none strategy.toggle=local", "ahfal"),
+    )
+    assert results.axes == {"strategy": labels, "seed": (0, 1)}
+    table = tables.accuracy_table(results)
+    assert [row[0] for row in table.rows] == list(labels)
+    assert all(row[1].endswith("(2)") for row in table.rows)
+    differences = tables.difference_table(results)
+    assert differences is not None
+    assert [row[-1] for row in differences.rows] == ["2", "2", "2"]
+    # Of one strategy they are the axis, as numbers that can be drawn over.
+    assert compare_runs(folders[2:]).axes == {
+        "strategy.balance": ("none", ""),
+        "strategy.toggle": ("", "local"),
+        "seed": (0, 1),
+    }
+
+
+def test_a_protection_s_budget_is_part_of_its_label(written: Written) -> None:
+    private = {"privacy": "local-dp", "privacy.epsilon": 1.0}
+    folders = written({}, private, {**private, "privacy.epsilon": 5.0})
+    labels = ("none", "local-dp privacy.epsilon=1.0", "local-dp privacy.epsilon=5.0")
+    assert compare_runs(folders).axes == {"privacy": labels, "seed": (0, 1)}
+    assert list(compare_runs(folders[2:]).axes) == ["privacy.epsilon", "seed"]
+
+
+def of_data(run: Run, fingerprint: str) -> Run:
+    data = {**run.environment["data"], "fingerprint": fingerprint}
+    return dataclasses.replace(run, environment={**run.environment, "data": data})
+
+
+def test_methods_that_had_other_data_are_named(results: ExperimentResults) -> None:
+    assert data_warnings(results) == []
+    assert "Not the same data" not in render_sweep_report(results)
+    runs = tuple(
+        dataclasses.replace(r, run=of_data(r.run, "a" * 64 if r.labels["alpha"] == 0.1 else "b"))
+        for r in results.runs
+    )
+    # What is compared had the same.
+    assert data_warnings(dataclasses.replace(results, runs=runs)) == []
+    runs = tuple(
+        dataclasses.replace(r, run=of_data(r.run, "c" * 64))
+        if (r.labels["strategy"], r.labels["alpha"]) == ("random", 0.1)
+        else r
+        for r in runs
+    )
+    other = dataclasses.replace(results, runs=runs)
+    (warning,) = data_warnings(other)
+    assert warning.startswith(
+        "Not the same data at alpha = 0.1: fingerprints of digits are "
+        "cccccccccccc for random; aaaaaaaaaaaa for entropy, ahfal; "
+    )
+    assert f"{warning}." in html.unescape(render_sweep_report(other))
+
+
+def test_data_sets_that_are_compared_are_to_differ(results: ExperimentResults) -> None:
+    """Two folders of one name: the method is the data set."""
+    places = ("/here/photographs", "/there/photographs")
+    runs = []
+    for place in places:
+        for result in results.runs[:2]:
+            settings = result.run.settings.model_copy(update={"dataset": place})
+            run = dataclasses.replace(of_data(result.run, place), settings=settings)
+            runs.append(RunResult({"dataset": place, "seed": result.seed}, run))
+    axes = {"dataset": places, "seed": SEEDS}
+    assert data_warnings(dataclasses.replace(results, axes=axes, runs=tuple(runs))) == []
+
+
+def test_compared_runs_of_other_data_are_named(written: Written, tmp_path: Path) -> None:
+    folders = written({"strategy": "random"}, {"strategy": "entropy"})
+    for folder in folders[2:]:
+        environment = json.loads((folder / "environment.json").read_text())
+        environment["data"]["fingerprint"] = "d" * 64
+        (folder / "environment.json").write_text(json.dumps(environment))
+    page = tmp_path / "page.html"
+    output = CliRunner().invoke(app, ["compare", *map(str, folders), "--out", str(page)]).output
+    assert "warning: Not the same data: fingerprints of digits are " in output
+    assert "dddddddddddd for entropy" in page.read_text()
 
 
 @pytest.mark.usefixtures("charts")

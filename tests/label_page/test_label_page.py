@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from support.label_pages import HOST, PORT, TOKEN, Visitor, site
 from support.labelling import CLASSES, encoded, request
 from typer.testing import CliRunner
 
 from ahfal_app.cli import app as command_line
 from ahfal_app.cli import main
+from ahfal_app.data.encoded import use_image
+from ahfal_app.data.pixels import pixels
 from ahfal_app.errors import ConfigError, OracleError, StoreError
 from ahfal_app.label_page.app import make_app
 from ahfal_app.label_page.desk import AlreadyAnswered, Answer, Desk
@@ -148,6 +150,45 @@ def test_images_that_browsers_do_not_show_become_png():
     assert for_browser(jpeg, "a.jpg") == (jpeg, "image/jpeg")
     with pytest.raises(OracleError, match=r"image notes\.txt"):
         for_browser(b"no image", "notes.txt")
+
+
+_XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def _turned(kind: str) -> bytes:
+    """Return a file of an image, 8 pixels of red over 8 of blue, that lies as it is kept."""
+    lying_HWC = np.zeros((8, 16, 3), np.uint8)
+    lying_HWC[:, :8, 0] = lying_HWC[:, 8:, 2] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    options: dict[str, Any] = {"exif": exif.tobytes()}
+    if kind == "MPO":
+        options |= {"save_all": True, "append_images": [Image.fromarray(lying_HWC)]}
+    elif kind == "TIFF":
+        options = {"tiffinfo": {0x0112: 6}}
+    elif kind == "JPEG, XMP":
+        options = {"xmp": _XMP.encode()}
+    content = io.BytesIO()
+    Image.fromarray(lying_HWC).save(content, kind.split(",")[0], **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG, XMP", "MPO", "PNG", "WEBP", "TIFF"])
+def test_people_see_images_upright_as_models_do(kind: str):
+    lying = _turned(kind)
+    shown, media_type = for_browser(lying, "photo")
+    # Browsers turn these as their EXIF says, and a photograph is small as it is.
+    is_jpeg = kind in ("JPEG", "MPO")
+    assert media_type == ("image/jpeg" if is_jpeg else "image/png")
+    assert (shown == lying) == is_jpeg
+    seen = Image.open(io.BytesIO(shown))
+    if is_jpeg:
+        ImageOps.exif_transpose(seen, in_place=True)
+    modelled_HWC = use_image(lying, lambda image: pixels(image, (16, 8, 3)))
+    assert np.array_equal(np.asarray(seen.convert("RGB")), modelled_HWC)
+    channels_HW = modelled_HWC.argmax(axis=-1)
+    assert np.unique(channels_HW[:8]) == 0
+    assert np.unique(channels_HW[8:]) == 2
 
 
 def test_the_page_needs_a_folder():

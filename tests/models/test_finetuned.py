@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support.small_backbone import small_backbone
+from timm.layers import DropPath
+from torch import nn
 
+from ahfal_app.backbones import load_backbone
+from ahfal_app.errors import ConfigError
 from ahfal_app.models import Classifier, build_model
 from ahfal_app.models.core.finetuned import finetuned
 
@@ -74,3 +79,35 @@ def test_small_images_are_scaled_as_the_backbone_wants() -> None:
     model = tuned("all").eval()
     with torch.no_grad():
         assert model(IMAGES[:, :, :8, :8]).shape == (4, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/test_resnet", "timm/test_vit"])
+def test_a_single_image_trains_as_it_is_seen_in_tests(name: str) -> None:
+    """By running statistics where a map has shrunk to one pixel."""
+    backbone = load_backbone(name, "none", 0 if "vit" in name else 32)
+    model = finetuned(backbone, build_model("linear", (1, 1, backbone.features), 5, 0), "all")
+    side = backbone.preprocessing.size
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    assert model.train()(image).isfinite().all()
+
+
+def test_nothing_is_drawn_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stochastic depth of timm is switched off; what cannot be is refused by name."""
+    backbone = load_backbone("timm/test_vit", "none", 0)
+    blocks = [m for m in backbone.network.modules() if type(m).__name__ == "Block"]
+    drop = blocks[0].drop_path1 = DropPath(0.5)  # type: ignore[union-attr, assignment]
+    head = build_model("linear", (1, 1, backbone.features), 5, 0)
+    monkeypatch.setattr("ahfal_app.models.core.finetuned._tried", set())
+    model = finetuned(backbone, head, "all").train()
+    side = backbone.preprocessing.size
+    two = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    before = torch.random.get_rng_state()
+    torch.testing.assert_close(model(two), model(two))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    # Only the copy that is trained: features are computed by the backbone as it is.
+    assert drop.drop_prob == 0.5
+    blocks[0].drop_path1 = nn.RReLU()
+    monkeypatch.setattr("ahfal_app.models.core.finetuned._tried", set())
+    with pytest.raises(ConfigError, match="backbone='timm/test_vit' tune='all': allowed is a netw"):
+        finetuned(backbone, build_model("linear", (1, 1, backbone.features), 5, 0), "all")

@@ -138,6 +138,11 @@ def build_too_many_classes(image_shape: Shape, num_classes: int) -> nn.Module:
 
 
 def build_not_for_one(image_shape: Shape, num_classes: int) -> nn.Module:
+    norm = nn.BatchNorm1d(64, track_running_stats=False)
+    return nn.Sequential(nn.Flatten(), norm, nn.Linear(64, num_classes))
+
+
+def build_normalised_vectors(image_shape: Shape, num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
 
 
@@ -179,6 +184,31 @@ def refusal(name: str, shape: Shape = (8, 8, 1)) -> str:
         build_model(name, shape, 10, 0)
     (problem,) = caught.value.problems
     return problem
+
+
+def test_other_batch_norms_take_a_single_value_by_their_running_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(monkeypatch, MODELS, "odd", f"{__name__}:build_normalised_vectors")
+    model = build_model("odd", (8, 8, 1), 10, 0)
+    model(images(4, (8, 8, 1)))
+    one, few = images(1, (8, 8, 1)), images(3, (8, 8, 1))
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    trained = model(one)
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    torch.testing.assert_close(trained, model.eval()(one))
+    model.train()
+    # A second pass, as KCFU has one, moves the statistics and changes no gradient of the first.
+    gradients = []
+    for passes in (1, 2):
+        model.load_state_dict({**model.state_dict(), **buffers})
+        loss = model(one).square().sum()
+        if passes == 2:
+            model(few)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert any(not torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second)
 
 
 class TestTorchvision:

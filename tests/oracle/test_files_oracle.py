@@ -98,18 +98,22 @@ def test_the_folders_names_come_before_what_the_site_calls_its_images(tmp_path: 
 
 def test_images_without_a_name_of_their_own_get_one_that_viewers_open(tmp_path: Path):
     contents = {}
-    for sample, kind in ((12, "PNG"), (13, "JPEG"), (14, "JPEG2000")):
+    for sample, kind in ((12, "PNG"), (13, "JPEG"), (14, "JPEG2000"), (15, "MPO")):
         contents[sample] = io.BytesIO()
-        Image.new("L", (2, 2)).save(contents[sample], kind)
+        preview = {"save_all": True, "append_images": [Image.new("L", (2, 2))]}
+        options = preview if kind == "MPO" else {}
+        Image.new("L", (2, 2)).save(contents[sample], kind, **options)
     site = Site(
         *(0, CLASSES, {}),
         lambda s: EncodedImage(f"scans.parquet#{s}", contents[s].getvalue()),
         tmp_path,
     )
-    FilesOracle(site, tmp_path).submit(LabelRequest(REQUEST.request_id, 3, "margin", (12, 13, 14)))
+    request = LabelRequest(REQUEST.request_id, 3, "margin", (12, 13, 14, 15))
+    FilesOracle(site, tmp_path).submit(request)
     names = sorted(path.name for path in tmp_path.glob("*/images/*"))
     assert names == [
-        *("1-scans.parquet_12.png", "2-scans.parquet_13.jpg", "3-scans.parquet_14.jp2")
+        *("1-scans.parquet_12.png", "2-scans.parquet_13.jpg", "3-scans.parquet_14.jp2"),
+        "4-scans.parquet_15.jpg",
     ]
 
 

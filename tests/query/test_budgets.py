@@ -157,6 +157,12 @@ class TestDeficitsByShortfall:
         assert weights == (0, Fraction(1, 10), Fraction(1, 10), 0, Fraction(1, 5))
         assert shortfall_weights([0, 0], [0.75, 0.25]) == (Fraction(3, 4), Fraction(1, 4))
 
+    def test_counts_that_sum_to_less_than_one_have_shares_too(self) -> None:
+        """Of old labels that count less: the first class has all of them."""
+        mean = [0.4, 0.4, 0.2]
+        assert shortfall_weights([0.2, 0, 0], mean) == shortfall_weights([2, 0, 0], mean)
+        assert shortfall_weights([0.2, 0, 0], mean)[0] == 0
+
     def test_rounding_of_the_mean_is_no_shortfall(self) -> None:
         # 0.1 + 0.2 is a little more than 3 of 10.
         assert shortfall_weights([3, 7], [0.1 + 0.2, 0.7]) == (0, 0)

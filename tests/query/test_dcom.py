@@ -156,6 +156,12 @@ class TestPicks:
         assert select(points, [0], margins, 2, exhausted="id", **named) == [3, 0]
         assert select(points, [0], margins, 2, exhausted="again", **named) == [3, 1]
 
+    @pytest.mark.parametrize("named", [{}, {"centre": 0.0}, {"steepness": 1.0}], ids=str)
+    def test_without_labels_density_alone_counts(self, named: dict[str, Scalar]) -> None:
+        """Whatever the curve's competence at a coverage of 0: the model has not seen a label."""
+        points, margins = [0.0, 0.4, 0.8, 5.0], binary([0.9, 0.95, 0.9, 0.01])
+        assert select(points, [], margins, 2, normalise=False, **named) == [1, 3]
+
     def test_a_wrongly_predicted_neighbourhood_makes_balls_small(self) -> None:
         """All is predicted to be 0: a sample of class 1 covers itself alone, one of 0 all."""
         points = [0.3, 0.4, 0.5, 0.6, 0.0]

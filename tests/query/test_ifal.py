@@ -139,8 +139,26 @@ def select(
     return [int(i) for i in chosen]
 
 
-def test_where_all_models_agree_the_smallest_ids_are_taken() -> None:
-    assert select(20, 5, 0, same=True) == [0, 1, 2, 3, 4]
+def test_where_all_models_agree_the_order_is_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    """The smallest ids would be one class where a client's files are sorted by class."""
+    chosen = select(20, 5, 0, same=True)
+    assert len(set(chosen)) == 5
+    assert chosen != [0, 1, 2, 3, 4]
+    assert chosen == select(20, 5, 0, same=True)
+    assert "all models see the same in the pool, so the order is random" in caplog.text
+
+
+def test_of_candidates_that_come_first_the_largest_uncertainty_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However small theirs is against the largest of all."""
+    uncertainties = torch.full((12,), 1e-12).double(), torch.full((12,), 1e-6).double()
+    uncertainties[0][:6] = torch.tensor([1e4, 9e3, 1e-7, 2e-7, 3e-7, 4e-7]).double()
+    uncertainties[1][2:6] = 1.0
+    monkeypatch.setattr(ifal.Ifal, "_uncertainties", lambda *_: uncertainties)
+    pool = PoolView(np.arange(12), {})
+    strategy = make_strategy("ifal", {"shortage": "extend"})
+    assert checked_select(strategy, pool, context_of(5, [1, 1])).tolist() == [0, 1, 5, 4, 3]
 
 
 def test_few_voters_are_drawn_and_all_of_the_pool_may_be_chosen() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from ahfal_app.inference import load_model
 from ahfal_app.inference.predicting import Predictor
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.results.records import CycleRecord
+from ahfal_app.training.local_updates.core.base import Objective
+from ahfal_app.training.local_updates.kcfu import KCFU
 from ahfal_app.training.resources import resources
 
 BOTH: dict[str, object] = {"evaluate": "both"}
@@ -81,6 +84,29 @@ def test_held_out_labels_are_paid_for_and_never_trained_on(shared_runs: SharedRu
         labelled, held_out = store.labelled(), store.held_out()
         assert not set(labelled.samples_N.tolist()) & set(held_out.samples_N.tolist())
         assert 0.1 < len(held_out.samples_N) / store.ledger().spent < 0.3
+
+
+def test_what_is_held_out_is_not_distilled_on(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KCFU trains on images without labels; those of held-out samples are none of them."""
+    pools: dict[int, set[int]] = {}
+    objective = KCFU.objective
+
+    def noted(self: KCFU, *arguments: Any) -> Objective:
+        situation = arguments[-1]
+        for pool_N in (situation.pool_N, situation.initial_pool_N):
+            pools.setdefault(situation.client, set()).update(pool_N.tolist())
+        return objective(self, *arguments)
+
+    monkeypatch.setattr(KCFU, "objective", noted)
+    outcome = simulation({**BOTH, "local-update": "kcfu", "client-batching": "never"})
+    assert pools
+    for client, store in enumerate(stores(outcome)):
+        initial = set(store.held_out(through_cycle=0).samples_N.tolist())
+        assert initial
+        assert pools[client]
+        assert not initial & pools[client]
 
 
 def test_without_it_runs_are_as_they_were(shared_runs: SharedRuns) -> None:

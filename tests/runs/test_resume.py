@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -289,6 +290,17 @@ def test_what_flower_lists_as_default_changes_nothing_on_resume(simulation: Simu
 def test_resume_refuses_other_settings(straight: Outcome, simulation: Simulation):
     with pytest.raises(ConfigError, match=r"seed=7: the run was started with 0"):
         simulation({"resume": str(straight.folder)}, seed=7)
+
+
+def test_resume_refuses_other_data(straight: Outcome, tmp_path: Path):
+    """Rows that clients have labelled would be other samples."""
+    folder = Path(shutil.copytree(straight.folder, tmp_path / "run"))
+    environment = json.loads((folder / "environment.json").read_text())
+    assert prepare({"resume": str(folder)}).folder == folder
+    environment["data"]["fingerprint"] = "ab" * 32
+    (folder / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(ResumeError, match=r"dataset='digits': .*started with abababababab; allow"):
+        prepare({"resume": str(folder)})
 
 
 def test_resume_needs_a_run(simulation: Simulation, tmp_path: Path):

@@ -210,3 +210,13 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             started(path, model(0.0))
+
+
+def test_a_network_of_other_parameters_is_refused_but_for_dropout(tmp_path: Path) -> None:
+    use = {"parameters": {"normalise": "unit", "scale": 50.0, "dropout": 0.5}}
+    path = saved(tmp_path / "m", model(1.0), FACTS.to_metadata(use))
+    same = replace(FACTS, parameters={"normalise": "unit", "scale": 50.0, "dropout": 0.0})
+    assert started(path, model(0.0), same)[1] == []
+    other = replace(FACTS, parameters={"normalise": "none", "scale": 10.0, "dropout": 0.0})
+    with pytest.raises(ConfigError, match=r"model\.normalise=unit, model\.scale=50\.0; al"):
+        started(path, model(0.0), other)

@@ -72,6 +72,19 @@ def test_who_comes_later_has_a_share_of_what_is_bought_then_and_who_is_gone_keep
     assert sum(second.values()) == 20
 
 
+def test_of_a_share_labels_of_who_is_gone_are_no_part():
+    """10 % of 300, then 15 to 35 % of the 200 samples that are left, by hand."""
+    shares = {"initial-fraction": 0.1, "query-fraction": 0.05, "target-fraction": 0.35}
+    settings = parse_settings({"budget": "global", **shares})
+    granted = split(settings, 0, {0: 100, 1: 100, 2: 100}, {})
+    assert granted == {0: 10, 1: 10, 2: 10}
+    for cycle, each in enumerate((15, 20, 25, 30, 35), start=1):
+        granted = split(settings, cycle, {0: 100, 1: 100}, granted)
+        assert granted == {0: each, 1: each, 2: 10}
+    # Who comes back is behind, and what is bought until the end goes to it.
+    assert split(settings, 5, {0: 100, 1: 100, 2: 100}, granted) == {0: 35, 1: 35, 2: 35}
+
+
 def test_a_plan_that_was_written_is_never_made_anew(tmp_path: Path):
     settings, path = numbers(10, 10, 30), tmp_path / "budget.json"
     first = SharedBudget(settings, path).granted(0, {0: 30, 1: 70})

@@ -141,6 +141,7 @@ class Situation:
             labelled_N=np.sort(self.rows),
             initially_labelled_N=np.sort(self.rows),
             global_tensors=self.teacher,
+            is_fresh=round_ == 1,
         )
 
     def objective(self, round_: int = 2) -> Objective:
@@ -293,7 +294,7 @@ class TestUpdate:
         assert len(losses) == 4
 
     def test_first_round_and_empty_pool_have_no_compensation(self, data_dir: Path) -> None:
-        """The first round of each cycle: its global model has learnt nothing yet."""
+        """A fresh global model has learnt nothing yet."""
         case = Situation(data_dir)
         assert case.objective(1).penalty is None
         assert case.objective(2).penalty is not None
@@ -433,6 +434,21 @@ class TestRun:
         (first_pool, first), (last_pool, last) = pools[0, 0, 2], pools[0, 2, 2]
         assert first_pool.tolist() == last_pool.tolist()
         assert last.class_counts_C.sum() > first.class_counts_C.sum()
+
+    def test_a_model_that_is_not_reset_teaches_from_the_first_round_on(
+        self, simulation: Simulation, pools: Pools
+    ) -> None:
+        """With one round a cycle, nothing would ever be distilled otherwise."""
+        base = {**KCFU, "rounds": 1, "cycles": 2}
+        outcome = simulation(base, **{"reset-model": False})
+        fresh = {cycle: pools[0, cycle, 1][1].is_fresh for cycle in range(2)}
+        assert fresh == {0: True, 1: False}
+        pools.clear()
+        simulation(base)
+        assert {pools[0, cycle, 1][1].is_fresh for cycle in range(2)} == {True}
+        pools.clear()
+        simulation(base, **{"initial-model": str(outcome.folder)})
+        assert {pools[0, cycle, 1][1].is_fresh for cycle in range(2)} == {False}
 
     def test_the_pool_and_the_labels_are_the_clients(
         self, simulation: Simulation, pools: Pools

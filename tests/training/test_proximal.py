@@ -69,6 +69,7 @@ def _objective(data_dir: Path, **values: object) -> Objective:
         labelled_N=np.arange(0),
         initially_labelled_N=np.arange(0),
         global_tensors={n: t.clone() for n, t in loaded.new_model(0).state_dict().items()},
+        is_fresh=False,
     )
     strategy = make_strategy("entropy", {})
     return make_objective(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ahfal_app.errors import ConfigError
 from ahfal_app.models.core.base import Classifier
@@ -78,7 +79,7 @@ def as_classifier(
     """
     switch_off_chance(network)
     if not isinstance(network, Classifier):
-        _use_own_batch_norm(network)
+        use_own_batch_norm(network)
     expected_BC = _try(network, name, image_shape)
     model = network if isinstance(network, Classifier) else _with_head(network, name)
     _check(model, expected_BC, name, image_shape, num_classes)
@@ -95,9 +96,17 @@ def switch_off_chance(network: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
+        elif isinstance(getattr(module, "drop_prob", None), float):
+            # timm's own stochastic depth, and dropout of blocks.
+            module.drop_prob = 0.0  # type: ignore[assignment]  # a number, as was asked
 
 
-def _use_own_batch_norm(network: nn.Module) -> None:
+def use_own_batch_norm(network: nn.Module) -> None:
+    """Have batch norms take a single value a channel, too, by their running statistics.
+
+    Torch's own are replaced by this package's; others, such as those of timm with an activation
+    inside, are left what they are.
+    """
     replaced: dict[nn.Module, BatchNorm2d] = {}
     # Under each of its names: a module that is used twice is to stay one module.
     for path, module in list(network.named_modules(remove_duplicate=False)):
@@ -108,26 +117,67 @@ def _use_own_batch_norm(network: nn.Module) -> None:
                 own.load_state_dict(module.state_dict())
                 replaced[module] = own
             network.set_submodule(path, replaced[module])
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm2d):
+            module.register_forward_pre_hook(_rest_on_a_single_value)
+            module.register_forward_hook(_train_again)
+
+
+def _rest_on_a_single_value(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    values = inputs[0]
+    if norm.training and norm.running_mean is not None and values.numel() == values.shape[1]:
+        norm.training = False
+        norm.rests = True  # type: ignore[assignment]  # a flag of ours
+
+
+def _train_again(norm: nn.Module, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+    if getattr(norm, "rests", False):
+        norm.training = True
+        norm.rests = False  # type: ignore[assignment]
+        # A second pass must not move what the gradient of this one needs.
+        for name in ("running_mean", "running_var"):
+            setattr(norm, name, getattr(norm, name).clone())
 
 
 def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Tensor:
     """Return the logits of `_images`, having trained on one image without leaving a trace."""
     # Evaluation comes first, since lazy layers get their sizes by it.
-    logits_BC = _output(network.eval(), _images(2, image_shape), name)
+    logits_BC = _output(network.eval(), _images(2, image_shape), f"model={name!r}")
+    try_training(network, f"model={name!r}", image_shape)
+    return logits_BC
+
+
+def try_training(network: nn.Module, said: str, image_shape: tuple[int, int, int]) -> None:
+    """Have a network take an image in training mode, without leaving a trace, or refuse it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left in training mode.
+    said : str
+        The setting that names it, as in `model='mine'`.
+    image_shape : tuple[int, int, int]
+        Height, width and channels of an image.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be trained on a single image, as the last batch of an epoch may have, or it
+        draws random numbers.
+    """
     buffers = {path: buffer.clone() for path, buffer in network.named_buffers()}
     state = torch.random.get_rng_state()
-    _output(network.train(), _images(1, image_shape), name)
+    _output(network.train(), _images(1, image_shape), said)
     if not torch.equal(state, torch.random.get_rng_state()):
         raise ConfigError(
             [
-                f"model={name!r}: allowed is a network that draws no random numbers in training, "
+                f"{said}: allowed is a network that draws no random numbers in training, "
                 "since all clients of a process share torch's generator; dropout may be an "
                 "nn.Dropout, which is switched off"
             ]
         )
     for path, buffer in network.named_buffers():
         buffer.copy_(buffers[path])
-    return logits_BC
 
 
 def _with_head(network: nn.Module, name: str) -> Classifier:
@@ -176,7 +226,7 @@ def _check(
         raise ConfigError(problems)
 
 
-def _output(network: nn.Module, images_BcHW: Tensor, name: str) -> Tensor:
+def _output(network: nn.Module, images_BcHW: Tensor, said: str) -> Tensor:
     """Return what a network gives, shape (B, C), or refuse it."""
     size, channels, height, width = images_BcHW.shape
     mode = "training" if network.training else "evaluation"
@@ -186,12 +236,12 @@ def _output(network: nn.Module, images_BcHW: Tensor, name: str) -> Tensor:
             output_BC = network(images_BcHW)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(
-            [f"model={name!r}: allowed is a network that can take {tried}; it says: {error}"]
+            [f"{said}: allowed is a network that can take {tried}; it says: {error}"]
         ) from error
     if not isinstance(output_BC, Tensor):
         raise ConfigError(
             [
-                f"model={name!r}: allowed is a network that gives one tensor; for {tried} it "
+                f"{said}: allowed is a network that gives one tensor; for {tried} it "
                 f"gives {type(output_BC).__name__}"
             ]
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ahfal_app.backbones import Backbone, Preprocessing
 from ahfal_app.errors import ConfigError
-from ahfal_app.models.core.adapted import switch_off_chance
+from ahfal_app.models.core.adapted import switch_off_chance, try_training, use_own_batch_norm
 from ahfal_app.models.core.base import Classifier
 from ahfal_app.parameters import suggestion
 
@@ -23,6 +23,9 @@ HEAD = "head"
 
 #: Train everything.
 ALL = "all"
+
+#: Backbones, by digest, and what was trained of them, that have been tried in this process.
+_tried: set[tuple[str, str]] = set()
 
 
 class Finetuned(Classifier):
@@ -46,6 +49,7 @@ class Finetuned(Classifier):
         self._preprocessing: Preprocessing = backbone.preprocessing
         self.backbone: nn.Module = copy.deepcopy(backbone.network).requires_grad_()
         switch_off_chance(self.backbone)
+        use_own_batch_norm(self.backbone)
         self.head = top.head
         # What is left of it has no parameters twice; `head` is declared as a linear layer.
         top.head = nn.Identity()  # type: ignore[assignment]  # emptied
@@ -144,9 +148,15 @@ def finetuned(backbone: Backbone, top: Classifier, tune: str) -> Classifier:
     Raises
     ------
     ConfigError
-        `tune` names no part of it.
+        `tune` names no part of it, or what it names cannot be trained on a single image or draws
+        random numbers in training.
     """
     if problem := tune_problem(backbone, tune):
         raise ConfigError([problem])
     with torch.no_grad():
-        return Finetuned(backbone, top, tune).train()
+        model = Finetuned(backbone, top, tune).train()
+    if (backbone.digest, tune) not in _tried:
+        side = backbone.preprocessing.size
+        try_training(model, f"backbone={backbone.name!r} tune={tune!r}", (side, side, 3))
+        _tried.add((backbone.digest, tune))
+    return model

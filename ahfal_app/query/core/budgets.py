@@ -46,7 +46,8 @@ def shortfall_weights(counts_C: Iterable[float], mean_C: Iterable[float]) -> tup
         Mean proportions p̄ of the classes over clients.
     """
     counts = list(counts_C)
-    labelled = max(sum(counts), 1)
+    # Of weighted counts the sum may be below 1.
+    labelled = sum(counts) or 1
     gaps = (mean - count / labelled for count, mean in zip(counts, mean_C, strict=True))
     # Whole numbers of the grid, so that rounding parts no two classes that lack the same.
     return tuple(Fraction(max(0, round(gap * GAP_STEPS)), GAP_STEPS) for gap in gaps)

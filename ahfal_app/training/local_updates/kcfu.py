@@ -316,8 +316,8 @@ class KCFU(LocalUpdateMethod):
         how = self.parameters
         loss = BalancedSoftmax(situation.class_counts_C, resources.device)
         pool_N = situation.initial_pool_N if how.pool == "initial" else situation.pool_N
-        # In a cycle's first round the global model is fresh and has nothing to teach.
-        if situation.round == 1 or not len(pool_N):
+        # A global model that is fresh has nothing to teach.
+        if situation.is_fresh or not len(pool_N):
             return Objective(loss)
         key = (situation.seed, "kcfu", situation.client, situation.cycle, situation.round)
         penalty = CompensatoryLoss(

@@ -36,11 +36,13 @@ class LocalSituation:
     class_counts_C : NDArray[np.int64]
         Class counts of its labelled set. Shape (C,).
     rows_N : NDArray[np.int64]
-        All of its samples that are there, or that it has labels of.
+        All of its samples that are there, or that it has labels of; without what is held out.
     labelled_N, initially_labelled_N : NDArray[np.int64]
         Those that are labelled, and that were before the first cycle.
     global_tensors : dict[str, Tensor]
         The global model as it was received.
+    is_fresh : bool
+        Whether that model has not been trained yet, as a cycle's first one that is made anew.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class LocalSituation:
     labelled_N: NDArray[np.int64]
     initially_labelled_N: NDArray[np.int64]
     global_tensors: Mapping[str, Tensor]
+    is_fresh: bool
 
     @cached_property
     def pool_N(self) -> NDArray[np.int64]:
