@@ -705,8 +705,9 @@ class Client:
             # long: the step before is remembered all the same.
             if self._resources.site is not None or self._settings.uses_secure_aggregation:
                 with self._disclosure() as disclosure:
-                    is_split = topic is Topic.BUDGET
-                    disclosure.check_split() if is_split else disclosure.check_coordination()
+                    of_split = topic is Topic.BUDGET
+                    check = disclosure.check_split if of_split else disclosure.check_coordination
+                    check()
                     disclosure.hold_to_step(cycle, step, digest, topic)
 
         place = self._run, self._client, cycle

@@ -293,9 +293,9 @@ class FederatedActiveLearning:
         self._labels.purchased(answers, replies.failures, 0, due)
 
     def _due(self, cycle: int, arrays: ArrayRecord | None = None) -> dict[int, int]:
-        """Return how many labels each client may have had by a cycle; with f^G clients are asked.
+        """Return how many labels each client may have had by a cycle.
 
-        Where all share one budget that goes by their samples.
+        With f^G clients are asked, where all share a budget that goes by their samples.
         """
         members, settings = self._membership.members, self._order.settings
         sizes = {
