@@ -146,7 +146,7 @@ def compare(
     """Compare runs: a table here, and a page with figures and tests."""
     from ahfal_app.experiments.compare import compare_runs, refuse_repetitions
     from ahfal_app.experiments.output import check_output, write_output
-    from ahfal_app.experiments.report import render_sweep_report
+    from ahfal_app.experiments.report import mixed_data, render_sweep_report
     from ahfal_app.experiments.tables import accuracy_table
 
     check_output(out, ".html")
@@ -158,6 +158,8 @@ def compare(
     for row in table.rows:
         grid.add_row(*row)
     console.print(grid)
+    for warning in mixed_data(results):
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     write_output(out, render_sweep_report(results))
     console.print(f"report: {out.absolute()}", soft_wrap=True, markup=False)
 

@@ -22,7 +22,7 @@ from ahfal_app.errors import ReportError, SweepError
 from ahfal_app.experiments.grid import SEED
 from ahfal_app.experiments.paper import PaperNumber
 from ahfal_app.experiments.scales import Scale
-from ahfal_app.experiments.summaries import Summaries
+from ahfal_app.experiments.summaries import LOADED_BY, Summaries
 from ahfal_app.parameters import Scalar, suggestion
 from ahfal_app.results.kept import ACCURACY, LOWER_IS_BETTER, value_of
 from ahfal_app.results.last_rounds import LastRounds, last_rounds_per_cycle
@@ -61,6 +61,18 @@ class RunResult:
         """Short name of its data set."""
         named = str(self.run.environment["data"].get("name", self.run.settings.dataset))
         return named.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data that it has had."""
+        return str(self.run.environment["data"].get("fingerprint") or "")
+
+    @property
+    def data_settings(self) -> tuple[str, ...]:
+        """The settings that say which data these are; of places the last name."""
+        flat = self.run.settings.to_flat()
+        keys = (*LOADED_BY, *(key for key in flat if key.startswith("dataset.")))
+        return tuple(f"{key}={str(flat[key]).rstrip('/').rsplit('/', 1)[-1]}" for key in keys)
 
     @property
     def point(self) -> Point:
@@ -108,8 +120,13 @@ class RunResult:
         return np.array([np.nan if value is None else 100 * value for value in last])
 
     @property
+    def knows_partition(self) -> bool:
+        """Whether it is known what samples clients have: of simulated ones, and not of sites."""
+        return "counts" in self.run.partition
+
+    @property
     def client_counts_KC(self) -> NDArray[np.int64]:
-        """Samples of each client and class, labelled or not."""
+        """Samples of each client and class, labelled or not, where the partition is known."""
         return np.array(self.run.partition["counts"], dtype=np.int64)
 
     @cached_property
@@ -198,6 +215,15 @@ class ExperimentResults:
         return sorted(
             dict.fromkeys(points), key=lambda point: [order[a].index(label) for a, label in point]
         )
+
+    @property
+    def mixed_data(self) -> list[Point]:
+        """The points at which runs have had different data, though their settings say the same."""
+        found: dict[tuple[Point, tuple[str, ...]], set[str]] = {}
+        for result in self.runs:
+            point = tuple(pair for pair in result.point if pair[0] != self.method_axis)
+            found.setdefault((point, result.data_settings), set()).add(result.fingerprint)
+        return list(dict.fromkeys(point for (point, _), told in found.items() if len(told) > 1))
 
     def at(self, point: Point, method: Scalar) -> list[RunResult]:
         """Return the runs of a method at a point, by seed."""

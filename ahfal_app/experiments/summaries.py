@@ -34,7 +34,7 @@ SUMMARIES = "summaries.jsonl"
 _BY_CONTENT = ("dataset", "backbone-weights")
 
 #: Settings that say what is loaded: data sets and backbones of equal ones are equal.
-_LOADED_BY = (
+LOADED_BY = (
     *("dataset", "classes", "image-column", "label-column", "vector-column", "image-size"),
     *("test-fraction", "max-train-samples", "max-test-samples"),
     *("backbone", "backbone-weights", "backbone-size", "backbone-crop"),
@@ -131,6 +131,7 @@ class Summaries:
     def __init__(self, out: Path) -> None:
         self._path = out / SUMMARIES
         self._lines = {line.run: line for line in _read(self._path)}
+        self._same = _SameContent()
 
     def run(self, name: str) -> Run | None:
         """Return a run by its name, or None."""
@@ -139,12 +140,11 @@ class Summaries:
 
     def standing_for(self, planned: Iterable[PlannedRun]) -> dict[str, str]:
         """Return which planned runs are done by these lines: names of planned runs, of lines."""
-        same = _SameContent()
         found: dict[str, str] = {}
         for run in planned:
             candidates = self._by_identity.get(identity(run), [])
             for line in sorted(candidates, key=lambda line: line.run != run.name):
-                if same(run, line):
+                if self._same(run, line):
                     found[run.name] = line.run
                     break
         return found
@@ -158,6 +158,13 @@ class Summaries:
         append_bytes(self._path, (line.model_dump_json() + "\n").encode())
         self._lines[line.run] = line
         self.__dict__.pop("_by_identity", None)
+
+    def has_same_content(self, planned: PlannedRun, run: Run) -> bool:
+        """Return whether a run that is done has had the data and the backbone that are here now.
+
+        What is not here cannot be compared, and counts as the same.
+        """
+        return self._same(planned, _line(planned, run))
 
     def has(self, name: str) -> bool:
         """Return whether there is a line of a run of this name."""
@@ -204,7 +211,7 @@ class _SameContent:
         ):
             # Two names, and not the same.
             return False
-        key = tuple(flat[name] for name in _LOADED_BY)
+        key = tuple(flat[name] for name in LOADED_BY)
         if key not in self._loaded:
             self._loaded[key] = _content(planned.settings)
         content = self._loaded[key]

@@ -67,7 +67,7 @@ def run_sweep(
     Raises
     ------
     SweepError
-        The folder cannot be used, or another process is at it.
+        The folder cannot be used, has runs of other data, or another process is at it.
     """
     out = out.absolute()
     try:
@@ -109,14 +109,25 @@ class _Place:
 
 
 def _in_folders(runs: Mapping[str, PlannedRun], out: Path, summaries: Summaries) -> set[str]:
-    """Return which runs are done by their folders; each of them has a line from then on."""
-    found = set()
-    for name, planned in runs.items():
-        run = read_done(out / RUNS / name)
-        if run is not None:
-            found.add(name)
-            summaries.add(planned, run)
-    return found
+    """Return which runs are done by their folders; each of them has a line from then on.
+
+    Raises
+    ------
+    SweepError
+        Some were done with other data than lie there now: what is missing would be compared with
+        them, and the folders have the names of the runs that would be done again.
+    """
+    done = {name: run for name in runs if (run := read_done(out / RUNS / name)) is not None}
+    others = [name for name, run in done.items() if not summaries.has_same_content(runs[name], run)]
+    if others:
+        raise SweepError(
+            f"{out / RUNS}: {len(others)} runs, such as {others[0]}, were done with other data or "
+            "another backbone than lie there now; allowed are those that they were done with, "
+            "another folder for this sweep, or --force to do them again"
+        )
+    for name, run in done.items():
+        summaries.add(runs[name], run)
+    return set(done)
 
 
 def _run_missing(

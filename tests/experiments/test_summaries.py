@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ahfal_app.data import sources
 from ahfal_app.errors import SweepError
 from ahfal_app.experiments.files import load_experiment
 from ahfal_app.experiments.report import write_sweep_report
@@ -153,6 +154,25 @@ def test_data_may_lie_elsewhere_and_must_be_the_same(file: Path, tmp_path: Path)
     changed = shutil.copytree(second, tmp_path / "changed" / "pictures")
     Image.new("RGB", (8, 8)).save(changed / "train" / "a" / "0.png")
     assert len(sweep(file, other, dataset=str(changed), **settings).done) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_the_data_that_it_began_with(file: Path, tmp_path: Path) -> None:
+    data = write_photographs(tmp_path / "data")
+    settings = {"seed": 0, "num-clients": 2, "min-partition-size": 2, "dataset": str(data)}
+    settings |= {"max-train-samples": 0, "max-test-samples": 0, "initial-fraction": 0.2}
+    out = tmp_path / "out"
+    assert len(sweep(file, out, strategy="random", **settings).done) == 1
+    assert len(sweep(file, out, strategy="random", **settings).skipped) == 1
+    Image.new("RGB", (8, 8)).save(data / "train" / "a" / "20.png")
+    sources._load.cache_clear()  # As in another process.
+    with pytest.raises(SweepError, match=r"1 runs, such as random-.*, were done with other data"):
+        sweep(file, out, **settings)
+    assert len(sweep(file, out, force=True, **settings).done) == 2
+    # What is no longer here cannot be compared, and what is done of it is done.
+    shutil.rmtree(data)
+    sources._load.cache_clear()
+    assert len(sweep(file, out, **settings).skipped) == 2
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from ahfal_app.cli import app
 from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
-from ahfal_app.experiments import tables
+from ahfal_app.experiments import report, tables
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
@@ -267,6 +267,72 @@ def test_halves_of_the_classes(results: ExperimentResults) -> None:
     np.testing.assert_allclose(run.class_deviation_C, 100 * shares.std(axis=0))
 
 
+def with_runs(
+    results: ExperimentResults, change: Callable[[RunResult], dict[str, object]]
+) -> ExperimentResults:
+    """Return the same with each run changed."""
+    runs = (
+        dataclasses.replace(each, run=dataclasses.replace(each.run, **change(each)))  # type: ignore[arg-type]
+        for each in results.runs
+    )
+    return dataclasses.replace(results, runs=tuple(runs))
+
+
+def test_without_a_partition_nothing_is_told_of_it(results: ExperimentResults) -> None:
+    """As of runs over sites: no classes of high variance, no crossover, no bubbles."""
+    two = {"axes": {**results.axes, "strategy": METHODS[:2]}, "runs": results.runs[:12]}
+    results = dataclasses.replace(results, **two)
+    unknown = with_runs(results, lambda _: {"partition": {}})
+    assert "Learning curves" in render_sweep_report(unknown)
+    assert tables.class_table(unknown) is None
+    partition = ("classes-0", "classes-1", "crossover", "partition-0")
+    names = [panel.chart.name for panel in report._panels(results)]
+    assert set(partition) < set(names)
+    left = [name for name in names if name not in partition]
+    assert [panel.chart.name for panel in report._panels(unknown)] == left
+    # Of those that have one it is told as ever.
+    some = with_runs(results, lambda each: {"partition": {}} if each.seed else {})
+    found, whole = tables.class_table(some), tables.class_table(results)
+    assert found is not None
+    assert whole is not None
+    assert [row[:2] for row in found.rows] == [row[:2] for row in whole.rows]
+    high, _ = tables.class_halves(results.runs[0])
+    assert found.rows[0][2].startswith(f"{high:.2f}")
+    assert [panel.chart.name for panel in report._panels(some)] == names
+
+
+def with_data(results: ExperimentResults, told: Callable[[RunResult], str]) -> ExperimentResults:
+    """Return the same with other fingerprints of the runs' data."""
+
+    def change(each: RunResult) -> dict[str, object]:
+        environment = each.run.environment
+        data = {**environment["data"], "fingerprint": told(each)}
+        return {"environment": {**environment, "data": data}}
+
+    return with_runs(results, change)
+
+
+def test_runs_of_different_data_under_one_name_are_told(results: ExperimentResults) -> None:
+    assert results.mixed_data == []
+    place = (("strategy", "ahfal"), ("alpha", 1.0))
+    grown = with_data(results, lambda each: "b" if each.point == place else "a")
+    assert grown.mixed_data == [(("alpha", 1.0),)]
+    page = render_sweep_report(grown)
+    assert "Runs have had different data under the same name at alpha = 1.0" in page
+    assert "at alpha = 0.1" not in page
+    # Where the settings say that they are others, they are, and so are those at other points.
+    assert with_data(results, lambda each: str(each.labels["alpha"])).mixed_data == []
+    others = with_runs(
+        grown,
+        lambda each: {
+            "settings": each.run.settings.model_copy(
+                update={"dataset": "b" if each.fingerprint == "b" else "a"}
+            )
+        },
+    )
+    assert others.mixed_data == []
+
+
 class Page(html.parser.HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -423,6 +489,19 @@ def test_runs_are_compared_by_the_settings_that_differ(swept: Path, tmp_path: Pa
         compare_runs(folders[:1])
     with pytest.raises(ReportError, match="not the folder of a run"):
         compare_runs([folders[0], tmp_path])
+
+
+def test_a_comparison_over_changed_data_warns(swept: Path, tmp_path: Path) -> None:
+    first, *_ = sorted((swept / "runs").iterdir())
+    other = shutil.copytree(first, tmp_path / "other")
+    environment = json.loads((other / "environment.json").read_text())
+    environment["data"]["fingerprint"] = "0" * 64
+    (other / "environment.json").write_text(json.dumps(environment))
+    page = tmp_path / "page.html"
+    arguments = ["compare", str(first), str(other), "--out", str(page)]
+    output = CliRunner().invoke(app, arguments).output
+    assert "warning: Runs have had different data under the same name" in output
+    assert "Runs have had different data under the same name" in page.read_text()
 
 
 @pytest.mark.usefixtures("charts")
