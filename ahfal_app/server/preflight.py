@@ -13,6 +13,7 @@ from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
 from ahfal_app.evaluation import figure_names
+from ahfal_app.labels.names import ClassNames
 from ahfal_app.models import model_problem, network_parameters
 from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
@@ -144,6 +145,8 @@ def check_data(settings: Settings) -> Resources:
             "without a frozen backbone, which have no features before a network is trained"
         )
     problems += arrival_data_problems(settings, loaded)
+    if settings.has_sites or settings.oracle != "simulated":
+        problems += _class_name_problems(loaded.dataset.class_names)
     try:
         # Whether a network fits the images shows when it is built.
         loaded.new_model(0)
@@ -226,6 +229,15 @@ def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
     if not settings.counts_labels or settings.has_global_budget:
         return []
     return [name for name, size in sizes.items() if size < settings.target_labels]
+
+
+def _class_name_problems(class_names: Sequence[str]) -> list[str]:
+    """Return what keeps people from naming a class, in files of labels or elsewhere."""
+    try:
+        ClassNames(class_names)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def planned_labels(settings: Settings, sizes: Sequence[int]) -> int:
