@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.client import Client
+from ahfal_app.client.coordination import UnderWay
 from ahfal_app.client.node_config import is_site, models_kept, partition_of
 from ahfal_app.client.outgoing import told
 from ahfal_app.client.serving import client_for
@@ -239,6 +240,8 @@ def advertise_keys(message: Message, context: Context) -> Message:
         case Topic.COORDINATION:
             step = _step(message)
             advertisement = client.advertise_coordination(order.cycle, step, session)
+        case Topic.BUDGET:
+            advertisement = client.advertise_split(order.cycle, _step(message), session)
         case Topic.STOP_SET:
             tensors = _tensors(message, client)
             advertisement = client.advertise_predictions(tensors, _trained(order), session)
@@ -283,13 +286,19 @@ def coordinate(message: Message, context: Context) -> Message:
     tensors = _tensors(message, client) if has_model else None
     statistics, granted = _statistics(message, client), _granted(message, order)
     under_way = client.coordinate(tensors, order.cycle, asked, statistics, granted)
-    if under_way is None:
-        return _lost_reply(message)
-    if asked.last == 0:
-        return _metrics_reply(message, under_way.opening.to_metrics())
-    with_sums = not order.settings.uses_secure_aggregation
-    arrays = answer_to(under_way.answer, with_sums)
-    return Message(RecordDict({QUESTIONS_KEY: arrays}), reply_to=message)
+    return _step_reply(message, order, asked, under_way)
+
+
+@app.query("split")
+@_guarded
+def split(message: Message, context: Context) -> Message:
+    """Answer a step of how a budget is split that all clients share."""
+    order = _order(message)
+    client = _client(order, context, needed_bytes=0)
+    asked = _asked(message)
+    has_model = ARRAYS_KEY in message.content.array_records
+    tensors = _tensors(message, client) if has_model else None
+    return _step_reply(message, order, asked, client.split(tensors, _trained(order), asked))
 
 
 @app.query("select")
@@ -431,7 +440,7 @@ def _participant(
 ) -> Iterator[tuple[Participant, Read]]:
     order, (session, topic, asked) = _order(message), _secure_request(message, read)
     client = _client(order, context)
-    place = _step(message) if topic is Topic.COORDINATION else order.round
+    place = _step(message) if topic.has_steps else order.round
     with client.participant(order.cycle, session, topic, place) as participant:
         yield participant, asked
 
@@ -460,6 +469,17 @@ def _query_reply(message: Message, answer: QueryAnswer) -> Message:
 
 def _metrics_reply(message: Message, metrics: MetricRecord) -> Message:
     return Message(RecordDict({METRICS_KEY: metrics}), reply_to=message)
+
+
+def _step_reply(
+    message: Message, order: Order, asked: Asked, under_way: UnderWay | None
+) -> Message:
+    if under_way is None:
+        return _lost_reply(message)
+    if asked.last == 0:
+        return _metrics_reply(message, under_way.opening.to_metrics())
+    arrays = answer_to(under_way.answer, with_sums=not order.settings.uses_secure_aggregation)
+    return Message(RecordDict({QUESTIONS_KEY: arrays}), reply_to=message)
 
 
 def _lost_reply(message: Message) -> Message:

@@ -43,6 +43,7 @@ def contradictions(settings: Settings) -> list[str]:
     problems += _data_contradictions(settings) + _amount_contradictions(settings)
     problems += _arrival_contradictions(settings) + _statistics_contradictions(settings)
     problems += _view_contradictions(settings) + _drift_contradictions(settings)
+    problems += _split_contradictions(settings)
     return problems + _evaluation_contradictions(settings)
 
 
@@ -164,6 +165,33 @@ def _amount_contradictions(settings: Settings) -> list[str]:
         low, least = (getattr(settings, f"{when}_{kind}") for when in ("target", "initial"))
         return [f"target-{kind}={low!r}: allowed is at least initial-{kind}={least!r}"]
     return []
+
+
+def _split_contradictions(settings: Settings) -> list[str]:
+    """Refuse a way to split one budget where each client has its own, or only noise is told."""
+    split, default = settings.budget_split, setting_fields()["budget-split"].default
+    if not settings.has_global_budget and split != default:
+        return [
+            f"budget-split={split!r}: has no effect with budget='client'; allowed is nothing, or "
+            "budget='global'"
+        ]
+    floor, cap = settings.budget_floor, settings.budget_cap
+    if not settings.asks_for_split:
+        return [
+            f"{key}={value}: has no effect with budget-split={split!r}; allowed is 0, or "
+            "budget-split=missing|threshold"
+            for key, value in (("budget-floor", floor), ("budget-cap", cap))
+            if value
+        ]
+    problems = []
+    if cap and floor > cap:
+        problems.append(f"budget-floor={floor}: allowed is at most budget-cap={cap}")
+    if settings.uses_local_dp:
+        problems.append(
+            f"budget-split={split!r}: allowed with privacy={settings.privacy!r} is 'share' or "
+            "'equal', since sums over predictions have no noise"
+        )
+    return problems
 
 
 def _arrival_contradictions(settings: Settings) -> list[str]:

@@ -489,7 +489,31 @@ class Settings(BaseModel):
         "client",
         "Active learning",
         "Whose labels fractions and numbers mean: `client`: each client's; `global`: all clients' "
-        "together, split in proportion to their samples by largest remainder.",
+        "together, split as `budget-split` says.",
+    )
+    budget_split: Literal["share", "equal", "missing", "threshold"] = _setting(
+        "share",
+        "Active learning",
+        "How `budget=global` is split over the clients, by largest remainder: `share`: in "
+        "proportion to their samples; `equal`: each cycle's labels alike; `missing`: to who seems "
+        "to have the classes that all together lack; `threshold`: to who has the highest scores of "
+        "all. First labels are split by `share` with the last two.",
+    )
+    budget_floor: int = _setting(
+        0,
+        "Active learning",
+        "Fewest labels of a client in a cycle, where it has so many samples; with "
+        "`budget-split=missing|threshold`.",
+        ge=0,
+        le=10**9,
+    )
+    budget_cap: int = _setting(
+        0,
+        "Active learning",
+        "Most labels of a client in a cycle, with `budget-split=missing|threshold`; 0: four equal "
+        "shares.",
+        ge=0,
+        le=10**9,
     )
     cycles: int = _setting(
         0, "Active learning", "Most cycles to run; 0: as many as the target needs.", ge=0
@@ -680,6 +704,11 @@ class Settings(BaseModel):
     def has_global_budget(self) -> bool:
         """Whether the server splits one budget over all clients."""
         return self.budget == "global"
+
+    @property
+    def asks_for_split(self) -> bool:
+        """Whether clients are asked for what one budget is split by."""
+        return self.budget_split not in ("share", "equal")
 
     @property
     def buys_on_joining(self) -> bool:

@@ -60,7 +60,16 @@ def problems(values: dict[str, object]) -> str:
             {"initial-labels": 1500, "query-labels": 5, "target-labels": 1600},
             "initial-labels=1500: the largest client has 14",
         ),
+        (
+            {"oracle": "page", "classes": "skip,0,1,2,3,4,5,6,7,8,9"},
+            "classes='skip': allowed is any name but 'skip' and the empty one",
+        ),
         ({"budget": "all"}, "budget='all': allowed is `client` | `global`"),
+        (
+            {"budget-split": "equal"},
+            "budget-split='equal': has no effect with budget='client'; allowed is nothing, or "
+            "budget='global'",
+        ),
         ({"dataset": "none"}, "partition='dirichlet-balanced': allowed is 'sites' with dataset="),
         ({"dataset": "none"}, "evaluate='server': allowed is 'sites' with dataset='none'"),
         ({"dataset": "none", "evaluate": "both"}, "evaluate='both': allowed is 'sites' with"),
@@ -336,3 +345,8 @@ def test_settings_that_contradict_each_other_hide_no_other_problem():
         check_settings(values)
     keys = {problem.split("=")[0] for problem in caught.value.problems}
     assert keys == {"rounds", "privacy.epsilon", "align", "aggregation.malicious-clients", "device"}
+
+
+def test_where_nobody_is_asked_a_class_may_be_called_like_a_skip() -> None:
+    loaded = check_data(check_settings({"classes": "skip,0,1,2,3,4,5,6,7,8,9"}))
+    assert loaded.num_classes == 11

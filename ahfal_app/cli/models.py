@@ -102,6 +102,8 @@ def evaluate(
         for row in table.rows:
             grid.add_row(*map(escape, row))
         console.print(grid)
+    if found.note:
+        console.print(found.note, soft_wrap=True, markup=False)
     if out is not None:
         write_json(out, found.to_json())
         console.print(f"all of it: {out.absolute()}", soft_wrap=True, markup=False)

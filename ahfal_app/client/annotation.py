@@ -19,7 +19,7 @@ from ahfal_app.client.auditing import kept_predictions
 from ahfal_app.client.node_config import oracle_folder
 from ahfal_app.client.selection import Selected
 from ahfal_app.client.state import ClientState
-from ahfal_app.errors import DatasetError, OracleError
+from ahfal_app.errors import DatasetError, LabelConflict, OracleError
 from ahfal_app.labels.readings import Readers
 from ahfal_app.labels.records import AUDIT
 from ahfal_app.labels.store import LabelRequest, LabelStore, request_id
@@ -124,7 +124,9 @@ class Annotation:
                         tuple(audit_A.tolist()),
                         readers=self.readers.count,
                         rule=self.readers.rule,
-                        report=b"" if predicted_A is None else kept_predictions(predicted_A),
+                        report=b""
+                        if predicted_A is None
+                        else kept_predictions(audit_A, predicted_A),
                     )
                 )
             store.reserve(request)
@@ -137,7 +139,8 @@ class Annotation:
         that the site no longer has are withdrawn: nobody is asked for them, or paid.
 
         An oracle that fails is asked again the next time: the request is in the store, and the
-        server waits for its labels as for those of slow people.
+        server waits for its labels as for those of slow people. One that answers what it was not
+        asked is taken for such: none of its answers to that request are used, and others are.
         """
         gone = store.follow_images()
         requests = store.unfinished_requests()
@@ -170,7 +173,7 @@ class Annotation:
         try:
             with self._for_people():
                 yield
-        except OracleError as error:
+        except (OracleError, LabelConflict) as error:
             _log.warning("oracle %s: %s", self.oracle, error)
 
     def _for_people(self) -> AbstractContextManager[None]:

@@ -20,11 +20,20 @@ from ahfal_app.ledger import AuditFigures
 from ahfal_app.seeds import numpy_generator
 
 _PREDICTED = "predicted"
+_SAMPLES = "samples"
 
 
-def kept_predictions(predicted_A: NDArray[np.int64]) -> bytes:
-    """Return as bytes which classes a model says of an audit's samples, in their order."""
-    return save_arrays({_PREDICTED: predicted_A})
+def kept_predictions(samples_A: NDArray[np.int64], predicted_A: NDArray[np.int64]) -> bytes:
+    """Return as bytes which classes a model says of an audit's samples.
+
+    Parameters
+    ----------
+    samples_A : NDArray[np.int64]
+        Their ids, strictly increasing. Some may leave the audit: images that go and come back.
+    predicted_A : NDArray[np.int64]
+        Class index of each.
+    """
+    return save_arrays({_SAMPLES: samples_A, _PREDICTED: predicted_A})
 
 
 @dataclass(frozen=True)
@@ -84,18 +93,22 @@ class Auditing:
     def figures(self, store: LabelStore, cycle: int) -> AuditFigures | None:
         """Return how right the model was of the audit before a cycle, by the labels there are.
 
-        None where nothing was drawn, or no model was asked.
+        None where nothing was drawn, or no model was asked; also where an older version has kept
+        what it said of samples of which some have left the audit, and not of which.
         """
         request = store.request(self.request_id(cycle))
         if request is None or not request.report:
             return None
-        predicted_A = load_arrays(request.report)[_PREDICTED]
+        kept = load_arrays(request.report)
+        predicted_A = kept[_PREDICTED]
         # Drawn samples are in increasing order.
-        asked_A = np.array(request.samples, np.int64)
+        drawn_A = kept.get(_SAMPLES, np.array(request.samples, np.int64))
+        if len(drawn_A) != len(predicted_A):
+            return None
         labelled = right = 0
         for labels in (store.labelled(), store.held_out()):
-            is_asked_N = np.isin(labels.samples_N, asked_A)
-            places = np.searchsorted(asked_A, labels.samples_N[is_asked_N])
+            is_asked_N = np.isin(labels.samples_N, request.samples)
+            places = np.searchsorted(drawn_A, labels.samples_N[is_asked_N])
             labelled += len(places)
             right += int(np.count_nonzero(predicted_A[places] == labels.labels_N[is_asked_N]))
         return AuditFigures(len(request.samples), labelled, right)

@@ -45,9 +45,14 @@ from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
 from ahfal_app.query import PoolView, QueryContext, make_strategy, strategy_class
-from ahfal_app.query.core.coordination import COORDINATED_SIGNALS, CoordinatedStrategy
+from ahfal_app.query.core.coordination import (
+    COORDINATED_SIGNALS,
+    CoordinatedStrategy,
+    Coordination,
+)
 from ahfal_app.query.core.questions import joined
 from ahfal_app.query.core.server_side import Arrays, Task
+from ahfal_app.query.core.splitting import Split, make_split
 from ahfal_app.results.reading import MODEL
 from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.resources import Resources
@@ -498,6 +503,66 @@ class Client:
             participant = disclosure.participant(cycle, session, Topic.COORDINATION, step)
             return participant.advertise(joined(answer.sums).view(np.uint64))
 
+    def split(
+        self, tensors: Mapping[str, Tensor] | None, cycle: int, asked: Asked
+    ) -> UnderWay | None:
+        """Answer a step of how the budget that all share is split after a cycle.
+
+        Parameters
+        ----------
+        tensors : Mapping[str, Tensor] | None
+            The global model f^G, where it came with the message.
+        cycle : int
+            The cycle that was just trained.
+        asked : Asked
+            The step, and steps before it.
+
+        Returns
+        -------
+        UnderWay | None
+            With the answer; None where what came before was lost.
+
+        Raises
+        ------
+        MessageRefused
+            The run's budget is split without asking, or the step is none of its coordinator's.
+        PrivacyRefused
+            The run's privacy does not allow it, or the step was asked before in another way.
+        """
+        splitting, split = self._splitting(cycle)
+        if asked.first == 0:
+            with self._disclosure() as disclosure:
+                disclosure.check_split()
+
+        def situation() -> tuple[PoolView, QueryContext]:
+            with self._labels() as store:
+                self._show(store, cycle + 1)
+                pool = self._selection.pool(store, split, {}, tensors or {}, cycle)
+                return pool, self._selection.context_of_split(store, cycle)
+
+        def samples() -> tuple[NDArray[np.int64], NDArray[np.int64], QueryContext]:
+            with self._labels() as store:
+                self._show(store, cycle + 1)
+                context = self._selection.context_of_split(store, cycle)
+                return store.unlabelled(), store.labelled().samples_N, context
+
+        origin = "" if tensors is None else model_digest(tensors)
+        return splitting.answered(asked, None if tensors is None else situation, origin, samples)
+
+    def advertise_split(self, cycle: int, step: int, session: str) -> Advertisement:
+        """Begin a session of secure aggregation of this client's part in a step of `split`.
+
+        Raises
+        ------
+        MessageRefused
+            This is not the step that was answered last, or the answer was lost.
+        """
+        answer = self._splitting(cycle)[0].last_answer(step)
+        with self._disclosure() as disclosure:
+            disclosure.check_split()
+            participant = disclosure.participant(cycle, session, Topic.BUDGET, step)
+            return participant.advertise(joined(answer.sums).view(np.uint64))
+
     def select_together(
         self,
         tensors: Mapping[str, Tensor],
@@ -608,9 +673,12 @@ class Client:
         NDArray[np.int64]
             What of it is drawn at random, which is set aside while the rest is chosen.
         """
+        self._show(store, cycle)
+        return self._selection.audited(store, cycle, granted, cycle)
+
+    def _show(self, store: LabelStore, cycle: int) -> None:
         self._arriving.note(store, cycle)
         store.open_only(self._arriving.open(store, cycle))
-        return self._selection.audited(store, cycle, granted, cycle)
 
     def _reserve(
         self,
@@ -632,16 +700,29 @@ class Client:
         if odd := strategy.signals - COORDINATED_SIGNALS:
             names = ", ".join(sorted(signal.value for signal in odd))
             raise MessageRefused(f"strategy={strategy.name!r}: it compares {names} of clients")
+        return self._in_steps(strategy, cycle, Topic.COORDINATION)
 
+    def _splitting(self, cycle: int) -> tuple[Coordinating, Split]:
+        split = make_split(self._settings)
+        if split is None:
+            raise MessageRefused(
+                f"budget-split={self._settings.budget_split!r}: nobody is asked what it goes by"
+            )
+        return self._in_steps(split, cycle, Topic.BUDGET), split
+
+    def _in_steps(self, coordination: Coordination, cycle: int, topic: Topic) -> Coordinating:
         def hold(step: int, digest: str) -> None:
             # In simulation server and client are one machine, and a step would take ten times as
             # long: the step before is remembered all the same.
             if self._resources.site is not None or self._settings.uses_secure_aggregation:
                 with self._disclosure() as disclosure:
-                    disclosure.check_coordination()
-                    disclosure.hold_to_step(cycle, step, digest)
+                    of_split = topic is Topic.BUDGET
+                    check = disclosure.check_split if of_split else disclosure.check_coordination
+                    check()
+                    disclosure.hold_to_step(cycle, step, digest, topic)
 
-        return Coordinating(strategy, self._state, (self._run, self._client, cycle), hold)
+        place = self._run, self._client, cycle
+        return Coordinating(coordination, self._state, place, hold, topic)
 
     def _fresh(
         self,

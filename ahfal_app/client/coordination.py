@@ -20,8 +20,9 @@ from torch import Tensor
 from ahfal_app.client.state import ClientState, array_of
 from ahfal_app.errors import MessageRefused
 from ahfal_app.messages.coordination import OPENING, Asked, Opening, digest_of
+from ahfal_app.privacy.sessions import Topic
 from ahfal_app.query import PoolView, QueryContext, Signal
-from ahfal_app.query.core.coordination import COMMON_SIGNALS, CoordinatedStrategy, checked_answer
+from ahfal_app.query.core.coordination import COMMON_SIGNALS, Coordination, checked_answer
 from ahfal_app.query.core.questions import Answer, Part, Question
 
 #: Returns the client's pool, and what it knows besides.
@@ -84,26 +85,30 @@ class Coordinating:
 
     Parameters
     ----------
-    strategy : CoordinatedStrategy
-        The run's strategy.
+    strategy : Coordination
+        What is coordinated: the run's strategy, or how a budget is split.
     state : ClientState
         What the client keeps.
     key : tuple[object, ...]
         Run, client and cycle.
     hold : Hold
         As of `Hold`.
+    topic : Topic
+        What its sums are of.
     """
 
     def __init__(
         self,
-        strategy: CoordinatedStrategy,
+        strategy: Coordination,
         state: ClientState,
         key: tuple[str, int, int],
         hold: Hold,
+        topic: Topic = Topic.COORDINATION,
     ) -> None:
         self._strategy = strategy
         self._state = state
-        self._key = (*key, state.labels_on_disk())
+        self._what = topic.value
+        self._key = (*key, self._what, state.labels_on_disk())
         self._cycle = key[2]
         self._place = key[0], key[2]
         self._hold = hold
@@ -141,9 +146,9 @@ class Coordinating:
         PrivacyRefused
             As of `hold`.
         """
-        if asked.last > self._strategy.parameters.steps:
-            most = self._strategy.parameters.steps
-            raise MessageRefused(f"step {asked.last}: allowed are strategy.steps={most}")
+        if asked.last > self._strategy.most_steps:
+            most = self._strategy.most_steps
+            raise MessageRefused(f"step {asked.last}: allowed are at most {most}")
         known, skipped = self._from(asked, self._known(samples), fresh, origin, samples)
         if known is None:
             return None
@@ -186,7 +191,10 @@ class Coordinating:
         """
         known = self._in_process()
         number, answer = (known.number, known.answer) if known is not None else (-1, Answer())
-        if known is None and (flat := self._state.load_coordinated(self._cycle)[1]) is not None:
+        if (
+            known is None
+            and (flat := self._state.load_coordinated(self._what, self._cycle)[1]) is not None
+        ):
             number, answer = int(flat["number"]), _answer_of(flat)
         if number != step or step == 0:
             raise MessageRefused(f"step {step}: allowed is the one that was answered last")
@@ -256,7 +264,7 @@ class Coordinating:
 
     def _in_process(self) -> UnderWay | None:
         known, on_disk = _under_way.get(self._key, (None, ()))
-        return known if on_disk == self._state.coordinated_file(self._cycle) else None
+        return known if on_disk == self._state.coordinated_file(self._what, self._cycle) else None
 
     def _keep(self, known: UnderWay, is_first: bool) -> None:
         # Of other runs, too: a client that never chose would stay here.
@@ -264,19 +272,19 @@ class Coordinating:
             _under_way.pop(old, None)
         if self._key[-1] is not None and self._strategy.signals <= COMMON_SIGNALS:
             self._save(known, is_first)
-        _under_way[self._key] = known, self._state.coordinated_file(self._cycle)
+        _under_way[self._key] = known, self._state.coordinated_file(self._what, self._cycle)
 
     def _save(self, known: UnderWay, is_first: bool) -> None:
         if is_first:
             pool = known.pool
             signals = {s.value: pool.signal(s).cpu() for s in self._strategy.signals}
             ids = {"ids": torch.tensor(pool.ids_N), "labelled": torch.tensor(known.labelled_L)}
-            self._state.save_coordinated_pool(self._cycle, signals | ids)
-        self._state.save_coordinated(self._cycle, _flat(known))
+            self._state.save_coordinated_pool(self._what, self._cycle, signals | ids)
+        self._state.save_coordinated(self._what, self._cycle, _flat(known))
 
     def _loaded(self, samples: Samples) -> UnderWay | None:
         """Return how far it is by what is on disk, or None where nothing sound is left."""
-        pool, flat = self._state.load_coordinated(self._cycle)
+        pool, flat = self._state.load_coordinated(self._what, self._cycle)
         if pool is None or flat is None or "origin" not in flat:
             return None
         ids_N, labelled_L, context = samples()

@@ -30,7 +30,7 @@ PERSONAL = "personal.safetensors"
 COMPARISON = "comparison.json"
 
 #: What the server alone knows of a model; the site knows all else, and believes nobody.
-_FROM_SERVER = ("labels", "accuracy", "cycle", "round", "chosen_by")
+_FROM_SERVER = ("labels", "accuracy", "cycle", "round", "chosen_by", "split")
 
 _log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from ahfal_app.oracle import oracle_names
 from ahfal_app.parameters import suggestion
 from ahfal_app.query import make_strategy, strategy_names
 from ahfal_app.query.core.reveals import MEANINGS, Reveal
+from ahfal_app.query.core.splitting import make_split
 
 #: Of every key; one that starts so and is not known is refused, as it would protect nothing.
 PREFIX = "policy-"
@@ -77,7 +78,7 @@ class Policy(BaseModel):
     image_size: int | None = _rule("largest height and width of images, in pixels", ge=1)
     strategies: _Names | None = _rule("query strategies that may choose, with commas between")
     reveals: _Names | None = _rule(
-        "what a query strategy may tell of the site's samples, with commas between: "
+        "what a run may tell of the site's samples besides, with commas between: "
         f"{' | '.join(Reveal)}; nothing where it is not set"
     )
     oracles: _Names | None = _rule("oracles that may be asked, with commas between")
@@ -276,10 +277,12 @@ class Policy(BaseModel):
         yield from _most_broken("total-epsilon", self.total_epsilon, past.epsilon + epsilon)
 
     def _reveals_broken(self, settings: Settings) -> Iterator[_Broken]:
-        """Say what the run's strategy tells of samples that the site has not allowed."""
+        """Say what the run tells of single clients' samples that the site has not allowed."""
         strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
-        allowed, told = self.reveals or (), strategy.reveals
-        if strategy.is_coordinated and not settings.uses_secure_aggregation:
+        split = make_split(settings)
+        allowed, told = self.reveals or (), strategy.reveals | (split.reveals if split else set())
+        is_summed = strategy.is_coordinated or split is not None
+        if is_summed and not settings.uses_secure_aggregation:
             told |= {Reveal.SUMS}
         if strategy.tells and not told:
             # Another package's, which does not say what it tells.

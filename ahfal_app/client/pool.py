@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ahfal_app.config import Settings
 from ahfal_app.models import Classifier
 from ahfal_app.query import LocalOnlyTraining, Outputs, PoolView, QueryStrategy, Signal
+from ahfal_app.query.core.coordination import Coordination
 from ahfal_app.seeds import torch_generator
 from ahfal_app.training.local_only import train_local_only_model
 from ahfal_app.training.prediction import Predictions, predict, predict_by_head
@@ -52,7 +53,10 @@ class PoolSituation:
 
 
 def make_pool(
-    settings: Settings, resources: Resources, strategy: QueryStrategy, situation: PoolSituation
+    settings: Settings,
+    resources: Resources,
+    strategy: QueryStrategy | Coordination,
+    situation: PoolSituation,
 ) -> PoolView:
     """Return a client's pool with everything that a strategy may ask of it.
 
@@ -62,7 +66,7 @@ def make_pool(
         The run's settings.
     resources : Resources
         Data and networks.
-    strategy : QueryStrategy
+    strategy : QueryStrategy | Coordination
         What it declares decides what a forward pass keeps.
     situation : PoolSituation
         What the client has.

@@ -34,6 +34,7 @@ from ahfal_app.query import (
     make_strategy,
 )
 from ahfal_app.query.core.base import checked_report
+from ahfal_app.query.core.coordination import Coordination
 from ahfal_app.query.core.server_side import Arrays, Task
 from ahfal_app.results.arrival_rows import write_asked
 from ahfal_app.results.selections import write_client_selection
@@ -249,7 +250,7 @@ class Selection:
     def pool(
         self,
         store: LabelStore,
-        strategy: QueryStrategy,
+        strategy: QueryStrategy | Coordination,
         local: Mapping[str, Tensor],
         tensors: Mapping[str, Tensor],
         cycle: int,
@@ -267,6 +268,10 @@ class Selection:
         num_samples = self.arriving.count(cycle + 1)
         budget = self._allotted(store, cycle + 1, granted, num_samples)
         return self._context(budget, cycle + 1, statistics, store)
+
+    def context_of_split(self, store: LabelStore, cycle: int) -> QueryContext:
+        """Return what the client knows after a cycle before it is granted anything of it."""
+        return self._context(0, cycle + 1, _no_statistics(self.loaded), store)
 
     def _allotted(
         self, store: LabelStore, cycle: int, granted: int | None, num_samples: int

@@ -37,7 +37,6 @@ _LOCAL_MODEL = re.compile(r"local-model-(\d+)\.safetensors")
 _WATCHED = re.compile(r"watched-(\d+)-(\d+)\.safetensors")
 _PREDICTED = re.compile(r"predictions-(\d+)\.safetensors")
 _STOP_SET = "stop-set.safetensors"
-_COORDINATED = "coordination-"
 _EPOCHS = "epochs"
 _MOMENTUM = "momentum."
 
@@ -287,29 +286,31 @@ class ClientState:
             return None
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
-    def save_coordinated_pool(self, cycle: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what is chosen from, while clients coordinate their choice, and forget the rest."""
-        for name in [name for name in self._pieces if name.startswith(_COORDINATED)]:
+    def save_coordinated_pool(self, what: str, cycle: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what is asked about, while clients coordinate something, and forget the rest."""
+        for name in [name for name in self._pieces if name.startswith(f"{what}-")]:
             self._forget(name)
         arrays = {name: array_of(tensor) for name, tensor in tensors.items()}
-        self._save(f"{_COORDINATED}pool-{cycle}.safetensors", arrays)
+        self._save(f"{what}-pool-{cycle}.safetensors", arrays)
 
-    def save_coordinated(self, cycle: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Keep how far the coordination of a cycle's choice is."""
-        self._save(f"{_COORDINATED}{cycle}.safetensors", dict(arrays))
+    def save_coordinated(
+        self, what: str, cycle: int, arrays: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        """Keep how far a coordination of a cycle is."""
+        self._save(f"{what}-{cycle}.safetensors", dict(arrays))
 
     def load_coordinated(
-        self, cycle: int
+        self, what: str, cycle: int
     ) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
-        """Return what is chosen from, and how far it is; None where nothing sound is left."""
-        pool, how_far = (f"{_COORDINATED}{part}{cycle}.safetensors" for part in ("pool-", ""))
+        """Return what is asked about, and how far it is; None where nothing sound is left."""
+        pool, how_far = (f"{what}-{part}{cycle}.safetensors" for part in ("pool-", ""))
         return self._load(pool), self._load(how_far)
 
-    def coordinated_file(self, cycle: int) -> tuple[int, ...]:
+    def coordinated_file(self, what: str, cycle: int) -> tuple[int, ...]:
         """Return what tells one version of how far a coordination is from another, on disk."""
         if self._folder is None:
             return ()
-        return _identity(self._folder / f"{_COORDINATED}{cycle}.safetensors")
+        return _identity(self._folder / f"{what}-{cycle}.safetensors")
 
     def _watched_rounds(self) -> list[tuple[int, int]]:
         matches = (_WATCHED.fullmatch(name) for name in self._pieces)

@@ -211,7 +211,8 @@ def _class_panels(results: ExperimentResults) -> list[Panel]:
     for place, point in enumerate(results.settings_points):
         rows = []
         for method in results.methods:
-            halves = [tables.class_halves(run) for run in results.at(point, method)]
+            runs = [run for run in results.at(point, method) if run.knows_partition]
+            halves = [tables.class_halves(run) for run in runs]
             if halves:
                 high, low = np.mean(halves, axis=0).tolist()
                 rows.append((str(method), high, low))
@@ -231,7 +232,7 @@ def _crossover_panel(results: ExperimentResults) -> Panel | None:
     for point in results.settings_points:
         others = {run.seed: run for run in results.at(point, second)}
         for run in results.at(point, first):
-            if run.seed in others:
+            if run.seed in others and run.knows_partition:
                 variation.append(_variation(run))
                 difference.append(run.class_accuracy_C - others[run.seed].class_accuracy_C)
     if not variation:
@@ -263,9 +264,11 @@ def _deviation_panels(results: ExperimentResults) -> list[Panel]:
 
 
 def _partition_panels(results: ExperimentResults) -> list[Panel]:
-    """Draw each split once; methods and repetitions share theirs."""
+    """Draw each split that is known once; methods and repetitions share theirs."""
     seen: dict[str, Panel] = {}
     for run in results.runs:
+        if not run.knows_partition:
+            continue
         fingerprint = str(run.run.partition.get("fingerprint"))
         point = tuple(pair for pair in run.labels.items() if pair[0] != results.method_axis)
         if fingerprint in seen or len(seen) >= _MOST_PARTITIONS:

@@ -108,8 +108,13 @@ class RunResult:
         return np.array([np.nan if value is None else 100 * value for value in last])
 
     @property
+    def knows_partition(self) -> bool:
+        """Whether it is known what samples clients have: of simulated ones, and not of sites."""
+        return "counts" in self.run.partition
+
+    @property
     def client_counts_KC(self) -> NDArray[np.int64]:
-        """Samples of each client and class, labelled or not."""
+        """Samples of each client and class, labelled or not, where the partition is known."""
         return np.array(self.run.partition["counts"], dtype=np.int64)
 
     @cached_property

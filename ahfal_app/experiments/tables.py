@@ -189,18 +189,23 @@ def curve_table(results: ExperimentResults) -> TextTable:
     )
 
 
-def class_table(results: ExperimentResults) -> TextTable:
-    """Return the accuracies of the classes of high and low deviation, and their gap."""
+def class_table(results: ExperimentResults) -> TextTable | None:
+    """Return the accuracies of the classes of high and low deviation, and their gap.
+
+    Of runs whose partition is known; None where there are none.
+    """
     rows = []
     for point in results.settings_points:
         for method in results.methods:
-            runs = results.at(point, method)
+            runs = [run for run in results.at(point, method) if run.knows_partition]
             if not runs:
                 continue
             high, low = zip(*(class_halves(run) for run in runs), strict=True)
             gaps = [second - first for first, second in zip(high, low, strict=True)]
             cells = (mean_text(dict(enumerate(values))) for values in (high, low, gaps))
             rows.append((point_text(point) or "all", str(method), *cells))
+    if not rows:
+        return None
     return TextTable(
         title="Classes of high and low variance, accuracy in %",
         headings=("Where", results.method_axis, "High variance", "Low variance", "Gap"),

@@ -6,9 +6,10 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ahfal_app.labels.names import SKIP
 from ahfal_app.labels.readings import Readers, Reading, disagree
 from ahfal_app.labels.records import LabelReceipt
-from ahfal_app.labels.spreadsheet import SKIP, read_csv, write_csv
+from ahfal_app.labels.spreadsheet import read_csv, write_csv
 
 _COLUMNS = ("file", "label", "comment", "readings")
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ahfal_app.errors import LabelFileError, StoreError
-from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.names import SKIP, ClassNames
 from ahfal_app.labels.records import Event
 from ahfal_app.labels.spreadsheet import (
-    SKIP,
     LabelLine,
     LineProblem,
     read_label_file,
@@ -149,6 +148,8 @@ def export_labels(store: Path, target: Path) -> int:
     ------
     StoreError
         The store cannot be read.
+    ConfigError
+        A class is called what the file has in place of one.
     LabelFileError
         The file is there already, or cannot be written.
     """
@@ -156,6 +157,7 @@ def export_labels(store: Path, target: Path) -> int:
         raise LabelFileError(f"{target}: is there already; allowed is a new file")
     with _opened(store) as labels:
         entries, names, files = labels.entries(), labels.class_names(), _names(labels)
+        ClassNames(names)  # Refuses those that the file could not be read by.
         remarks = _remarks(labels.history())
         asked = {entry.request_id for entry in entries if entry.request_id is not None}
         requests = {identity: labels.request(identity) for identity in asked}

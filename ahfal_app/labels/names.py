@@ -12,6 +12,9 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.labels.formulas import plain_file, plain_text, text_cell
 from ahfal_app.parameters import SUGGESTION, suggestion
 
+#: What is written in place of a class where nobody can tell.
+SKIP = "skip"
+
 # As many names are compared letter by letter, the most similar ones by their trigrams.
 _COMPARED = 50
 
@@ -82,11 +85,19 @@ class ClassNames:
     Raises
     ------
     ConfigError
-        A name is what a spreadsheet's cell has in place of another.
+        A name is what a file of labels has in place of a class, or what a spreadsheet's cell has in
+        place of another.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
+        if reserved := [name for name in self._names if _folded(name) in (SKIP, "")]:
+            raise ConfigError(
+                [
+                    f"classes={reserved[0]!r}: allowed is any name but {SKIP!r} and the empty one, "
+                    "which files of labels have where nobody can tell, or has said anything"
+                ]
+            )
         mixed = [name for name in self._names if text_cell(name) in set(self._names) - {name}]
         if mixed:
             raise ConfigError(

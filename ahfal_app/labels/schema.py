@@ -7,7 +7,7 @@ import sqlite3
 from ahfal_app.errors import StoreError
 from ahfal_app.storage.database import transaction
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _TABLES_SINCE_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -118,6 +118,16 @@ CREATE TABLE drawn (
 ) STRICT;
 """
 
+# The requests that samples were part of before: their images went and came back, and were asked for
+# anew or labelled by the site itself; or they were given back unanswered. Answers may still come.
+_EARLIER_REQUESTS = """
+CREATE TABLE earlier_requests (
+    sample INTEGER NOT NULL,
+    request_id TEXT NOT NULL REFERENCES requests,
+    PRIMARY KEY (sample, request_id)
+) STRICT;
+"""
+
 _NEW = (
     _TABLES_SINCE_1,
     _TABLES_SINCE_2,
@@ -127,10 +137,11 @@ _NEW = (
     _CORRECTIONS,
     _WITHDRAWN,
     _DRAWN,
+    _EARLIER_REQUESTS,
     """
 INSERT INTO ledger VALUES (1, 0, 0, 0, 0);
 INSERT INTO meta VALUES ('frozen', '-1');
-INSERT INTO meta VALUES ('schema', '5');
+INSERT INTO meta VALUES ('schema', '6');
 """,
 )
 
@@ -219,6 +230,7 @@ _STEPS = {
     "2": ("3", _FROM_2_TO_3),
     "3": ("4", (_DRAWN,)),
     "4": ("5", _FROM_4_TO_5),
+    "5": ("6", (_EARLIER_REQUESTS,)),
 }
 
 

@@ -17,12 +17,9 @@ from pathlib import Path
 
 from ahfal_app.errors import LabelFileError
 from ahfal_app.labels.formulas import file_cell, plain_file, plain_text, text_cell
-from ahfal_app.labels.names import ClassNames, SampleNames
+from ahfal_app.labels.names import SKIP, ClassNames, SampleNames
 from ahfal_app.labels.records import utc_text
 from ahfal_app.storage.files import write_bytes
-
-#: What is written in place of a class where nobody can tell.
-SKIP = "skip"
 
 # Whatever else stands in the column `unsure` says that somebody is.
 _SURE = ("", "no", "0", "false")

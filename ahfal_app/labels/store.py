@@ -297,9 +297,7 @@ class LabelStore(LabelViews):
             for sample, label in new.items():
                 self._check_label(sample, label)
                 # What was asked for, and is here again, is in the pool again.
-                self._connection.execute(
-                    "DELETE FROM samples WHERE sample = ? AND state = 'removed'", (sample,)
-                )
+                self._take_out("removed", [sample])
                 given = LabelReceipt("", sample, label, annotator)
                 self._keep(given)
                 self._connection.execute(
@@ -374,10 +372,7 @@ class LabelStore(LabelViews):
                     request.report or None,
                 ),
             )
-            self._connection.executemany(
-                "DELETE FROM samples WHERE sample = ? AND state = 'removed'",
-                [(sample,) for sample in request.samples],
-            )
+            self._take_out("removed", request.samples)
             nothing = [None] * len(request.samples)
             rows = zip(
                 request.samples, request.scores or nothing, request.guesses or nothing, strict=True
@@ -400,7 +395,8 @@ class LabelStore(LabelViews):
         it is labelled once their readings decide; until then whoever says something else has
         changed his mind. A skipped sample is given back to the ledger and never asked for again.
         A label that comes for it later is kept, and used as soon as a label is free to be spent
-        on it. A label of an image that is gone is kept, and not paid for.
+        on it. A label of an image that is gone is kept, and not paid for. One that answers an
+        earlier request, before the image went and came back, counts for what is asked now.
 
         Returns
         -------
@@ -526,9 +522,8 @@ class LabelStore(LabelViews):
     def release(self, request_id: str) -> int:
         """Give back what a request never had answered; return the number of samples."""
         with transaction(self._connection):
-            released = self._connection.execute(
-                "DELETE FROM samples WHERE request_id = ? AND state = 'reserved'", (request_id,)
-            ).rowcount
+            request = self.request(request_id)
+            released = self._take_out("reserved", request.samples if request else ())
             self._move(reserved=-released, free=released)
         return released
 
@@ -583,13 +578,28 @@ class LabelStore(LabelViews):
     def _check_receipt(self, receipt: LabelReceipt) -> None:
         if receipt.label is not None:
             self._check_label(receipt.sample, receipt.label)
-        row = self._connection.execute(
-            "SELECT request_id FROM samples WHERE sample = ?", (receipt.sample,)
+        (is_part,) = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM samples WHERE (sample, request_id) = (?1, ?2)) "
+            "OR EXISTS (SELECT 1 FROM earlier_requests WHERE (sample, request_id) = (?1, ?2))",
+            (receipt.sample, receipt.request_id),
         ).fetchone()
-        if row is None or row[0] != receipt.request_id:
+        if not is_part:
             raise LabelConflict(
                 f"sample {receipt.sample}: not part of request {receipt.request_id}"
             )
+
+    def _take_out(self, state: str, samples: Sequence[int]) -> int:
+        """Take those in this state out of their requests, and remember these; return how many."""
+        found = (state, json.dumps(samples))
+        self._connection.execute(
+            "INSERT OR IGNORE INTO earlier_requests SELECT sample, request_id FROM samples "
+            "WHERE state = ? AND sample IN (SELECT value FROM json_each(?))",
+            found,
+        )
+        return self._connection.execute(
+            "DELETE FROM samples WHERE state = ? AND sample IN (SELECT value FROM json_each(?))",
+            found,
+        ).rowcount
 
     def _keep(self, receipt: LabelReceipt) -> bool:
         """Keep an answer; return whether it is news."""

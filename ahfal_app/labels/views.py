@@ -114,7 +114,11 @@ class LabelViews:
         return int(row[0])
 
     def request(self, request_id: str) -> LabelRequest | None:
-        """Return a request as it was first made, or None."""
+        """Return a request, or None.
+
+        It is as it was first made, without the images that have gone and come back since and were
+        asked for anew, or labelled by the site itself.
+        """
         row = self._connection.execute(
             "SELECT cycle, strategy, readers, rule, report FROM requests WHERE request_id = ?",
             (request_id,),
@@ -153,8 +157,11 @@ class LabelViews:
         return self._requests("reserved")
 
     def unfinished_requests(self) -> tuple[LabelRequest, ...]:
-        """Return the requests that a label may still come for: unanswered or skipped samples."""
-        return self._requests("reserved", "skipped")
+        """Return the requests that a label may still come for: unanswered or skipped samples.
+
+        Earlier ones of these samples are among them: somebody may still answer these.
+        """
+        return self._requests("reserved", "skipped", with_earlier=True)
 
     def answered(self, request_id: str) -> frozenset[int]:
         """Return the samples of a request that nobody is to label any more."""
@@ -402,12 +409,14 @@ class LabelViews:
 
     # --- inside -----------------------------------------------------------------------
 
-    def _requests(self, *states: str) -> tuple[LabelRequest, ...]:
+    def _requests(self, *states: str, with_earlier: bool = False) -> tuple[LabelRequest, ...]:
         rows = self._connection.execute(
-            "SELECT request_id FROM requests AS r WHERE EXISTS (SELECT 1 FROM samples AS s "
-            "WHERE s.request_id = r.request_id AND s.state IN (SELECT value FROM json_each(?))) "
-            "ORDER BY cycle",
-            (json.dumps(states),),
+            "WITH open AS (SELECT sample, request_id FROM samples "
+            "WHERE state IN (SELECT value FROM json_each(?1))) "
+            "SELECT request_id FROM requests WHERE request_id IN (SELECT request_id FROM open "
+            "UNION SELECT e.request_id FROM earlier_requests AS e JOIN open USING (sample) "
+            "WHERE ?2) ORDER BY cycle",
+            (json.dumps(states), with_earlier),
         ).fetchall()
         requests = (self.request(identity) for (identity,) in rows)
         return tuple(request for request in requests if request is not None)

@@ -21,10 +21,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ahfal_app.errors import ConfigError, OracleError
 from ahfal_app.labels.disagreements import list_disagreements
-from ahfal_app.labels.names import ClassNames
+from ahfal_app.labels.names import SKIP, ClassNames
 from ahfal_app.labels.readings import ADJUDICATOR, MAJORITY, Readers
 from ahfal_app.labels.spreadsheet import (
-    SKIP,
     LineProblem,
     read_csv,
     read_label_lines,
@@ -121,14 +120,6 @@ class FilesOracle(Oracle):
     """
 
     def __init__(self, site: Site, folder: Path) -> None:
-        reserved = [name for name in site.class_names if name.strip().casefold() in (SKIP, "")]
-        if reserved:
-            raise ConfigError(
-                [
-                    f"classes={reserved[0]!r}: allowed with oracle='files' is any name but "
-                    f"{SKIP!r} and the empty one"
-                ]
-            )
         self._site = site
         self._folder = folder
         self._classes = ClassNames(site.class_names)

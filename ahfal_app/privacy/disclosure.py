@@ -216,7 +216,22 @@ class Disclosure:
                 f"privacy={self._settings.privacy!r}: sums over embeddings have no noise"
             )
 
-    def hold_to_step(self, cycle: int, step: int, digest: str) -> None:
+    def check_split(self) -> None:
+        """Refuse sums and numbers that a budget is split by, where only noise may be told.
+
+        Raises
+        ------
+        PrivacyRefused
+            The run's terms do not allow it.
+        """
+        if self._settings.uses_local_dp:
+            raise PrivacyRefused(
+                f"privacy={self._settings.privacy!r}: sums over predictions have no noise"
+            )
+
+    def hold_to_step(
+        self, cycle: int, step: int, digest: str, topic: Topic = Topic.COORDINATION
+    ) -> None:
         """Hold the server to a step of a coordination, and all before it, as first asked.
 
         Answers to one question after the other in the place of the same step would tell how single
@@ -228,13 +243,15 @@ class Disclosure:
             The step, from 0.
         digest : str
             SHA-256 of it and of all before it, in hexadecimal.
+        topic : Topic
+            What is coordinated.
 
         Raises
         ------
         PrivacyRefused
             It was another one.
         """
-        place = Topic.COORDINATION.place(cycle, MOST_STEPS // 2 + step)
+        place = topic.place(cycle, MOST_STEPS // 2 + step)
         asked = np.frombuffer(bytes.fromhex(digest), dtype=np.uint64)
         self._store.keep_input(place, asked)
         if not np.array_equal(self._store.input(place), asked):

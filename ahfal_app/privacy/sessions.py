@@ -31,6 +31,12 @@ class Topic(StrEnum):
     STOP_SET = "stop-set"
     COORDINATION = "coordination"
     DRIFT = "drift"
+    BUDGET = "budget"
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether it is of a step of an exchange, and not of a round."""
+        return self in (Topic.COORDINATION, Topic.BUDGET)
 
     def place(self, cycle: int, round_: int) -> int:
         """Return the number under which a client keeps what concerns one sum of a run.

@@ -5,6 +5,7 @@ Shape suffix: N samples in the pool.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from torch import Tensor
@@ -24,6 +25,15 @@ class Entropy(OneModelStrategy, ScoringStrategy):
         "CVPR Workshops 2008"
     )
     signals: ClassVar[frozenset[Signal]] = LOGITS
+
+    @property
+    def comparable_scores(self) -> bool:
+        """Whether it is the global model that is asked."""
+        return self.parameters.model == "global"
+
+    def score_range(self, num_classes: int) -> tuple[float, float]:
+        """Return 0 and ln C."""
+        return 0.0, math.log(num_classes)
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return the entropy of each prediction, in nats. Shape (N,)."""

@@ -28,6 +28,11 @@ class LeastConfidence(OneModelStrategy, ScoringStrategy):
     )
     signals: ClassVar[frozenset[Signal]] = LOGITS
 
+    @property
+    def comparable_scores(self) -> bool:
+        """Whether it is the global model that is asked."""
+        return self.parameters.model == "global"
+
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return 1 - highest probability of each prediction. Shape (N,)."""
         return other_probabilities(self.logits(pool)).sum(dim=1)

@@ -28,6 +28,11 @@ class Margin(OneModelStrategy, ScoringStrategy):
     )
     signals: ClassVar[frozenset[Signal]] = LOGITS
 
+    @property
+    def comparable_scores(self) -> bool:
+        """Whether it is the global model that is asked."""
+        return self.parameters.model == "global"
+
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return 1 - margin of each prediction. Shape (N,)."""
         return margin_doubt(self.logits(pool))

@@ -219,6 +219,39 @@ class DriftRecord(_Record):
         return bool(self.drifting) or (self.pooled is not None and self.pooled < LEVEL)
 
 
+class Grant(_Record):
+    """What a client was granted of a budget that all share; `site` is its name, if it has one.
+
+    `before` labels had been granted to it, `added` were granted then; `weight` is what that went by
+    (`GrantsRecord`), None where the client took no part.
+    """
+
+    client: Count
+    site: str = ""
+    before: Count
+    added: Count
+    weight: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def who(self) -> str:
+        """What the client is called in messages to people."""
+        return called(self.client, self.site)
+
+
+class GrantsRecord(_Record):
+    """How the labels that are bought after a cycle were split over the clients.
+
+    Weights by `split`: with `share` a client's samples, with `equal` 1, with `missing` its share of
+    the labels that go to the classes that all clients lack, with `threshold` its samples whose
+    scores are among the highest of all. `left` labels nobody could take: they are due in the next
+    cycle.
+    """
+
+    split: Literal["share", "equal", "missing", "threshold"]
+    clients: tuple[Grant, ...]
+    left: Count = 0
+
+
 class RoundRecord(_Record):
     """One federated round.
 
@@ -262,7 +295,8 @@ class CycleRecord(_Record):
     how class mixes have changed; None where no windows end with the cycle. `audit` has how right
     the cycle's model was of what was then drawn at random, as far as its labels had come when the
     purchase ended; None where nobody told. `policy` has what the
-    query strategy's half at the server tells of itself, by name. `seconds`,
+    query strategy's half at the server tells of itself, by name. `grants` has how the budget was
+    split that all clients share; None where each has its own, or nothing was bought. `seconds`,
     `bytes_down` and `bytes_up` count what happened outside the cycle's rounds, so that sums
     over all records are the run's.
     """
@@ -295,6 +329,7 @@ class CycleRecord(_Record):
     drift: DriftRecord | None = None
     audit: AuditFigures | None = None
     policy: dict[str, Loss] = Field(default_factory=dict)
+    grants: GrantsRecord | None = None
     ledger: Ledger
     failed: tuple[Failure, ...] = ()
     seconds: dict[str, Seconds] = Field(default_factory=dict)

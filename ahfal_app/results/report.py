@@ -31,6 +31,7 @@ from ahfal_app.results.arrivals import (
 )
 from ahfal_app.results.costs import amount, cost_of, money
 from ahfal_app.results.drift import audit_table, drift_table
+from ahfal_app.results.grants import grants_table
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.last_rounds import last_accuracies
 from ahfal_app.results.policy import policy_table
@@ -468,6 +469,7 @@ def _tables(run: Run) -> list[TextTable]:
         evaluation_tables.metrics_table(last) if last else None,
         evaluation_tables.sites_table(last) if last else None,
         *by_class,
+        grants_table(run),
         arrivals_table(run),
         mix_table(run, _bought_classes(run)),
         tasks_table(run),

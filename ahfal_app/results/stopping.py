@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from ahfal_app.learning_curve import Curve, fit_curve
 from ahfal_app.plugins import STOPPING
 from ahfal_app.results.costs import amount, money
 from ahfal_app.results.reading import Run
+from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.tables import TextTable
 from ahfal_app.results.units import percent
 from ahfal_app.stopping import CycleResult, StoppingRule, make_rules
@@ -47,6 +49,33 @@ def planned_labels(run: Run) -> int | None:
     """Return how many labels the run was to have at its end; None where that is not known."""
     planned = run.environment.get("labels", {}).get("planned")
     return planned if isinstance(planned, int) else None
+
+
+def cycle_results(cycles: Sequence[CycleRecord], sizes: Sequence[int]) -> list[CycleResult]:
+    """Return recorded cycles as stopping rules see them.
+
+    Parameters
+    ----------
+    cycles : Sequence[CycleRecord]
+        All from the first one on.
+    sizes : Sequence[int]
+        Number of samples that each was tested with.
+    """
+    purchases = (purchase_before(cycles[:cycle]) for cycle in range(len(cycles)))
+    return [
+        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set, *purchase)
+        for each, size, purchase in zip(cycles, sizes, purchases, strict=True)
+    ]
+
+
+def purchase_before(cycles: Sequence[CycleRecord]) -> tuple[int | None, int]:
+    """Return what was asked for after the last of these cycles, and what had not come of it.
+
+    The first is None where that is not known: of the first cycle's labels, and of cycles that an
+    older version or a run's end has recorded without a purchase.
+    """
+    last = cycles[-1] if cycles else None
+    return (last.budget, last.pending) if last is not None and last.budget else (None, 0)
 
 
 def saved_labels(run: Run) -> int:
@@ -168,11 +197,8 @@ def _history(run: Run) -> list[CycleResult]:
     known = run.environment.get("data", {}).get("test")
     cycles = run.metrics.cycles
     sizes = [each.tests[0].samples if each.tests else known for each in cycles]
-    return [
-        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set)
-        for each, size in zip(cycles, sizes, strict=True)
-        if isinstance(size, int) and size > 0 and all(sizes)
-    ]
+    whole = [size for size in sizes if isinstance(size, int) and size > 0]
+    return cycle_results(cycles, whole) if len(whole) == len(cycles) else []
 
 
 def _first_stop(run: Run, rule: StoppingRule, history: list[CycleResult]) -> WouldStop:

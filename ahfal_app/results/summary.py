@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ahfal_app.results.costs import cost_of, money
 from ahfal_app.results.evaluation_tables import size_warning, worst_and_spread
+from ahfal_app.results.grants import describe_grants
 from ahfal_app.results.kept import kept_of
 from ahfal_app.results.last_rounds import last_accuracies, last_rounds_per_cycle
 from ahfal_app.results.privacy import describe_privacy
@@ -80,6 +81,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "sites": [site.model_dump(mode="json") for site in cycles[-1].sites] if cycles else [],
         "held_out": cycles[-1].held_out if cycles else 0,
         "ledger": asdict(cycles[-1].ledger) if cycles else None,
+        "budget": describe_grants(run),
         "cost": cost.to_summary() if cost is not None else None,
         "stopping": stopping_summary(run),
         "seconds": {"total": sum(seconds.values()), **seconds},

@@ -37,6 +37,7 @@ from ahfal_app.query import make_strategy
 from ahfal_app.query.core.coordination import (
     DECISION,
     CoordinatedStrategy,
+    Coordination,
     FederationFacts,
     conducted,
     gathered,
@@ -54,8 +55,6 @@ from ahfal_app.server.federation import Federation, Records, Replies, ask
 from ahfal_app.server.secure_sum import forget_sum, secure_sum
 from ahfal_app.storage.files import sync_folder, write_bytes
 
-_FOLDER = "coordination"
-
 #: Cycles of which steps are kept: as many as there are checkpoints to go on from.
 _KEPT_CYCLES = 2
 
@@ -63,6 +62,28 @@ _KEPT_CYCLES = 2
 _HEAD = "head.weight"
 
 Require = Callable[[Replies, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What clients are asked in steps, and how.
+
+    Attributes
+    ----------
+    coordination : Coordination
+        Both halves of it.
+    message : str
+        Type of its messages.
+    topic : Topic
+        What its sums are of; its steps are kept in a folder of this name.
+    shared : int
+        Labels that are to be split over the clients, where they are asked for that.
+    """
+
+    coordination: Coordination
+    message: str = COORDINATE
+    topic: Topic = Topic.COORDINATION
+    shared: int = 0
 
 
 @dataclass
@@ -87,6 +108,11 @@ class Coordinated:
     steps: int = 0
     _questions: list[Question] = field(default_factory=list)
     _decisions: Mapping[int, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+
+    @property
+    def decisions(self) -> Mapping[int, Mapping[str, NDArray[Any]]]:
+        """What was decided for each client."""
+        return self._decisions
 
     def decision(self, client: int, whole: bool = False) -> Records:
         """Return what a client is told to choose by, with all steps before it or without."""
@@ -140,20 +166,42 @@ def coordinate(
     strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
     if not isinstance(strategy, CoordinatedStrategy):
         return None
-    exchange = _Exchange(
-        federation, order, strategy, clients, records, granted, num_classes, require
-    )
-    return exchange.run()
+    exchange = Exchange(strategy)
+    steps = _Steps(federation, order, exchange, clients, records, granted, num_classes, require)
+    return steps.run()
 
 
-class _Exchange:
-    """One cycle's coordination."""
+def exchanged(
+    federation: Federation,
+    order: Order,
+    exchange: Exchange,
+    clients: Sequence[int],
+    records: Records,
+    num_classes: int,
+    require: Require,
+) -> Coordinated:
+    """Ask clients in steps about something that grants nothing; parameters as of `coordinate`.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        What they are asked.
+    records : Records
+        What the first message says to each besides the order: the model.
+    """
+    asked = dict.fromkeys(clients, records)
+    steps = _Steps(federation, order, exchange, clients, asked, {}, num_classes, require)
+    return steps.run()
+
+
+class _Steps:
+    """The steps of one cycle's exchange."""
 
     def __init__(
         self,
         federation: Federation,
         order: Order,
-        strategy: CoordinatedStrategy,
+        exchange: Exchange,
         clients: Sequence[int],
         records: Mapping[int, Records],
         granted: Mapping[int, int],
@@ -162,7 +210,8 @@ class _Exchange:
     ) -> None:
         self._federation = federation
         self._order = order
-        self._strategy = strategy
+        self._exchange = exchange
+        self._coordination = exchange.coordination
         self._clients = tuple(sorted(clients))
         self._records = records
         self._granted = granted
@@ -172,13 +221,13 @@ class _Exchange:
         self._require: Require = lambda replies, _, what: require(replies, began, what)
         self._questions: list[Question] = []
         self._failures: dict[int, str] = {}
-        self._kept = _Kept(order)
+        self._kept = _Kept(order, exchange.topic)
 
     def run(self) -> Coordinated:
         """Go through all steps, and return what is decided."""
         start = time.monotonic()
         facts = self._open()
-        decisions = conducted(self._strategy.coordinator(facts), self._ask, facts.most_steps)
+        decisions = conducted(self._coordination.coordinator(facts), self._ask, facts.most_steps)
         return Coordinated(
             self._clients,
             self._failures,
@@ -193,7 +242,7 @@ class _Exchange:
         self._questions.append(Question(OPENING, {}))
         kept = self._kept.read(0)
         if kept is None:
-            replies = self._exchange()
+            replies = self._sent_to_all()
             openings: dict[int, Opening] = {}
             for client in list(replies.messages):
                 try:
@@ -202,7 +251,7 @@ class _Exchange:
                     openings[client] = opening
                 except ValueError as error:
                     replies.reject(client, str(error))
-            self._require(replies, len(self._clients), "coordination")
+            self._require(replies, len(self._clients), self._exchange.topic.value)
             kept = _Outcome(
                 tuple(sorted(openings)),
                 replies.failures,
@@ -221,7 +270,8 @@ class _Exchange:
             width=int(head.shape[1]),
             seed=self._order.settings.seed,
             cycle=self._order.cycle + 1,
-            most_steps=self._strategy.parameters.steps,
+            most_steps=self._coordination.most_steps,
+            shared=self._exchange.shared,
         )
 
     def _check_opening(self, client: int, opening: Opening) -> None:
@@ -231,10 +281,10 @@ class _Exchange:
         told = f"labelled={opening.labelled}, pool={opening.pool}"
         if samples > most:
             raise ValueError(f"{told}: allowed is at most max-client-samples={most} together")
-        if samples > self._strategy.most_samples:
+        if samples > self._coordination.most_samples:
             raise ValueError(
-                f"{told}: allowed are at most {self._strategy.most_samples} together with "
-                f"strategy={self._strategy.name!r}, whose sums hold no more"
+                f"{told}: allowed are at most {self._coordination.most_samples} together with "
+                f"strategy={self._coordination.name!r}, whose sums hold no more"
             )
         due = settings.labels_due(self._order.cycle + 1, most)
         if settings.has_global_budget:
@@ -251,13 +301,13 @@ class _Exchange:
             kept = self._asked(step, number)
             self._kept.write(number, kept)
             # What was unmasked is in what was kept; one file for each step is enough.
-            forget_sum(self._order, Topic.COORDINATION, number)
+            forget_sum(self._order, self._exchange.topic, number)
         self._leave(kept)
         return Answers(kept.clients, kept.sums, kept.clear)
 
     def _asked(self, step: Step, number: int) -> _Outcome:
         is_secure = self._order.settings.uses_secure_aggregation
-        replies = self._exchange()
+        replies = self._sent_to_all()
         told: dict[int, Answer] = {}
         for client in list(replies.messages):
             try:
@@ -269,7 +319,7 @@ class _Exchange:
                 told[client] = answer
             except ValueError as error:
                 replies.reject(client, str(error))
-        self._require(replies, len(self._clients), "coordination")
+        self._require(replies, len(self._clients), self._exchange.topic.value)
         if not (is_secure and step.sums):
             answers = gathered(step, told)
             return _Outcome(answers.clients, replies.failures, answers.sums, answers.clear)
@@ -294,7 +344,7 @@ class _Exchange:
             joined_size(step.sums),
             self._require,
             check,
-            Topic.COORDINATION,
+            self._exchange.topic,
             step=number,
             clients=tuple(told),
         )
@@ -304,7 +354,7 @@ class _Exchange:
         clear = {client: told[client].clear for client in clients}
         return _Outcome(clients, failures | total.failures, sums, clear)
 
-    def _exchange(self) -> Replies:
+    def _sent_to_all(self) -> Replies:
         """Ask the last step, and all steps anew where a client has lost those before."""
         number = len(self._questions) - 1
         replies = self._sent(number, self._clients)
@@ -327,7 +377,7 @@ class _Exchange:
                 # Its embeddings of the pool are there.
                 del own[ARRAYS_KEY]
             records[client] = own | asked
-        return ask(self._federation, self._order, COORDINATE, records)
+        return ask(self._federation, self._order, self._exchange.message, records)
 
     def _leave(self, outcome: _Outcome) -> None:
         """Go on with the clients that are in a step's outcome."""
@@ -364,8 +414,8 @@ class _Outcome:
 class _Kept:
     """The outcomes of a cycle's steps, one file each; each is durable before the next is asked."""
 
-    def __init__(self, order: Order) -> None:
-        folder = Path(order.run_folder) / _FOLDER
+    def __init__(self, order: Order, topic: Topic) -> None:
+        folder = Path(order.run_folder) / topic.value
         self._folder = folder / f"cycle-{order.cycle}"
         self._cycle = order.cycle
 

@@ -45,6 +45,11 @@ class KnownLabels:
         """All clients' ledgers together."""
         return Ledger.total(self._ledgers.values())
 
+    @property
+    def used(self) -> dict[int, int]:
+        """How many labels each client has asked for, answered or not."""
+        return {c: ledger.spent + ledger.reserved for c, ledger in self._ledgers.items()}
+
     def joined(self, members: Iterable[Member]) -> None:
         """Take over what clients tell as they join."""
         for member in members:

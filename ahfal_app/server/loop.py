@@ -21,12 +21,14 @@ from ahfal_app.forgetting import bias_warning
 from ahfal_app.ledger import ArrivalFigures, AuditFigures
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.protocol import Order
+from ahfal_app.query.core.splitting import make_split
 from ahfal_app.results.drift import drift_words
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import (
     ArrivalsRecord,
     CycleRecord,
     Failure,
+    GrantsRecord,
     Joined,
     RoundRecord,
     SiteTest,
@@ -43,7 +45,8 @@ from ahfal_app.server.known_labels import KnownLabels
 from ahfal_app.server.membership import Membership, check_resumable, join, join_again
 from ahfal_app.server.purchase import Purchase, buy, total, wait_for_labels
 from ahfal_app.server.rounds import Rounds, require_quorum
-from ahfal_app.server.shared_budget import SharedBudget
+from ahfal_app.server.shared_budget import Parts, SharedBudget
+from ahfal_app.server.splitting import Splitting, split_by_samples
 from ahfal_app.server.standardising import is_asked_of_sites, standardised
 from ahfal_app.server.stop_set import Observed, observe_stop_set
 from ahfal_app.server.strategy_side import StrategySide
@@ -164,6 +167,7 @@ class FederatedActiveLearning:
         self._side = side or StrategySide()
         self._stopped_by = ""
         self._came: list[Joined] = []
+        self._splitting: Splitting | None = None
         self._membership = Membership(order.settings)
         self._labels = KnownLabels(bought or {})
         self._rounds = Rounds(federation, aggregation, self._labels)
@@ -307,16 +311,39 @@ class FederatedActiveLearning:
             self._progress.warn(f"{self._federation.name(client)} has no first labels: {reason}")
         self._labels.purchased(answers, replies.failures, 0, due)
 
-    def _due(self, cycle: int) -> dict[int, int]:
-        """Return how many labels each client may have had by a cycle."""
+    def _due(self, cycle: int, arrays: ArrayRecord | None = None) -> dict[int, int]:
+        """Return how many labels each client may have had by a cycle.
+
+        With f^G clients are asked, where all share a budget that goes by their samples.
+        """
         members, settings = self._membership.members, self._order.settings
         sizes = {
             client: self._hooks.arrived(client, member.num_samples, cycle)
             for client, member in members.items()
         }
         if self._shared_budget is not None:
-            return self._shared_budget.granted(cycle, sizes)
+            used = self._labels.used
+            ask = None if arrays is None else partial(self._parts, arrays)
+            return self._shared_budget.granted(cycle, sizes, used, ask)
         return {client: settings.labels_due(cycle, size) for client, size in sizes.items()}
+
+    def _parts(self, arrays: ArrayRecord, labels: int) -> Parts:
+        """Ask the clients how labels are to be split."""
+        order = replace(self._order, round=0)
+        split = make_split(order.settings)
+        if split is None:
+            raise ValueError(f"budget-split={order.settings.budget_split!r}: nobody is to be asked")
+        self._splitting = split_by_samples(
+            self._federation,
+            order,
+            split,
+            labels,
+            list(self._membership.members),
+            arrays,
+            self._num_classes,
+            partial(require_quorum, self._federation, order),
+        )
+        return self._splitting.parts
 
     def _wait_for_initial_labels(self) -> None:
         """Wait for the labels that were bought when the clients joined."""
@@ -454,8 +481,9 @@ class FederatedActiveLearning:
 
     def _buy(self, arrays: ArrayRecord) -> Purchase:
         order = replace(self._order, round=0)
-        due = self._due(order.cycle + 1)
         self._hooks.watch.phase(Phase.CHOOSING, order.cycle, order.settings.rounds)
+        self._splitting = None
+        due = self._due(order.cycle + 1, arrays)
         self._side.trained(order.cycle, arrays)
         purchase = buy(
             self._federation,
@@ -472,6 +500,9 @@ class FederatedActiveLearning:
             self._side,
         )
         self._labels.purchased(purchase.answers, purchase.failures, order.cycle + 1, due)
+        if self._splitting is not None:
+            purchase.failures = self._splitting.failures | purchase.failures
+            purchase.seconds = self._splitting.seconds | purchase.seconds
         if purchase.forgetting is not None and order.settings.dispersion == "deviation":
             mean_C, effective_K = purchase.statistics.mean_C, purchase.forgetting.effective
             if warning := bias_warning(mean_C, effective_K, _tau(order.settings, purchase)):
@@ -531,6 +562,7 @@ class FederatedActiveLearning:
             drift=judged.record,
             audit=_audit(purchase.answers) if purchase and settings.tells_audit else None,
             policy=self._side.figures if purchase else {},
+            grants=self._grants() if purchase else None,
             ledger=self._labels.ledger,
             failed=self._failed(
                 self._membership.failures
@@ -545,6 +577,13 @@ class FederatedActiveLearning:
             bytes_down=traffic[0],
             bytes_up=traffic[1],
         )
+
+    def _grants(self) -> GrantsRecord | None:
+        """Return how the labels were split that are bought after this cycle."""
+        if self._shared_budget is None:
+            return None
+        name = self._federation.site
+        return self._shared_budget.told(self._order.cycle + 1, name)
 
     def _traffic_since(self, before: tuple[int, int]) -> tuple[int, int]:
         """Return the bytes sent down and up since then."""

@@ -13,6 +13,7 @@ from ahfal_app.config import SITES, Settings, expanded, read_settings
 from ahfal_app.data.partition import partition_names
 from ahfal_app.errors import ConfigError, DatasetError, UnknownComponent
 from ahfal_app.evaluation import figure_names
+from ahfal_app.labels.names import ClassNames
 from ahfal_app.models import model_problem, network_parameters
 from ahfal_app.models.core.finetuned import tune_problem
 from ahfal_app.parameters import Parameters, Scalar, parameter_problems, suggestion
@@ -26,6 +27,7 @@ from ahfal_app.query import (
     strategy_names,
 )
 from ahfal_app.query.core.coordination import COORDINATED_SIGNALS
+from ahfal_app.query.core.splitting import comparable_strategies, not_comparable
 from ahfal_app.server.aggregation import clients_in_a_round, shortage
 from ahfal_app.server.arrival_checks import (
     arrival_data_problems,
@@ -143,6 +145,8 @@ def check_data(settings: Settings) -> Resources:
             "without a frozen backbone, which have no features before a network is trained"
         )
     problems += arrival_data_problems(settings, loaded)
+    if settings.has_sites or settings.oracle != "simulated":
+        problems += _class_name_problems(loaded.dataset.class_names)
     try:
         # Whether a network fits the images shows when it is built.
         loaded.new_model(0)
@@ -225,6 +229,15 @@ def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
     if not settings.counts_labels or settings.has_global_budget:
         return []
     return [name for name, size in sizes.items() if size < settings.target_labels]
+
+
+def _class_name_problems(class_names: Sequence[str]) -> list[str]:
+    """Return what keeps people from naming a class, in files of labels or elsewhere."""
+    try:
+        ClassNames(class_names)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def planned_labels(settings: Settings, sizes: Sequence[int]) -> int:
@@ -381,6 +394,18 @@ def _coordination_problem(settings: Settings) -> list[str]:
     return problems
 
 
+def _split_problem(settings: Settings) -> list[str]:
+    """Refuse a threshold over scores that are of each client's own kind, or are none."""
+    why = not_comparable(settings) if settings.budget_split == "threshold" else ""
+    if not why:
+        return []
+    fitting = ", ".join(comparable_strategies())
+    return [
+        f"budget-split='threshold': allowed is 'share', 'equal' or 'missing', since {why}; with "
+        f"strategy.model='global' these do: {fitting}"
+    ]
+
+
 def _server_side_problem(settings: Settings) -> list[str]:
     """Refuse what a strategy cannot do with the run, and reports where privacy is wanted."""
     strategy = make_strategy(settings.strategy, settings.parameters_of("strategy"))
@@ -501,6 +526,7 @@ _TOGETHER: tuple[tuple[set[str], Callable[[Settings], list[str]]], ...] = (
     ({"strategy"}, _forgetting_problem),
     ({"strategy"}, _coordination_problem),
     ({"strategy"}, _server_side_problem),
+    ({"strategy"}, _split_problem),
     ({"aggregation"}, _aggregation_problem),
     ({"tracker"}, _tracker_problem),
     ({"model"}, _backbone_problem),

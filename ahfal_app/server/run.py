@@ -39,6 +39,7 @@ from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metri
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
 from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
+from ahfal_app.results.stopping import cycle_results, purchase_before
 from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.arrivals import KnownArrivals, simulated_arrivals
 from ahfal_app.server.candidates import Candidates
@@ -613,11 +614,9 @@ def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observat
     before = read_metrics(start.folder).cycles
     # At the sites each cycle may be tested with more samples than the one before.
     sizes = [each.tests[0].samples if each.tests else tests for each in before]
-    history = [
-        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set)
-        for each, size in zip(before, sizes, strict=True)
-    ]
-    history.append(CycleResult(labels, int(evaluation.confusion_CC.trace()), tests, observed))
+    right = int(evaluation.confusion_CC.trace())
+    last = CycleResult(labels, right, tests, observed, *purchase_before(before))
+    history = [*cycle_results(before, sizes), last]
     rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
     return why_stopped(rules, settings.stopping_mode, history)
 

@@ -16,8 +16,9 @@ class Gain(StoppingRule):
 
     The gain is that of the fitted curve from the labels there are to those after another purchase
     as large as the last, and the upper end of its interval counts: it stops late and not early.
-    A curve takes four cycles. Whoever stops by a test set has chosen by it, so that the final
-    accuracy is a little too high.
+    Labels of that purchase which are late are counted as bought, and a cycle without more labels
+    than the one before decides nothing. A curve takes four cycles. Whoever stops by a test set has
+    chosen by it, so that the final accuracy is a little too high.
     """
 
     name: ClassVar[str] = "gain"
@@ -39,8 +40,11 @@ class Gain(StoppingRule):
         """Return what the next purchase would add, or nothing."""
         if len({each.labels for each in history}) < LEAST_POINTS:
             return ""
+        purchase = _purchase(*history[-2:])
+        if purchase <= 0:
+            return ""
         labels = [each.labels for each in history]
-        now, following = labels[-1], 2 * labels[-1] - labels[-2]
+        now, following = labels[-1], labels[-1] + purchase
 
         def gain(curve: Curve) -> float:
             return curve(following) - curve(now)
@@ -49,6 +53,15 @@ class Gain(StoppingRule):
         if found.high >= self.parameters.least:
             return ""
         return (
-            f"{following - now} more labels promise {found.point:.4f} of test accuracy, at most "
+            f"{purchase} more labels promise {found.point:.4f} of test accuracy, at most "
             f"{found.high:.4f}, and {self.parameters.least} is wanted"
         )
+
+
+def _purchase(before: CycleResult, last: CycleResult) -> int:
+    """Return how large the last purchase was; 0 or less where it has brought nothing as yet."""
+    grown = last.labels - before.labels
+    if grown <= 0 or last.asked is None:
+        return grown
+    # What came late of earlier purchases is no part of it, nor is what is held out for testing.
+    return last.asked if last.awaited else min(grown, last.asked)

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ahfal_app.code_version import __version__
-from ahfal_app.config import Settings
+from ahfal_app.config import SITES, Settings
 from ahfal_app.errors import ConfigError
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.kept import Kept
@@ -19,6 +19,25 @@ from ahfal_app.training.resources import Resources
 METADATA = "ahfal"
 
 _LONGEST_NAME = 200
+
+_OF_DATASET = "dataset."
+
+#: Settings that the test split of a data set hangs on, beside its own parameters.
+_SPLIT_KEYS = frozenset(
+    {
+        "classes",
+        "held-out",
+        "image-column",
+        "label-column",
+        "max-test-samples",
+        "max-train-samples",
+        "partition",
+        "seed",
+        "shown-column",
+        "test-fraction",
+        "vector-column",
+    }
+)
 
 _Side = Annotated[int, Field(ge=1, le=100_000)]
 _Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -36,6 +55,44 @@ class BackboneUse(_Strict):
     weights: str
     size: Annotated[int, Field(ge=0)]
     crop: bool
+
+
+class SplitUse(_Strict):
+    """What a run has tested its model on, so that others leave out what it was trained on.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the server's data, as the run had them.
+    settings : dict[str, Scalar]
+        What their test split hangs on: settings by their keys, those at their default left out.
+    """
+
+    fingerprint: Annotated[str, Field(max_length=_LONGEST_NAME)]
+    settings: dict[str, Scalar]
+
+    @field_validator("settings")
+    @classmethod
+    def _known(cls, settings: dict[str, Scalar]) -> dict[str, Scalar]:
+        """Refuse what says anything else, such as where data lie, and values that are none."""
+        if others := [key for key in settings if not _splits(key)]:
+            raise ValueError(f"{others[0]!r} is none of what a test split hangs on")
+        _with(settings, {})
+        return settings
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a column or a parameter of the data set was named, which others need not have."""
+        return any(key.endswith("-column") or key.startswith(_OF_DATASET) for key in self.settings)
+
+    @property
+    def is_of_sites(self) -> bool:
+        """Whether the server's data were for testing alone, since clients had data of their own."""
+        return self.settings.get("partition") == SITES
+
+    def of(self, values: Mapping[str, object]) -> Settings:
+        """Return settings with these values, by which data are split as the run's were."""
+        return _with(self.settings, values)
 
 
 class ModelUse(_Strict):
@@ -73,6 +130,9 @@ class ModelUse(_Strict):
         the last one.
     personal : bool
         Whether it is a site's own, trained on that site's labels after the run's last aggregation.
+    split : SplitUse | None
+        What the run has tested it on; None where the server had no data, of a site's own model, and
+        where an older version wrote the file.
     """
 
     network: str
@@ -91,6 +151,7 @@ class ModelUse(_Strict):
     round: Annotated[int, Field(ge=1)] | None = None
     chosen_by: Annotated[str, Field(max_length=_LONGEST_NAME)] = ""
     personal: bool = False
+    split: SplitUse | None = None
 
     @classmethod
     def parsed(cls, content: object, where: str) -> ModelUse:
@@ -145,6 +206,7 @@ def describe_use(loaded: Resources, settings: Settings, kept: Kept) -> ModelUse:
         "cycle": kept.cycle,
         "round": kept.round,
         "chosen_by": kept.metric,
+        "split": _split(loaded, settings) if settings.has_dataset else None,
     }
     return describe_network(loaded, settings).model_copy(update=learnt)
 
@@ -173,3 +235,20 @@ def describe_network(loaded: Resources, settings: Settings) -> ModelUse:
         privacy=settings.privacy,
         code=__version__,
     )
+
+
+def _split(loaded: Resources, settings: Settings) -> SplitUse:
+    usual = Settings().to_flat()
+    said = settings.to_flat().items()
+    own = {key: value for key, value in said if _splits(key) and value != usual.get(key)}
+    return SplitUse(fingerprint=loaded.dataset.fingerprint, settings=own)
+
+
+def _splits(key: str) -> bool:
+    return key in _SPLIT_KEYS or key.startswith(_OF_DATASET)
+
+
+def _with(said: Mapping[str, Scalar], values: Mapping[str, object]) -> Settings:
+    parameters = {key: value for key, value in said.items() if key.startswith(_OF_DATASET)}
+    known = {key: value for key, value in said.items() if key not in parameters}
+    return Settings.model_validate({**values, **known, "parameters": parameters})

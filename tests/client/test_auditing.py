@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save as save_arrays
 from scipy.stats import chi2_contingency, chisquare
 
 from ahfal_app.client.auditing import Auditing, kept_predictions, windows
@@ -194,7 +196,7 @@ def test_a_model_is_judged_by_the_labels_of_the_audit_alone():
     auditing = Auditing(Settings(audit_share=0.5), 1, RUN)
     store.allot(8)
     audit, chosen = auditing.request_id(2), request_id(RUN, 1, 2)
-    said = kept_predictions(np.array([0, 1, 2, 0]))
+    said = kept_predictions(np.array([10, 20, 30, 40]), np.array([0, 1, 2, 0]))
     store.reserve(LabelRequest(audit, 2, AUDIT, (10, 20, 30, 40), report=said))
     store.reserve(LabelRequest(chosen, 2, "lowest", (1, 2), report=b"the strategy's"))
     assert auditing.figures(store, 2) == AuditFigures(asked=4, labelled=0, right=0)
@@ -211,6 +213,49 @@ def test_a_model_is_judged_by_the_labels_of_the_audit_alone():
     assert auditing.figures(store, 2) == AuditFigures(asked=4, labelled=4, right=4)
     # What a strategy is told of its earlier choices has nothing of it.
     assert store.reports(0, 3) == {2: b"the strategy's"}
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["given", "asked for anew"])
+def test_predictions_stay_with_their_images_when_one_leaves_the_audit(tmp_path: Path, how: str):
+    """Of 1, 2 and 3 the model says 0, 1 and 0; 1 goes, comes back, and is the audit's no more."""
+
+    def look(*samples: int) -> LabelStore:
+        samples_N = np.array(samples, np.int64)
+        store = LabelStore.open_file(tmp_path / "labels.sqlite", samples_N, 2, grows=True)
+        store.follow_images()
+        return store
+
+    auditing = _auditing(0.5)
+    audit = auditing.request_id(1)
+    said = kept_predictions(np.array([1, 2, 3]), np.array([0, 1, 0]))
+    store = look(1, 2, 3, 4)
+    store.allot(4)
+    store.reserve(LabelRequest(audit, 1, AUDIT, (1, 2, 3), report=said))
+    store.close()
+    look(2, 3, 4).close()
+    store = look(1, 2, 3, 4)
+    if how == "given":
+        store.give({1: 1}, "labels.csv")
+    else:
+        store.reserve(LabelRequest(request_id(RUN, 1, 2), 2, "lowest", (1,)))
+    store.commit(LabelReceipt(audit, s, label, "a") for s, label in ((2, 1), (3, 0)))
+    assert auditing.figures(store, 1) == AuditFigures(asked=2, labelled=2, right=2)
+    store.close()
+
+
+def test_what_older_versions_kept_is_read_as_long_as_no_image_has_left():
+    """They kept no ids: of which image a prediction was is known while all are there."""
+    store = LabelStore.from_bytes(b"", np.arange(9), 2)
+    auditing = _auditing(0.5)
+    audit = auditing.request_id(1)
+    store.allot(3)
+    said = save_arrays({"predicted": np.array([0, 1, 0])})
+    store.reserve(LabelRequest(audit, 1, AUDIT, (1, 2, 3), report=said))
+    store.commit([LabelReceipt(audit, 2, 1, "a")])
+    assert auditing.figures(store, 1) == AuditFigures(asked=3, labelled=1, right=1)
+    store.release(audit)
+    assert auditing.figures(store, 1) is None
     store.close()
 
 

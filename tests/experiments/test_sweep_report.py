@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from ahfal_app.cli import app
 from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
-from ahfal_app.experiments import tables
+from ahfal_app.experiments import report, tables
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
@@ -268,6 +268,40 @@ def test_halves_of_the_classes(results: ExperimentResults) -> None:
     counts = np.array(run.run.partition["counts"])
     shares = counts / counts.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(run.class_deviation_C, 100 * shares.std(axis=0))
+
+
+def with_runs(
+    results: ExperimentResults, change: Callable[[RunResult], dict[str, object]]
+) -> ExperimentResults:
+    """Return the same with each run changed."""
+    runs = (
+        dataclasses.replace(each, run=dataclasses.replace(each.run, **change(each)))  # type: ignore[arg-type]
+        for each in results.runs
+    )
+    return dataclasses.replace(results, runs=tuple(runs))
+
+
+def test_without_a_partition_nothing_is_told_of_it(results: ExperimentResults) -> None:
+    """As of runs over sites: no classes of high variance, no crossover, no bubbles."""
+    two = {"axes": {**results.axes, "strategy": METHODS[:2]}, "runs": results.runs[:12]}
+    results = dataclasses.replace(results, **two)
+    unknown = with_runs(results, lambda _: {"partition": {}})
+    assert "Learning curves" in render_sweep_report(unknown)
+    assert tables.class_table(unknown) is None
+    partition = ("classes-0", "classes-1", "crossover", "partition-0")
+    names = [panel.chart.name for panel in report._panels(results)]
+    assert set(partition) < set(names)
+    left = [name for name in names if name not in partition]
+    assert [panel.chart.name for panel in report._panels(unknown)] == left
+    # Of those that have one it is told as ever.
+    some = with_runs(results, lambda each: {"partition": {}} if each.seed else {})
+    found, whole = tables.class_table(some), tables.class_table(results)
+    assert found is not None
+    assert whole is not None
+    assert [row[:2] for row in found.rows] == [row[:2] for row in whole.rows]
+    high, _ = tables.class_halves(results.runs[0])
+    assert found.rows[0][2].startswith(f"{high:.2f}")
+    assert [panel.chart.name for panel in report._panels(some)] == names
 
 
 class Page(html.parser.HTMLParser):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ahfal_app.cli import main
-from ahfal_app.errors import LabelFileError, StoreError
+from ahfal_app.errors import ConfigError, LabelFileError, StoreError
 from ahfal_app.labels.exchange import (
     Imported,
     export_labels,
@@ -92,6 +92,26 @@ def test_import_answers_what_is_open(store: Path, tmp_path: Path):
     assert entries[3] == ("labelled", 1, "clara")
     assert entries[1] == ("skipped", None, "clara")
     assert verify_store(store).ledger == Ledger(4, 2, 0, 2)
+
+
+@pytest.mark.parametrize("name", ["skip", "Skip ", ""])
+def test_a_class_called_like_a_skip_is_in_no_file_of_labels(tmp_path: Path, name: str):
+    """Or what nobody could tell would come back as an image of this class."""
+    path = tmp_path / "labels.sqlite"
+    store = LabelStore.open_file(path, np.arange(2, dtype=np.int64), 2, grows=True)
+    store.describe((name, "run"), {0: "0.png", 1: "1.png"})
+    store.allot(2)
+    store.reserve(LabelRequest("r0", 0, "random", (0, 1)))
+    store.commit([LabelReceipt("r0", 0, None, "anna"), LabelReceipt("r0", 1, 0, "anna")])
+    store.close()
+    with pytest.raises(ConfigError, match=f"classes={name!r}: allowed is any name but 'skip'"):
+        export_labels(path, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    with pytest.raises(ConfigError, match="any name but 'skip' and the empty one"):
+        import_labels(path, _write(tmp_path / "in.csv", "0.png,skip"), "anna")
+    assert _entries(path)[0] == ("skipped", None, "anna")
+    # What was said is told all the same, where what is said and the class stand apart.
+    assert [event.what for event in label_history(path).events] == ["skip", "answer"]
 
 
 def test_an_export_can_be_imported_again(store: Path, tmp_path: Path):

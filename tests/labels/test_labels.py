@@ -624,6 +624,7 @@ def test_a_store_of_version_4_is_brought_up_to_date(tmp_path):
     store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("ALTER TABLE requests DROP COLUMN report")
+        connection.execute("DROP TABLE earlier_requests")
         connection.execute("UPDATE meta SET value = '4' WHERE key = 'schema'")
     connection.close()
     store = LabelStore.open_file(path, SAMPLES_N, 3)

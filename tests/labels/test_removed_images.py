@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ahfal_app.errors import StoreError
+from ahfal_app.errors import LabelConflict, StoreError
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
 from ahfal_app.ledger import Ledger
 
@@ -135,6 +135,66 @@ def test_a_label_that_a_site_has_by_itself_costs_nothing_when_the_image_is_back(
     assert states(store)[1] == "given"
     assert store.ledger() == Ledger(4, 0, 2, 2)
     store.verify()
+
+
+def away_and_back(folder: Path, then: LabelRequest | None) -> LabelStore:
+    """Let sample 1 go and come back, and ask for it again, or label it at the site."""
+    opened(folder, 0, 2, 3, 4, 5).follow_images()
+    store = opened(folder, *range(6))
+    store.follow_images()
+    if then is not None:
+        store.reserve(then)
+    else:
+        store.give({1: 0}, "labels.csv")
+    return store
+
+
+def test_an_answer_to_the_first_request_labels_what_is_asked_for_again(asked: Path):
+    """Whoever has labelled the image is not told that it went: the work counts, and once."""
+    store = away_and_back(asked, LabelRequest("r2", 2, "margin", (1,)))
+    # Even where nothing else is open of that request, its answers are still collected.
+    store.commit([say(0, 0), say(2, 0)])
+    assert [request.request_id for request in store.open_requests()] == ["r2"]
+    unfinished = store.unfinished_requests()
+    assert [(r.request_id, r.samples) for r in unfinished] == [("r1", (0, 2)), ("r2", (1,))]
+    assert store.commit([say(1, 2)]) == 1
+    assert store.unfinished_requests() == ()
+    assert store.ledger() == Ledger(4, 3, 0, 1)
+    assert store.labelled().labels_N.tolist() == [0, 2, 0]
+    # It counts from the cycle that it was bought for, and another answer buys nothing.
+    store.freeze(1)
+    assert store.labelled(1).samples_N.tolist() == [0, 2]
+    assert store.commit([LabelReceipt("r2", 1, 1, "ben"), say(1, 2)]) == 0
+    assert store.ledger().spent == 3
+    assert [(c.sample, c.label) for c in store.conflicts()] == [(1, 1)]
+    store.verify()
+
+
+def test_an_answer_for_what_the_site_has_labelled_itself_is_kept(asked: Path):
+    store = away_and_back(asked, None)
+    assert store.commit([say(0, 1), say(1, 2)]) == 1
+    assert store.ledger() == Ledger(4, 1, 1, 2)
+    assert [(c.sample, c.label, c.standing_label) for c in store.conflicts()] == [(1, 2, 0)]
+    store.verify()
+
+
+def test_an_answer_for_what_was_given_back_unanswered_waits_until_it_is_asked_for(asked: Path):
+    store = opened(asked, *range(6))
+    assert store.release("r1") == 3
+    assert store.commit([say(1, 2)]) == 0
+    assert store.ledger() == Ledger(4, 0, 0, 4)
+    store.reserve(LabelRequest("r2", 2, "margin", (1, 3)))
+    assert store.labelled().samples_N.tolist() == [1]
+    assert store.ledger() == Ledger(4, 1, 1, 2)
+    store.verify()
+
+
+def test_no_request_takes_answers_for_images_that_it_never_had(asked: Path):
+    store = away_and_back(asked, LabelRequest("r2", 2, "margin", (1, 3)))
+    for wrong in (say(3, 0), say(4, 0), LabelReceipt("r2", 0, 0, "anna")):
+        with pytest.raises(LabelConflict, match="not part of request"):
+            store.commit([say(0, 0), wrong])
+    assert store.ledger() == Ledger(4, 0, 4, 0)
 
 
 def test_copies_go_of_images_that_were_labelled_long_ago_as_well(asked: Path):

@@ -15,7 +15,7 @@ from ahfal_app.results import figures
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.records import CycleRecord
 from ahfal_app.results.report import render_report
-from ahfal_app.results.stopping import would_have_stopped
+from ahfal_app.results.stopping import cycle_results, purchase_before, would_have_stopped
 from ahfal_app.results.summary import build_summary, summary_text
 from ahfal_app.stop_set import Observation
 
@@ -90,6 +90,25 @@ def test_a_rule_is_asked_as_it_is_set(tmp_path: Path) -> None:
     assert found["kappa"] == 3
     # Wilson's lower end of 600 of 1,000 is 0.5693, and of 550 below the target.
     assert found["target"] == 2
+
+
+def test_rules_see_what_each_purchase_asked_for_and_what_was_late(tmp_path: Path) -> None:
+    purchases = ((100, 0), (100, 7), (90, 0), (0, 0))
+    cycles = [
+        cycle.model_copy(update={"budget": budget, "pending": pending})
+        for cycle, (budget, pending) in zip(
+            recorded(tmp_path, CALM[:3]).metrics.cycles, purchases, strict=True
+        )
+    ]
+    found = cycle_results(cycles, [1000] * 4)
+    assert [(each.asked, each.awaited) for each in found] == [
+        (None, 0),
+        *purchases[:3],
+    ]
+    assert found[1].labels == 200
+    assert found[1].accuracy == pytest.approx(0.55)
+    # A run's end buys nothing, and older versions have not told.
+    assert purchase_before(cycles) == (None, 0)
 
 
 def test_what_was_not_recorded_is_not_told(tmp_path: Path) -> None:

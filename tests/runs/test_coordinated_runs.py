@@ -660,7 +660,7 @@ def _foreign(content: RecordDict) -> None:
     ("change", "said"),
     [
         (_named, "allowed are names"),
-        (_beyond, "allowed are strategy.steps=200"),
+        (_beyond, "allowed are at most 200"),
         (_three_dimensional, "allowed are vectors and matrices"),
         (_foreign, "allowed is one of a step of this message"),
         (lambda content: content.pop("statistics"), "statistics"),

@@ -458,7 +458,7 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
 ):
     target = Target(tmp_path, **{f"policy-{key}": value for key, value in policy.items()})
     done: list[str] = []
-    for name in (*KINDS, "query.drift", "query.advertise_histogram"):
+    for name in (*KINDS, "query.drift", "query.split", "query.advertise_histogram"):
         method = name.removeprefix("query.")
         monkeypatch.setattr(Client, method, lambda *_, name=name, **__: done.append(name))
     data = _format(image_shape=[32, 32, 1]) if settings.get("image-size") == 32 else None
@@ -467,7 +467,7 @@ def test_what_a_policy_does_not_allow_is_refused_before_anything_is_computed(
         monkeypatch.undo()
         assert not target.send("query.join", settings, order=order).has_error()
         return
-    for kind in (*KINDS, "query.drift", "query.advertise_keys"):
+    for kind in (*KINDS, "query.drift", "query.split", "query.advertise_keys"):
         reason = target.refused(kind, "policy", settings, _secure, order)
         told = re.search(r": ([a-z, -]+);", reason)
         assert told

@@ -17,6 +17,7 @@ from support.strategy_cases import NEEDED
 
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.query import strategy_names
+from ahfal_app.results.grants import grants_table
 from ahfal_app.results.reading import read_run
 
 #: Ten labels at each of three clients, then five more.
@@ -131,6 +132,34 @@ def test_a_client_that_comes_later_has_its_share_of_what_is_bought_from_then_on(
     # It lacks most of its share of all, and of what is bought gets that first.
     assert labels[:, 2].tolist() == [0, 0, 8]
     _check_stores(outcome.folder, 24)
+
+
+#: Three hospitals of very different size.
+HOSPITALS: dict[str, object] = {
+    **SHARED,
+    "num-clients": 3,
+    "partition": "dirichlet",
+    "alpha": 1.0,
+    "initial-labels": 9,
+    "query-labels": 9,
+    "target-labels": 27,
+}
+
+
+def test_the_report_says_who_got_what_and_why(simulation: Simulation):
+    outcome = simulation(HOSPITALS, **{"budget-split": "equal"})
+    assert [cycle.labels_per_client for cycle in outcome.metrics.cycles] == [
+        (3, 3, 3),
+        (6, 6, 6),
+        (9, 9, 9),
+    ]
+    table = grants_table(read_run(outcome.folder))
+    assert table is not None
+    assert "budget-split=equal" in table.title
+    assert table.headings == ("Client", "First", "After cycle 1", "After cycle 2", "In all")
+    assert table.rows == [(f"client {c}", "3", "3 (1)", "3 (1)", "9") for c in range(3)]
+    assert table.title in (outcome.folder / "report.html").read_text()
+    assert outcome.metrics.cycles[-1].grants is None
 
 
 _TOGETHER = {"budget": "global", "initial-labels": 40, "query-labels": 1, "target-labels": 41}

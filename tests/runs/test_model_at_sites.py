@@ -23,6 +23,7 @@ from support.small_backbone import write_weights
 from ahfal_app.cli import main
 from ahfal_app.client_app import app as client_app
 from ahfal_app.inference import load_model
+from ahfal_app.inference.evaluation import evaluate_on
 from ahfal_app.inference.predicting import Predictor
 from ahfal_app.labels.store import LabelStore
 
@@ -113,6 +114,14 @@ def test_each_site_has_the_runs_model_and_can_use_it(
     found = classes_of(sites.models(0) / "model.safetensors", images, tmp_path / "site.csv")
     assert len(found) == 40
     assert found == classes_of(outcome.folder, images, tmp_path / "run.csv")
+    # Of the server's data all are for testing, as in the run.
+    predictor = Predictor(load_model(sites.models(0) / "model.safetensors"), torch.device("cpu"))
+    data_dir = str(simulation.base["data-dir"])
+    tested = evaluate_on(predictor, "digits", "test", data_dir)
+    assert tested.figures.accuracy.share == outcome.metrics.cycles[-1].accuracy
+    assert (tested.figures.accuracy.of, tested.note) == (1797, "")
+    every = evaluate_on(predictor, "digits", "all", data_dir)
+    assert (every.figures.accuracy.of, every.note) == (1797, "")
 
 
 def test_the_sites_own_lies_beside_it_where_it_wants_that(

@@ -603,6 +603,7 @@ def test_sites_that_cannot_take_part_say_why(
         ({"align-membership": "true"}, "without partition='sites'"),
         ({"classes": "0,1,2,0"}, "at least two different names"),
         ({"classes": "0,1,2"}, "and '3' is none of them"),
+        ({"classes": "Skip," + ",".join(DIGITS)}, "classes='Skip': allowed is any name but 'skip'"),
     ],
 )
 def test_settings_that_do_not_fit_sites_are_refused(simulation: Simulation, settings, message):

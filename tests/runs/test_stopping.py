@@ -14,6 +14,8 @@ from support.simulation import Outcome, Simulation
 from ahfal_app.client_app import app as client_app
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import ConfigError
+from ahfal_app.labels.records import LabelReceipt
+from ahfal_app.oracle.simulated import SimulatedOracle
 from ahfal_app.results.progress import Progress
 from ahfal_app.server.preflight import check_settings
 from ahfal_app.server.run import execute, prepare
@@ -68,6 +70,26 @@ def test_rules_are_checked_before_anything_is_done() -> None:
         with pytest.raises(ConfigError) as error:
             check_settings(settings)
         assert said in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_purchase_whose_labels_are_late_does_not_end_a_run_by_its_curve(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody answers before the fifth cycle; a curve of four would end the run after it."""
+    answer = SimulatedOracle.collect
+
+    def away(oracle: SimulatedOracle, request_id: str) -> list[LabelReceipt]:
+        request = oracle._requests.get(request_id)
+        return [] if request is None or request.cycle == 4 else answer(oracle, request_id)
+
+    monkeypatch.setattr(SimulatedOracle, "collect", away)
+    gain = {"stopping": "gain", "stopping.least": 0.99, "stopping.after": 5, "label-deadline": 0}
+    cycles = simulation(gain, rounds=1, **{"target-fraction": 0.35}).metrics.cycles
+    assert cycles[3].pending == cycles[3].budget > 0
+    assert cycles[4].labels == cycles[3].labels
+    assert not cycles[4].stopped_by
+    assert "more labels promise" in cycles[5].stopped_by
 
 
 def test_what_stopped_is_in_the_metrics(simulation: Simulation) -> None:

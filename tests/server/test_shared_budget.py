@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.errors import ResumeError
-from ahfal_app.server.shared_budget import SharedBudget, split
+from ahfal_app.server.shared_budget import Parts, SharedBudget, alike, less_free, split
 
 
-def numbers(initial: int, query: int, target: int) -> Settings:
+def numbers(initial: int, query: int, target: int, **more: object) -> Settings:
     return parse_settings(
         {
+            **more,
             "budget": "global",
             "initial-labels": initial,
             "query-labels": query,
@@ -100,3 +101,136 @@ def test_a_damaged_plan_stops_the_run(tmp_path: Path, content: str):
     path.write_text(content)
     with pytest.raises(ResumeError, match=r"budget\.json: cannot be read"):
         SharedBudget(numbers(1, 1, 2), path)
+
+
+def test_shares_and_equal_parts_of_three_clients():
+    # 17 · 100 / 160, 17 · 50 / 160 and 17 · 10 / 160 are 10.625, 5.3125 and 1.0625.
+    sizes = {0: 100, 1: 50, 2: 10}
+    assert split(numbers(17, 17, 34), 0, sizes, {}) == {0: 11, 1: 5, 2: 1}
+    assert alike(17, sizes, {}).labels == {0: 6, 1: 6, 2: 5}
+
+
+def test_equal_parts_leave_nobody_behind_and_stop_at_what_a_client_has(tmp_path: Path):
+    settings, sizes = numbers(17, 17, 51, **{"budget-split": "equal"}), {0: 100, 1: 50, 2: 10}
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    assert budget.granted(0, sizes) == {0: 6, 1: 6, 2: 5}
+    # The last one has five left; its sixth goes to the others, who had the same before.
+    assert budget.granted(1, sizes) == {0: 12, 1: 12, 2: 10}
+    assert budget.granted(2, sizes) == {0: 21, 1: 20, 2: 10}
+
+
+def test_of_equal_parts_who_had_fewest_gets_the_first_that_is_left_over(tmp_path: Path):
+    settings, sizes = numbers(17, 17, 51, **{"budget-split": "equal"}), {0: 99, 1: 99, 2: 99}
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    budget.granted(0, sizes)
+    assert budget.granted(1, sizes) == {0: 12, 1: 11, 2: 11}
+
+
+def test_what_a_client_has_left_is_taken_off_its_part_and_split_once_more(tmp_path: Path):
+    settings, sizes = numbers(12, 12, 36, **{"budget-split": "equal"}), {0: 99, 1: 99, 2: 99}
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    assert budget.granted(0, sizes) == {0: 4, 1: 4, 2: 4}
+    # The second has asked for one of its four: it needs one label more to have four again, and
+    # the three that are over are split alike, so that each can ask for five.
+    second = budget.granted(1, sizes, {0: 4, 1: 1, 2: 4})
+    assert second == {0: 9, 1: 6, 2: 9}
+    assert sum(second.values()) == 24
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 10), st.integers(0, 30)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_splitting_once_more_buys_no_label_too_many(clients: list[tuple[int, int, int]]):
+    labels = {c: given for c, (given, _, _) in enumerate(clients)}
+    free = {c: left for c, (_, left, _) in enumerate(clients)}
+    most = {c: given + room for c, (given, _, room) in enumerate(clients)}
+    added = less_free(Parts(labels, most, dict.fromkeys(labels, 1.0)), free)
+    assert sum(added.values()) <= sum(labels.values())
+    for client, more in added.items():
+        assert more >= max(0, labels[client] - free[client])
+        if more:
+            assert free[client] + more <= max(most[client], labels[client])
+
+
+def test_a_plan_of_an_earlier_version_is_kept(tmp_path: Path):
+    path = tmp_path / "budget.json"
+    path.write_text('{"0": {"0": 3, "1": 7}}')
+    budget = SharedBudget(numbers(10, 10, 30), path)
+    assert budget.granted(0, {0: 50, 1: 50}) == {0: 3, 1: 7}
+    assert budget.granted(1, {0: 50, 1: 50}) == {0: 10, 1: 10}
+
+
+def test_a_plan_says_who_got_what_and_why(tmp_path: Path):
+    settings, path, sizes = numbers(10, 10, 30), tmp_path / "budget.json", {0: 30, 1: 70}
+    budget = SharedBudget(settings, path)
+    budget.granted(0, sizes)
+    budget.granted(1, sizes)
+    for known in (budget, SharedBudget(settings, path)):
+        told = known.told(1, lambda client: f"site {client}")
+        assert told.split == "share"
+        assert [(g.who, g.before, g.added, g.weight) for g in told.clients] == [
+            ("site 0 (client 0)", 3, 3, 30.0),
+            ("site 1 (client 1)", 7, 7, 70.0),
+        ]
+
+
+MISSING = {"budget-split": "missing"}
+
+
+def test_clients_are_asked_about_the_same_labels_after_a_crash(tmp_path: Path):
+    """Folders have grown since, and with them what is due; the steps must be the same."""
+    settings = parse_settings(
+        {**MISSING, "budget": "global", "initial-fraction": 0.1, "query-fraction": 0.1}
+    )
+    path, asked = tmp_path / "budget.json", []
+
+    def ask(labels: int) -> Parts:
+        asked.append(labels)
+        if len(asked) == 1:
+            raise RuntimeError("power cut")
+        return Parts({0: 3, 1: 7}, {0: 50, 1: 50}, {0: 3.0, 1: 7.0})
+
+    budget = SharedBudget(settings, path)
+    # The first labels by share: there is no model to ask about.
+    assert budget.granted(0, {0: 50, 1: 50}) == {0: 5, 1: 5}
+    with pytest.raises(RuntimeError):
+        budget.granted(1, {0: 50, 1: 50}, ask=ask)
+    again = SharedBudget(settings, path)
+    assert again.granted(1, {0: 50, 1: 90}, ask=ask) == {0: 8, 1: 12}
+    assert asked == [10, 10]
+    assert [grant.weight for grant in again.told(1, lambda _: "").clients] == [3.0, 7.0]
+    # Once it is written, nobody is asked.
+    assert SharedBudget(settings, path).granted(1, {}, ask=ask) == {0: 8, 1: 12}
+    assert asked == [10, 10]
+
+
+def test_who_was_not_there_keeps_what_it_had_and_what_is_left_over_is_due_later(tmp_path: Path):
+    settings, sizes = numbers(9, 9, 27, **MISSING), {0: 50, 1: 50, 2: 50}
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    assert budget.granted(0, sizes) == {0: 3, 1: 3, 2: 3}
+    two = Parts({0: 4, 2: 2}, {0: 4, 2: 2}, {0: 4.0, 2: 2.0})
+    assert budget.granted(1, sizes, ask=lambda _: two) == {0: 7, 1: 3, 2: 5}
+    labels: list[int] = []
+
+    def ask(number: int) -> Parts:
+        labels.append(number)
+        return Parts({0: 6, 1: 6, 2: 0}, {0: 20, 1: 20, 2: 20}, {0: 1.0, 1: 1.0, 2: 0.0})
+
+    # The first has asked for five of its seven: its part is four, and two go to both once more.
+    assert budget.granted(2, sizes, {0: 5, 1: 3, 2: 5}, ask) == {0: 12, 1: 10, 2: 5}
+    assert labels == [12]
+
+
+def test_nobody_is_asked_about_no_labels(tmp_path: Path):
+    settings = numbers(9, 9, 27, **MISSING)
+    budget = SharedBudget(settings, tmp_path / "budget.json")
+    assert budget.granted(0, {0: 4, 1: 5}) == {0: 4, 1: 5}
+
+    def ask(labels: int) -> Parts:
+        raise AssertionError(f"asked about {labels} labels")
+
+    assert budget.granted(1, {0: 4, 1: 5}, ask=ask) == {0: 4, 1: 5}

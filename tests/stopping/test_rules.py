@@ -59,6 +59,50 @@ def test_a_curve_takes_four_cycles() -> None:
     assert make_rule("gain", {"after": 4}).stops(flat)
 
 
+def bought(*cycles: tuple[int, int, int, int]) -> list[CycleResult]:
+    """Return cycles of 10,000 tests by labels, right ones, and labels asked for and awaited."""
+    return [CycleResult(n, right, 10_000, None, asked, late) for n, right, asked, late in cycles]
+
+
+def test_labels_that_are_late_are_no_end_of_the_curve() -> None:
+    """The curve rises by 0.0083 for the next hundred; with as many labels as before by nothing."""
+    rule = make_rule("gain", {"least": 0.005})
+    grown = bought(*((100 * n, right, 100, 0) for n, right in enumerate(NOISY, 1)))
+    assert not rule.stops(grown)
+    assert make_rule("gain", {"least": 0.01}).stops(grown)
+    # All of a purchase is late, or images went of which labels were asked for.
+    for labels in (500, 497):
+        late = [*grown, *bought((labels, NOISY[-1], 100, 100))]
+        assert not make_rule("gain", {"least": 0.9}).stops(late)
+    # All but one are late: what counts is what a purchase brings, and not the one.
+    late = bought(*((100 * n, right, 100, 0) for n, right in enumerate(NOISY[:4], 1)))
+    late += bought((401, NOISY[3], 100, 99))
+    assert not rule.stops(late)
+    assert "100 more labels" in make_rule("gain", {"least": 0.9}).stops(late)
+    # The late ones come with a whole purchase, which is no larger for that.
+    late = bought(*((100 * n, right, 100, 0) for n, right in enumerate(NOISY[:4], 1)))
+    late += bought((400, NOISY[3], 100, 100), (600, 8120, 100, 0))
+    assert "100 more labels" in make_rule("gain", {"least": 0.9}).stops(late)
+    # What is held out for testing is asked for, and does not come.
+    held_out = bought(*((80 * n, right, 100, 0) for n, right in enumerate(NOISY, 1)))
+    assert "80 more labels" in make_rule("gain", {"least": 0.9}).stops(held_out)
+
+
+@pytest.mark.parametrize(("name", "window"), [("kappa", 3), ("delta-f", 3), ("change", 1)])
+def test_that_cycles_of_the_same_labels_agree_ends_nothing(name: str, window: int) -> None:
+    """Nothing came between the fourth cycle and the fifth, so that these have to agree."""
+    calm = seen(kappa=1.0, changed=0.0, delta_f_macro=0.0)
+    labels = (100, 200, 300, 400, 400, 500, 600, 700, 800)
+    past = [CycleResult(n, 50, 100, calm if n > 100 else None) for n in labels]
+    ends = [end for end in range(5, 10) if make_rule(name, {"after": 1}).stops(past[:end])]
+    assert ends == list(range(5 + window, 10))
+
+
+def test_how_sure_a_model_is_hangs_on_no_labels_before() -> None:
+    sure = CycleResult(400, 50, 100, seen(uncertainty=0.01))
+    assert make_rule("uncertainty", {"after": 2}).stops([sure, sure])
+
+
 def watched(*values: Observation | None) -> list[CycleResult]:
     """Return a history in which nothing but predictions of the stop set tell anything."""
     return [CycleResult(100 * n, 50, 100, each) for n, each in enumerate((None, *values), 1)]

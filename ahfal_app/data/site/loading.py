@@ -26,8 +26,8 @@ from ahfal_app.data.site.settling import COPIED, still_copied
 from ahfal_app.data.site.survey import Survey, asked_or_labelled, survey
 from ahfal_app.data.vectors import VectorColumns, VectorRow
 from ahfal_app.errors import DatasetError, LabelFileError
-from ahfal_app.labels.names import ClassNames, SampleNames
-from ahfal_app.labels.spreadsheet import MOST_SUGGESTED, SKIP
+from ahfal_app.labels.names import SKIP, ClassNames, SampleNames
+from ahfal_app.labels.spreadsheet import MOST_SUGGESTED
 
 #: Labels that are there already.
 LABELS = "labels.csv"

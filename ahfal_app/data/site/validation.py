@@ -26,8 +26,7 @@ from ahfal_app.data.site.set_aside import report
 from ahfal_app.data.site.settling import COPIED, still_copied
 from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.errors import ConfigError, DatasetError, LabelFileError
-from ahfal_app.labels.names import ClassNames
-from ahfal_app.labels.spreadsheet import SKIP
+from ahfal_app.labels.names import SKIP, ClassNames
 
 #: What is not tested with, and why: a file in the site's state folder.
 VALIDATION_SET_ASIDE = "validation-set-aside.csv"

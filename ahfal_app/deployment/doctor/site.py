@@ -27,7 +27,8 @@ from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
 from ahfal_app.deployment.doctor.validation import check_validation, classes_of_validation
 from ahfal_app.errors import AhfalError, ConfigError, LabelFileError, OracleError
-from ahfal_app.labels.spreadsheet import SKIP, label_texts, read_csv
+from ahfal_app.labels.names import SKIP
+from ahfal_app.labels.spreadsheet import label_texts, read_csv
 from ahfal_app.oracle import EncodedImage, Site, make_oracle
 
 # Whether an image can be decoded does not depend on the size that it is scaled to.

@@ -12,7 +12,8 @@ from ahfal_app.data.site.validation import VALIDATION_SET_ASIDE, load_validation
 from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.deployment.doctor.finding import Finding, failure, good, warning
 from ahfal_app.errors import AhfalError
-from ahfal_app.labels.spreadsheet import SKIP, label_texts, read_csv
+from ahfal_app.labels.names import SKIP
+from ahfal_app.labels.spreadsheet import label_texts, read_csv
 
 _SHOWN = 10
 

@@ -237,6 +237,15 @@ class QueryStrategy(ABC):
 class ScoringStrategy(QueryStrategy):
     """A query strategy that scores each sample by itself and takes the highest scores."""
 
+    @property
+    def comparable_scores(self) -> bool:
+        """Whether a score means the same at all clients: of the global model's logits alone."""
+        return False
+
+    def score_range(self, num_classes: int) -> tuple[float, float]:
+        """Return the lowest and the highest score there can be, where scores are comparable."""
+        return 0.0, 1.0
+
     @abstractmethod
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return how much each sample is worth labelling: finite float64. Shape (N,)."""

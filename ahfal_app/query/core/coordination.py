@@ -10,7 +10,7 @@ Shape suffixes: N samples in the pool, B selected samples.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -87,6 +87,8 @@ class FederationFacts:
         Key of everything random at the server.
     most_steps : int
         How many steps there may be. Whoever reaches it decides with what it has.
+    shared : int
+        Labels that are to be split over the clients, where that is what they are asked for.
     """
 
     budgets: Mapping[int, int]
@@ -97,6 +99,7 @@ class FederationFacts:
     seed: int
     cycle: int
     most_steps: int
+    shared: int = 0
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -113,30 +116,22 @@ class FederationFacts:
         return max(self.labelled[client] + self.pools[client] for client in self.budgets)
 
 
-class CoordinatedStrategy(QueryStrategy):
-    """A query strategy for which the clients choose together.
+class Coordination(ABC):
+    """Something for which clients are asked in steps: a half at the server, and one at a client."""
 
-    Subclasses say by the property `reveals` what the server learns of a single client besides sums.
-    Without a federation, as where a pool is chosen from by itself, it is coordinated with nobody.
-    """
+    name: ClassVar[str]
+    """What it is called."""
+    signals: ClassVar[frozenset[Signal]]
+    """Everything that `answer` may ask the pool for."""
 
-    is_coordinated: ClassVar[bool] = True
-
-    class Parameters(QueryStrategy.Parameters):
-        """How long clients are asked."""
-
-        steps: int = Field(
-            default=200,
-            ge=1,
-            le=10_000,
-            description="Most steps of a cycle; after them clients choose the rest by themselves.",
-        )
-
-    parameters: Parameters
+    @property
+    @abstractmethod
+    def most_steps(self) -> int:
+        """The most steps of a cycle."""
 
     @property
     def most_samples(self) -> int:
-        """The most samples of one client, labelled or not, that the strategy's sums can hold."""
+        """The most samples of one client, labelled or not, that the sums can hold."""
         return LARGEST_PART
 
     @abstractmethod
@@ -168,8 +163,35 @@ class CoordinatedStrategy(QueryStrategy):
         Raises
         ------
         ValueError
-            The question is none that the strategy's coordinator asks.
+            The question is none that the coordinator asks.
         """
+
+
+class CoordinatedStrategy(QueryStrategy, Coordination):
+    """A query strategy for which the clients choose together.
+
+    Subclasses say by the property `reveals` what the server learns of a single client besides sums.
+    Without a federation, as where a pool is chosen from by itself, it is coordinated with nobody.
+    """
+
+    is_coordinated: ClassVar[bool] = True
+
+    class Parameters(QueryStrategy.Parameters):
+        """How long clients are asked."""
+
+        steps: int = Field(
+            default=200,
+            ge=1,
+            le=10_000,
+            description="Most steps of a cycle; after them clients choose the rest by themselves.",
+        )
+
+    parameters: Parameters
+
+    @property
+    def most_steps(self) -> int:
+        """The most steps of a cycle."""
+        return self.parameters.steps
 
     @abstractmethod
     def choose(
@@ -196,13 +218,13 @@ class CoordinatedStrategy(QueryStrategy):
 
 
 def checked_answer(
-    strategy: CoordinatedStrategy,
+    strategy: Coordination,
     question: Question,
     pool: PoolView,
     context: QueryContext,
     memory: Memory | None,
 ) -> tuple[Memory, Answer]:
-    """Have a strategy answer a step; the only caller of `answer`.
+    """Have a client's half answer a step; the only caller of `answer`.
 
     Raises
     ------
@@ -255,24 +277,43 @@ def together(
         width=strategy.width(pools[clients[0]]),
         seed=first.seed,
         cycle=first.cycle,
-        most_steps=strategy.parameters.steps,
+        most_steps=strategy.most_steps,
     )
-    memories: dict[int, Memory | None] = dict.fromkeys(clients)
-
-    def ask(step: Step) -> Answers:
-        question, answers = Question(step.name, step.broadcast), {}
-        for client in clients:
-            memories[client], answers[client] = checked_answer(
-                strategy, question, pools[client], contexts[client], memories[client]
-            )
-            check_answer(step, answers[client])
-        return gathered(step, answers)
-
-    decisions = conducted(strategy.coordinator(facts), ask, facts.most_steps)
+    memories, decisions = coordinated_here(strategy, facts, pools, contexts)
     return {
         client: Part(memories[client] or {}, Question(DECISION, decisions.get(client, {})))
         for client in clients
     }
+
+
+def coordinated_here(
+    coordination: Coordination,
+    facts: FederationFacts,
+    pools: Mapping[int, PoolView],
+    contexts: Mapping[int, QueryContext],
+) -> tuple[dict[int, Memory | None], Decisions]:
+    """Go through all steps with clients whose pools are at hand; parameters as of `together`.
+
+    Returns
+    -------
+    dict[int, Memory | None]
+        What each client made of the steps.
+    Decisions
+        What is decided.
+    """
+    memories: dict[int, Memory | None] = dict.fromkeys(facts.clients)
+
+    def ask(step: Step) -> Answers:
+        question, answers = Question(step.name, step.broadcast), {}
+        for client in facts.clients:
+            memories[client], answers[client] = checked_answer(
+                coordination, question, pools[client], contexts[client], memories[client]
+            )
+            check_answer(step, answers[client])
+        return gathered(step, answers)
+
+    decisions = conducted(coordination.coordinator(facts), ask, facts.most_steps)
+    return memories, decisions
 
 
 def conducted(coordinator: Coordinator, ask: Ask, most_steps: int) -> Decisions:

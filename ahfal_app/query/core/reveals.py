@@ -21,6 +21,7 @@ class Reveal(StrEnum):
     DISTANCES = "distances"
     RADIUS = "radius"
     OBSERVATIONS = "observations"
+    BUDGET = "budget"
     OTHER = "other"
 
 
@@ -33,6 +34,8 @@ MEANINGS: dict[Reveal, str] = {
     Reveal.DISTANCES: "distances of the nearest samples to points that the server names",
     Reveal.RADIUS: "a radius that is estimated from the client's embeddings, one number",
     Reveal.OBSERVATIONS: "predicted class probabilities of single samples, and which were chosen",
+    Reveal.BUDGET: "one or two numbers that its labels are decided by: its part of the classes "
+    "that all clients lack, or how many of its samples score above a threshold",
     Reveal.OTHER: "what another package's strategy says it tells",
 }
 

@@ -25,12 +25,18 @@ class CycleResult:
         Test samples whose class was predicted, of so many.
     observed : Observation | None
         What it predicts of the clients' stop set; None where nobody asked.
+    asked : int | None
+        Labels that the purchase before it asked for; None where that is not known.
+    awaited : int
+        Those of them that had not come when that purchase ended.
     """
 
     labels: int
     right: int
     tests: int
     observed: Observation | None = None
+    asked: int | None = None
+    awaited: int = 0
 
     @property
     def accuracy(self) -> float:

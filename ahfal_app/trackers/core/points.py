@@ -114,6 +114,8 @@ def point_of(record: Record, index: int, run: TrackedRun) -> Point:
     if isinstance(record, CycleRecord) and record.drift is not None:
         drift = record.drift
         fields["drift"] = {"pooled": drift.pooled, "drifting": len(drift.drifting)}
+    if isinstance(record, CycleRecord) and record.grants is not None:
+        fields["grants"] = {f"client-{g.client}": g.added for g in record.grants.clients}
     metrics: dict[str, float] = {}
     for name, value in fields.items():
         metrics.update(_numbers(f"{record.kind}/{name}", value, run.class_names))
