@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from ahfal_app import cli
+from ahfal_app.cli import labels, models, runs
 from ahfal_app.web import serving
 
 
@@ -37,7 +38,8 @@ def page_of(*arguments: str) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "_Server", Stoppable)
-        patch.setattr(cli, "Console", partial(Console, file=printed))
+        for module in (labels, models, runs):
+            patch.setattr(module, "Console", partial(Console, file=printed))
         thread = threading.Thread(target=run)
         thread.start()
         try:
