@@ -88,9 +88,16 @@ def cases(results: Path) -> list[Case]:
     return [
         case
         for experiment, numbers in EXPERIMENTS.items()
-        for line in (results / experiment / "summaries.jsonl").read_text("utf-8").splitlines()
-        for case in _of_run(experiment, json.loads(line), numbers)
+        for run in _runs(results, experiment)
+        for case in _of_run(experiment, run, numbers)
     ]
+
+
+def _runs(results: Path, experiment: str) -> Iterator[dict]:
+    """Yield the summaries of an experiment's runs; older files have nothing else in a line."""
+    for line in (results / experiment / "summaries.jsonl").read_text("utf-8").splitlines():
+        found = json.loads(line)
+        yield found.get("summary", found)
 
 
 def _of_run(experiment: str, run: dict, numbers: Sequence[int]) -> Iterator[Case]:
@@ -164,9 +171,9 @@ def ended_by_gain(results: Path, parameters: dict[str, Scalar]) -> list[Ended]:
     """Return for each run where the rule would have ended it, and what it would have lost."""
     rule = make_rule("gain", parameters)
     return [
-        _ended(experiment, json.loads(line), rule)
+        _ended(experiment, run, rule)
         for experiment in EXPERIMENTS
-        for line in (results / experiment / "summaries.jsonl").read_text("utf-8").splitlines()
+        for run in _runs(results, experiment)
     ]
 
 
