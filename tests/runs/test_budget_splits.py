@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 from support.attacks import Target
+from support.hearing import Hearing
 from support.killing import Uninterrupted, killed_at, uninterrupted
 from support.simulation import Outcome, Simulation
 from torch import Tensor
 
 from ahfal_app.client import coordination
-from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.messages.keys import ARRAYS_KEY
 from ahfal_app.query import PoolView, QueryContext, ScoringStrategy
@@ -52,24 +52,8 @@ THRESHOLD: dict[str, Any] = {
 SECURE = {"privacy": "secure-aggregation"}
 
 
-class Watch:
-    """Hears all that is asked and answered, and does something before or after."""
-
-    def __init__(
-        self,
-        before: Callable[[Message, int], None] = lambda *_: None,
-        after: Callable[[Message, int, RecordDict], None] = lambda *_: None,
-    ) -> None:
-        self.heard: list[tuple[str, int, RecordDict, RecordDict]] = []
-        self._before, self._after = before, after
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
-        self._before(message, client)
-        reply = client_app(message, context)
-        self._after(message, client, reply.content)
-        self.heard.append((message.metadata.message_type, client, message.content, reply.content))
-        return reply
+class Watch(Hearing):
+    """Hears what these runs are about."""
 
     def answers(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         """Return what was answered to the steps of a name: clients and arrays, in order."""

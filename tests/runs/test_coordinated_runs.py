@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from support.attacks import Target
+from support.hearing import Hearing
 from support.killing import Killed, killed_at, uninterrupted
 from support.simulation import Outcome, Simulation
 
@@ -52,34 +53,14 @@ def slowly(*values: Any) -> Any:
 STEPS = ("query.advertise_keys", "query.share_keys", "query.mask", "query.unmask")
 
 
-class Watch:
-    """Hears all that is asked and answered, and does something before or after."""
-
-    def __init__(
-        self,
-        before: Callable[[Message, int], None] = lambda *_: None,
-        after: Callable[[Message, int, RecordDict], None] = lambda *_: None,
-    ) -> None:
-        self.heard: list[tuple[str, int, RecordDict, RecordDict]] = []
-        self._before, self._after = before, after
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
-        self._before(message, client)
-        reply = client_app(message, context)
-        self._after(message, client, reply.content)
-        self.heard.append((message.metadata.message_type, client, message.content, reply.content))
-        return reply
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Simulation:
     return Simulation(tmp_path_factory.mktemp("runs"), data_dir)
 
 
 @pytest.fixture(scope="module")
-def heard(runs: Simulation) -> tuple[Outcome, Watch]:
-    watch = Watch()
+def heard(runs: Simulation) -> tuple[Outcome, Hearing]:
+    watch = Hearing()
     return runs({**TOGETHER, **ONE_PURCHASE}, handler=watch, name="heard"), watch
 
 
@@ -95,7 +76,7 @@ def bought(outcome: Outcome) -> list[tuple[Any, Any, Any]]:
 # --- what travels ------------------------------------------------------------------------------
 
 
-def test_clients_buy_what_was_decided(heard: tuple[Outcome, Watch]) -> None:
+def test_clients_buy_what_was_decided(heard: tuple[Outcome, Hearing]) -> None:
     outcome, watch = heard
     assert [cycle.failed for cycle in outcome.metrics.cycles] == [(), ()]
     assert [cycle.labels for cycle in outcome.metrics.cycles] == [24, 36]
@@ -109,7 +90,7 @@ def test_clients_buy_what_was_decided(heard: tuple[Outcome, Watch]) -> None:
     assert all(len(list(step["names"])) == 1 for step in steps)  # type: ignore[arg-type]
 
 
-def test_nothing_leaves_a_client_that_is_not_declared(heard: tuple[Outcome, Watch]) -> None:
+def test_nothing_leaves_a_client_that_is_not_declared(heard: tuple[Outcome, Hearing]) -> None:
     declared = {
         "initial": {"clear.centres", "clear.sizes"},
         "assign": {"sum.totals", "sum.counts"},
@@ -128,9 +109,9 @@ def test_nothing_leaves_a_client_that_is_not_declared(heard: tuple[Outcome, Watc
 
 
 def test_secure_sums_choose_the_same_and_tell_no_clients_own(
-    runs: Simulation, heard: tuple[Outcome, Watch]
+    runs: Simulation, heard: tuple[Outcome, Hearing]
 ) -> None:
-    watch = Watch()
+    watch = Hearing()
     outcome = runs({**TOGETHER, **ONE_PURCHASE, **SECURE}, handler=watch, name="secure")
     assert bought(outcome) == bought(heard[0])
     own = [
@@ -152,7 +133,7 @@ def test_secure_sums_choose_the_same_and_tell_no_clients_own(
 
 
 def test_public_centres_tell_distances_alone(runs: Simulation) -> None:
-    watch = Watch()
+    watch = Hearing()
     settings = {**TOGETHER, **ONE_PURCHASE, "strategy.initial": "public"}
     runs(settings, handler=watch, name="public")
     told = {
@@ -188,7 +169,7 @@ def test_every_message_may_be_answered_by_a_process_of_its_own(
     settings: dict[str, Any], simulation: Simulation, runs: Simulation
 ) -> None:
     straight = runs({**settings, **ONE_PURCHASE}, name=f"straight-{settings['strategy']}")
-    outcome = simulation({**settings, **ONE_PURCHASE}, handler=Watch(before=_forget))
+    outcome = simulation({**settings, **ONE_PURCHASE}, handler=Hearing(before=_forget))
     assert outcome.result == straight.result
 
 
@@ -205,7 +186,7 @@ def test_processes_may_take_turns_and_none_goes_by_what_it_knew_once(
         monkeypatch.setattr(coordination, "_under_way", processes[len(answered) * 2 // 3 % 3])
 
     settings = {**PROB_COVER, **ONE_PURCHASE, **SECURE}
-    watch = Watch(before=another)
+    watch = Hearing(before=another)
     outcome = simulation(settings, handler=watch)
     assert bought(outcome) == bought(covering)
     # What is on disk is enough: nobody asks for anything a second time.
@@ -225,7 +206,7 @@ def test_who_loses_its_memory_is_told_all_steps_anew(
     def simulation_folder() -> Path:
         return Path(str(simulation.base["output-dir"])) / "forgetful"
 
-    watch = Watch(before=lose)
+    watch = Hearing(before=lose)
     outcome = simulation({**PROB_COVER, **ONE_PURCHASE}, handler=watch, name="forgetful")
     assert outcome.result == covering.result
     lost = [
@@ -249,7 +230,7 @@ def test_damaged_memory_is_lost_memory(
             path.write_bytes(damage)
 
     settings = {**PROB_COVER, **ONE_PURCHASE}
-    outcome = simulation(settings, handler=Watch(before=spoil), name="spoilt")
+    outcome = simulation(settings, handler=Hearing(before=spoil), name="spoilt")
     assert outcome.result == covering.result
 
 
@@ -288,7 +269,7 @@ def test_who_is_killed_in_a_message_chooses_the_same(
             raise Killed
 
     with pytest.raises(Killed):
-        simulation(values, handler=Watch(after=cut), name="killed")
+        simulation(values, handler=Hearing(after=cut), name="killed")
     coordination._under_way.clear()
     resumed = simulation.resume(Path(str(simulation.base["output-dir"])) / "killed")
     assert resumed.result == straight.result
@@ -313,7 +294,7 @@ def test_who_is_there_only_after_the_server_has_started_again_is_named(
             raise Killed
 
     with pytest.raises(Killed):
-        simulation({**TOGETHER, **ONE_PURCHASE}, handler=Watch(after=cut), name="without")
+        simulation({**TOGETHER, **ONE_PURCHASE}, handler=Hearing(after=cut), name="without")
     resumed = simulation.resume(Path(str(simulation.base["output-dir"])) / "without")
     (failure,) = resumed.metrics.cycles[0].failed
     assert (failure.client, "begun to be coordinated without it" in failure.reason) == (1, True)
@@ -346,12 +327,12 @@ def test_who_is_away_when_the_server_starts_again_holds_up_nobody(
 
     with pytest.raises(Killed):
         simulation(
-            {**settings, **ONE_PURCHASE, "quorum": 0.5}, handler=Watch(before=cut), name="gone"
+            {**settings, **ONE_PURCHASE, "quorum": 0.5}, handler=Hearing(before=cut), name="gone"
         )
     folder = Path(str(simulation.base["output-dir"])) / "gone"
     assert len(list(folder.glob("coordination/cycle-0/*"))) == steps
     coordination._under_way.clear()
-    resumed = simulation.resume(folder, handler=Watch(before=away))
+    resumed = simulation.resume(folder, handler=Hearing(before=away))
     assert resumed.metrics.cycles[1].labels_per_client == (12, 12, 0)
 
 
@@ -372,10 +353,10 @@ def test_a_failure_of_old_of_who_is_away_now_holds_up_nobody(simulation: Simulat
             raise RuntimeError("power cut")
 
     with pytest.raises(Killed):
-        simulation(values, handler=Watch(before=cut), name="unheard")
+        simulation(values, handler=Hearing(before=cut), name="unheard")
     coordination._under_way.clear()
     folder = Path(str(simulation.base["output-dir"])) / "unheard"
-    resumed = simulation.resume(folder, handler=Watch(before=away))
+    resumed = simulation.resume(folder, handler=Hearing(before=away))
     assert resumed.metrics.cycles[1].labels_per_client == (12, 12, 0)
 
 
@@ -397,7 +378,9 @@ def test_what_was_labelled_meanwhile_is_not_chosen_again(simulation: Simulation)
             given.append(sample)
             store.close()
 
-    outcome = simulation({**TOGETHER, **ONE_PURCHASE}, handler=Watch(before=give), name="meanwhile")
+    outcome = simulation(
+        {**TOGETHER, **ONE_PURCHASE}, handler=Hearing(before=give), name="meanwhile"
+    )
     assert outcome.metrics.cycles[0].failed == ()
     assert outcome.metrics.cycles[1].labels_per_client == (13, 12, 12)
 
@@ -411,7 +394,7 @@ def test_a_quorum_is_one_of_all_that_began(simulation: Simulation) -> None:
             raise RuntimeError("power cut")
 
     with pytest.raises(QuorumNotReached, match="coordination: 1 of 3 clients"):
-        simulation({**TOGETHER, **ONE_PURCHASE, "quorum": 0.5}, handler=Watch(before=away))
+        simulation({**TOGETHER, **ONE_PURCHASE, "quorum": 0.5}, handler=Hearing(before=away))
 
 
 @pytest.mark.slow
@@ -463,7 +446,9 @@ def test_what_has_not_come_or_is_gone_is_coordinated_by_nobody(
         if message.metadata.message_type == "query.coordinate" and "metrics" in content:
             pools.append(content.metric_records["metrics"]["pool"])
 
-    again = simulation(values, handler=Watch(before=_forget, after=look), name="forgetful-arriving")
+    again = simulation(
+        values, handler=Hearing(before=_forget, after=look), name="forgetful-arriving"
+    )
     assert again.result == straight.result
     # Of 20, 8 and 8 samples those of the cycle before are gone, unless they are labelled.
     assert pools
@@ -509,7 +494,7 @@ def _away_at(step: int) -> Callable[[Message, int], None]:
 def test_who_misses_a_step_buys_nothing_in_this_cycle_and_holds_up_nobody(
     settings: dict[str, Any], step: int, simulation: Simulation
 ) -> None:
-    outcome = simulation({**settings, "rounds": 1}, handler=Watch(before=_away_at(step)))
+    outcome = simulation({**settings, "rounds": 1}, handler=Hearing(before=_away_at(step)))
     for cycle in outcome.metrics.cycles[:2]:
         assert [failure.client for failure in cycle.failed] == [1]
     first, second, _ = outcome.metrics.cycles
@@ -531,7 +516,7 @@ def test_who_was_away_once_buys_what_it_missed(simulation: Simulation) -> None:
                 gone.append(client)
                 raise
 
-    outcome = simulation({**TOGETHER, "rounds": 1}, handler=Watch(before=once))
+    outcome = simulation({**TOGETHER, "rounds": 1}, handler=Hearing(before=once))
     assert gone == [1]
     assert outcome.metrics.cycles[-1].labels_per_client == (16, 16, 16)
 
@@ -547,7 +532,7 @@ def test_who_drops_out_of_a_masked_sum_is_left_out(runs: Simulation) -> None:
             raise RuntimeError("power cut")
 
     settings = {**TOGETHER, **SECURE, **ONE_PURCHASE, "num-clients": 4}
-    outcome = runs(settings, handler=Watch(before=cut), name="dropped")
+    outcome = runs(settings, handler=Hearing(before=cut), name="dropped")
     assert [failure.client for failure in outcome.metrics.cycles[0].failed] == [2]
     counts = outcome.metrics.cycles[1].labels_per_client
     assert counts[2] < counts[1]
@@ -597,7 +582,7 @@ def test_a_lie_is_named_and_left_out(
         if message.metadata.message_type == "query.coordinate" and client == 1:
             spoil(content)
 
-    outcome = simulation({**TOGETHER, **ONE_PURCHASE}, handler=Watch(after=after))
+    outcome = simulation({**TOGETHER, **ONE_PURCHASE}, handler=Hearing(after=after))
     (failure,) = outcome.metrics.cycles[0].failed
     assert failure.client == 1
     assert any(each in failure.reason for each in said.split("|")), failure.reason
@@ -612,7 +597,7 @@ def test_who_has_more_than_sums_can_hold_is_left_out(simulation: Simulation) -> 
             _opening(pool=5_000_000)(content)
 
     herding = {**PROB_COVER, **ONE_PURCHASE, "strategy": "coordinated-max-herding"}
-    outcome = simulation(herding, handler=Watch(after=after))
+    outcome = simulation(herding, handler=Hearing(after=after))
     (failure,) = outcome.metrics.cycles[0].failed
     assert failure.client == 1
     assert "allowed are at most 4194303 together with strategy=" in failure.reason
@@ -622,7 +607,7 @@ def test_who_has_more_than_sums_can_hold_is_left_out(simulation: Simulation) -> 
 # --- what a client refuses ---------------------------------------------------------------------
 
 
-def _asked_otherwise(name: str, change: Callable[[RecordDict], None]) -> Watch:
+def _asked_otherwise(name: str, change: Callable[[RecordDict], None]) -> Hearing:
     """Ask a step in another way, of client 0 alone."""
 
     def before(message: Message, client: int) -> None:
@@ -633,7 +618,7 @@ def _asked_otherwise(name: str, change: Callable[[RecordDict], None]) -> Watch:
                 message.content[key] = message.content[key].copy()
             change(message.content)
 
-    return Watch(before=before)
+    return Hearing(before=before)
 
 
 def _named(content: RecordDict) -> None:
@@ -692,7 +677,7 @@ def test_nobody_chooses_by_what_was_not_coordinated(
             if records is not None:
                 message.content["coordination"] = ConfigRecord(records)
 
-    outcome = simulation({**PROB_COVER, **ONE_PURCHASE}, handler=Watch(before=before))
+    outcome = simulation({**PROB_COVER, **ONE_PURCHASE}, handler=Hearing(before=before))
     (failure,) = outcome.metrics.cycles[0].failed
     assert failure.client == 0
     assert said in failure.reason
@@ -721,7 +706,7 @@ def test_the_same_step_in_another_way_is_refused(simulation: Simulation) -> None
 
     contexts: dict[int, Context] = {}
 
-    class Keeping(Watch):
+    class Keeping(Hearing):
         def __call__(self, message: Message, context: Context) -> Message:
             contexts[int(context.node_config["partition-id"])] = context
             return super().__call__(message, context)
@@ -737,7 +722,7 @@ def test_the_same_steps_under_another_model_are_refused(simulation: Simulation) 
     opening: list[Message] = []
     refused: list[str] = []
 
-    class Keeping(Watch):
+    class Keeping(Hearing):
         def __call__(self, message: Message, context: Context) -> Message:
             if int(context.node_config["partition-id"]) == 0:
                 if _last_step(message) == "opening":
@@ -821,7 +806,7 @@ def test_nobody_coordinates_first_labels() -> None:
 def test_a_strategy_that_chooses_alone_answers_no_step(simulation: Simulation) -> None:
     said: list[str] = []
 
-    class Asking(Watch):
+    class Asking(Hearing):
         def __call__(self, message: Message, context: Context) -> Message:
             if message.metadata.message_type == "query.select" and not said:
                 content = RecordDict(dict(message.content.items()))

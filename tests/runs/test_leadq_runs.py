@@ -13,6 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from scipy.stats import chisquare
 from support.attacks import Target
+from support.hearing import Hearing
 from support.killing import Killed, killed_at, uninterrupted
 from support.simulation import Outcome, Simulation
 
@@ -84,24 +85,8 @@ PUBLISHED: dict[str, Any] = {
 SELECT = "query.select"
 
 
-class Watch:
-    """Hears all that is asked and answered, and does something before or after."""
-
-    def __init__(
-        self,
-        before: Callable[[Message, int], None] = lambda *_: None,
-        after: Callable[[Message, int, RecordDict], None] = lambda *_: None,
-    ) -> None:
-        self.heard: list[tuple[str, int, RecordDict, RecordDict]] = []
-        self._before, self._after = before, after
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
-        self._before(message, client)
-        reply = client_app(message, context)
-        self._after(message, client, reply.content)
-        self.heard.append((message.metadata.message_type, client, message.content, reply.content))
-        return reply
+class Watch(Hearing):
+    """Hears what these runs are about."""
 
     def selections(self) -> list[tuple[int, int, RecordDict, RecordDict]]:
         """Return cycle, client, what was asked and what was answered of each selection."""
