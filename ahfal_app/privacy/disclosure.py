@@ -211,10 +211,7 @@ class Disclosure:
         PrivacyRefused
             The run's terms do not allow it.
         """
-        if self._settings.uses_local_dp:
-            raise PrivacyRefused(
-                f"privacy={self._settings.privacy!r}: sums over embeddings have no noise"
-            )
+        self._refuse_without_noise("embeddings")
 
     def check_split(self) -> None:
         """Refuse sums and numbers that a budget is split by, where only noise may be told.
@@ -224,9 +221,12 @@ class Disclosure:
         PrivacyRefused
             The run's terms do not allow it.
         """
+        self._refuse_without_noise("predictions")
+
+    def _refuse_without_noise(self, summed: str) -> None:
         if self._settings.uses_local_dp:
             raise PrivacyRefused(
-                f"privacy={self._settings.privacy!r}: sums over predictions have no noise"
+                f"privacy={self._settings.privacy!r}: sums over {summed} have no noise"
             )
 
     def hold_to_step(

@@ -23,6 +23,10 @@ _DROPOUT = (
 )
 
 
+#: What timm calls the chance of its own stochastic depth.
+_DROP_PROB = "drop_prob"
+
+
 class Adapted(Classifier):
     """A network whose last linear layer has become the head.
 
@@ -96,9 +100,9 @@ def switch_off_chance(network: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
-        elif isinstance(getattr(module, "drop_prob", None), float):
+        elif isinstance(getattr(module, _DROP_PROB, None), float):
             # timm's own stochastic depth, and dropout of blocks.
-            module.drop_prob = 0.0  # type: ignore[assignment]  # a number, as was asked
+            setattr(module, _DROP_PROB, 0.0)
 
 
 def use_own_batch_norm(network: nn.Module) -> None:
@@ -119,24 +123,31 @@ def use_own_batch_norm(network: nn.Module) -> None:
             network.set_submodule(path, replaced[module])
     for module in network.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm2d):
-            module.register_forward_pre_hook(_rest_on_a_single_value)
-            module.register_forward_hook(_train_again)
+            rest = _Rest()
+            module.register_forward_pre_hook(rest.before)
+            module.register_forward_hook(rest.after)
 
 
-def _rest_on_a_single_value(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    values = inputs[0]
-    if norm.training and norm.running_mean is not None and values.numel() == values.shape[1]:
-        norm.training = False
-        norm.rests = True  # type: ignore[assignment]  # a flag of ours
+class _Rest:
+    """Has a batch norm rest on its running statistics while it is given a single value."""
 
+    def __init__(self) -> None:
+        self._is_resting = False
 
-def _train_again(norm: nn.Module, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-    if getattr(norm, "rests", False):
-        norm.training = True
-        norm.rests = False  # type: ignore[assignment]
-        # A second pass must not move what the gradient of this one needs.
-        for name in ("running_mean", "running_var"):
-            setattr(norm, name, getattr(norm, name).clone())
+    def before(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Switch to the running statistics, where there are some."""
+        values = inputs[0]
+        is_single = values.numel() == values.shape[1]
+        if norm.training and is_single and norm.running_mean is not None:
+            norm.training, self._is_resting = False, True
+
+    def after(self, norm: nn.Module, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        """Switch back."""
+        if self._is_resting:
+            norm.training, self._is_resting = True, False
+            # A second pass must not move what the gradient of this one needs.
+            for name in ("running_mean", "running_var"):
+                setattr(norm, name, getattr(norm, name).clone())
 
 
 def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Tensor:
