@@ -2,8 +2,8 @@
 
     uv run python benchmarks/heads.py --clients 10 --labels 1575
 
-Local training of all clients of a round: heads together, heads in turns, ResNet-8 in turns, each on
-one processor thread, as samples per second of processor time, so that a busy machine matters less.
+Local training of all clients of a round: heads together, heads in turns (with cross-entropy, FEAL's
+loss and FedProx's term), ResNet-8 in turns, each on one processor thread, as samples per second of processor time, so that a busy machine matters less.
 Extraction: images per second of processor time, by the store and by a plain loop, both on all
 cores. Ways take turns; what is told are medians. Features and images are random, since no result
 depends on them.
@@ -18,13 +18,16 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from torch.nn.functional import cross_entropy
 
 from ahfal_app.backbones import load_backbone
 from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -32,7 +35,15 @@ from ahfal_app.data.device import DeviceFeatures, DeviceImages
 from ahfal_app.data.features import Features, FeatureStore, extracting
 from ahfal_app.data.images import Images
 from ahfal_app.models import Classifier, build_model
-from ahfal_app.training.sgd import LocalUpdate, Recipe, train_locally
+from ahfal_app.query import TrainingContext, make_strategy
+from ahfal_app.training.proximal import ProximalTerm
+from ahfal_app.training.sgd import (
+    LocalUpdate,
+    Objective,
+    Recipe,
+    TrainingResult,
+    train_locally,
+)
 from ahfal_app.training.together.trainer import TogetherTrainer
 
 CPU = torch.device("cpu")
@@ -46,18 +57,23 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
     clients, labels = arguments.clients, arguments.labels
-    heads = head_updates(clients, labels)
     networks = network_updates(1, 256)
-    together = TogetherTrainer(graphs=False)
-    training = in_turns(
-        {
-            "heads_together": (lambda: together(heads()), 5 * clients * labels),
-            "heads_in_turns": (lambda: [train_locally(u) for u in heads()], 5 * clients * labels),
-            "resnet8": (lambda: [train_locally(u) for u in networks()], 256),
-        },
-        arguments.rounds,
-    )
-    extraction = in_turns(extractions(arguments.images, arguments.size), arguments.rounds)
+    ways: dict[str, tuple[Callable[[], object], int]] = {}
+    for name, objective in objectives(clients).items():
+        heads = head_updates(clients, labels, objective)
+        # Each keeps its vectors ready from round to round, as in a run.
+        ways |= {
+            f"{name}_together": (
+                partial(trained, TogetherTrainer(False), heads),
+                5 * clients * labels,
+            ),
+            f"{name}_in_turns": (partial(trained, one_by_one, heads), 5 * clients * labels),
+        }
+    ways["resnet8"] = (partial(trained, one_by_one, networks), 256)
+    training = in_turns(ways, arguments.rounds)
+    extraction: dict[str, float] = {}
+    if arguments.images:
+        extraction = in_turns(extractions(arguments.images, arguments.size), arguments.rounds)
     result = {
         "benchmark": "heads",
         "arguments": {k: str(v) for k, v in vars(arguments).items()},
@@ -86,7 +102,37 @@ def recipe(epochs: int, augmentation: Augmentation) -> Recipe:
     return Recipe(epochs, 128, 0.1, 0.9, 5e-4, 260, 0.1, augmentation, "fp32", False)
 
 
-def head_updates(clients: int, labels: int) -> Callable[[], list[LocalUpdate]]:
+def trained(
+    train: Callable[[Sequence[LocalUpdate]], object], updates: Callable[[], list[LocalUpdate]]
+) -> None:
+    """Make a round's updates and carry them out."""
+    train(updates())
+
+
+def one_by_one(updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
+    """Train one client after the other."""
+    return [train_locally(each) for each in updates]
+
+
+def objectives(clients: int) -> dict[str, Callable[[Classifier], Objective]]:
+    """Return what heads minimise, by name: cross-entropy, FEAL's loss, FedProx's term."""
+    counts_C = np.full(CLASSES, clients)
+    evidential = make_strategy("feal").training_loss(TrainingContext(CLASSES, counts_C, 5))
+
+    def near(model: Classifier) -> Objective:
+        anchors = {name: weight.detach() for name, weight in model.named_parameters()}
+        return Objective(cross_entropy, ProximalTerm(0.01, anchors, CPU))
+
+    return {
+        "heads": lambda _: Objective(cross_entropy),
+        "evidential_heads": lambda _: Objective(evidential or cross_entropy),
+        "proximal_heads": near,
+    }
+
+
+def head_updates(
+    clients: int, labels: int, objective: Callable[[Classifier], Objective]
+) -> Callable[[], list[LocalUpdate]]:
     """Return what makes a round's updates of heads: five epochs of all clients."""
     draw = np.random.default_rng(0)
     count = clients * labels
@@ -95,7 +141,10 @@ def head_updates(clients: int, labels: int) -> Callable[[], list[LocalUpdate]]:
     features = DeviceFeatures(Features(values, np.arange(count)), classes, CPU)
     model = build_model("linear", (1, 1, NUMBERS), CLASSES, 0)
     return lambda: [
-        update(features, model, client, labels, recipe(5, NO_AUGMENTATION))
+        replace(
+            update(features, model, client, labels, recipe(5, NO_AUGMENTATION)),
+            objective=objective(model),
+        )
         for client in range(clients)
     ]
 
@@ -166,7 +215,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--labels", type=int, default=1575, help="Labelled samples of a client.")
-    parser.add_argument("--images", type=int, default=64, help="Images of an extraction.")
+    parser.add_argument("--images", type=int, default=64, help="Images of an extraction; 0: none.")
     parser.add_argument("--size", type=int, default=224, help="Their height and width.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/heads.json"))

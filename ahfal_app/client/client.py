@@ -22,19 +22,22 @@ from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client.annotation import Annotation
 from ahfal_app.client.arriving import Arriving
 from ahfal_app.client.auditing import Auditing
-from ahfal_app.client.coordination import Coordinating, Situation, UnderWay, model_digest
+from ahfal_app.client.coordination import UnderWay
 from ahfal_app.client.drifting import Drifting
+from ahfal_app.client.joint_choice import JointChoice
 from ahfal_app.client.keeping import PERSONAL, SiteModels
 from ahfal_app.client.local_training import ClientTraining, LabelledSets
-from ahfal_app.client.selection import Allowance, Selected, Selection, granted
+from ahfal_app.client.purchasing import Purchasing, check_nothing_lost
+from ahfal_app.client.selection import Allowance, Selection, granted
 from ahfal_app.client.state import ClientState
 from ahfal_app.client.stop_set import StopSet
 from ahfal_app.client.testing import Testing
+from ahfal_app.client.training_sets import TrainingSets
 from ahfal_app.client.watching import Watching
 from ahfal_app.config import Settings
 from ahfal_app.data.moments import OfVectors, moments_for
 from ahfal_app.drift import Found
-from ahfal_app.errors import MessageRefused, StoreError
+from ahfal_app.errors import MessageRefused
 from ahfal_app.evaluation import EvaluationSums
 from ahfal_app.flat import ArrayForm, Layout
 from ahfal_app.labels.readings import Readers
@@ -44,15 +47,8 @@ from ahfal_app.messages.coordination import Asked
 from ahfal_app.privacy.disclosure import Disclosure
 from ahfal_app.privacy.participant import Participant
 from ahfal_app.privacy.sessions import Advertisement, HistogramAnswer, Topic
-from ahfal_app.query import PoolView, QueryContext, make_strategy, strategy_class
-from ahfal_app.query.core.coordination import (
-    COORDINATED_SIGNALS,
-    CoordinatedStrategy,
-    Coordination,
-)
-from ahfal_app.query.core.questions import joined
+from ahfal_app.query import make_strategy, strategy_class
 from ahfal_app.query.core.server_side import Arrays, Task
-from ahfal_app.query.core.splitting import Split, make_split
 from ahfal_app.results.reading import MODEL
 from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.resources import Resources
@@ -61,12 +57,6 @@ from ahfal_app.training.resources import Resources
 OWN = "own"
 
 _log = logging.getLogger(__name__)
-
-#: A client, and the file of its database as path and number.
-_Place = tuple[int, str, int]
-
-# What clients of this process are trained on, by run and cycle, and by client.
-_frozen: dict[tuple[str, int], dict[_Place | None, LabelledSets]] = {}
 
 
 class Client:
@@ -121,21 +111,24 @@ class Client:
         self._rows_N = loaded.client_rows(client)
         self._check_grant = check_grant
         self._fewest_tested = fewest_tested
-        self._testing = Testing(settings, client, loaded)
+        testing = Testing(settings, client, loaded)
         self._training = ClientTraining(settings, client, state, loaded, proximal_mu)
         self._watching = Watching(settings, state, loaded)
         self._stop_set = StopSet(settings, client, state, loaded)
-        self._arriving = Arriving(settings, client, loaded)
-        self._auditing = Auditing(settings, client, run)
-        self._selection = Selection(
-            settings, client, loaded, self._arriving, self._auditing, run_folder, allowance
-        )
-        self._drifting = Drifting(settings, loaded, self._arriving, self._auditing)
+        arriving = Arriving(settings, client, loaded)
+        auditing = Auditing(settings, client, run)
+        selection = Selection(settings, client, loaded, arriving, auditing, run_folder, allowance)
+        self._drifting = Drifting(settings, loaded, arriving, auditing)
         parameters = settings.parameters_of("oracle")
         readers = Readers(settings.readers, settings.readers_rule)
-        self._annotation = Annotation(
+        annotation = Annotation(
             settings.oracle, parameters, oracle_options, client, run, state, loaded, readers
         )
+        self._purchasing = Purchasing(
+            settings, client, state, loaded, testing, arriving, auditing, selection, annotation
+        )
+        self._training_sets = TrainingSets(run, self._purchasing)
+        self._joint = JointChoice(run, self._purchasing, self._disclosure)
 
     @property
     def data_fingerprint(self) -> str:
@@ -189,22 +182,22 @@ class Client:
         self._prepare_data()
         # From now on the server is held to these terms of privacy. They lie in the database of the
         # labels, and SQLite tidies up when nobody has it open any more.
-        with self._disclosure(), self._labels() as store:
+        with self._disclosure(), self._purchasing.labels() as store:
             # Choosing at random takes no time, during which nobody else could write.
             with store.one_change():
-                self._describe(store)
-                self._arriving.note(store, cycle)
+                self._purchasing.describe(store)
+                self._purchasing.arriving.note(store, cycle)
                 if begins and self._settings.buys_on_joining:
-                    self._reserve_first(store, None, cycle)
-            self._ask(store)
-            self._fix_early(store, cycle)
+                    self._purchasing.make_first(store, None, cycle)
+            self._purchasing.ask(store)
+            self._training_sets.fix_early(store, cycle)
             return JoinAnswer(
                 num_samples=len(self._rows_N),
                 labelled=len(store.labelled(through_cycle=cycle).samples_N),
                 held_out=len(store.held_out(through_cycle=cycle).samples_N),
                 last_cycle=store.last_cycle(),
                 ledger=store.ledger(),
-                arrivals=self._arriving.figures(store, cycle),
+                arrivals=self._purchasing.arriving.figures(store, cycle),
             )
 
     def begin(self, granted: int | None, cycle: int = 0) -> QueryAnswer:
@@ -217,25 +210,25 @@ class Client:
         cycle : int
             The cycle that is about to be trained.
         """
-        start = time.perf_counter()
+        start, purchasing = time.perf_counter(), self._purchasing
         self._check(granted)
-        with self._labels() as store:
-            self._describe(store)
-            self._arriving.note(store, cycle)
-            self._reserve_first(store, granted, cycle)
-            self._ask(store)
-            answer = self._query_answer(store, 0, seconds=time.perf_counter() - start)
-            return replace(answer, arrivals=self._arriving.figures(store, cycle))
+        with purchasing.labels() as store:
+            purchasing.describe(store)
+            purchasing.arriving.note(store, cycle)
+            purchasing.make_first(store, granted, cycle)
+            purchasing.ask(store)
+            answer = purchasing.answer(store, 0, seconds=time.perf_counter() - start)
+            return replace(answer, arrivals=purchasing.arriving.figures(store, cycle))
 
     def train(
         self, tensors: Mapping[str, Tensor], cycle: int, round_: int, last_round: bool
     ) -> tuple[FlatTensors, TrainAnswer]:
         """Train the global model on the labelled set L_i; keep f^L in a cycle's last round."""
         start = time.perf_counter()
-        sets, watch = self._trained_on(cycle), None
+        sets, watch = self._training_sets.of_cycle(cycle), None
         if self._watching.is_needed:
-            with self._labels() as store:
-                store.open_only(self._arriving.open(store, cycle))
+            with self._purchasing.labels() as store:
+                store.open_only(self._purchasing.arriving.open(store, cycle))
                 watch = self._watching.of_round(store.unlabelled(), cycle, round_)
         if watch is not None:
             watch.received(tensors)
@@ -337,7 +330,7 @@ class Client:
         """
         with self._disclosure() as disclosure:
             disclosure.check_drift()
-            with self._labels() as store:
+            with self._purchasing.labels() as store:
                 store.freeze(cycle)
                 return self._drifting.found(store, cycle, tensors, disclosure.drift_windows)
 
@@ -408,7 +401,7 @@ class Client:
         PrivacyRefused
             The strategy tells of single samples, and the run's privacy does not allow it.
         """
-        start = time.perf_counter()
+        start, purchasing = time.perf_counter(), self._purchasing
         self._check(granted)
         name = self._settings.strategy
         strategy = strategy_class(name)
@@ -418,28 +411,28 @@ class Client:
             with self._disclosure() as disclosure:
                 disclosure.check_report()
         fine_tuned = False
-        with self._labels() as store:
-            _check_bought(store, bought)
-            self._describe(store)
-            if store.request(self._annotation.request_id(cycle + 1)) is None:
-                audit_A = self._open(store, cycle + 1, granted)
+        with purchasing.labels() as store:
+            check_nothing_lost(store, bought)
+            purchasing.describe(store)
+            if not purchasing.is_made(store, cycle + 1):
+                audit_A = purchasing.open(store, cycle + 1, granted)
                 local, fine_tuned = self._local_model(store, tensors, cycle)
                 with store.set_aside(audit_A):
                     watched = self._watching.signals(store.unlabelled(), tensors, cycle)
-                    selected = self._selection.by_strategy(
+                    selected = purchasing.selection.by_strategy(
                         store, local, tensors, cycle, statistics, granted, watched, policy
                     )
-                predicted_A = self._selection.predicted(audit_A, tensors)
-                self._reserve(store, cycle + 1, selected, audit_A, predicted_A)
-            self._ask(store)
-            return self._query_answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
+                predicted_A = purchasing.selection.predicted(audit_A, tensors)
+                purchasing.make(store, cycle + 1, selected, audit_A, predicted_A)
+            purchasing.ask(store)
+            return purchasing.answer(store, cycle + 1, fine_tuned, time.perf_counter() - start)
 
     def report(self, cycle: int) -> Arrays:
         """Return what the server is told of the choice after a cycle: the same each time."""
         if not strategy_class(self._settings.strategy).tells:
             return {}
-        with self._labels() as store:
-            request = store.request(self._annotation.request_id(cycle + 1))
+        with self._purchasing.labels() as store:
+            request = store.request(self._purchasing.annotation.request_id(cycle + 1))
         return load_arrays(request.report) if request is not None and request.report else {}
 
     def coordinate(
@@ -478,16 +471,7 @@ class Client:
             The run's privacy does not allow it, or the step was asked before in another way.
         """
         self._check(granted)
-        coordinating = self._coordinating(cycle)
-        if asked.first == 0:
-            with self._disclosure() as disclosure:
-                disclosure.check_coordination()
-        return coordinating.answered(
-            asked,
-            self._fresh(tensors, cycle, statistics, granted) if tensors is not None else None,
-            "" if tensors is None else model_digest(tensors),
-            lambda: self._situation_now(cycle, statistics, granted),
-        )
+        return self._joint.coordinate(tensors, cycle, asked, statistics, granted)
 
     def advertise_coordination(self, cycle: int, step: int, session: str) -> Advertisement:
         """Begin a session of secure aggregation of this client's part in a step's sums.
@@ -497,11 +481,7 @@ class Client:
         MessageRefused
             This is not the step that was answered last, or the answer was lost.
         """
-        answer = self._coordinating(cycle).last_answer(step)
-        with self._disclosure() as disclosure:
-            disclosure.check_coordination()
-            participant = disclosure.participant(cycle, session, Topic.COORDINATION, step)
-            return participant.advertise(joined(answer.sums).view(np.uint64))
+        return self._joint.advertise(cycle, step, session, Topic.COORDINATION)
 
     def split(
         self, tensors: Mapping[str, Tensor] | None, cycle: int, asked: Asked
@@ -529,25 +509,7 @@ class Client:
         PrivacyRefused
             The run's privacy does not allow it, or the step was asked before in another way.
         """
-        splitting, split = self._splitting(cycle)
-        if asked.first == 0:
-            with self._disclosure() as disclosure:
-                disclosure.check_split()
-
-        def situation() -> tuple[PoolView, QueryContext]:
-            with self._labels() as store:
-                self._show(store, cycle + 1)
-                pool = self._selection.pool(store, split, {}, tensors or {}, cycle)
-                return pool, self._selection.context_of_split(store, cycle)
-
-        def samples() -> tuple[NDArray[np.int64], NDArray[np.int64], QueryContext]:
-            with self._labels() as store:
-                self._show(store, cycle + 1)
-                context = self._selection.context_of_split(store, cycle)
-                return store.unlabelled(), store.labelled().samples_N, context
-
-        origin = "" if tensors is None else model_digest(tensors)
-        return splitting.answered(asked, None if tensors is None else situation, origin, samples)
+        return self._joint.split(tensors, cycle, asked)
 
     def advertise_split(self, cycle: int, step: int, session: str) -> Advertisement:
         """Begin a session of secure aggregation of this client's part in a step of `split`.
@@ -557,11 +519,7 @@ class Client:
         MessageRefused
             This is not the step that was answered last, or the answer was lost.
         """
-        answer = self._splitting(cycle)[0].last_answer(step)
-        with self._disclosure() as disclosure:
-            disclosure.check_split()
-            participant = disclosure.participant(cycle, session, Topic.BUDGET, step)
-            return participant.advertise(joined(answer.sums).view(np.uint64))
+        return self._joint.advertise(cycle, step, session, Topic.BUDGET)
 
     def select_together(
         self,
@@ -579,44 +537,32 @@ class Client:
         QueryAnswer | None
             None where what was coordinated was lost.
         """
-        start = time.perf_counter()
+        start, purchasing = time.perf_counter(), self._purchasing
         self._check(granted)
-        with self._labels() as store:
-            _check_bought(store, bought)
-            self._describe(store)
-            is_bought = store.request(self._annotation.request_id(cycle + 1)) is not None
+        with purchasing.labels() as store:
+            check_nothing_lost(store, bought)
+            purchasing.describe(store)
+            is_bought = purchasing.is_made(store, cycle + 1)
         if not is_bought:
-            coordinating = self._coordinating(cycle)
-            known = None
-            if asked.last == 0:
-                raise MessageRefused("a decision: allowed is one after the opening")
-            if asked.first == 0:
-                before = Asked(0, asked.questions[:-1])
-                known = self.coordinate(tensors, cycle, before, statistics, granted)
-            else:
-                known = coordinating.at_hand(
-                    lambda: self._situation_now(cycle, statistics, granted)
-                )
-            part = coordinating.part(asked, known)
-            if known is None or part is None:
+            selected = self._joint.chosen(tensors, cycle, asked, statistics, granted)
+            if selected is None:
                 return None
-            context = replace(known.context, coordinated=part)
-            selected = self._selection.coordinated(known.pool, context, cycle)
-            with self._labels() as store:
-                # The same as the steps were answered with: drawn by key, of the same pool.
-                audit_A = self._open(store, cycle + 1, granted)
-                predicted_A = self._selection.predicted(audit_A, tensors)
-                self._reserve(store, cycle + 1, selected, audit_A, predicted_A)
-            coordinating.forget()
-        with self._labels() as store:
-            self._ask(store)
-            return self._query_answer(store, cycle + 1, seconds=time.perf_counter() - start)
+            with purchasing.labels() as store:
+                # The same as the steps were answered with.
+                audit_A = purchasing.open(store, cycle + 1, granted)
+                predicted_A = purchasing.selection.predicted(audit_A, tensors)
+                purchasing.make(store, cycle + 1, selected, audit_A, predicted_A)
+            self._joint.forget(cycle)
+        with purchasing.labels() as store:
+            purchasing.ask(store)
+            seconds = time.perf_counter() - start
+            return purchasing.answer(store, cycle + 1, seconds=seconds)
 
     def collect(self, cycle: int) -> QueryAnswer:
         """Take in the answers that have come since, for the purchase before `cycle`."""
-        with self._labels() as store:
-            self._ask(store)
-            return self._query_answer(store, cycle)
+        with self._purchasing.labels() as store:
+            self._purchasing.ask(store)
+            return self._purchasing.answer(store, cycle)
 
     def keep_model(self, tensors: Mapping[str, Tensor], metadata: str, personal: bool) -> None:
         """Leave the run's model at this site, and beside it the site's own if that is wanted.
@@ -643,10 +589,10 @@ class Client:
         models.keep(tensors, metadata, with_personal=local is not None)
         if local is not None:
             cycle, own = local
-            with self._labels() as store:
+            with self._purchasing.labels() as store:
                 labels = len(store.labelled(through_cycle=cycle).samples_N)
                 tests = {
-                    name: self._testing.sums(store, model, cycle)
+                    name: self._purchasing.testing.sums(store, model, cycle)
                     for name, model in ((MODEL, tensors), (PERSONAL, own))
                 }
                 models.keep_personal(own, cycle, labels, tests)
@@ -662,102 +608,8 @@ class Client:
         local = self._state.load_local_model(cycle)
         if local is not None:
             return local, False
-        sets = LabelledSets.of(store, open_N=self._arriving.open(store, cycle))
+        sets = LabelledSets.of(store, open_N=self._purchasing.arriving.open(store, cycle))
         return self._training.in_place_of_local_model(tensors, sets, cycle), True
-
-    def _open(self, store: LabelStore, cycle: int, granted: int | None) -> NDArray[np.int64]:
-        """Have a store show as its pool what may be asked for in a cycle's purchase.
-
-        Returns
-        -------
-        NDArray[np.int64]
-            What of it is drawn at random, which is set aside while the rest is chosen.
-        """
-        self._show(store, cycle)
-        return self._selection.audited(store, cycle, granted, cycle)
-
-    def _show(self, store: LabelStore, cycle: int) -> None:
-        self._arriving.note(store, cycle)
-        store.open_only(self._arriving.open(store, cycle))
-
-    def _reserve(
-        self,
-        store: LabelStore,
-        cycle: int,
-        selected: Selected,
-        audit_A: NDArray[np.int64],
-        predicted_A: NDArray[np.int64] | None,
-    ) -> None:
-        self._selection.record_asked(cycle, selected, audit_A)
-        self._annotation.reserve(store, cycle, selected, audit_A, predicted_A)
-
-    def _coordinating(self, cycle: int) -> Coordinating:
-        strategy = make_strategy(self._settings.strategy, self._settings.parameters_of("strategy"))
-        if not isinstance(strategy, CoordinatedStrategy):
-            raise MessageRefused(
-                f"strategy={strategy.name!r}: its clients choose alone, and coordinate nothing"
-            )
-        if odd := strategy.signals - COORDINATED_SIGNALS:
-            names = ", ".join(sorted(signal.value for signal in odd))
-            raise MessageRefused(f"strategy={strategy.name!r}: it compares {names} of clients")
-        return self._in_steps(strategy, cycle, Topic.COORDINATION)
-
-    def _splitting(self, cycle: int) -> tuple[Coordinating, Split]:
-        split = make_split(self._settings)
-        if split is None:
-            raise MessageRefused(
-                f"budget-split={self._settings.budget_split!r}: nobody is asked what it goes by"
-            )
-        return self._in_steps(split, cycle, Topic.BUDGET), split
-
-    def _in_steps(self, coordination: Coordination, cycle: int, topic: Topic) -> Coordinating:
-        def hold(step: int, digest: str) -> None:
-            # In simulation server and client are one machine, and a step would take ten times as
-            # long: the step before is remembered all the same.
-            if self._resources.site is not None or self._settings.uses_secure_aggregation:
-                with self._disclosure() as disclosure:
-                    of_split = topic is Topic.BUDGET
-                    check = disclosure.check_split if of_split else disclosure.check_coordination
-                    check()
-                    disclosure.hold_to_step(cycle, step, digest, topic)
-
-        place = self._run, self._client, cycle
-        return Coordinating(coordination, self._state, place, hold, topic)
-
-    def _fresh(
-        self,
-        tensors: Mapping[str, Tensor],
-        cycle: int,
-        statistics: ClassStatistics,
-        granted: int | None,
-    ) -> Situation:
-        """Return what makes the client's pool of the global model that came."""
-
-        def situation() -> tuple[PoolView, QueryContext]:
-            with (
-                self._labels() as store,
-                store.set_aside(self._open(store, cycle + 1, granted)),
-            ):
-                # Of the local model nothing is used, so that none has to be made where it is lost.
-                strategy = self._selection.strategy(store.unlabelled(), statistics)
-                pool = self._selection.pool(store, strategy, {}, tensors, cycle)
-                return pool, self._selection.context(store, cycle, statistics, granted)
-
-        return situation
-
-    def _situation_now(
-        self, cycle: int, statistics: ClassStatistics, granted: int | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], QueryContext]:
-        with self._labels() as store, store.set_aside(self._open(store, cycle + 1, granted)):
-            context = self._selection.context(store, cycle, statistics, granted)
-            return store.unlabelled(), store.labelled().samples_N, context
-
-    @contextmanager
-    def _labels(self) -> Iterator[LabelStore]:
-        grows = self._resources.site is not None
-        with self._state.labels(self._rows_N, self._resources.num_classes, grows) as store:
-            self._testing.hold_out(store)
-            yield store
 
     def _prepare_data(self) -> None:
         """See that all data can be used, before anything is written down of the run."""
@@ -771,14 +623,6 @@ class Client:
             # Whoever has numbers that cannot be summed does not join, be it later than the others.
             OfVectors(data.image_shape[2]).of(data.train, self._rows_N)
 
-    def _describe(self, store: LabelStore) -> None:
-        self._annotation.describe(store)
-        self._testing.hold_out(store)
-
-    def _ask(self, store: LabelStore) -> None:
-        self._annotation.ask(store)
-        self._testing.hold_out(store)
-
     @contextmanager
     def _disclosure(self) -> Iterator[Disclosure]:
         with self._state.privacy() as store:
@@ -789,8 +633,8 @@ class Client:
             raise MessageRefused(
                 f"evaluate={self._settings.evaluate!r}: asked to test the model all the same"
             )
-        with self._labels() as store:
-            return self._testing.sums(store, tensors, cycle)
+        with self._purchasing.labels() as store:
+            return self._purchasing.testing.sums(store, tensors, cycle)
 
     def _moment_sums(self) -> NDArray[np.int64]:
         dataset = self._resources.dataset
@@ -802,98 +646,7 @@ class Client:
         if granted is not None:
             self._check_grant(granted)
 
-    def _reserve_first(self, store: LabelStore, granted: int | None, cycle: int) -> None:
-        """Buy the first labels; one that comes late sees what has come by the cycle."""
-        if store.request(self._annotation.request_id(0)) is None:
-            store.open_only(self._arriving.open(store, cycle))
-            audit_A = self._selection.audited(store, 0, granted, cycle)
-            with store.set_aside(audit_A):
-                selected = self._selection.first(store, granted, cycle)
-            self._reserve(store, 0, selected, audit_A, None)
-
     def _class_counts(self, cycle: int) -> NDArray[np.int64]:
-        with self._labels() as store:
+        with self._purchasing.labels() as store:
             store.freeze(cycle)
             return store.counts_by_cycle(cycle, self._resources.num_classes)
-
-    def _trained_on(self, cycle: int) -> LabelledSets:
-        """Return what a cycle is trained on; once that is frozen, nothing changes it.
-
-        A simulated client's is read once a cycle: opening its database takes as long as a small
-        training. At a site images may come and go.
-        """
-        known = _frozen.get((self._run, cycle), {}).get(self._frozen_key())
-        if known is not None:
-            return known
-        with self._labels() as store:
-            return self._fixed(store, cycle)
-
-    def _fix_early(self, store: LabelStore, cycle: int) -> None:
-        """Fix what a simulated client's cycle is trained on as it joins, if no label is to come.
-
-        Its database is open now, and would be opened for that alone as its training begins.
-        """
-        if self._resources.site is not None or not self._settings.buys_on_joining:
-            return
-        # Without a purchase its first labels come next. After the run's last cycle nothing is
-        # trained, unless it is given more: then labels that come until then count.
-        is_due = store.last_cycle() >= 0 and cycle < self._settings.num_cycles
-        if is_due and not store.ledger().reserved:
-            self._fixed(store, cycle)
-
-    def _fixed(self, store: LabelStore, cycle: int) -> LabelledSets:
-        store.freeze(cycle)
-        open_N = self._arriving.open(store, cycle)
-        sets = LabelledSets.of(store, through_cycle=cycle, open_N=open_N)
-        key, now = self._frozen_key(), (self._run, cycle)
-        if key is not None:
-            # Few are older, whatever the number of clients.
-            for old in [each for each in list(_frozen) if each != now]:
-                _frozen.pop(old, None)
-            _frozen.setdefault(now, {})[key] = sets
-        return sets
-
-    def _frozen_key(self) -> _Place | None:
-        """Return which client's database it is, or None where it is to be read each time."""
-        place = self._state.labels_on_disk() if self._resources.site is None else None
-        return (self._client, *place) if place is not None else None
-
-    def _query_answer(
-        self, store: LabelStore, cycle: int, fine_tuned: bool = False, seconds: float = 0.0
-    ) -> QueryAnswer:
-        request = store.request(self._annotation.request_id(cycle))
-        longest = store.longest_waiting()
-        return QueryAnswer(
-            selected=(len(request.samples) if request is not None else 0)
-            + len(self._auditing.asked(store, cycle)),
-            labelled=len(store.labelled().samples_N),
-            held_out=len(store.held_out().samples_N),
-            pending=store.ledger().reserved,
-            ledger=store.ledger(),
-            fine_tuned=fine_tuned,
-            seconds=seconds,
-            longest=longest.images,
-            longest_seconds=longest.seconds,
-            arrivals=self._arriving.figures(store, cycle),
-            audit=self._auditing.figures(store, cycle) if self._settings.tells_audit else None,
-        )
-
-
-def _check_bought(store: LabelStore, cycle: int) -> None:
-    """Refuse to buy with a store that was lost: what it held would be asked for once more.
-
-    Raises
-    ------
-    StoreError
-        It holds less than what was bought up to a cycle.
-    """
-    if store.last_cycle() < cycle:
-        raise StoreError(
-            f"label store: it holds {_purchases(store.last_cycle())}, and this client has bought "
-            f"labels for cycle {cycle}; bring its folder back, from the backup of state-dir at a "
-            "site, before people are asked for the same labels again"
-        )
-
-
-def _purchases(last_cycle: int) -> str:
-    return f"what was bought up to cycle {last_cycle}" if last_cycle >= 0 else "no purchase"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         TrainingLoss,
         checked_select,
     )
+    from ahfal_app.query.core.losses import SampleLoss
     from ahfal_app.query.core.pool import (
         LocalOnlyTraining,
         Outputs,
@@ -49,6 +50,7 @@ __all__ = [
     "PoolView",
     "QueryContext",
     "QueryStrategy",
+    "SampleLoss",
     "ScoringStrategy",
     "Signal",
     "StrategyEntry",
@@ -75,6 +77,7 @@ _LAZY = {
     "PoolView": "ahfal_app.query.core.pool",
     "QueryContext": "ahfal_app.query.core.base",
     "QueryStrategy": "ahfal_app.query.core.base",
+    "SampleLoss": "ahfal_app.query.core.losses",
     "ScoringStrategy": "ahfal_app.query.core.base",
     "Signal": "ahfal_app.query.core.pool",
     "TrainingContext": "ahfal_app.query.core.base",

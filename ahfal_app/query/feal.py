@@ -26,8 +26,9 @@ from ahfal_app.query.core.evidence import (
     aleatoric_uncertainty,
     concentration,
     epistemic_uncertainty,
-    evidential_loss,
+    evidential_losses,
 )
+from ahfal_app.query.core.losses import SampleLoss
 from ahfal_app.query.core.picking import SAME, falling
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.relaxation import relaxed_picks
@@ -108,16 +109,9 @@ class Feal(ScoringStrategy):
         # The published code counts a cycle's rounds from 0.
         phased_in = min(1.0, (context.round - 1) / self.parameters.annealing_rounds)
         counts_C = torch.from_numpy(context.class_counts_C).double()
-        prior_C = (counts_C / counts_C.sum()).float()
-        weight = self.parameters.kl_weight
-
-        def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-            nonlocal prior_C
-            # Once: to send it with each step would make a GPU's host wait each time.
-            prior_C = prior_C.to(labels_B.device)
-            return evidential_loss(logits_BC, labels_B, prior_C, phased_in, weight)
-
-        return loss
+        numbers = (phased_in, self.parameters.kl_weight)
+        phased_in_and_weight = torch.tensor(numbers, dtype=torch.float64)
+        return SampleLoss(evidential_losses, counts_C / counts_C.sum(), *phased_in_and_weight)
 
     def scores(self, pool: PoolView, context: QueryContext) -> Tensor:
         """Return the calibrated uncertainties, float64. Shape (N,).

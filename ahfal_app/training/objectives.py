@@ -6,10 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import Tensor
-
 from ahfal_app.config import Settings
-from ahfal_app.models import Classifier
 from ahfal_app.plugins import LOCAL_UPDATES
 from ahfal_app.query import QueryStrategy
 from ahfal_app.training.local_updates.core.base import (
@@ -17,9 +14,10 @@ from ahfal_app.training.local_updates.core.base import (
     LocalUpdateMethod,
     Objective,
 )
+from ahfal_app.training.penalties import PenaltySum
 from ahfal_app.training.proximal import ProximalTerm
 from ahfal_app.training.resources import Resources
-from ahfal_app.training.sgd import Penalty, Recipe
+from ahfal_app.training.sgd import Recipe
 
 
 def make_local_update(settings: Settings) -> LocalUpdateMethod:
@@ -75,15 +73,7 @@ def make_objective(
     if proximal_mu:
         anchors = {name: situation.global_tensors[name] for name in resources.trainable_names}
         proximal = ProximalTerm(proximal_mu, anchors, resources.device)
-        objective = replace(objective, penalty=_sum(objective.penalty, proximal))
+        penalty = objective.penalty
+        penalty = proximal if penalty is None else PenaltySum(penalty, proximal)
+        objective = replace(objective, penalty=penalty)
     return objective
-
-
-def _sum(first: Penalty | None, second: Penalty) -> Penalty:
-    if first is None:
-        return second
-
-    def penalty(model: Classifier) -> Tensor:
-        return first(model) + second(model)
-
-    return penalty

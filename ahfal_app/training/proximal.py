@@ -25,18 +25,25 @@ class ProximalTerm:
         The global model's trainable parameters by name, as they were received.
     device : torch.device
         Where the trained model is.
+
+    Attributes
+    ----------
+    mu : float
+        As given.
+    anchors : Mapping[str, Tensor]
+        As given, on the device.
     """
 
     def __init__(self, mu: float, anchors: Mapping[str, Tensor], device: torch.device) -> None:
-        self._mu = mu
-        self._anchors = {name: anchor.to(device) for name, anchor in anchors.items()}
+        self.mu = mu
+        self.anchors = {name: anchor.to(device) for name, anchor in anchors.items()}
 
     def __call__(self, model: Classifier) -> Tensor:
         """Return the term, a scalar."""
         # The model names a parameter that layers share once, so that it counts once.
         distances = [
-            (parameter - self._anchors[name]).square().sum()
+            (parameter - self.anchors[name]).square().sum()
             for name, parameter in model.named_parameters()
-            if name in self._anchors
+            if name in self.anchors
         ]
-        return 0.5 * self._mu * torch.stack(distances).sum()
+        return 0.5 * self.mu * torch.stack(distances).sum()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahfal_app.query import PoolView, Signal
-from ahfal_app.query.core.evidence import evidential_loss
+from ahfal_app.query.core.evidence import evidential_losses
 from ahfal_app.query.core.picking import falling
 from ahfal_app.query.feal import Feal
 
@@ -146,7 +146,8 @@ def test_feal_loss(agreement: Agreement) -> None:
         labels = torch.from_numpy(case.random.integers(0, CLASSES, 64))
         prior = torch.from_numpy(case.random.dirichlet(np.ones(CLASSES)))
         theirs = float(module.EDL_Loss(prior, 0.01, 10)(logits, labels, seed % 15))
-        ours = float(evidential_loss(logits, labels, prior, min(1.0, seed % 15 / 10), 0.01))
+        phased_in, weight = torch.tensor([[min(1.0, seed % 15 / 10)], [0.01]]).double()
+        ours = float(evidential_losses(logits, labels, prior[None], phased_in, weight).mean())
         worst = max(worst, abs(ours - theirs) / abs(theirs))
     agreement.add("feal", "FEAL: `EDL_Loss`", "loss of 50 batches of 64", f"to {worst:.0e}")
     assert worst < 1e-6

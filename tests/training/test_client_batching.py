@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
+from numpy.typing import NDArray
 from rich.console import Console
 from support.simulation import TINY, Simulation
 from torch import Tensor
@@ -32,10 +33,12 @@ from ahfal_app.errors import ConfigError, DeviceMemoryExhausted
 from ahfal_app.messages.protocol import TRAIN
 from ahfal_app.models import Classifier, build_model, model_names, network_facts
 from ahfal_app.models.core.batch_norm import BatchNorm2d
+from ahfal_app.query import TrainingContext, make_strategy
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_run
 from ahfal_app.training.local_updates.core.base import Objective
 from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
+from ahfal_app.training.proximal import ProximalTerm
 from ahfal_app.training.sgd import (
     LocalUpdate,
     Recipe,
@@ -105,11 +108,11 @@ class Federation:
         rows = torch.arange(40 * client, 40 * client + size)
         labels = self.images.labels_N.cpu()[rows]
         counts = np.bincount(labels, minlength=NUM_CLASSES)
-        objective = Objective(cross_entropy)
+        objective = self._own(counts, round_)
         # The second client has no unlabelled samples, the third a single one.
         pool = torch.arange(40 * client + size, 40 * client + 40)[: (13, 0, 1, 17)[client]]
         key = 10 * round_ + client
-        if self.update != "plain":
+        if self.update.startswith("kcfu"):
             penalty = CompensatoryLoss(
                 copy.deepcopy(self.model),
                 self.images,
@@ -137,6 +140,18 @@ class Federation:
             objective,
         )
 
+    def _own(self, counts_C: NDArray[np.int64], round_: int) -> Objective:
+        """Return FEAL's loss, FedProx's term, both, or plain cross-entropy."""
+        loss, near = None, None
+        if "evidential" in self.update:
+            context = TrainingContext(NUM_CLASSES, counts_C, 3 + round_)
+            loss = make_strategy("feal", {"kl-weight": 0.5}).training_loss(context)
+        if "near" in self.update:
+            # Where no client is when its first round begins: a term from the first step on.
+            anchors = {name: 0.9 * w.detach() for name, w in self.model.named_parameters()}
+            near = ProximalTerm(0.3, anchors, DEVICE)
+        return Objective(loss or cross_entropy, near)
+
 
 def assert_same_models(one: Classifier, other: Classifier, tolerance: float) -> None:
     for name, value in other.state_dict().items():
@@ -157,7 +172,7 @@ def cases() -> list[Any]:
         )
         for network in model_names()
         if network_facts(network).stackable
-        for update in ("plain", "kcfu", "kcfu as published")
+        for update in ("plain", "kcfu", "kcfu as published", "evidential and near")
     ]
 
 
@@ -247,7 +262,7 @@ class TestTooLittleMemory:
         return room
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("update", ["plain", "kcfu"])
+    @pytest.mark.parametrize("update", ["plain", "kcfu", "evidential and near"])
     def test_groups_of_half_as_many_see_what_they_would_see_alone(
         self, update: str, room: list[int]
     ) -> None:
@@ -458,7 +473,7 @@ class FakeGraphs:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["plain", "kcfu"])
+@pytest.mark.parametrize("update", ["plain", "kcfu", "evidential and near"])
 def test_recorded_steps_train_as_they_are(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What recording changes is undone, inputs reach their places, each shape is recorded once."""
     graphs = FakeGraphs()

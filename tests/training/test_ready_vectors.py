@@ -17,11 +17,23 @@ from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
 from ahfal_app.data.device import DeviceFeatures
 from ahfal_app.data.features import Features
 from ahfal_app.models import Classifier, build_model
+from ahfal_app.query import SampleLoss, TrainingContext, make_strategy
 from ahfal_app.training.local_updates.core.base import Objective
 from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, Compensation, CompensatoryLoss
-from ahfal_app.training.sgd import LocalUpdate, Recipe, TrainingState, train_locally
-from ahfal_app.training.together import vectors
+from ahfal_app.training.penalties import PenaltySum
+from ahfal_app.training.proximal import ProximalTerm
+from ahfal_app.training.sgd import (
+    LocalUpdate,
+    Loss,
+    Penalty,
+    Recipe,
+    TrainingResult,
+    TrainingState,
+    train_locally,
+)
+from ahfal_app.training.together import trainer, vectors
 from ahfal_app.training.together.linear_heads import LinearHeadsStep
+from ahfal_app.training.together.separable import can_train_together
 from ahfal_app.training.together.trainer import TogetherTrainer
 from ahfal_app.training.together.vectors import ready_vectors
 
@@ -65,6 +77,9 @@ class _Clients:
         self.states: list[TrainingState | None] = [None] * len(SIZES)
         self.images, self.recipe = images, recipe
         self.balanced = False
+        # FEAL's loss, in its third round; FedProx's term, to where the teacher is.
+        self.evidential = False
+        self.mu = 0.0
         # Unlabelled samples of each client, for KCFU; none: plain.
         self.pools: tuple[int, ...] = (0,) * len(SIZES)
 
@@ -78,7 +93,12 @@ class _Clients:
         labels = self.images.labels_N[rows]
         counts_C = np.bincount(labels, minlength=CLASSES)
         # The second client keeps the plain loss.
-        loss = BalancedSoftmax(counts_C, CPU) if self.balanced and client != 1 else cross_entropy
+        loss: Loss = cross_entropy
+        if self.balanced and client != 1:
+            loss = BalancedSoftmax(counts_C, CPU)
+        if self.evidential:
+            context = TrainingContext(CLASSES, counts_C, 3 + round_)
+            loss = make_strategy("feal", {"kl-weight": 0.5}).training_loss(context) or loss
         return LocalUpdate(
             self.models[client],
             self.images,
@@ -90,12 +110,12 @@ class _Clients:
             Objective(loss, self._penalty(client, counts_C, round_)),
         )
 
-    def _penalty(
-        self, client: int, counts_C: NDArray[np.int64], round_: int
-    ) -> CompensatoryLoss | None:
+    def _penalty(self, client: int, counts_C: NDArray[np.int64], round_: int) -> Penalty | None:
+        anchors = {name: value.detach() for name, value in self.teacher.named_parameters()}
+        near = ProximalTerm(self.mu, anchors, CPU) if self.mu else None
         if not self.pools[client]:
-            return None
-        return CompensatoryLoss(
+            return near
+        compensatory = CompensatoryLoss(
             # All have the same.
             copy.deepcopy(self.teacher).eval(),
             self.images,
@@ -105,6 +125,7 @@ class _Clients:
             np.random.default_rng(100 * round_ + client),
             torch.Generator().manual_seed(100 * round_ + client),
         )
+        return PenaltySum(compensatory, near) if near else compensatory
 
     @property
     def weights(self) -> list[Tensor]:
@@ -112,13 +133,13 @@ class _Clients:
 
 
 def _trained(
-    clients: _Clients, trainer: TogetherTrainer | None, rows_of: tuple[int, ...]
+    clients: _Clients, together: TogetherTrainer | None, rows_of: tuple[int, ...]
 ) -> list[float]:
     """Train rounds in which the clients have so many samples more than at first; return losses."""
     losses = []
     for round_, more in enumerate(rows_of):
         updates = clients.updates(round_, more)
-        done = trainer(updates) if trainer else [train_locally(update) for update in updates]
+        done = together(updates) if together else [train_locally(update) for update in updates]
         clients.states = [each.state for each in done]
         losses += [each.loss for each in done]
     return losses
@@ -160,6 +181,73 @@ def test_a_balanced_softmax_is_each_clients_own() -> None:
     together, alone = _Clients(model, _features()), _Clients(model, _features())
     together.balanced = alone.balanced = True
     _assert_as_alone(together, alone, 1e-9, 1e-12)
+
+
+@pytest.fixture
+def never_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where the trainer does not train together."""
+
+    def alone(update: LocalUpdate) -> TrainingResult:
+        raise AssertionError("trained alone")
+
+    monkeypatch.setattr(trainer, "_alone", alone)
+
+
+@pytest.mark.parametrize(("evidential", "mu"), [(True, 0.0), (False, 0.3), (True, 0.3)])
+@pytest.mark.parametrize(("name", "parameters"), MODELS.values(), ids=MODELS)
+def test_own_losses_and_terms_that_hold_near(
+    name: str, parameters: dict[str, object], evidential: bool, mu: float, never_alone: None
+) -> None:
+    model = _model(name, **parameters)
+    together, alone = _Clients(model, _features()), _Clients(model, _features())
+    for clients in (together, alone):
+        clients.evidential, clients.mu = evidential, mu
+    _assert_as_alone(together, alone, 1e-9, 1e-11)
+    # They are what was minimised: without them weights are others.
+    plain = _Clients(model, _features())
+    _trained(plain, None, (0, 0, 9))
+    assert not torch.allclose(
+        torch.cat([w.flatten() for w in plain.weights]),
+        torch.cat([w.flatten() for w in alone.weights]),
+        rtol=1e-3,
+    )
+
+
+@pytest.mark.parametrize(("name", "parameters"), MODELS.values(), ids=MODELS)
+def test_kcfu_that_is_held_near_too(
+    name: str, parameters: dict[str, object], never_alone: None
+) -> None:
+    model = _model(name, **parameters)
+    together, alone = _Clients(model, _features()), _Clients(model, _features())
+    for clients in (together, alone):
+        clients.pools, clients.balanced, clients.mu = (13, 0, 9), True, 0.3
+    _assert_as_alone(together, alone, 1e-6, 1e-7)
+
+
+def test_what_differs_in_more_than_constants_is_trained_alone() -> None:
+    def doubled(logits: Tensor, labels: Tensor) -> Tensor:
+        return 2 * cross_entropy(logits, labels, reduction="none")
+
+    def term(model: Classifier) -> Tensor:
+        return next(model.parameters()).square().sum()
+
+    first, second, *_ = _Clients(_model("linear"), _features()).updates(0)
+    one, other = SampleLoss(doubled), SampleLoss(lambda *given: 3 * doubled(*given))
+    near = [ProximalTerm(mu, dict(first.model.named_parameters()), CPU) for mu in (0.1, 0.2)]
+    for objectives, expected in (
+        ((Objective(one), Objective(one)), True),
+        ((Objective(one), Objective(other)), False),
+        ((Objective(one), Objective(cross_entropy)), False),
+        ((Objective(SampleLoss(doubled, torch.ones(2))), Objective(one)), False),
+        ((Objective(one, near[0]), Objective(one, near[0])), True),
+        ((Objective(one, near[0]), Objective(one, near[1])), False),
+        ((Objective(one, near[0]), Objective(one)), False),
+        ((Objective(one, PenaltySum(near[0], near[1])), Objective(one, near[0])), False),
+        ((Objective(one, term), Objective(one, term)), False),
+        ((Objective(one, PenaltySum(near[0], term)), Objective(one, near[0])), False),
+    ):
+        pair = [replace(u, objective=o) for u, o in zip((first, second), objectives, strict=True)]
+        assert can_train_together(pair) is expected, objectives
 
 
 @pytest.mark.parametrize("pools", [(13, 0, 9), (13, 9, 0), (0, 0, 5)], ids=str)
@@ -262,8 +350,13 @@ def test_what_changes_from_step_to_step_is_not_kept() -> None:
     assert ready_vectors([batch_norm]) is None
     views = replace(RECIPE, augmentation=Augmentation(0, False, views=2))
     assert ready_vectors([replace(update, recipe=views)]) is None
-    penalised = Objective(update.objective.loss, lambda model: torch.zeros(()))
-    assert ready_vectors([replace(update, objective=penalised)]) is None
-    assert ready_vectors([update, replace(update, objective=penalised)]) is None
+    with_pool = _Clients(_model("linear"), _features())
+    with_pool.pools = (13, 0, 0)
+    assert ready_vectors(with_pool.updates(0)[:1]) is None
+    assert ready_vectors(with_pool.updates(0)) is None
+    with_pool.mu = 0.3
+    assert ready_vectors(with_pool.updates(0)) is None
+    with_pool.pools = (0, 0, 0)
+    assert ready_vectors(with_pool.updates(0)) is not None
     network = build_model("small-cnn", (8, 8, 1), CLASSES, 0)
     assert ready_vectors([replace(update, model=network)]) is None

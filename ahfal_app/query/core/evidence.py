@@ -36,36 +36,35 @@ def epistemic_uncertainty(alpha_NC: Tensor) -> Tensor:
     return log_beta_N + (total_N - num_classes) * digamma(total_N) - spread_N
 
 
-def evidential_loss(
-    logits_BC: Tensor, labels_B: Tensor, prior_C: Tensor, phased_in: float, weight: float
+def evidential_losses(
+    logits_NC: Tensor, labels_N: Tensor, prior_NC: Tensor, phased_in_N: Tensor, weight_N: Tensor
 ) -> Tensor:
-    """Return FEAL's loss of a batch, a scalar.
+    """Return FEAL's losses of samples; that of a batch is their mean. Shape (N,).
 
-    The expected cross-entropy, weighted by 2 - prior of the label; plus, times `weight`, the
+    The expected cross-entropy, weighted by 2 - prior of the label; plus, times `weight_N`, the
     divergence of the evidence for wrong classes from none, and a term that draws the label's
     logit up where there is no evidence, and so no gradient.
 
     Parameters
     ----------
-    logits_BC, labels_B : Tensor
-        Of the batch; float32 and int64.
-    prior_C : Tensor
-        Share of each class among the client's labels. Shape (C,).
-    phased_in : float
-        Share of the divergence that counts, in [0, 1].
-    weight : float
-        The published lambda.
+    logits_NC, labels_N : Tensor
+        Of the samples; float32 and int64.
+    prior_NC : Tensor
+        Share of each class among the client's labels. Shape (N, C) or (1, C).
+    phased_in_N : Tensor
+        Share of the divergence that counts, in [0, 1]. Shape (N,) or (1,).
+    weight_N : Tensor
+        The published lambda. Shape (N,) or (1,).
     """
-    alpha_BC = torch.relu(logits_BC) + 1.0
-    total_B1 = alpha_BC.sum(dim=1, keepdim=True)
-    columns_B1 = labels_B[:, None]
-    weights_B1 = 2.0 - prior_C.to(labels_B.device)[columns_B1]
-    entropy_B1 = digamma(total_B1) - digamma(alpha_BC.gather(1, columns_B1))
-    wrong_BC = alpha_BC.scatter(1, columns_B1, 1.0)
-    correction_B1 = -logits_BC.gather(1, columns_B1) * (alpha_BC.shape[1] / total_B1.detach())
-    divergence_B = divergence_from_uniform(wrong_BC)
-    regularisation = phased_in * divergence_B.mean() + correction_B1.mean()
-    return (weights_B1 * entropy_B1).mean() + weight * regularisation
+    alpha_NC = torch.relu(logits_NC) + 1.0
+    total_N1 = alpha_NC.sum(dim=1, keepdim=True)
+    columns_N1 = labels_N[:, None]
+    prior_N1 = prior_NC.expand(len(labels_N), -1).gather(1, columns_N1)
+    entropy_N1 = digamma(total_N1) - digamma(alpha_NC.gather(1, columns_N1))
+    wrong_NC = alpha_NC.scatter(1, columns_N1, 1.0)
+    correction_N1 = -logits_NC.gather(1, columns_N1) * (alpha_NC.shape[1] / total_N1.detach())
+    regularisation_N = phased_in_N * divergence_from_uniform(wrong_NC) + correction_N1[:, 0]
+    return ((2.0 - prior_N1) * entropy_N1)[:, 0] + weight_N * regularisation_N
 
 
 def divergence_from_uniform(alpha_NC: Tensor) -> Tensor:

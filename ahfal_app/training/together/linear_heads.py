@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ahfal_app.training.sgd import Recipe
+from ahfal_app.training.together.separable import StackedLoss
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import Batch, ClientConstants, MixedBatch, mean_of
 from ahfal_app.training.together.vectors import ReadyVectors
@@ -50,6 +51,8 @@ class LinearHeadsStep:
         self._weights_KCD, self._biases_KC = weights[_WEIGHT], weights[_BIAS]
         self._momentum_KCD, self._bias_momentum_KC = momentum[_WEIGHT], momentum[_BIAS]
         self._recipe, self._constants, self._vectors = recipe, constants, vectors
+        proximal = constants.proximal
+        self._anchors = {} if proximal is None else network.by_copy(proximal.anchors_n)
 
     @torch.no_grad()
     def __call__(self, rates_k: Tensor, batch: Batch, mixed: MixedBatch | None) -> Tensor:
@@ -64,10 +67,20 @@ class LinearHeadsStep:
         mixed : MixedBatch | None
             None: what needs unlabelled samples is not trained so.
         """
-        count = len(batch.rows_kB)
         vectors_kBD = self._vectors.by_client(batch.rows_kB)
         logits_kCB = self._logits(vectors_kBD)
-        logits_kCB += self._constants.log_counts_KC[:count, :, None]
+        losses_k, by_logits_kCB = self._differentiated(logits_kCB, batch)
+        rates_k = rates_k.to(by_logits_kCB.dtype)
+        if (proximal := self._constants.proximal) is not None:
+            losses_k = losses_k + proximal.losses(len(losses_k))
+        self._descend(by_logits_kCB, vectors_kBD, rates_k)
+        return losses_k
+
+    def _differentiated(self, logits_kCB: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the clients' losses (k,), and their gradient by the logits (k, C, B)."""
+        if self._constants.loss is not None:
+            return _by_autograd(self._constants.loss, logits_kCB, batch)
+        logits_kCB += self._constants.log_counts_KC[: len(logits_kCB), :, None]
         labels_k1B = batch.labels_kB[:, None]
         logs_kCB = logits_kCB.log_softmax(dim=1)
         losses_k = mean_of(-logs_kCB.gather(1, labels_k1B)[:, 0], batch.counting_kB)
@@ -76,8 +89,7 @@ class LinearHeadsStep:
             1, labels_k1B, by_logits_kCB.new_full((1, 1, 1), -1.0).expand(labels_k1B.shape)
         )
         by_logits_kCB *= _shares(batch, by_logits_kCB)
-        self._descend(by_logits_kCB, vectors_kBD, rates_k.to(by_logits_kCB.dtype))
-        return losses_k
+        return losses_k, by_logits_kCB
 
     def _logits(self, vectors_kBD: Tensor) -> Tensor:
         count, turned_kDB = len(vectors_kBD), vectors_kBD.transpose(1, 2)
@@ -97,11 +109,23 @@ class LinearHeadsStep:
         else:
             gradient_kCD = torch.bmm(by_logits_kCB.to(vectors_kBD.dtype), vectors_kBD)
             momentum_kCD.mul_(recipe.momentum).add_(gradient_kCD)
+        bias_momentum_kC.mul_(recipe.momentum).add_(by_logits_kCB.sum(dim=2))
+        if self._constants.proximal is not None:
+            mu = self._constants.proximal.mu
+            momentum_kCD.add_(weights_kCD - self._anchors[_WEIGHT][:count], alpha=mu)
+            bias_momentum_kC.add_(biases_kC - self._anchors[_BIAS][:count], alpha=mu)
         momentum_kCD.add_(weights_kCD, alpha=recipe.weight_decay)
         weights_kCD.addcmul_(momentum_kCD, rates_k[:, None, None], value=-1)
-        bias_momentum_kC.mul_(recipe.momentum).add_(by_logits_kCB.sum(dim=2))
         bias_momentum_kC.add_(biases_kC, alpha=recipe.weight_decay)
         biases_kC.addcmul_(bias_momentum_kC, rates_k[:, None], value=-1)
+
+
+def _by_autograd(loss: StackedLoss, logits_kCB: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        logits_kBC = logits_kCB.transpose(1, 2).detach().requires_grad_()
+        losses_k = mean_of(loss(logits_kBC, batch.labels_kB), batch.counting_kB)
+        (by_logits_kBC,) = torch.autograd.grad(losses_k.sum(), logits_kBC)
+    return losses_k.detach(), by_logits_kBC.transpose(1, 2)
 
 
 def _shares(batch: Batch, like: Tensor) -> Tensor | float:

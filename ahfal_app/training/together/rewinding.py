@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ahfal_app.training.local_updates.kcfu import CompensatoryLoss
+from ahfal_app.training.penalties import part_of
 from ahfal_app.training.sgd import LocalUpdate
 
 
@@ -19,8 +20,8 @@ class Rewinding:
 
     def __init__(self, updates: Sequence[LocalUpdate]) -> None:
         self._generators = [(update.generator, update.generator.get_state()) for update in updates]
-        penalties = [update.objective.penalty for update in updates]
-        self._losses = [(p, p.position()) for p in penalties if isinstance(p, CompensatoryLoss)]
+        losses = [part_of(update.objective.penalty, CompensatoryLoss) for update in updates]
+        self._losses = [(loss, loss.position()) for loss in losses if loss is not None]
 
     def rewind(self) -> None:
         """Have the updates draw again what they have drawn since."""

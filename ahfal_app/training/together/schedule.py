@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ahfal_app.data.device import AugmentationDraws, draw_augmentation, uploaded
 from ahfal_app.training.local_updates.kcfu import CompensatoryLoss
+from ahfal_app.training.penalties import part_of
 from ahfal_app.training.sgd import LocalUpdate
 
 # Unequal batches are padded to a multiple of this: each size is recorded anew.
@@ -215,12 +216,12 @@ def _pool(
     updates: Sequence[LocalUpdate], sizes_TK: Tensor
 ) -> tuple[Batches | None, Mixtures | None]:
     """Draw the unlabelled batches of KCFU; clients without its loss have none; None without any."""
-    losses = [update.objective.penalty for update in updates]
-    if not any(isinstance(loss, CompensatoryLoss) for loss in losses):
+    losses = [part_of(update.objective.penalty, CompensatoryLoss) for update in updates]
+    if not any(losses):
         return None, None
     drawn = [
         [loss.draw() for _ in range(int((sizes_TK[:, client] > 0).sum()))]
-        if isinstance(loss, CompensatoryLoss)
+        if loss is not None
         else []
         for client, loss in enumerate(losses)
     ]

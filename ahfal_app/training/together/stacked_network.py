@@ -121,6 +121,14 @@ class StackedNetwork:
             self._weights.by_copy(self._numbers.momentum_n),
         )
 
+    def by_copy(self, values_n: Tensor) -> dict[str, Tensor]:
+        """Return views by name, shape (K, *shape), of numbers that lie as the weights do."""
+        return self._weights.by_copy(values_n)
+
+    def sums_by_copy(self, values_n: Tensor) -> Tensor:
+        """Return each copy's sum of numbers that lie as the weights do. Shape (K,)."""
+        return values_n.new_zeros(self._copies).index_add_(0, self._copy_n, values_n)
+
     def load(self, models: Sequence[Tensors], states: Sequence[TrainingState | None] = ()) -> None:
         """Take over the first copies' state dictionaries and what the rounds before have left.
 

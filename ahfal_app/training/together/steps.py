@@ -19,6 +19,7 @@ from ahfal_app.data.device import AugmentationDraws, DeviceImages, normalised
 from ahfal_app.models import Classifier
 from ahfal_app.training.local_updates.kcfu import mean_divergence_terms
 from ahfal_app.training.sgd import Recipe, network_logits
+from ahfal_app.training.together.separable import StackedLoss, StackedProximal
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.vectors import ReadyVectors
 
@@ -92,10 +93,16 @@ class ClientConstants:
         Added to the logits: logarithms of class counts in a balanced softmax, else 0.
     rarity_KC : Tensor
         Weights of the classes in KCFU's compensatory loss.
+    loss : StackedLoss | None
+        A query strategy's own loss; None: cross-entropy.
+    proximal : StackedProximal | None
+        FedProx's terms, where there are any.
     """
 
     log_counts_KC: Tensor
     rarity_KC: Tensor
+    loss: StackedLoss | None = None
+    proximal: StackedProximal | None = None
 
 
 #: The global model that KCFU distils from: one network in evaluation mode, or a copy for each
@@ -155,15 +162,21 @@ class TogetherStep:
         if mixed is not None:
             losses_k = losses_k + self._compensatory_losses(weights_n, mixed)
         (gradient_n,) = torch.autograd.grad(losses_k.sum(), weights_n)
+        losses_k = losses_k.detach()
         with torch.no_grad():
+            if (proximal := self._constants.proximal) is not None:
+                losses_k = losses_k + proximal.losses(len(losses_k))
+                gradient_n = proximal.add_gradient(gradient_n)
             self._network.descend(gradient_n, rates_k, self._recipe)
-        return losses_k.detach()
+        return losses_k
 
     def _labelled_losses(self, weights_n: Tensor, batch: Batch) -> Tensor:
         count = len(batch.rows_kB)
         logits_kBC = self._network.logits(
             weights_n, self._inputs(batch), batch.counting_kB, count, self._recipe.precision
         )
+        if self._constants.loss is not None:
+            return mean_of(self._constants.loss(logits_kBC, batch.labels_kB), batch.counting_kB)
         logits_kBC = logits_kBC + self._constants.log_counts_KC[:count, None]
         losses_B = cross_entropy(
             logits_kBC.flatten(0, 1), batch.labels_kB.flatten(), reduction="none"

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.device import downloaded, uploaded
 from ahfal_app.errors import DeviceMemoryExhausted
 from ahfal_app.models import Classifier
+from ahfal_app.query import SampleLoss
 from ahfal_app.training.local_updates.kcfu import BalancedSoftmax, CompensatoryLoss
+from ahfal_app.training.penalties import part_of
 from ahfal_app.training.sgd import (
     LocalUpdate,
     Recipe,
@@ -38,6 +39,12 @@ from ahfal_app.training.together.schedule import (
     by_number_of_steps,
     schedules,
 )
+from ahfal_app.training.together.separable import (
+    StackedLoss,
+    StackedProximal,
+    can_train_together,
+    proximal_mu,
+)
 from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.steps import (
     Batch,
@@ -47,25 +54,6 @@ from ahfal_app.training.together.steps import (
     TogetherStep,
 )
 from ahfal_app.training.together.vectors import ready_vectors
-
-
-def can_train_together(updates: Sequence[LocalUpdate]) -> bool:
-    """Return whether these updates have losses that are known to be separable by client.
-
-    Nor can those be trained together whose epochs somebody watches.
-    """
-    return all(
-        update.after_epoch is None
-        and (
-            update.objective.loss is cross_entropy
-            or isinstance(update.objective.loss, BalancedSoftmax)
-        )
-        and (
-            update.objective.penalty is None
-            or isinstance(update.objective.penalty, CompensatoryLoss)
-        )
-        for update in updates
-    )
 
 
 class TogetherTrainer:
@@ -196,18 +184,23 @@ class _Key:
     recipe: Recipe
     images: int
     teacher_in_training_mode: bool | None
+    loss: object
+    proximal_mu: float
 
 
 def _key(updates: Sequence[LocalUpdate]) -> _Key:
     first = updates[0]
-    losses = [u.objective.penalty for u in updates]
-    modes = [loss.how.teacher == "train" for loss in losses if isinstance(loss, CompensatoryLoss)]
+    losses = [part_of(u.objective.penalty, CompensatoryLoss) for u in updates]
+    modes = [loss.how.teacher == "train" for loss in losses if loss is not None]
+    loss = first.objective.loss
     return _Key(
         type(first.model),
         tuple(value.shape for value in first.model.parameters()),
         first.recipe,
         id(first.images),
         modes[0] if modes else None,
+        loss.of_samples if isinstance(loss, SampleLoss) else None,
+        proximal_mu(first),
     )
 
 
@@ -228,7 +221,13 @@ class _Program:
             device=device,
             dtype=self._images.scale_C.dtype,
         )
-        self._constants = ClientConstants(zeros_KC, zeros_KC.clone())
+        loss = first.objective.loss
+        self._constants = ClientConstants(
+            zeros_KC,
+            zeros_KC.clone(),
+            StackedLoss(loss, self.copies, zeros_KC) if isinstance(loss, SampleLoss) else None,
+            StackedProximal(key.proximal_mu, self._network) if key.proximal_mu else None,
+        )
         self._teacher: Teacher | None = None
         if key.teacher_in_training_mode is not None:
             self._teacher = (
@@ -277,7 +276,11 @@ class _Program:
     def _load(self, updates: Sequence[LocalUpdate]) -> None:
         self._network.load([u.model.state_dict() for u in updates], [u.state for u in updates])
         losses = [update.objective.loss for update in updates]
-        penalties = [update.objective.penalty for update in updates]
+        penalties = [part_of(update.objective.penalty, CompensatoryLoss) for update in updates]
+        if self._constants.loss is not None:
+            self._constants.loss.load(losses)
+        if self._constants.proximal is not None:
+            self._constants.proximal.load(updates)
         zeros_C = torch.zeros(self._constants.rarity_KC.shape[1])
         _fill(
             self._constants.log_counts_KC,
@@ -285,12 +288,14 @@ class _Program:
         )
         _fill(
             self._constants.rarity_KC,
-            [x.weights_C if isinstance(x, CompensatoryLoss) else zeros_C for x in penalties],
+            [zeros_C if x is None else x.weights_C for x in penalties],
         )
         self._load_teachers(penalties, updates)
 
-    def _load_teachers(self, penalties: Sequence[object], updates: Sequence[LocalUpdate]) -> None:
-        teachers = [p.teacher if isinstance(p, CompensatoryLoss) else None for p in penalties]
+    def _load_teachers(
+        self, penalties: Sequence[CompensatoryLoss | None], updates: Sequence[LocalUpdate]
+    ) -> None:
+        teachers = [None if penalty is None else penalty.teacher for penalty in penalties]
         present = [teacher for teacher in teachers if teacher is not None]
         if isinstance(self._teacher, StackedNetwork):
             # Who has none gets a network whose outputs do not count.

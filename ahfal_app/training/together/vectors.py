@@ -18,6 +18,8 @@ from torch import Tensor
 from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.models.core.vectors import VectorInput
+from ahfal_app.training.local_updates.kcfu import CompensatoryLoss
+from ahfal_app.training.penalties import part_of
 from ahfal_app.training.sgd import LocalUpdate
 
 #: Bytes of vectors that are kept ready.
@@ -96,7 +98,7 @@ def ready_vectors(updates: Sequence[LocalUpdate]) -> ReadyVectors | None:
     if not isinstance(layer, VectorInput) or not layer.is_fixed:
         return None
     is_same_each_time = first.recipe.augmentation == NO_AUGMENTATION
-    is_plain = all(update.objective.penalty is None for update in updates)
+    is_plain = not any(part_of(each.objective.penalty, CompensatoryLoss) for each in updates)
     if first.images.device.type != "cpu" or not is_same_each_time or not is_plain:
         return None
     # Autocast would convert them in each step.
