@@ -3,10 +3,10 @@
     uv run python benchmarks/heads.py --clients 10 --labels 1575
 
 Local training of all clients of a round: heads together, heads in turns (with cross-entropy, FEAL's
-loss and FedProx's term), ResNet-8 in turns, each on one processor thread, as samples per second of processor time, so that a busy machine matters less.
-Extraction: images per second of processor time, by the store and by a plain loop, both on all
-cores. Ways take turns; what is told are medians. Features and images are random, since no result
-depends on them.
+loss and FedProx's term), ResNet-8 in turns, each on one processor thread, as samples per second of
+processor time, so that a busy machine matters less. Extraction: images per second of processor
+time, by the store and by a plain loop, both on all cores. Ways take turns; what is told are
+medians. Features and images are random, since no result depends on them.
 """
 
 from __future__ import annotations
