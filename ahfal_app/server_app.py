@@ -11,7 +11,8 @@ from rich.console import Console
 from ahfal_app.errors import AhfalError
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 from ahfal_app.training.resources import fitting_at_once
 
 app = ServerApp()

@@ -35,6 +35,7 @@ from flwr.app import Context, Message
 from rich.console import Console
 
 import ahfal_app.client_app as client_module
+import ahfal_app.engine.local as engine_module
 import ahfal_app.server.run as run_module
 from ahfal_app.client import local_training
 from ahfal_app.client.client import Client
@@ -196,7 +197,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = _Parts()
     handler = _instrumented(parts)
     with tempfile.TemporaryDirectory() as folder:
-        start = run_module.prepare(
+        start = engine_module.prepare(
             {
                 "dataset": arguments.data,
                 "model": arguments.model,
@@ -210,7 +211,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         watch = _Watch(parts)
         start = replace(start, engine={"name": "in-process", "client_batching": False})
         with InProcessGrid(handler, arguments.clients, os.cpu_count() or 1) as grid:  # type: ignore[arg-type]
-            run_module.execute(start, grid, watch)
+            engine_module.execute(start, grid, watch)
     # Without the last round, in which clients keep f^L, too.
     (begin, before), (end, after) = watch.marks[_FIRST_ROUNDS - 1], watch.marks[-2]
     rounds = len(watch.marks) - _FIRST_ROUNDS - 1

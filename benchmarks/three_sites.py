@@ -44,7 +44,8 @@ from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import Run, read_run
 from ahfal_app.results.report import write_report
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "results" / "three-sites"

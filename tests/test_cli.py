@@ -15,7 +15,7 @@ from ahfal_app.config import parse_settings
 from ahfal_app.config_sources import is_setting, read_arguments
 from ahfal_app.errors import ConfigError, PartitionError
 from ahfal_app.experiments.compare import compare_runs
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -22,7 +22,7 @@ from ahfal_app.config import Settings, parse_settings, setting_fields, share_of
 from ahfal_app.config_sources import read_arguments
 from ahfal_app.errors import ConfigError
 from ahfal_app.server.preflight import check_data, check_settings
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 from ahfal_app.settings_table import settings_toml
 
 ROOT = Path(__file__).parent.parent

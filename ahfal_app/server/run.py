@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import json
 import logging
-import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +19,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 
 from ahfal_app.config import Settings, too_few_for_secure_aggregation
-from ahfal_app.config_sources import read_yaml
 from ahfal_app.data.partition import Partition
 from ahfal_app.errors import AhfalError, ConfigError, ResumeError
 from ahfal_app.messages.arrays import held_record, own_arrays
 from ahfal_app.messages.protocol import Order
-from ahfal_app.parameters import Scalar
-from ahfal_app.plugins import FAMILIES, shared_code_hash
+from ahfal_app.plugins import shared_code_hash
 from ahfal_app.query.core.server_side import HeldOut
-from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.identity import mark
 from ahfal_app.results.kept import kept_model
 from ahfal_app.results.model_card import CARD, write_model_card
 from ahfal_app.results.progress import Progress
-from ahfal_app.results.reading import CHECKPOINT, ENVIRONMENT, MODEL, read_metrics, read_run
+from ahfal_app.results.reading import CHECKPOINT, MODEL, read_metrics, read_run
 from ahfal_app.results.records import CycleRecord, RoundRecord
 from ahfal_app.results.report import write_report
-from ahfal_app.results.run_folder import Recorder, describe_partition, new_run_folder
+from ahfal_app.results.run_folder import Recorder, describe_partition
 from ahfal_app.results.stopping import cycle_results, purchase_before
 from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.arrivals import KnownArrivals, simulated_arrivals
@@ -48,26 +42,20 @@ from ahfal_app.server.checkpoint import (
     Checkpoint,
     Position,
     ordered,
-    read_checkpoint,
     write_checkpoint,
 )
 from ahfal_app.server.drift import ReferenceModels
 from ahfal_app.server.events import Events, make_events
-from ahfal_app.server.extension import RAISED, extended, making_up, on_resume, reopened
 from ahfal_app.server.federation import Federation
-from ahfal_app.server.initial_model import ModelFacts, initial_standardisation, with_initial
 from ahfal_app.server.loop import FederatedActiveLearning, Hooks
 from ahfal_app.server.membership import Membership
 from ahfal_app.server.preflight import (
     check_clients,
-    check_data,
-    check_settings,
     labelled_whole,
     planned_labels,
-    with_absolute_paths,
 )
 from ahfal_app.server.shared_budget import SharedBudget
-from ahfal_app.server.standardising import keep_standardisation
+from ahfal_app.server.start import Start, environment_of, fresh_arrays, model_facts, to_numpy
 from ahfal_app.server.strategy_side import StrategySide
 from ahfal_app.server.watch import StatusKeeper
 from ahfal_app.stop_set import Observation
@@ -83,86 +71,6 @@ _BUDGET = "budget.json"
 _REFERENCES = "references"
 
 _log = logging.getLogger(__name__)
-
-#: Settings that a resumed run takes over if they are given anew: they do not change its result.
-_ANEW_ON_RESUME = (
-    "data_dir",
-    "start_timeout",
-    "round_timeout",
-    "tracker",
-    "stopping",
-    "stopping_mode",
-    "stop_set",
-    "label_cost",
-    "round_cost",
-    "currency",
-    "on_event",
-    "on_event_after_hours",
-)
-
-#: Settings that may be given on resume; without effect, where they say where the run lies.
-_FREE_ON_RESUME = frozenset(
-    {"resume", "name", "output-dir", *RAISED, *(name.replace("_", "-") for name in _ANEW_ON_RESUME)}
-)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: settings, folder, position and model; and what runs its clients.
-
-    `at_once` clients, or batches of the evaluation, are computed at the same time.
-    `extended_from` has the numbers of cycles that the run had before it was given more, `warning`
-    what people should know of these.
-    """
-
-    settings: Settings
-    loaded: Resources
-    folder: Path
-    checkpoint: Checkpoint
-    engine: Mapping[str, object] = field(default_factory=dict)
-    at_once: int = 1
-    extended_from: tuple[int, ...] = ()
-    warning: str = ""
-
-
-def prepare(values: Mapping[str, object]) -> Start:
-    """Check everything and open the run's folder; nothing is trained or bought yet.
-
-    Raises
-    ------
-    ConfigError, ResumeError, CheckpointError
-        The run cannot be started, or not be continued.
-    """
-    values = on_resume(values, _stored)
-    settings = with_absolute_paths(check_settings(values))
-    if settings.resume:
-        return _resumed(settings)
-    loaded, is_given = _loaded(settings)
-    folder = new_run_folder(settings)
-    resolved = {"name": folder.name, "output_dir": str(folder.parent), "model": loaded.model_name}
-    settings = settings.model_copy(update=resolved)
-    position = Position(secrets.token_hex(8), 0, 0)
-    checkpoint = Checkpoint(position, _to_numpy(_fresh_arrays(loaded, settings, 0)))
-    Recorder(folder).start(settings, _environment(loaded, settings, None))
-    if is_given and settings.has_sites:
-        keep_standardisation(folder, loaded.dataset.format)
-    write_checkpoint(folder / CHECKPOINT, checkpoint)
-    return Start(settings, loaded, folder, checkpoint)
-
-
-def _loaded(settings: Settings) -> tuple[Resources, bool]:
-    """Load the data, and tell whether an initial model says how they are standardised.
-
-    Images are normalised as it says where there is no test set, whose own moments they have else.
-    """
-    loaded = check_data(settings)
-    own = loaded.dataset.format
-    if not settings.initial_model or (own.is_measured and not own.vectors):
-        return loaded, False
-    found = initial_standardisation(settings.initial_model, own, settings.standardise)
-    if found is None:
-        return loaded, False
-    return resources(settings, replace(own, mean_C=found[0], std_C=found[1])), True
 
 
 def execute(start: Start, grid: Grid, progress: Progress) -> Path:
@@ -227,7 +135,7 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
             shared_code_hash(start.settings.to_flat()),
             data=dataset.format if _is_format_told(start) else None,
             proximal_mu=aggregation.proximal_mu,
-            backbone=_facts(start.loaded, start.settings).backbone,
+            backbone=model_facts(start.loaded, start.settings).backbone,
         ),
         _hooks(
             start,
@@ -265,14 +173,14 @@ def _execute(start: Start, grid: Grid, progress: Progress) -> Path:
     with events, keeper, tracking:
         try:
             with progress:
-                last = _to_numpy(learning.run(arrays))
+                last = to_numpy(learning.run(arrays))
                 final = candidates.chosen(last)
         except AhfalError as error:
             stopped = f"{type(error).__name__}: {error}"
             recorder.finish(stopped)
             tracking.finish(write_report(start.folder), stopped)
             raise
-        metadata = _facts(start.loaded, start.settings).to_metadata(
+        metadata = model_facts(start.loaded, start.settings).to_metadata(
             _use(start).model_dump(mode="json")
         )
         save_file(final, start.folder / MODEL, metadata)
@@ -307,96 +215,6 @@ def _digest(arrays: Arrays) -> str:
     return hashlib.sha256(save(ordered(arrays))).hexdigest()
 
 
-def _resumed(given: Settings) -> Start:
-    folder = Path(given.resume)
-    stored = _stored(given.resume)
-    if stored.client_state == "memory":
-        raise ResumeError(
-            f"resume={given.resume!r}: its clients have lost labels, which client-state='memory' "
-            "keeps no longer than a run lives; allowed is a run with client-state='disk'"
-        )
-    _refuse_changes(given, stored)
-    checkpoint = read_checkpoint(folder / CHECKPOINT)
-    said = {name: getattr(given, name) for name in _ANEW_ON_RESUME if _was_said(given, name)}
-    said["parameters"] = _parameters_on_resume(given, stored, said)
-    flat = given.to_flat()
-    raised = {key: flat[key] for key in RAISED if _was_said(given, key.replace("-", "_"))}
-    settings = extended(stored, raised).model_copy(update=said)
-    had = _extended_from(folder)
-    if settings.num_cycles > stored.num_cycles:
-        had = (*had, stored.num_cycles)
-    checkpoint = reopened(checkpoint, settings, read_metrics(folder).cycles)
-    loaded = _loaded(settings)[0]
-    if not settings.has_sites:
-        _refuse_other_data(folder, settings, loaded.dataset.fingerprint)
-    return Start(
-        settings,
-        loaded,
-        folder,
-        checkpoint,
-        extended_from=had,
-        warning=making_up(checkpoint.position.cycle, stored, settings),
-    )
-
-
-def _parameters_on_resume(
-    given: Settings, stored: Settings, said: Mapping[str, object]
-) -> dict[str, Scalar]:
-    """Return the parameters of components: of one that is chosen anew, those that it is given."""
-    anew = tuple(f"{key}." for key in FAMILIES if key in said)
-    kept = {key: value for key, value in stored.parameters.items() if not key.startswith(anew)}
-    return kept | {key: value for key, value in given.parameters.items() if key.startswith(anew)}
-
-
-def _stored(resume: str) -> Settings:
-    """Return the settings of the run in a folder."""
-    config = Path(resume) / "config.yaml"
-    if not config.is_file():
-        raise ResumeError(f"resume={resume!r}: allowed is the folder of a run")
-    return check_settings(read_yaml(config))
-
-
-def _refuse_other_data(folder: Path, settings: Settings, fingerprint: str) -> None:
-    """Refuse data in which the rows that clients have labelled are other samples."""
-    before = str(_kept_environment(folder).get("data", {}).get("fingerprint") or fingerprint)
-    if before != fingerprint:
-        raise ResumeError(
-            f"dataset={settings.dataset!r}: its fingerprint is {fingerprint[:12]}, the run was "
-            f"started with {before[:12]}; allowed on resume are the same data"
-        )
-
-
-def _extended_from(folder: Path) -> tuple[int, ...]:
-    return tuple(_kept_environment(folder).get("extended_from", ()))
-
-
-def _kept_environment(folder: Path) -> dict[str, Any]:
-    environment = folder / ENVIRONMENT
-    content: dict[str, Any] = json.loads(environment.read_text()) if environment.exists() else {}
-    return content
-
-
-def _refuse_changes(given: Settings, stored: Settings) -> None:
-    """Refuse settings that are not what the run was started with."""
-    before, defaults = stored.to_flat(), Settings().to_flat()
-    names = {field.alias or name: name for name, field in Settings.model_fields.items()}
-    problems = [
-        f"{key}={value!r}: the run was started with {before.get(key)!r}; allowed on resume is the "
-        "same or nothing"
-        for key, value in given.to_flat().items()
-        if key not in _FREE_ON_RESUME
-        and value != before.get(key)
-        and (value != defaults.get(key) or _was_said(given, names.get(key, key)))
-    ]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _was_said(given: Settings, name: str) -> bool:
-    """Tell whether a person has given a setting on resume."""
-    return name in given.model_fields_set
-
-
 def _hooks(
     start: Start,
     recorder: Recorder,
@@ -413,9 +231,9 @@ def _hooks(
     references = ReferenceModels(start.folder / _REFERENCES, start.settings)
 
     def tested(record: RoundRecord | CycleRecord, arrays: ArrayRecord) -> None:
-        candidates.tested(record, lambda: _to_numpy(arrays))
+        candidates.tested(record, lambda: to_numpy(arrays))
         if isinstance(record, CycleRecord):
-            references.tested(record.cycle, lambda: _to_numpy(arrays))
+            references.tested(record.cycle, lambda: to_numpy(arrays))
 
     def record(record: RoundRecord | CycleRecord) -> None:
         recorder.record(record)
@@ -430,7 +248,7 @@ def _hooks(
     ) -> None:
         position = Position(run, cycle, round_)
         state = Checkpoint(
-            position, _to_numpy(arrays), bought, aggregation.state, side.state, is_end
+            position, to_numpy(arrays), bought, aggregation.state, side.state, is_end
         )
         write_checkpoint(start.folder / CHECKPOINT, state)
         candidates.committed()
@@ -442,7 +260,7 @@ def _hooks(
         keeper.joined(membership)
 
     return Hooks(
-        new_arrays=lambda cycle: _fresh_arrays(start.loaded, start.settings, cycle),
+        new_arrays=lambda cycle: fresh_arrays(start.loaded, start.settings, cycle),
         evaluate=lambda arrays: _evaluate(start, arrays),
         record=record,
         checkpoint=checkpoint,
@@ -534,61 +352,11 @@ def _record_start(
     partition: Mapping[str, object] | None = None,
 ) -> None:
     fingerprint = str(partition["fingerprint"]) if partition else None
-    environment = _environment(start.loaded, settings, fingerprint)
+    environment = environment_of(start.loaded, settings, fingerprint)
     environment["labels"] = {"planned": planned}
     if start.extended_from:
         environment["extended_from"] = list(start.extended_from)
     recorder.start(settings, environment | {"engine": dict(start.engine)}, partition)
-
-
-def _environment(
-    loaded: Resources, settings: Settings, partition_fingerprint: str | None
-) -> dict[str, object]:
-    recipe = loaded.recipe(settings)
-    environment = describe_environment(
-        class_names=loaded.dataset.class_names,
-        data_fingerprint=loaded.dataset.fingerprint or None,
-        partition_fingerprint=partition_fingerprint,
-        settings=settings.to_flat(),
-    )
-    environment["data"] |= {
-        "name": loaded.dataset.name,
-        "kind": "vectors" if loaded.dataset.holds_vectors else "images",
-        "train": len(loaded.dataset.train),
-        "test": len(loaded.dataset.test),
-        "not_used": [asdict(line) for line in loaded.dataset.not_used],
-        "notes": list(loaded.dataset.notes),
-    }
-    environment["resolved"] = {
-        "model": loaded.model_name,
-        "device": str(loaded.device),
-        "precision": recipe.precision,
-        "compile": recipe.compile,
-        "augmentation": asdict(recipe.augmentation),
-    }
-    if loaded.backbone is not None:
-        environment["backbone"] = {
-            "name": loaded.backbone.name,
-            "sha256": loaded.backbone.digest,
-            "features": loaded.backbone.features,
-            "views": settings.feature_views,
-            "preprocessing": asdict(loaded.backbone.preprocessing),
-            # Of what was computed by this process; the rest was there.
-            "extracted": {
-                split: {"images": images, "seconds": seconds}
-                for split, (images, seconds) in loaded.extracted.items()
-            },
-        }
-    return environment
-
-
-def _fresh_arrays(loaded: Resources, settings: Settings, cycle: int) -> ArrayRecord:
-    """Return the model that a cycle starts from: a fresh one, or the initial one that is set."""
-    state = loaded.new_model(cycle).state_dict()
-    fresh = {name: tensor.numpy() for name, tensor in state.items()}
-    if settings.initial_model:
-        fresh = with_initial(settings.initial_model, fresh, _facts(loaded, settings), _log.warning)
-    return held_record(fresh, loaded.layout)
 
 
 def _is_format_told(start: Start) -> bool:
@@ -596,16 +364,6 @@ def _is_format_told(start: Start) -> bool:
     settings = start.settings
     by_model = bool(settings.initial_model) and start.loaded.dataset.holds_vectors
     return settings.has_sites or by_model
-
-
-def _facts(loaded: Resources, settings: Settings) -> ModelFacts:
-    backbone, dataset = loaded.backbone, loaded.dataset
-    return ModelFacts(
-        dataset.class_names,
-        backbone.digest if backbone is not None else "",
-        dataset.holds_vectors,
-        settings.parameters_of("model"),
-    )
 
 
 def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observation | None) -> str:
@@ -645,7 +403,3 @@ def _held_out(start: Start, arrays: ArrayRecord) -> HeldOut | None:
     at_once = start.at_once if loaded.device.type == "cpu" else 1
     logits_MC = predict(model, images, torch.arange(len(images)), at_once=at_once).logits_NC
     return HeldOut(logits_MC.float().cpu().numpy(), images.labels_N.cpu().numpy())
-
-
-def _to_numpy(arrays: ArrayRecord) -> Arrays:
-    return {name: array.numpy() for name, array in arrays.items()}

@@ -17,7 +17,7 @@ from support.small_backbone import write_weights
 from ahfal_app.errors import ConfigError
 from ahfal_app.inference import load_model
 from ahfal_app.results.reading import read_metrics
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 from ahfal_app.training.prediction import predict
 
 CPU = torch.device("cpu")

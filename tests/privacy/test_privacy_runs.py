@@ -29,7 +29,8 @@ from ahfal_app.privacy.quantisation import UNITS
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_run
 from ahfal_app.results.report import render_report
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 
 DP = {"privacy": "local-dp", "privacy.epsilon": 4.0}
 SECURE = {"privacy": "secure-aggregation"}

@@ -17,7 +17,7 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.labels.records import LabelReceipt, LabelRequest
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.results.reading import read_run
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 from ahfal_app.training.resources import resources
 
 #: Each sample may be asked for once: ten come, two are bought.

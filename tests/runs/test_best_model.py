@@ -20,7 +20,7 @@ from ahfal_app.metrics import measure_all
 from ahfal_app.results.records import CycleRecord, Record
 from ahfal_app.results.summary import summary_text
 from ahfal_app.server import run as run_module
-from ahfal_app.server.run import Start
+from ahfal_app.server.start import Start
 from ahfal_app.training.prediction import Evaluation
 
 SETTINGS: dict[str, object] = {"keep": "best", "metric": "macro-f1", "evaluate-every": 1}

@@ -26,7 +26,7 @@ from ahfal_app.results.overview import overview
 from ahfal_app.results.overview_text import run_text
 from ahfal_app.results.reading import read_run
 from ahfal_app.results.records import DriftRecord
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 from ahfal_app.training.prediction import predict
 from ahfal_app.training.resources import resources
 

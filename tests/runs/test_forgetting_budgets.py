@@ -12,7 +12,7 @@ from support.simulation import TINY, SharedRuns, Simulation
 from ahfal_app.errors import ConfigError
 from ahfal_app.forgetting import forgotten_counts
 from ahfal_app.query.core.budgets import allocate, inverse_count_weights, shortfall_weights
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 
 FORGETS = {"forget": 0.5, "forget-budgets": True, "rounds": 1}
 

@@ -21,7 +21,8 @@ from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import read_metrics
 from ahfal_app.server import loop
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 
 #: The client that loses its labels, and the node that serves it.
 LOST, NODE = 1, 2

@@ -24,7 +24,7 @@ from ahfal_app.results.report import render_report
 from ahfal_app.results.run_folder import Recorder
 from ahfal_app.server import run as run_module
 from ahfal_app.server.checkpoint import read_checkpoint, write_checkpoint
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 
 SHORT = {"target-fraction": 0.1}
 WATCHED: dict[str, Any] = {"stop-set": "always", "stop-set-size": 300}

@@ -32,7 +32,7 @@ from ahfal_app.errors import CheckpointError, ConfigError, ResumeError
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.reading import read_metrics
 from ahfal_app.results.status import State, read_status
-from ahfal_app.server.run import prepare
+from ahfal_app.server.start import prepare
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,8 @@ from ahfal_app.labels.records import LabelReceipt
 from ahfal_app.oracle.simulated import SimulatedOracle
 from ahfal_app.results.progress import Progress
 from ahfal_app.server.preflight import check_settings
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 
 #: So little is wanted that the second cycle is the last one.
 STOPS: dict[str, Any] = {"stopping": "target", "stopping.accuracy": 0.01, "stopping.after": 2}

@@ -21,9 +21,11 @@ from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.plugins import AGGREGATIONS
 from ahfal_app.results.progress import Progress
 from ahfal_app.server import run as run_module
+from ahfal_app.server import start as start_module
 from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.checkpoint import read_checkpoint
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 
 NAMES = AGGREGATIONS.own_names()
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
@@ -146,7 +148,8 @@ def test_state_of_the_server_lives_as_long_as_its_model(
         stored = read_checkpoint(folder)
         has_state[stored.position.cycle, stored.position.round] = bool(stored.aggregation)
 
-    monkeypatch.setattr(run_module, "write_checkpoint", watched)
+    for module in (start_module, run_module):
+        monkeypatch.setattr(module, "write_checkpoint", watched)
     simulation(cycles=2, rounds=1, aggregation=name, **{"reset-model": reset_model})
     at_start_of_second = has_state.pop((1, 0))
     assert at_start_of_second is not reset_model

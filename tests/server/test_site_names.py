@@ -24,7 +24,8 @@ from ahfal_app.results.reading import read_run
 from ahfal_app.results.records import Failure, parse_record
 from ahfal_app.results.report import render_report
 from ahfal_app.results.tables import failure_table
-from ahfal_app.server.run import execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import prepare
 
 SITES = {1: "charite", 2: "hospital-2"}
 

@@ -16,6 +16,7 @@ from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.run_folder import Recorder
 from ahfal_app.server import candidates, coordination, secure_sum, shared_budget
 from ahfal_app.server import run as run_module
+from ahfal_app.server import start as start_module
 
 
 class Killed(BaseException):
@@ -51,7 +52,8 @@ class KillSwitch:
         return wrapped
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(run_module, "write_checkpoint", self.around(run_module.write_checkpoint))
+        for module in (start_module, run_module):
+            patch.setattr(module, "write_checkpoint", self.around(module.write_checkpoint))
         patch.setattr(candidates, "write_bytes", self.around(candidates.write_bytes))
         patch.setattr(MomentumFiles, "write", self.around(MomentumFiles.write))
         patch.setattr(Recorder, "record", self.around(Recorder.record))

@@ -19,7 +19,8 @@ from ahfal_app.client_app import app as client_app
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.reading import Metrics, read_metrics
-from ahfal_app.server.run import Start, execute, prepare
+from ahfal_app.server.run import execute
+from ahfal_app.server.start import Start, prepare
 
 #: Three clients, three cycles of two rounds: a run of half a second. Convolutions would take as
 #: long as all else together; where a test is about them or about batch norm, it names the model.

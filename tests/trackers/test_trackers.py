@@ -17,6 +17,7 @@ from ahfal_app.ledger import Ledger
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.records import CycleRecord, RoundRecord, SiteTest, TestRecord
 from ahfal_app.server import run as run_module
+from ahfal_app.server import start as start_module
 from ahfal_app.server.checkpoint import Checkpoint
 from ahfal_app.server.preflight import check_settings
 from ahfal_app.trackers import Point, TrackedRun, Tracking, open_tracking
@@ -160,7 +161,8 @@ def kill_at(call: int, patch: pytest.MonkeyPatch, *, written: bool) -> None:
                 sys.modules["wandb"].teardown()
             raise Killed
 
-    patch.setattr(run_module, "write_checkpoint", killing)
+    for module in (start_module, run_module):
+        patch.setattr(module, "write_checkpoint", killing)
     patch.setattr(Tracking, "__exit__", lambda *_: None)
 
 
@@ -312,7 +314,7 @@ def test_a_resumed_run_takes_another_tracker(
     folder = Path(str(simulation.base["output-dir"])) / "killed"
 
     def resumed(**values: object) -> str:
-        return run_module.prepare({"resume": str(folder), **values}).settings.tracker
+        return start_module.prepare({"resume": str(folder), **values}).settings.tracker
 
     assert resumed() == "tensorboard"
     assert resumed(tracker="none") == "none"
