@@ -369,13 +369,15 @@ def _is_format_told(start: Start) -> bool:
 def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observation | None) -> str:
     """Return why the run ends after a cycle that was just tested; empty where it goes on."""
     settings, tests = start.settings, evaluation.sums.num_samples
+    rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
+    if not rules:
+        return ""  # To read what there was before would take longer with each cycle.
     before = read_metrics(start.folder).cycles
     # At the sites each cycle may be tested with more samples than the one before.
     sizes = [each.tests[0].samples if each.tests else tests for each in before]
     right = int(evaluation.confusion_CC.trace())
     last = CycleResult(labels, right, tests, observed, *purchase_before(before))
     history = [*cycle_results(before, sizes), last]
-    rules = make_rules(settings.stopping, settings.parameters_of("stopping"))
     return why_stopped(rules, settings.stopping_mode, history)
 
 

@@ -32,7 +32,6 @@ import numpy as np
 from turns import summary
 
 from ahfal_app.config import parse_settings
-from ahfal_app.models import build_model
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.reading import read_run
 from ahfal_app.storage.files import write_json
@@ -198,7 +197,7 @@ def _exported(settings: dict[str, Any], file: Path) -> dict[str, Any]:
     """Write the split and the first weights; return the environment."""
     loaded = resources(parse_settings(settings))
     train = loaded.train_images
-    model = build_model("linear", loaded.dataset.image_shape, loaded.num_classes, 0)
+    model = loaded.new_model(0)  # What our run begins with.
     users = [loaded.client_rows(user) for user in range(_CLIENTS)]
     np.savez(
         file,

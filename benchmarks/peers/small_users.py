@@ -31,7 +31,6 @@ from turns import Player, Referee, Stopped, summary
 
 from ahfal_app.config import parse_settings
 from ahfal_app.engine.local import simulate
-from ahfal_app.models import build_model
 from ahfal_app.results.environment import describe_environment
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import RoundRecord
@@ -159,7 +158,7 @@ def _exported(settings: Mapping[str, object], file: Path) -> dict[str, Any]:
     """Write what both sides train on; return the environment."""
     loaded = resources(parse_settings(settings))
     train, test = loaded.train_images, loaded.test_images
-    model = build_model("small-cnn", loaded.dataset.image_shape, loaded.num_classes, 0)
+    model = loaded.new_model(0)  # What our run begins with.
     arrays = {
         "train_NHWc": train.images_NHWC.numpy(),
         "train_labels_N": train.labels_N.numpy(),
