@@ -1,4 +1,4 @@
-"""Three sites on real processes, a server without any data, and figures that the sites make."""
+"""Two sites on real processes, a server without any data, and figures that the sites make."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def predicted(model: Path, images: list[Path], out: Path) -> list[dict[str, str]
     return [rows[image.name] for image in images]
 
 
-def test_figures_from_three_sites_are_those_of_the_pooled_images(
+def test_figures_from_the_sites_are_those_of_the_pooled_images(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AHFAL_TEST", str(tmp_path))
-    with trial(tmp_path, data_dir, 3) as running:
+    with trial(tmp_path, data_dir) as running:
         running.start()
         running.run(**SETTINGS)
         running.end()

@@ -2,7 +2,8 @@
 
 In this process, with the network that trains fastest, and with no charts of single runs: sweeps
 with processes of their own are tested with the other sweeps, and these would spend most of their
-time on convolutions and charts.
+time on convolutions and charts. Those of sweeps are drawn; as files they are written where all
+strategies are compared.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import contextlib
 import csv
 import io
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support.charts import OF_SWEEPS, with_charts
+from support.charts import OF_SWEEPS, with_charts, with_sketches
 from support.sweeps import sweeps_here
 
 from ahfal_app.cli import main
@@ -25,7 +27,7 @@ from ahfal_app.config_sources import read_yaml
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("conf/paper/*.yaml"), *ROOT.glob("conf/experiments/*.yaml")])
 #: Of all strategies, on data that are the same at this scale: one split says as much as two.
-ALL_STRATEGIES = {"pretrained-cifar10", "pretrained-few-labels"}
+ALL_STRATEGIES = {"few-labels-digits", "pretrained-cifar10", "pretrained-few-labels"}
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +43,19 @@ def out(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 def _sweep(out: Path) -> None:
     of_all = [file for file in FILES if file.stem in ALL_STRATEGIES]
-    _sweep_files([file for file in FILES if file not in of_all], out)
-    _sweep_files(of_all, out, "alpha=1.0")
+    _sweep_files([file for file in FILES if file not in of_all], out, with_sketches())
+    _sweep_files(of_all, out, with_charts(OF_SWEEPS), "alpha=1.0")
 
 
-def _sweep_files(files: list[Path], out: Path, *more: str) -> None:
+def _sweep_files(
+    files: list[Path], out: Path, charts: AbstractContextManager[None], *more: str
+) -> None:
     named = [*map(str, files), "model=mlp", *more]
     command = ["sweep", *named, "--scale", "smoke", "--out", str(out)]
     told = io.StringIO()
     with (
         sweeps_here(),
-        with_charts(OF_SWEEPS),
+        charts,
         contextlib.redirect_stdout(told),
         pytest.raises(SystemExit) as ended,
     ):
