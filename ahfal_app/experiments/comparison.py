@@ -93,6 +93,31 @@ def paired_difference(
     return Difference(len(seeds), mean, float(low), float(high), p)
 
 
+def shown_from(difference: Difference, comparisons: int) -> float | None:
+    """Return how large a mean difference would have to be to count, its spread over seeds as it is.
+
+    A smaller one may be there all the same: runs of so few seeds could not have shown it.
+
+    Parameters
+    ----------
+    difference : Difference
+        What was found.
+    comparisons : int
+        Tests that p-values are corrected for, of which this one comes first: the strictest step of
+        Holm's method.
+
+    Returns
+    -------
+    float | None
+        In the unit of the difference, above 0; None where nothing could be tested.
+    """
+    if difference.low is None or difference.high is None or difference.low == difference.high:
+        return None
+    freedom = difference.count - 1
+    error = (difference.high - difference.low) / 2 / stats.t.isf((1 - CONFIDENCE) / 2, freedom)
+    return float(stats.t.isf(SIGNIFICANCE / 2 / comparisons, freedom) * error)
+
+
 def clear_best(results: Mapping[str, Mapping[int, float]]) -> str | None:
     """Return the method with the highest mean, if it is above every other one on equal seeds.
 

@@ -14,6 +14,7 @@ from ahfal_app.experiments.comparison import (
     clear_best,
     labels_to_reach,
     paired_difference,
+    shown_from,
     summarise,
 )
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, final_value
@@ -126,18 +127,29 @@ def difference_table(
                 if difference.low is None
                 else f"{difference.low:+.2f} to {difference.high:+.2f}"
             )
-            p_text = NOTHING if p is None else f"{p:.3f}"
+            tests = sum(each is not None for each in corrected)
+            least = shown_from(difference, tests) if p is not None else None
+            texts = (NOTHING if v is None else f"{v:.{d}f}" for v, d in ((p, 3), (least, 2)))
             row = (point_text(point) or "all", str(other), f"{difference.mean:+.2f}")
-            rows.append((*row, interval, p_text, f"{difference.count}"))
+            rows.append((*row, interval, *texts, f"{difference.count}"))
     if not rows:
         return None
     return TextTable(
         title=f"Differences to {reference}{of}, in points of {results.metric}",
-        headings=("Where", results.method_axis, "Difference", "Interval", "p", "Seeds"),
+        headings=(
+            "Where",
+            results.method_axis,
+            "Difference",
+            "Interval",
+            "p",
+            "Shown from",
+            "Seeds",
+        ),
         rows=rows,
-        numbers=frozenset({2, 3, 4, 5}),
+        numbers=frozenset({2, 3, 4, 5, 6}),
         note=f"Paired by seed. Intervals at {CONFIDENCE:.0%} (Student's t), not corrected; p by "
-        f"the {TEST_NAME}, among the methods of a row's place.",
+        f"the {TEST_NAME}, among the methods of a row's place. Shown from: the least difference "
+        "that would count with this spread; smaller ones could not have been shown.",
     )
 
 

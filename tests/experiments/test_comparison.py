@@ -16,6 +16,7 @@ from ahfal_app.experiments.comparison import (
     clear_best,
     labels_to_reach,
     paired_difference,
+    shown_from,
     summarise,
 )
 from ahfal_app.multiple_tests import holm
@@ -43,11 +44,27 @@ def test_paired_difference_agrees_with_scipy() -> None:
     assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
 
 
+@pytest.mark.parametrize("comparisons", [1, 2, 15])
+def test_a_difference_counts_from_the_one_that_is_said_on(comparisons: int) -> None:
+    """Moved to there, with its spread, it has a corrected p of exactly 0.05."""
+    found = paired_difference(OURS, THEIRS)
+    assert found is not None
+    least = shown_from(found, comparisons)
+    assert least is not None
+    moved = paired_difference({s: v + least - found.mean for s, v in OURS.items()}, THEIRS)
+    assert moved is not None
+    assert holm([moved.p] + [1.0] * (comparisons - 1))[0] == pytest.approx(0.05)
+    if comparisons == 1:
+        assert found.high is not None
+        assert least == pytest.approx(found.high - found.mean)
+
+
 def test_few_or_no_pairs() -> None:
     assert paired_difference({0: 1.0}, {1: 2.0}) is None
     single = paired_difference({0: 1.0, 5: 2.0}, {0: 3.0})
     assert single is not None
     assert (single.count, single.mean, single.low, single.p) == (1, -2, None, None)
+    assert shown_from(single, 1) is None
 
 
 def test_equal_differences_have_no_test() -> None:
@@ -57,6 +74,7 @@ def test_equal_differences_have_no_test() -> None:
     assert same is not None
     assert shifted is not None
     assert (same.mean, same.p) == (0, 1)
+    assert shown_from(same, 1) is shown_from(shifted, 1) is None
     assert (shifted.mean, shifted.low, shifted.p) == (1, None, None)
     rounded = paired_difference({0: 0.3, 1: 0.7}, {0: 0.1, 1: 0.5})
     assert rounded is not None
