@@ -13,3 +13,11 @@ Metric = Annotated[
         help="What runs are compared by, accuracy or another metric; else as their settings say.",
     ),
 ]
+
+Reference = Annotated[
+    str,
+    typer.Option(
+        metavar="METHOD",
+        help="What differences are to; else as the experiment's file says, AHFAL, or the first.",
+    ),
+]

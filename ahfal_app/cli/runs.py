@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ahfal_app.cli.options import Metric
+from ahfal_app.cli.options import Metric, Reference
 
 commands = typer.Typer()
 command = functools.partial(commands.command, rich_help_panel="Runs")
@@ -94,6 +94,7 @@ def report(
         Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a sweep.")
     ],
     metric: Metric = "",
+    reference: Reference = "",
 ) -> None:
     """Write the report.html of a run or of a sweep anew; a sweep's tables as files, too."""
     from ahfal_app.errors import ConfigError
@@ -103,12 +104,16 @@ def report(
     from ahfal_app.results.summary import print_summary
 
     if (folder / EXPERIMENTS).is_dir():
-        Console().print(
-            f"report: {write_sweep_report(folder, metric)}", soft_wrap=True, markup=False
-        )
+        page = write_sweep_report(folder, metric, reference)
+        Console().print(f"report: {page}", soft_wrap=True, markup=False)
         return
-    if metric:
-        raise ConfigError([f"--metric={metric!r}: allowed with the folder of a sweep"])
+    said = {"metric": metric, "reference": reference}
+    if problems := [
+        f"--{name}={value!r}: allowed with the folder of a sweep"
+        for name, value in said.items()
+        if value
+    ]:
+        raise ConfigError(problems)
     write_report(folder)
     print_summary(folder, Console())
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ahfal_app.cli.options import Metric
+from ahfal_app.cli.options import Metric, Reference
 from ahfal_app.errors import ReportError
 from ahfal_app.experiments.scales import Scale
 
@@ -142,17 +142,19 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
     metric: Metric = "",
+    reference: Reference = "",
 ) -> None:
     """Compare runs: a table here, and a page with figures and tests."""
     from ahfal_app.experiments.compare import compare_runs, refuse_repetitions
     from ahfal_app.experiments.output import check_output, write_output
     from ahfal_app.experiments.report import render_sweep_report
+    from ahfal_app.experiments.results import with_reference
     from ahfal_app.experiments.same_data import data_warnings
     from ahfal_app.experiments.tables import accuracy_table
 
     check_output(out, ".html")
     refuse_repetitions(folders)
-    results = compare_runs(folders, metric)
+    results = with_reference(reference, compare_runs(folders, metric))
     table = accuracy_table(results)
     console = Console()
     grid = Table(*table.headings, title=table.title)

@@ -9,6 +9,7 @@
         full: {}
         without balance: {strategy.balance: none}
       seed: [0, 1, 2]
+    reference: random               # what differences are to; else AHFAL, or the first method
     paper:                          # what the paper reports, in percent
       - {strategy: ahfal, alpha: 0.1, accuracy: 66.15, std: 0.94}
 
@@ -42,7 +43,7 @@ from ahfal_app.experiments.grid import (
 )
 from ahfal_app.experiments.paper import PaperNumber, read_paper_numbers
 from ahfal_app.experiments.scales import Scale, seeds_at, settings_at
-from ahfal_app.parameters import Scalar
+from ahfal_app.parameters import Scalar, suggestion
 from ahfal_app.plugins import provenances, with_provenances
 
 #: Where a run lies and is shown, how long it waits and what it is paid for does not change what
@@ -90,7 +91,8 @@ class PlannedRun:
 class Experiment:
     """A file's grid of runs, at a scale.
 
-    `warnings` says what a reader of its results should know.
+    `warnings` says what a reader of its results should know, `reference` which label of the first
+    axis but the seed differences are to, where the file says it.
     """
 
     title: str
@@ -101,6 +103,7 @@ class Experiment:
     paper: tuple[PaperNumber, ...] = ()
     overrides: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    reference: Scalar | None = None
 
 
 def load_experiment(
@@ -129,6 +132,8 @@ def load_experiment(
     overrides = dict(overrides or {})
     axes = read_axes(file, values.pop("sweep", {}))
     paper = read_paper_numbers(file, values.pop("paper", []), axes)
+    said = values.pop("reference", None)
+    reference = _reference(file, said, axes, overrides) if said is not None else None
     axes = {name: points for name, points in axes.items() if name not in overrides}
     if SEED in axes:
         axes[SEED] = {label: axes[SEED][label] for label in seeds_at(scale, axes[SEED])}
@@ -144,7 +149,21 @@ def load_experiment(
         paper=paper,
         overrides=overrides,
         warnings=warnings,
+        reference=reference,
     )
+
+
+def _reference(
+    file: Path, said: object, axes: Axes, overrides: Mapping[str, object]
+) -> Scalar | None:
+    """Return the label that differences are to; None where its axis is not swept."""
+    axis = next((name for name in axes if name != SEED), None)
+    labels = {str(label): label for label in axes[axis]} if axis is not None else {}
+    if str(said) not in labels:
+        allowed = f"a label of {axis}: {' | '.join(labels)}" if axis else "with an axis of `sweep`"
+        hint = suggestion(str(said), labels)
+        raise ConfigError([f"{file}: reference={said!r}: allowed is {allowed}{hint}"])
+    return None if axis in overrides else labels[str(said)]
 
 
 def load_experiments(
@@ -190,7 +209,7 @@ def _inherited(file: Path, below: Sequence[Path]) -> dict[str, Any]:
         raise ConfigError([f"{file}: base={base!r}: allowed is a file's path"])
     inherited = _inherited(file.parent / expanded("base", base), (*below, file))
     # A base's numbers are those of another experiment.
-    inherited = {k: v for k, v in inherited.items() if k not in ("title", "paper")}
+    inherited = {k: v for k, v in inherited.items() if k not in ("title", "paper", "reference")}
     if isinstance(inherited.get("sweep"), dict) and isinstance(values.get("sweep", {}), dict):
         own = values.get("sweep", {})
         if unheard := sorted(values.keys() & inherited["sweep"].keys() - own.keys()):

@@ -32,7 +32,7 @@ FIGURES = "figures"
 _MOST_PARTITIONS = 6
 
 
-def write_sweep_report(out: Path, metric: str = "") -> Path:
+def write_sweep_report(out: Path, metric: str = "", reference: str = "") -> Path:
     """Write the report of a sweep, also of one that is not complete.
 
     Parameters
@@ -41,6 +41,8 @@ def write_sweep_report(out: Path, metric: str = "") -> Path:
         The sweep's folder.
     metric : str
         What the runs are compared by; empty: as their settings say.
+    reference : str
+        The method that differences are to; empty: as the experiment's file says.
 
     Returns
     -------
@@ -50,10 +52,11 @@ def write_sweep_report(out: Path, metric: str = "") -> Path:
     Raises
     ------
     SweepError, ReportError
-        The folder is not one of a sweep, or a run in it cannot be read or has no such metric.
+        The folder is not one of a sweep, or a run in it cannot be read or has no such metric,
+        or an experiment has no such method.
     """
     out = out.absolute()
-    experiments = read_experiments(out, metric)
+    experiments = read_experiments(out, metric, reference)
     for folder in (TABLES, FIGURES):
         (out / folder).mkdir(exist_ok=True)
     pages = []

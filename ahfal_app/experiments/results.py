@@ -154,6 +154,8 @@ class ExperimentResults:
         What a reader should know: labels that stand for the same run.
     metric : str
         What the runs are compared by.
+    compared_with : Scalar | None
+        The method that differences are to, where somebody has said it.
     """
 
     title: str
@@ -168,6 +170,7 @@ class ExperimentResults:
     other_code: bool
     warnings: tuple[str, ...] = ()
     metric: str = ACCURACY
+    compared_with: Scalar | None = None
 
     @property
     def method_axis(self) -> str:
@@ -184,9 +187,14 @@ class ExperimentResults:
 
     @property
     def reference(self) -> Scalar | None:
-        """What the others are compared with: AHFAL, or else the first; None where all is one."""
+        """What the others are compared with; None where all is one.
+
+        What was said, or else AHFAL, or else the first.
+        """
         if self.method_axis not in self.axes:
             return None
+        if self.compared_with is not None:
+            return self.compared_with
         for label in self.methods:
             if str(label).lower() == "ahfal":
                 return label
@@ -244,7 +252,7 @@ def final_value(result: RunResult) -> float | None:
     return result.final_value
 
 
-def read_experiments(out: Path, metric: str = "") -> list[ExperimentResults]:
+def read_experiments(out: Path, metric: str = "", reference: str = "") -> list[ExperimentResults]:
     """Read all experiments of a sweep's folder.
 
     Parameters
@@ -254,19 +262,41 @@ def read_experiments(out: Path, metric: str = "") -> list[ExperimentResults]:
     metric : str
         What the runs are compared by, of which more is better; empty: the setting `metric`, where
         it is the same in all runs of an experiment, and else the accuracy.
+    reference : str
+        The method that differences are to; empty: as the experiment's file says.
 
     Raises
     ------
     SweepError
         The folder is not one of a sweep.
     ReportError
-        Runs have no such metric.
+        Runs have no such metric, or an experiment no such method.
     """
     files = sorted((out / EXPERIMENTS).glob("*.json"))
     if not files:
         raise SweepError(f"{out.absolute()}: not the folder of a sweep: no {EXPERIMENTS}/*.json")
     summaries = Summaries(out)
-    return [compared_by(metric, _read_experiment(out, file, summaries)) for file in files]
+    experiments = [_read_experiment(out, file, summaries) for file in files]
+    return [with_reference(reference, compared_by(metric, each)) for each in experiments]
+
+
+def with_reference(reference: str, results: ExperimentResults) -> ExperimentResults:
+    """Return an experiment's results with the method that the others are compared with.
+
+    Raises
+    ------
+    ReportError
+        There is none of this name.
+    """
+    if not reference:
+        return results
+    labels = {str(label): label for label in results.methods}
+    if reference not in labels:
+        raise ReportError(
+            f"{results.file}: reference={reference!r}: allowed is {' | '.join(labels)}"
+            f"{suggestion(reference, labels)}"
+        )
+    return replace(results, compared_with=labels[reference])
 
 
 def compared_by(metric: str, results: ExperimentResults) -> ExperimentResults:
@@ -341,6 +371,7 @@ def _read_experiment(out: Path, file: Path, summaries: Summaries) -> ExperimentR
         failures=failures,
         other_code=plan["code"] != code_hash(),
         warnings=tuple(plan.get("warnings", ())),
+        compared_with=plan.get("reference"),
     )
 
 

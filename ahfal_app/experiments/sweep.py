@@ -275,6 +275,7 @@ def _write_plan(experiment: Experiment, out: Path, summarised: Mapping[str, str]
             "overrides": experiment.overrides,
             "paper": [number.model_dump() for number in experiment.paper],
             "warnings": list(experiment.warnings),
+            "reference": experiment.reference,
             # A run that was done on another machine has another name there.
             "runs": [
                 {

@@ -62,6 +62,22 @@ class TestFiles:
         assert [run.settings.seed for run in experiment.runs] == [3, 4, 3, 4]
         assert experiment.title == "a"
 
+    def test_a_file_says_whom_its_methods_are_compared_with(self, tmp_path: Path) -> None:
+        text = "sweep: {seed: [0, 1], alpha: [0.1, 1.0], strategy: [random, ahfal]}\n"
+        assert load_experiment(write(tmp_path / "a.yaml", text)).reference is None
+        base = write(tmp_path / "b.yaml", text + "reference: 1.0\n")
+        assert load_experiment(base).reference == 1.0
+        # Who runs one of them alone compares nothing.
+        assert load_experiment(base, overrides={"alpha": 0.1}).reference is None
+        assert load_experiment(write(tmp_path / "c.yaml", "base: b.yaml")).reference is None
+        for said, allowed in (("reference: 2", "alpha: 0.1 | 1.0"), ("reference: random", "alpha")):
+            with pytest.raises(ConfigError, match=r"reference=.*allowed is a label") as refused:
+                load_experiment(write(tmp_path / "d.yaml", text + said))
+            assert allowed in str(refused.value)
+        alone = write(tmp_path / "e.yaml", "reference: random\nsweep: {seed: [0]}")
+        with pytest.raises(ConfigError, match="allowed is with an axis"):
+            load_experiment(alone)
+
     def test_an_axis_of_groups_sets_several_settings(self, tmp_path: Path) -> None:
         text = """
         sweep:

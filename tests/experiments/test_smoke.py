@@ -81,6 +81,8 @@ def test_an_experiment_runs_and_is_reported(file: Path, out: Path) -> None:
     assert {row["folder"] for row in rows} == {run["folder"] for run in plan["runs"]}
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     page = (out / f"report-{name}.html").read_text()
+    if reference := read_yaml(file).get("reference"):
+        assert f"Differences to {reference}, in points" in page
     assert "runs are missing" not in page
     pictures = list((out / "figures").glob(f"{name}-*.svg"))
     assert pictures

@@ -27,7 +27,12 @@ from ahfal_app.experiments import report, tables
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
-from ahfal_app.experiments.results import ExperimentResults, RunResult, compared_by
+from ahfal_app.experiments.results import (
+    ExperimentResults,
+    RunResult,
+    compared_by,
+    with_reference,
+)
 from ahfal_app.experiments.same_data import data_warnings
 from ahfal_app.experiments.scales import Scale
 from ahfal_app.results.reading import Run, read_run
@@ -241,6 +246,21 @@ def test_differences_are_paired_by_seed(results: ExperimentResults) -> None:
     # Two methods are compared at a place, so that a little more than the interval is needed.
     assert float(table.rows[0][5]) > (high - low) / 2
     assert {row[6] for row in table.rows} == {"3"}
+
+
+def test_differences_are_to_whom_somebody_says(results: ExperimentResults) -> None:
+    told = with_reference("random", results)
+    table = tables.difference_table(told)
+    assert table is not None
+    assert table.title == "Differences to random, in points of accuracy"
+    assert {row[1] for row in table.rows} == {"ahfal", "entropy"}
+    ours, base = finals(results, "ahfal", 0.1), finals(results, "random", 0.1)
+    mean = statistics.fmean(a - b for a, b in zip(ours, base, strict=True))
+    (row,) = [row for row in table.rows if row[:2] == ("alpha = 0.1", "ahfal")]
+    assert row[2] == f"{mean:+.2f}"
+    assert with_reference("", results) is results
+    with pytest.raises(ReportError, match=r"reference='randon': allowed is .*random.*random"):
+        with_reference("randon", results)
 
 
 def test_learning_curves(results: ExperimentResults) -> None:
