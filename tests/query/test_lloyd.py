@@ -74,7 +74,8 @@ def slow_seeds(
                 next(i for i in range(size) if shares[i] > draw * shares[-1]) for draw in draws
             ]
             left = [np.minimum(nearest, squared[c]).sum() for c in candidates]
-            seeds_of_one.append(candidates[int(np.argmin(left))])
+            best = next(i for i, each in enumerate(left) if each <= min(left) * (1 + 1e-6))
+            seeds_of_one.append(candidates[best])
     return chosen
 
 
@@ -91,6 +92,13 @@ class TestSeeds:
         assert ours.tolist() == slow_seeds(
             points, num_clusters, starts, np.random.default_rng(seed)
         )
+
+    def test_candidates_that_leave_the_same_are_not_told_apart_by_rounding(self) -> None:
+        """Points that are each other's nearest often do; whoever is drawn first is taken."""
+        sums = torch.tensor(
+            [[3.0, 2.0 + 1e-12, 2.0], [2.0, 2.0 - 1e-12, 5.0], [2.0, 1.9, 2.0]], dtype=torch.float64
+        )
+        assert module._first_smallest(sums).tolist() == [1, 0, 1]
 
     def test_distances_of_all_pairs_at_once_are_those_of_each_candidate(
         self, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,9 @@ from ahfal_app.query.core.points import row_blocks
 #: mean variance: those of scikit-learn, as the authors whose methods cluster have used it.
 MAX_STEPS, TOLERANCE = 300, 1e-4
 
+#: Sums of distances that differ by a smaller share are the same.
+_SAME = 1e-6
+
 #: Distances and rows that are held at a time.
 _DISTANCES, _ROWS = 2**21, 1024
 
@@ -89,10 +92,19 @@ def seeds(
         candidates_ST.clamp_(max=size - 1)
         left_STN = pairwise.of(candidates_ST.flatten()).view(starts, trials, size)
         torch.minimum(left_STN, nearest_SN[:, None], out=left_STN)
-        best_S = left_STN.sum(dim=2, dtype=torch.float64).argmin(dim=1)
+        best_S = _first_smallest(left_STN.sum(dim=2, dtype=torch.float64))
         nearest_SN = left_STN[each_S, best_S]
         seeds_SK[:, k] = candidates_ST[each_S, best_S]
     return seeds_SK
+
+
+def _first_smallest(sums_ST: Tensor) -> Tensor:
+    """Return the first candidate of each start whose sum is the smallest, up to rounding.
+
+    Two points that are each other's nearest often leave the same: rounding is not to decide.
+    """
+    smallest_S1 = sums_ST.min(dim=1, keepdim=True).values
+    return (sums_ST <= smallest_S1 * (1 + _SAME)).int().argmax(dim=1)
 
 
 class _PairwiseDistances:
