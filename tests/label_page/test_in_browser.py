@@ -52,13 +52,13 @@ def opened(chromium: Any) -> Opened:
         languages: str = "",
         served: Served = served_here,
     ) -> Iterator[Any]:
-        """Serve a site's page, and look at it; what `hold` says is held back from the start."""
+        """Serve a site's page, and look at it; addresses like those in `hold` are held back."""
         with served(state_dir, *options) as address, chromium.tab() as tab:
             tab.resize(width)
             if languages:
                 tab.ask_for(languages)
             if hold:
-                tab.hold(hold)
+                tab.hold(*hold.split())
             tab.open(address)
             yield tab
 
@@ -135,7 +135,7 @@ def test_no_image_is_answered_before_it_is_on_the_screen(
     tmp_path: Path, opened: Opened, desk: Desk
 ):
     """Images come late; captions, buttons and keys are there at once."""
-    with opened(tmp_path, hold="*/images/*") as tab:
+    with opened(tmp_path, hold="*/images/* */undo") as tab:
         tab.wait("document.querySelectorAll('#classes button').length")
         for key in ("1", "s"):
             tab.press(key)
@@ -162,7 +162,10 @@ def test_no_image_is_answered_before_it_is_on_the_screen(
         tab.press("2")
         # Nor is anything answered while one's own last answer is taken back.
         tab.press("Backspace")
+        wait_until(lambda: tab.is_held("/undo"))
         tab.press("1")
+        assert "not on the screen" in said(tab)
+        tab.let_go("/undo")
         tab.wait("document.querySelector('#said').textContent.includes('taken back')")
         wait_for_image(tab, "3.png")
         assert answers_of(desk) == [(7, 2)]
