@@ -285,14 +285,9 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 // --- what people do ---------------------------------------------------------------------
 
-let isSending = false;
+let sending = null;    // While something is under way: what ends with the last of it.
 
-const send = async (job) => {
-  outbox.push(job);
-  looks += 1;
-  describe();
-  if (isSending) return;
-  isSending = true;
+const sendAll = async () => {
   while (outbox.length) {
     const [{path, body, done}] = outbox;
     const reply = await ask(path, {...about(), ...body});
@@ -308,8 +303,15 @@ const send = async (job) => {
       take(reply.content);
     } else await look();
   }
-  isSending = false;
+  sending = null;
   describe();
+};
+
+const send = (job) => {
+  outbox.push(job);
+  looks += 1;
+  describe();
+  sending ??= sendAll();
 };
 
 const answer = (label) => {
@@ -368,8 +370,12 @@ const settle = (isSettling) => {
 // --- one's own answers ------------------------------------------------------------------
 
 const openOwn = async () => {
+  const mine = turn;
+  // The newest of them may be under way.
+  await sending;
   const reply = await ask("/own");
-  if (!reply?.isDone) return;
+  // Who has gone on meanwhile does not go back.
+  if (!reply?.isDone || mine !== turn) return;
   if (!reply.content.answers.length) {
     say(text("no_own"));
     return;
@@ -538,10 +544,10 @@ addEventListener("keydown", (event) => {
 // --- coming and going -------------------------------------------------------------------
 
 // Undo ends when the site collects, new requests come in, and what is not heard of is let go.
-setInterval(() => { if (!document.hidden && !isSending) look(); }, POLL_MS);
+setInterval(() => { if (!document.hidden && !sending) look(); }, POLL_MS);
 document.addEventListener("visibilitychange", async () => {
   if (document.hidden || own) return;
-  if (Date.now() - heard < STALE_MS || isSending) return;
+  if (Date.now() - heard < STALE_MS || sending) return;
   // Somebody else may have the image by now.
   isShown = false;
   describe(Boolean(at("image")));

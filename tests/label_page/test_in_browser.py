@@ -407,6 +407,31 @@ def test_one_goes_back_to_ones_answers_and_changes_one(tmp_path: Path, opened: O
 
 
 @pytest.mark.usefixtures("oracle")
+def test_the_newest_of_ones_answers_may_be_under_way(tmp_path: Path, opened: Opened, desk: Desk):
+    with opened(tmp_path, hold="*/answers") as tab:
+        wait_for_image(tab, "7.png")
+        tab.press("3")
+        wait_for_image(tab, "3.png")
+        tab.press("ArrowLeft")
+        assert tab.is_held("/answers")
+        assert "not answered anything" not in said(tab)
+        tab.let_go()
+        wait_for_image(tab, "7.png")
+        tab.press("Escape")
+        wait_for_image(tab, "3.png")
+        # Who answers another one before that comes to it has gone on.
+        tab.press("2")
+        wait_for_image(tab, "9.png")
+        tab.press("ArrowLeft")
+        tab.press("1")
+        wait_for_image(tab, "1.png")
+        tab.hold_nothing()
+        wait_for_count(tab, 3)
+        assert tab.evaluate("document.querySelector('#given').hidden")
+    assert answers_of(desk) == [(7, 2), (3, 1), (9, 0)]
+
+
+@pytest.mark.usefixtures("oracle")
 def test_doubts_and_comments_go_with_the_image_that_they_are_about(
     tmp_path: Path, opened: Opened, desk: Desk
 ):
