@@ -14,7 +14,7 @@ from ahfal_app.errors import ConfigError
 from ahfal_app.storage.yaml_text import RepeatedKey, load_yaml
 
 #: What an experiment's file has besides settings.
-EXPERIMENT_KEYS = ("title", "base", "sweep", "paper")
+EXPERIMENT_KEYS = ("title", "base", "sweep", "paper", "reference")
 
 _FILES = (".yaml", ".yml", ".toml")
 

@@ -62,7 +62,9 @@ class TestArguments:
             read_arguments(["x=1/a.yaml"])
 
     @pytest.mark.parametrize("command", ["run", "partition"])
-    @pytest.mark.parametrize("key", ["sweep: {seed: [0]}", "base: x.yaml", "paper: []"])
+    @pytest.mark.parametrize(
+        "key", ["sweep: {seed: [0]}", "base: x.yaml", "paper: []", "reference: x"]
+    )
     def test_an_experiment_is_for_sweep(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, key: str
     ):

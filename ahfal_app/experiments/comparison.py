@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ahfal_app.multiple_tests import holm
+from ahfal_app.multiple_tests import holm, holm_limit
 
 #: Probability with which an interval covers the true difference.
 CONFIDENCE = 0.95
@@ -93,7 +93,7 @@ def paired_difference(
     return Difference(len(seeds), mean, float(low), float(high), p)
 
 
-def shown_from(difference: Difference, comparisons: int) -> float | None:
+def shown_from(difference: Difference, others: Sequence[float | None]) -> float | None:
     """Return how large a mean difference would have to be to count, its spread over seeds as it is.
 
     A smaller one may be there all the same: runs of so few seeds could not have shown it.
@@ -102,9 +102,9 @@ def shown_from(difference: Difference, comparisons: int) -> float | None:
     ----------
     difference : Difference
         What was found.
-    comparisons : int
-        Tests that p-values are corrected for, of which this one comes first: the strictest step of
-        Holm's method.
+    others : Sequence[float | None]
+        p-values, not corrected, of the tests that this one is corrected for beside itself; None is
+        not a test.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def shown_from(difference: Difference, comparisons: int) -> float | None:
         return None
     freedom = difference.count - 1
     error = (difference.high - difference.low) / 2 / stats.t.isf((1 - CONFIDENCE) / 2, freedom)
-    return float(stats.t.isf(SIGNIFICANCE / 2 / comparisons, freedom) * error)
+    return float(stats.t.isf(holm_limit(others, SIGNIFICANCE) / 2, freedom) * error)
 
 
 def clear_best(results: Mapping[str, Mapping[int, float]]) -> str | None:

@@ -132,8 +132,9 @@ def load_experiment(
     overrides = dict(overrides or {})
     axes = read_axes(file, values.pop("sweep", {}))
     paper = read_paper_numbers(file, values.pop("paper", []), axes)
-    said = values.pop("reference", None)
-    reference = _reference(file, said, axes, overrides) if said is not None else None
+    reference = None
+    if "reference" in values:
+        reference = _reference(file, values.pop("reference"), axes, overrides)
     axes = {name: points for name, points in axes.items() if name not in overrides}
     if SEED in axes:
         axes[SEED] = {label: axes[SEED][label] for label in seeds_at(scale, axes[SEED])}

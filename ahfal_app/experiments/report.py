@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from ahfal_app.experiments import changes, charts, last_rounds, policies, tables
+from ahfal_app.experiments import changes, charts, last_rounds, policies, tables, whole_curves
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, read_experiments
@@ -105,6 +105,8 @@ def all_tables(results: ExperimentResults) -> list[TextTable]:
         last_rounds.mean_difference_table(results),
         last_rounds.paper_difference_table(results),
         tables.curve_table(results),
+        whole_curves.area_difference_table(results),
+        whole_curves.cycle_difference_table(results),
         tables.class_table(results),
         changes.recovery_table(results),
         changes.alarm_table(results),

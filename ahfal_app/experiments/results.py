@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ahfal_app.class_statistics import class_proportions
 from ahfal_app.code_version import code_hash
 from ahfal_app.errors import ReportError, SweepError
+from ahfal_app.experiments.comparison import area_under_curve
 from ahfal_app.experiments.grid import SEED
 from ahfal_app.experiments.paper import PaperNumber
 from ahfal_app.experiments.scales import Scale
@@ -250,6 +251,12 @@ class ExperimentResults:
 def final_value(result: RunResult) -> float | None:
     """Return the metric in the test of a run's last cycle."""
     return result.final_value
+
+
+def area(result: RunResult) -> float | None:
+    """Return the area under a run's learning curve, in percent; None where a value is missing."""
+    values_T = result.values_T
+    return area_under_curve(result.labels_T, values_T) if np.isfinite(values_T).all() else None
 
 
 def read_experiments(out: Path, metric: str = "", reference: str = "") -> list[ExperimentResults]:

@@ -10,14 +10,13 @@ from ahfal_app.experiments.charts import point_text
 from ahfal_app.experiments.comparison import (
     CONFIDENCE,
     TEST_NAME,
-    area_under_curve,
     clear_best,
     labels_to_reach,
     paired_difference,
     shown_from,
     summarise,
 )
-from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, final_value
+from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, area, final_value
 from ahfal_app.multiple_tests import holm
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.kept import ACCURACY
@@ -118,8 +117,9 @@ def difference_table(
         found = [
             paired_difference(results.by_seed(point, other, measure), base) for other in others
         ]
-        corrected = holm([difference.p if difference else None for difference in found])
-        for other, difference, p in zip(others, found, corrected, strict=True):
+        tests = [difference.p if difference else None for difference in found]
+        compared = zip(others, found, holm(tests), strict=True)
+        for place, (other, difference, p) in enumerate(compared):
             if difference is None:
                 continue
             interval = (
@@ -127,8 +127,7 @@ def difference_table(
                 if difference.low is None
                 else f"{difference.low:+.2f} to {difference.high:+.2f}"
             )
-            tests = sum(each is not None for each in corrected)
-            least = shown_from(difference, tests) if p is not None else None
+            least = shown_from(difference, [*tests[:place], *tests[place + 1 :]])
             texts = (NOTHING if v is None else f"{v:.{d}f}" for v, d in ((p, 3), (least, 2)))
             row = (point_text(point) or "all", str(other), f"{difference.mean:+.2f}")
             rows.append((*row, interval, *texts, f"{difference.count}"))
@@ -149,7 +148,8 @@ def difference_table(
         numbers=frozenset({2, 3, 4, 5, 6}),
         note=f"Paired by seed. Intervals at {CONFIDENCE:.0%} (Student's t), not corrected; p by "
         f"the {TEST_NAME}, among the methods of a row's place. Shown from: the least difference "
-        "that would count with this spread; smaller ones could not have been shown.",
+        "that would count with this spread and the other methods as they are; smaller ones could "
+        "not have been shown.",
     )
 
 
@@ -164,11 +164,8 @@ def curve_table(results: ExperimentResults) -> TextTable:
                 continue
             curves = [(run.labels_T, run.values_T) for run in runs]
             ranges |= {(point, labels_T[0], labels_T[-1]) for labels_T, _ in curves}
-            whole = {
-                place: area_under_curve(*curve)
-                for place, curve in enumerate(curves)
-                if np.isfinite(curve[1]).all()
-            }
+            areas = dict(enumerate(map(area, runs)))
+            whole = {place: value for place, value in areas.items() if value is not None}
             needed = [None if target is None else labels_to_reach(target, *c) for c in curves]
             reached = [value for value in needed if value is not None]
             needed_text = f"{np.mean(reached):,.0f}" if len(reached) == len(runs) else NOTHING

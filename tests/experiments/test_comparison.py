@@ -19,7 +19,7 @@ from ahfal_app.experiments.comparison import (
     shown_from,
     summarise,
 )
-from ahfal_app.multiple_tests import holm
+from ahfal_app.multiple_tests import holm, holm_limit
 
 OURS = {0: 66.1, 1: 65.2, 2: 67.0, 3: 66.4}
 THEIRS = {0: 64.0, 1: 63.9, 2: 65.1, 3: 66.3, 9: 10.0}
@@ -44,19 +44,48 @@ def test_paired_difference_agrees_with_scipy() -> None:
     assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
 
 
-@pytest.mark.parametrize("comparisons", [1, 2, 15])
-def test_a_difference_counts_from_the_one_that_is_said_on(comparisons: int) -> None:
-    """Moved to there, with its spread, it has a corrected p of exactly 0.05."""
+@pytest.mark.parametrize(
+    "others",
+    [
+        (),
+        (1.0,),
+        (1.0,) * 14,
+        # Two that are significant before it, one of which is the last that is, and one that is not.
+        (0.0001, 0.012, 0.3, 0.9),
+        # One that is not significant, so that the next, which would be, is none either.
+        (0.02, 0.0201, None),
+        (None, 0.001, None, 0.024),
+    ],
+)
+def test_a_difference_counts_from_the_one_that_is_said_on(others: tuple[float | None, ...]) -> None:
+    """Of a mean on either side of it, with its spread, p is on either side of 0.05."""
     found = paired_difference(OURS, THEIRS)
     assert found is not None
-    least = shown_from(found, comparisons)
+    least = shown_from(found, others)
     assert least is not None
-    moved = paired_difference({s: v + least - found.mean for s, v in OURS.items()}, THEIRS)
-    assert moved is not None
-    assert holm([moved.p] + [1.0] * (comparisons - 1))[0] == pytest.approx(0.05)
-    if comparisons == 1:
+    corrected = []
+    for mean in (0.999 * least, least, 1.001 * least):
+        moved = paired_difference({s: v + mean - found.mean for s, v in OURS.items()}, THEIRS)
+        assert moved is not None
+        corrected.append(holm([moved.p, *others])[0])
+    above, at, below = corrected
+    assert above is not None
+    assert below is not None
+    assert above > 0.05 > below
+    assert at == pytest.approx(0.05)
+    if not others:
         assert found.high is not None
         assert least == pytest.approx(found.high - found.mean)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8), st.floats(0.001, 0.999))
+def test_the_limit_is_where_holm_turns(others: list[float | None], level: float) -> None:
+    limit = holm_limit(others, level)
+    (below, *_), (above, *_) = (holm([limit * f, *others]) for f in (1 - 1e-9, 1 + 1e-9))
+    assert below is not None
+    assert above is not None
+    assert below <= level * (1 + 1e-12)
+    assert above >= level * (1 - 1e-12)
 
 
 def test_few_or_no_pairs() -> None:
@@ -64,7 +93,7 @@ def test_few_or_no_pairs() -> None:
     single = paired_difference({0: 1.0, 5: 2.0}, {0: 3.0})
     assert single is not None
     assert (single.count, single.mean, single.low, single.p) == (1, -2, None, None)
-    assert shown_from(single, 1) is None
+    assert shown_from(single, ()) is None
 
 
 def test_equal_differences_have_no_test() -> None:
@@ -74,7 +103,7 @@ def test_equal_differences_have_no_test() -> None:
     assert same is not None
     assert shifted is not None
     assert (same.mean, same.p) == (0, 1)
-    assert shown_from(same, 1) is shown_from(shifted, 1) is None
+    assert shown_from(same, ()) is shown_from(shifted, ()) is None
     assert (shifted.mean, shifted.low, shifted.p) == (1, None, None)
     rounded = paired_difference({0: 0.3, 1: 0.7}, {0: 0.1, 1: 0.5})
     assert rounded is not None

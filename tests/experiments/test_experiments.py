@@ -70,7 +70,11 @@ class TestFiles:
         # Who runs one of them alone compares nothing.
         assert load_experiment(base, overrides={"alpha": 0.1}).reference is None
         assert load_experiment(write(tmp_path / "c.yaml", "base: b.yaml")).reference is None
-        for said, allowed in (("reference: 2", "alpha: 0.1 | 1.0"), ("reference: random", "alpha")):
+        for said, allowed in (
+            ("reference: 2", "alpha: 0.1 | 1.0"),
+            ("reference: random", "alpha"),
+            ("reference:", "alpha: 0.1 | 1.0"),
+        ):
             with pytest.raises(ConfigError, match=r"reference=.*allowed is a label") as refused:
                 load_experiment(write(tmp_path / "d.yaml", text + said))
             assert allowed in str(refused.value)

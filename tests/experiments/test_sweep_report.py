@@ -7,15 +7,20 @@ import dataclasses
 import html
 import html.parser
 import json
+import math
 import re
 import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from support.charts import OF_SWEEPS, with_charts
 from support.sweeps import sweeps_here
 from typer.testing import CliRunner
@@ -23,7 +28,7 @@ from typer.testing import CliRunner
 from ahfal_app.cli import app
 from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
-from ahfal_app.experiments import report, tables
+from ahfal_app.experiments import report, tables, whole_curves
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
@@ -261,6 +266,90 @@ def test_differences_are_to_whom_somebody_says(results: ExperimentResults) -> No
     assert with_reference("", results) is results
     with pytest.raises(ReportError, match=r"reference='randon': allowed is .*random.*random"):
         with_reference("randon", results)
+
+
+def paired(results: ExperimentResults, method: str, alpha: float, cycle: int) -> NDArray[Any]:
+    """Return a method's accuracy less AHFAL's after a cycle, seed by seed, in points."""
+    ours, base = (
+        np.array([run.values_T[cycle] for run in results.at((("alpha", alpha),), name)])
+        for name in (method, "ahfal")
+    )
+    return ours - base
+
+
+def test_differences_after_each_cycle(results: ExperimentResults) -> None:
+    def unsteady(each: RunResult) -> dict[str, object]:
+        first, *rest = each.run.metrics.cycles
+        if each.labels["strategy"] == "entropy":
+            accuracy = first.accuracy + {0: 0.2, 1: -0.3, 2: 0.1}[each.seed]
+            first = first.model_copy(update={"accuracy": accuracy})
+        return {"metrics": dataclasses.replace(each.run.metrics, cycles=(first, *rest))}
+
+    results = with_runs(results, unsteady)
+    table = whole_curves.cycle_difference_table(results)
+    assert table is not None
+    labels_T = results.runs[0].labels_T
+    assert list(table.headings) == ["Where", "strategy", *(f"{labels:,}" for labels in labels_T)]
+    assert [row[:2] for row in table.rows] == [
+        (f"alpha = {alpha}", method) for alpha in ALPHAS for method in ("random", "entropy")
+    ]
+    seen = set()
+    for alpha in ALPHAS:
+        rows = [row for row in table.rows if row[0] == f"alpha = {alpha}"]
+        for cycle in range(len(labels_T)):
+            both_S = [paired(results, method, alpha, cycle) for method in ("random", "entropy")]
+            p_values = multipletests(
+                [stats.ttest_1samp(differences_S, 0).pvalue for differences_S in both_S],
+                method="holm",
+            )[1]
+            for row, differences_S, p in zip(rows, both_S, p_values, strict=True):
+                shown = f" ({p:.3f})" if p < 0.05 else ""
+                assert row[2 + cycle] == f"{differences_S.mean():+.2f}{shown}"
+                seen.add(p < 0.05)
+    assert seen == {True, False}
+
+
+def test_differences_in_the_area(results: ExperimentResults) -> None:
+    table = whole_curves.area_difference_table(results)
+    assert table is not None
+    assert table.title == "Differences to ahfal in the area under the curve, in points of accuracy"
+    (row,) = [row for row in table.rows if row[:2] == ("alpha = 0.1", "random")]
+    steps_T = np.diff(results.runs[0].labels_T)
+    by_cycle = np.array([paired(results, "random", 0.1, c).mean() for c in range(len(steps_T) + 1)])
+    assert float(row[2]) == pytest.approx(
+        (steps_T * (by_cycle[1:] + by_cycle[:-1]) / 2).sum() / steps_T.sum(), abs=0.005
+    )
+
+
+def test_runs_of_one_cycle_have_no_curve(results: ExperimentResults) -> None:
+    def only_first(each: RunResult) -> dict[str, object]:
+        metrics = each.run.metrics
+        return {"metrics": dataclasses.replace(metrics, cycles=metrics.cycles[:1])}
+
+    first = with_runs(results, only_first)
+    assert whole_curves.cycle_difference_table(first) is None
+    assert whole_curves.area_difference_table(first) is None
+    assert whole_curves.cycle_difference_table(only(results, strategy="ahfal", alpha=0.1)) is None
+
+
+def test_of_many_cycles_some_are_shown_and_an_undefined_value_is_left_out(
+    results: ExperimentResults,
+) -> None:
+    def longer(each: RunResult) -> dict[str, object]:
+        cycle = each.run.metrics.cycles[-1]
+        cycles = tuple(cycle.model_copy(update={"labels": 100 + place}) for place in range(101))
+        if each.seed == 0 and each.labels["strategy"] == "entropy":
+            missing = {"accuracy": math.nan, "metrics": {}}
+            cycles = (*cycles[:-1], cycles[-1].model_copy(update=missing))
+        return {"metrics": dataclasses.replace(each.run.metrics, cycles=cycles)}
+
+    many = with_runs(results, longer)
+    table = whole_curves.cycle_difference_table(many)
+    assert table is not None
+    assert list(table.headings[2:]) == [str(labels) for labels in range(100, 201, 10)]
+    (row,) = [row for row in table.rows if row[:2] == ("alpha = 0.1", "entropy")]
+    last = paired(results, "entropy", 0.1, -1)[1:].mean()
+    assert row[-1].split(" ")[0] == f"{last:+.2f}"
 
 
 def test_learning_curves(results: ExperimentResults) -> None:

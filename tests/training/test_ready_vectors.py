@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -33,7 +33,8 @@ from ahfal_app.training.sgd import (
 )
 from ahfal_app.training.together import trainer, vectors
 from ahfal_app.training.together.linear_heads import LinearHeadsStep
-from ahfal_app.training.together.separable import can_train_together
+from ahfal_app.training.together.separable import StackedProximal, can_train_together
+from ahfal_app.training.together.stacked_network import StackedNetwork
 from ahfal_app.training.together.trainer import TogetherTrainer
 from ahfal_app.training.together.vectors import ready_vectors
 
@@ -54,12 +55,12 @@ class CountedFeatures(DeviceFeatures):
         return super().batch(rows_B).double()
 
 
-def _features() -> CountedFeatures:
+def _features(images: int = IMAGES) -> CountedFeatures:
     draw = np.random.default_rng(0)
     # The store has the rows of other splits, too, and in another order.
     values = draw.normal(size=(200, NUMBERS)).astype(np.float16)
-    rows = draw.permutation(200)[:IMAGES]
-    features = CountedFeatures(Features(values, rows), draw.integers(0, CLASSES, IMAGES), CPU)
+    rows = draw.permutation(200)[:images]
+    features = CountedFeatures(Features(values, rows), draw.integers(0, CLASSES, images), CPU)
     features.scale_C, features.shift_C = features.scale_C.double(), features.shift_C.double()
     return features
 
@@ -71,20 +72,28 @@ def _model(name: str, **parameters: object) -> Classifier:
 class _Clients:
     """A few clients that train round after round, from what they have come to."""
 
-    def __init__(self, model: Classifier, images: DeviceFeatures, recipe: Recipe = RECIPE) -> None:
-        self.models = [copy.deepcopy(model) for _ in SIZES]
-        self.teacher = copy.deepcopy(model)
-        self.states: list[TrainingState | None] = [None] * len(SIZES)
+    def __init__(
+        self,
+        model: Classifier,
+        images: DeviceFeatures,
+        recipe: Recipe = RECIPE,
+        sizes: tuple[int, ...] = SIZES,
+    ) -> None:
+        self.models = [copy.deepcopy(model) for _ in sizes]
+        self.teacher, self.sizes = copy.deepcopy(model), sizes
+        self.states: list[TrainingState | None] = [None] * len(sizes)
         self.images, self.recipe = images, recipe
         self.balanced = False
         # FEAL's loss, in its third round; FedProx's term, to where the teacher is.
         self.evidential = False
         self.mu = 0.0
+        # By which names.
+        self.anchored = [name for name, _ in model.named_parameters()]
         # Unlabelled samples of each client, for KCFU; none: plain.
-        self.pools: tuple[int, ...] = (0,) * len(SIZES)
+        self.pools: tuple[int, ...] = (0,) * len(sizes)
 
     def updates(self, round_: int, more: int = 0) -> list[LocalUpdate]:
-        return [self._update(client, size + more, round_) for client, size in enumerate(SIZES)]
+        return [self._update(client, size + more, round_) for client, size in enumerate(self.sizes)]
 
     def _update(self, client: int, size: int, round_: int) -> LocalUpdate:
         rows = torch.arange(40 * client, 40 * client + size).flip(0)
@@ -111,7 +120,7 @@ class _Clients:
         )
 
     def _penalty(self, client: int, counts_C: NDArray[np.int64], round_: int) -> Penalty | None:
-        anchors = {name: value.detach() for name, value in self.teacher.named_parameters()}
+        anchors = {name: self.teacher.state_dict()[name] for name in self.anchored}
         near = ProximalTerm(self.mu, anchors, CPU) if self.mu else None
         if not self.pools[client]:
             return near
@@ -233,7 +242,9 @@ def test_what_differs_in_more_than_constants_is_trained_alone() -> None:
 
     first, second, *_ = _Clients(_model("linear"), _features()).updates(0)
     one, other = SampleLoss(doubled), SampleLoss(lambda *given: 3 * doubled(*given))
-    near = [ProximalTerm(mu, dict(first.model.named_parameters()), CPU) for mu in (0.1, 0.2)]
+    weights = dict(first.model.named_parameters())
+    near = [ProximalTerm(mu, weights, CPU) for mu in (0.1, 0.2)]
+    partly = ProximalTerm(0.1, {"head.bias": weights["head.bias"]}, CPU)
     for objectives, expected in (
         ((Objective(one), Objective(one)), True),
         ((Objective(one), Objective(other)), False),
@@ -242,12 +253,98 @@ def test_what_differs_in_more_than_constants_is_trained_alone() -> None:
         ((Objective(one, near[0]), Objective(one, near[0])), True),
         ((Objective(one, near[0]), Objective(one, near[1])), False),
         ((Objective(one, near[0]), Objective(one)), False),
+        ((Objective(one, partly), Objective(one, partly)), False),
         ((Objective(one, PenaltySum(near[0], near[1])), Objective(one, near[0])), False),
         ((Objective(one, term), Objective(one, term)), False),
         ((Objective(one, PenaltySum(near[0], term)), Objective(one, near[0])), False),
     ):
         pair = [replace(u, objective=o) for u, o in zip((first, second), objectives, strict=True)]
         assert can_train_together(pair) is expected, objectives
+
+
+class _Tied(Classifier):
+    """Two layers that share their weights."""
+
+    def __init__(self, like: Classifier) -> None:
+        super().__init__()
+        self.vectors = copy.deepcopy(like.vectors)
+        self.one, self.two = nn.Linear(NUMBERS, NUMBERS), nn.Linear(NUMBERS, NUMBERS)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(NUMBERS, CLASSES)
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        hidden_BD = torch.relu(self.one(self.vectors(images_BCHW)))
+        embeddings_BD: Tensor = self.two(hidden_BD)
+        return embeddings_BD
+
+
+def test_weights_that_layers_share_are_held_near_once(never_alone: None) -> None:
+    model = _Tied(_model("linear")).double()
+    together, alone = _Clients(model, _features()), _Clients(model, _features())
+    # As a run has them: by all names.
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    assert len(names) == len(list(model.parameters())) + 1
+    for clients in (together, alone):
+        clients.mu, clients.anchored = 0.3, names
+    _assert_as_alone(together, alone, 1e-9, 1e-12)
+
+
+def test_what_rests_in_a_network_rests_together_too() -> None:
+    model = _model("mlp", hidden=6)
+    resting = next(iter(dict(model.named_parameters())))
+    dict(model.named_parameters())[resting].requires_grad_(False)
+    clients = _Clients(model, _features())
+    assert not can_train_together(clients.updates(0))
+    _trained(clients, TogetherTrainer(graphs=False), (0,))
+    for each in clients.models:
+        assert torch.equal(each.state_dict()[resting], model.state_dict()[resting])
+        assert not torch.equal(each.state_dict()["head.weight"], model.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize("sizes", [SIZES, (*SIZES, 9)], ids=str)
+def test_constants_may_have_another_shape_in_the_next_round(
+    sizes: tuple[int, ...], never_alone: None
+) -> None:
+    """With as many clients as classes one shape would pass for the other."""
+
+    def weighted(logits_BC: Tensor, labels_B: Tensor, weights: Tensor) -> Tensor:
+        """One number for each client, or one for each of its classes."""
+        losses_B = cross_entropy(logits_BC, labels_B, reduction="none")
+        if weights.dim() == 1:
+            return losses_B * weights
+        return losses_B * weights.expand(len(labels_B), -1).gather(1, labels_B[:, None])[:, 0]
+
+    def losses(together: TogetherTrainer | None) -> list[float]:
+        clients = _Clients(_model("linear"), _features(40 * len(sizes)), sizes=sizes)
+        found = []
+        for round_ in range(2):
+            updates = [
+                replace(u, objective=Objective(SampleLoss(weighted, constant)))
+                for client, u in enumerate(clients.updates(round_))
+                for constant in [torch.full((CLASSES,) * (1 - round_), 1.0 + client).double()]
+            ]
+            done = together(updates) if together else [train_locally(u) for u in updates]
+            clients.states = [each.state for each in done]
+            found += [each.loss for each in done]
+        return found
+
+    assert losses(TogetherTrainer(graphs=False)) == pytest.approx(losses(None), rel=1e-9)
+
+
+def test_a_term_of_millions_of_weights_keeps_its_digits() -> None:
+    model = build_model("mlp", (32, 32, 3), 10, 0, {"hidden": 1024})
+    stacked = StackedNetwork(model, 2, CPU)
+    stacked.load([model.state_dict()] * 2)
+    term = StackedProximal(1.0, stacked)
+    anchors = {name: value.detach() - 1e-3 for name, value in model.named_parameters()}
+    update = replace(
+        _Clients(_model("linear"), _features()).updates(0)[0],
+        objective=Objective(cross_entropy, ProximalTerm(1.0, anchors, CPU)),
+    )
+    term.load([update] * 2)
+    distances = [value - anchors[name] for name, value in model.state_dict().items()]
+    exact = 0.5 * sum(float(each.double().square().sum()) for each in distances)
+    assert term.losses(2).tolist() == pytest.approx([exact] * 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("pools", [(13, 0, 9), (13, 9, 0), (0, 0, 5)], ids=str)

@@ -53,6 +53,15 @@ class Arrangement:
             merged[name] = _kernels_last(piece, (count * first, *rest))
         return merged
 
+    def sums(self, flat_n: Tensor) -> Tensor:
+        """Return each copy's sum. Shape (K,).
+
+        By torch's sum of each piece, which adds up in a tree: millions of float32 numbers one after
+        the other would be some percent off.
+        """
+        sums_K = [piece.view(self._copies, -1).sum(dim=1) for _, piece in self._pieces(flat_n)]
+        return torch.stack(sums_K).sum(dim=0)
+
     def copy_of_each(self, device: torch.device) -> Tensor:
         """Return the copy that each number belongs to, int32. Shape (n,)."""
         copies = torch.arange(self._copies, dtype=torch.int32)

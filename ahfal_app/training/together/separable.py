@@ -23,11 +23,13 @@ from ahfal_app.training.together.stacked_network import StackedNetwork
 def can_train_together(updates: Sequence[LocalUpdate]) -> bool:
     """Return whether these updates have losses that are known to be separable by client.
 
-    Nor can those be trained together whose epochs somebody watches.
+    Nor can those be trained together whose epochs somebody watches, or of whose networks a part
+    rests: steps of a stack move all of it.
     """
-    kinds = [_kind(update.objective.loss) for update in updates]
+    kinds = [kind_of_loss(update.objective.loss) for update in updates]
     return (
         all(update.after_epoch is None for update in updates)
+        and all(each.requires_grad for update in updates for each in update.model.parameters())
         and kinds[0] is not None
         and all(kind == kinds[0] for kind in kinds)
         and all(_is_separable(update) for update in updates)
@@ -41,8 +43,11 @@ def proximal_mu(update: LocalUpdate) -> float:
     return term.mu if term is not None else 0.0
 
 
-def _kind(loss: Loss) -> object:
-    """Return what must be equal of losses that are stacked; None where they cannot be."""
+def kind_of_loss(loss: Loss) -> object:
+    """Return what must be equal of losses that are stacked; None where they cannot be.
+
+    Of a `SampleLoss` also its constants' shapes, since they lie at fixed places.
+    """
     if isinstance(loss, SampleLoss):
         return loss.of_samples, tuple(constant.shape for constant in loss.constants)
     return cross_entropy if loss is cross_entropy or isinstance(loss, BalancedSoftmax) else None
@@ -50,9 +55,12 @@ def _kind(loss: Loss) -> object:
 
 def _is_separable(update: LocalUpdate) -> bool:
     parts = parts_of(update.objective.penalty)
-    return all(isinstance(part, CompensatoryLoss | ProximalTerm) for part in parts) and len(
-        {type(part) for part in parts}
-    ) == len(parts)
+    near = part_of(update.objective.penalty, ProximalTerm)
+    return (
+        all(isinstance(part, CompensatoryLoss | ProximalTerm) for part in parts)
+        and len({type(part) for part in parts}) == len(parts)
+        and (near is None or near.anchors.keys() >= dict(update.model.named_parameters()).keys())
+    )
 
 
 class StackedLoss:
@@ -109,14 +117,14 @@ class StackedProximal:
     def load(self, updates: Sequence[LocalUpdate]) -> None:
         """Take over the first clients' anchors, once the network has loaded their models.
 
-        What has no anchor, as parameters that are not trained, is drawn nowhere.
+        A parameter that layers share has an anchor by each of its names, which are equal.
         """
-        self.anchors_n.copy_(self._network.weights_n)
         targets = self._network.by_copy(self.anchors_n)
         for position, update in enumerate(updates):
             term = part_of(update.objective.penalty, ProximalTerm)
-            for name, anchor in (term.anchors if term is not None else {}).items():
-                targets[name][position].copy_(anchor)
+            if term is not None:
+                for name, target_K in targets.items():
+                    target_K[position].copy_(term.anchors[name])
 
     def losses(self, count: int) -> Tensor:
         """Return the terms of the first k clients. Shape (k,)."""

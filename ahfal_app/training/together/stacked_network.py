@@ -127,7 +127,7 @@ class StackedNetwork:
 
     def sums_by_copy(self, values_n: Tensor) -> Tensor:
         """Return each copy's sum of numbers that lie as the weights do. Shape (K,)."""
-        return values_n.new_zeros(self._copies).index_add_(0, self._copy_n, values_n)
+        return self._weights.sums(values_n)
 
     def load(self, models: Sequence[Tensors], states: Sequence[TrainingState | None] = ()) -> None:
         """Take over the first copies' state dictionaries and what the rounds before have left.

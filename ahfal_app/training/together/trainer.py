@@ -43,6 +43,7 @@ from ahfal_app.training.together.separable import (
     StackedLoss,
     StackedProximal,
     can_train_together,
+    kind_of_loss,
     proximal_mu,
 )
 from ahfal_app.training.together.stacked_network import StackedNetwork
@@ -192,14 +193,13 @@ def _key(updates: Sequence[LocalUpdate]) -> _Key:
     first = updates[0]
     losses = [part_of(u.objective.penalty, CompensatoryLoss) for u in updates]
     modes = [loss.how.teacher == "train" for loss in losses if loss is not None]
-    loss = first.objective.loss
     return _Key(
         type(first.model),
         tuple(value.shape for value in first.model.parameters()),
         first.recipe,
         id(first.images),
         modes[0] if modes else None,
-        loss.of_samples if isinstance(loss, SampleLoss) else None,
+        kind_of_loss(first.objective.loss),
         proximal_mu(first),
     )
 
