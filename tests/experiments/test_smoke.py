@@ -27,7 +27,12 @@ from ahfal_app.config_sources import read_yaml
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("conf/paper/*.yaml"), *ROOT.glob("conf/experiments/*.yaml")])
 #: Of all strategies, on data that are the same at this scale: one split says as much as two.
-ALL_STRATEGIES = {"few-labels-digits", "pretrained-cifar10", "pretrained-few-labels"}
+ALL_STRATEGIES = {
+    "few-labels-digits",
+    "pretrained-cifar10",
+    "pretrained-few-labels",
+    "strategies-digits",
+}
 
 
 @pytest.fixture(scope="module")
