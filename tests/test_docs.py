@@ -10,7 +10,7 @@ import pytest
 from support.official import FOUND, REPOSITORIES
 
 ROOT = Path(__file__).parents[1]
-_GLOBS = ("*.md", "docs/*.md", "results/*.md", "benchmarks/*.md")
+_GLOBS = ("*.md", "docs/*.md", "results/**/README.md", "benchmarks/*.md")
 PAGES = sorted(page for glob in _GLOBS for page in ROOT.glob(glob) if page.name != "CHANGELOG.md")
 _NAMED = re.compile(r"`((?:ahfal_app|tests|conf|docker|benchmarks)/[\w./-]+)`")
 
