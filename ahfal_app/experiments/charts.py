@@ -6,6 +6,7 @@ Shapes: T cycles, M methods, C classes, K clients.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -32,6 +33,10 @@ _Value = TypeVar("_Value")
 
 # What fits beside each other in a legend of that width, besides the lines.
 _LEGEND_LETTERS = 60
+
+# Lines of a legend that a figure has room for, and the height of each further one, in inches.
+_LEGEND_LINES = 9
+_LINE = 0.19
 
 
 def learning_curves(results: ExperimentResults, point: Point, name: str) -> Chart:
@@ -288,9 +293,14 @@ def _method_label(method: Scalar) -> str:
 
 
 def _legend_below(figure: Figure, methods: Sequence[Scalar]) -> None:
-    """Put the legend under the axes, in no more columns than the figure is wide."""
+    """Put the legend under the axes, in no more columns than the figure is wide.
+
+    Many lines of it make the figure higher, and not the axes lower.
+    """
     longest = max(len(_method_label(method)) for method in methods)
     columns = max(1, min(3, _LEGEND_LETTERS // longest))
+    lines = math.ceil(len(methods) / columns)
+    figure.set_figheight(figure.get_figheight() + _LINE * max(0, lines - _LEGEND_LINES))
     figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
 
 

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -28,7 +29,7 @@ from typer.testing import CliRunner
 from ahfal_app.cli import app
 from ahfal_app.config import Settings
 from ahfal_app.errors import ReportError, SweepError
-from ahfal_app.experiments import report, tables, whole_curves
+from ahfal_app.experiments import charts, report, tables, whole_curves
 from ahfal_app.experiments.compare import compare_runs
 from ahfal_app.experiments.paper import PaperNumber, departures
 from ahfal_app.experiments.report import render_sweep_report, write_sweep_report
@@ -390,6 +391,38 @@ def with_runs(
         for each in results.runs
     )
     return dataclasses.replace(results, runs=tuple(runs))
+
+
+@pytest.mark.usefixtures("charts")
+@pytest.mark.parametrize("count", [3, 30])
+def test_axes_have_room_however_many_methods_there_are(
+    results: ExperimentResults, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"method {number}, with a rather long name" for number in range(count)]
+    template = results.at((("alpha", 0.1),), "random")
+    runs = tuple(
+        dataclasses.replace(run, labels={**run.labels, "strategy": name})
+        for name in names
+        for run in template
+    )
+    many = dataclasses.replace(
+        results, axes={**results.axes, "strategy": tuple(names)}, runs=runs, paper=()
+    )
+    drawn: list[Figure] = []
+    legend_below = charts._legend_below
+    monkeypatch.setattr(
+        charts,
+        "_legend_below",
+        lambda figure, methods: (legend_below(figure, methods), drawn.append(figure)),
+    )
+    # A figure without room warns, which is an error here.
+    charts.learning_curves(many, (("alpha", 0.1),), "many")
+    (figure,) = drawn
+    box = figure.axes[0].get_position()
+    assert box.height * figure.get_figheight() > 2
+    (legend,) = figure.legends
+    top = legend.get_window_extent().y1 / figure.bbox.height
+    assert top < box.y0
 
 
 def test_without_a_partition_nothing_is_told_of_it(results: ExperimentResults) -> None:
