@@ -26,36 +26,9 @@ from ahfal_app.query.core.scores import entropy
 _IMBALANCED = 0.5
 
 
-class Fairfal(QueryStrategy):
-    """Uncertain and various samples of each class, classes in equal parts.
+class EqualClasses(QueryStrategy):
+    """What the methods that split a budget in equal parts over classes have in common."""
 
-    With π a model's *balanced prior*, the mean over the client's labelled classes of the mean
-    prediction for samples of a class:
-
-    1. γ = min π / max π of the global model, over labelled classes, tells how balanced it is;
-       d = mean over classes of |π_G - π_L| / (π_G + π_L) how far the local-only model, trained on
-       the client's labels alone, is from it. If 1 - (d + γ) / 2 exceeds `threshold`, the
-       global model is asked, otherwise the local-only one; by their normalised entropy.
-    2. A sample's class is that of the nearest prototype, the mean direction of the global
-       model's embeddings of a labelled class.
-    3. All classes get the same quota, the remainder goes to those with most samples, and
-       what a class has no samples for goes round the others.
-    4. Of a class's `oversample` times its quota most uncertain samples, greedy k-center on
-       gradient embeddings, begun from the class's labelled samples, takes the quota.
-
-    A class that the client has no label of gets no sample by its prototype, and its quota goes
-    to the others: this is the published rule.
-
-    The published γ is the mean over clients, computed once at the first selection. Nothing here
-    asks clients before they choose, so by default a client takes its own γ of each selection;
-    `mean-imbalance` sets the federation's, where it is known. The published code draws
-    to balance classes; its expectation, the mean of class means, needs no draw. Where both priors
-    of a class are 0 the code has NaN, here they do not differ. A client without labels asks the
-    global model and takes its predictions for classes. Samples come round by class, as they were
-    picked within it.
-    """
-
-    name: ClassVar[str] = "fairfal"
     paper: ClassVar[str] = (
         "Zong and Huang, Federated active learning under extreme non-IID and global class "
         "imbalance, CVPR 2026"
@@ -84,9 +57,6 @@ class Fairfal(QueryStrategy):
         threshold: float = Field(
             default=0.75, ge=0, le=1, description="Above it the global model is asked."
         )
-        mean_imbalance: float = Field(
-            default=0.0, ge=0, le=1, description="Mean γ of the clients; 0: each takes its own."
-        )
         oversample: float = Field(
             default=4.0, ge=1, description="Candidates for each label of a class's quota."
         )
@@ -111,9 +81,19 @@ class Fairfal(QueryStrategy):
 
     parameters: Parameters
 
-    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
-        """Return the classes' picks, one of each class after the other."""
-        client = _Client(self, pool, context)
+    def picked(
+        self, pool: PoolView, context: QueryContext, mean_imbalance: float | None
+    ) -> NDArray[np.int64]:
+        """Return the classes' picks, one of each class after the other.
+
+        Parameters
+        ----------
+        pool, context : PoolView, QueryContext
+            As of `select`.
+        mean_imbalance : float | None
+            γ, from 0 to 1; None: the client's own.
+        """
+        client = _Client(self, pool, context, mean_imbalance)
         scores_N = client.scores_N()
         classes_N = client.classes_N()
         sizes_C = torch.bincount(classes_N, minlength=context.num_classes).tolist()
@@ -141,10 +121,62 @@ class Fairfal(QueryStrategy):
         )
 
 
+class Fairfal(EqualClasses):
+    """Uncertain and various samples of each class, classes in equal parts.
+
+    With π a model's *balanced prior*, the mean over the client's labelled classes of the mean
+    prediction for samples of a class:
+
+    1. γ = min π / max π of the global model, over labelled classes, tells how balanced it is;
+       d = mean over classes of |π_G - π_L| / (π_G + π_L) how far the local-only model, trained on
+       the client's labels alone, is from it. If 1 - (d + γ) / 2 exceeds `threshold`, the
+       global model is asked, otherwise the local-only one; by their normalised entropy.
+    2. A sample's class is that of the nearest prototype, the mean direction of the global
+       model's embeddings of a labelled class.
+    3. All classes get the same quota, the remainder goes to those with most samples, and
+       what a class has no samples for goes round the others.
+    4. Of a class's `oversample` times its quota most uncertain samples, greedy k-center on
+       gradient embeddings, begun from the class's labelled samples, takes the quota.
+
+    A class that the client has no label of gets no sample by its prototype, and its quota goes
+    to the others: this is the published rule.
+
+    The published γ is the mean over clients, for which these must be asked before they choose:
+    `coordinated-fairfal` does that. Here each chooses alone, by its own γ of each selection, which
+    is 1 with labels of a single class, so that such a client always asks the local-only model;
+    `mean-imbalance` sets the federation's, where it is known. The published code draws
+    to balance classes; its expectation, the mean of class means, needs no draw. Where both priors
+    of a class are 0 the code has NaN, here they do not differ. A client without labels asks the
+    global model and takes its predictions for classes. Samples come round by class, as they were
+    picked within it.
+    """
+
+    name: ClassVar[str] = "fairfal"
+
+    class Parameters(EqualClasses.Parameters):
+        """The federation's imbalance besides."""
+
+        mean_imbalance: float = Field(
+            default=0.0, ge=0, le=1, description="Mean γ of the clients; 0: each takes its own."
+        )
+
+    parameters: Parameters
+
+    def select(self, pool: PoolView, context: QueryContext) -> NDArray[np.int64]:
+        """Return the classes' picks, one of each class after the other."""
+        return self.picked(pool, context, self.parameters.mean_imbalance or None)
+
+
 class _Client:
     """What a client's two models say of its samples."""
 
-    def __init__(self, strategy: Fairfal, pool: PoolView, context: QueryContext) -> None:
+    def __init__(
+        self,
+        strategy: EqualClasses,
+        pool: PoolView,
+        context: QueryContext,
+        mean_imbalance: float | None,
+    ) -> None:
         self._parameters, self._training = strategy.parameters, strategy.training()
         self._pool, self._context = pool, context
         self._embeddings_ND = pool.signal(Signal.GLOBAL_EMBEDDINGS)
@@ -157,7 +189,7 @@ class _Client:
         global_LC = pool.signal(Signal.LABELLED_GLOBAL_LOGITS)
         self._prior_C = balanced_prior(global_LC, self._labels_L)
         own = imbalance(self._prior_C, self._labels_L)
-        self._imbalance = strategy.parameters.mean_imbalance or own
+        self._imbalance = own if mean_imbalance is None else mean_imbalance
 
     def scores_N(self) -> Tensor:
         """Return the normalised entropy of the model that is asked. Shape (N,)."""

@@ -48,6 +48,7 @@ from ahfal_app.query.core.questions import (
     Question,
     Step,
     check_answer,
+    check_sums,
     joined_size,
     parted,
 )
@@ -294,6 +295,8 @@ class _Steps:
 
     def _ask(self, step: Step) -> Answers:
         """Ask a step, and return what came of it over the clients that are still there."""
+        if step.is_for_the_run and (sums := self._kept.earlier(step)) is not None:
+            return Answers(self._clients, sums, {client: {} for client in self._clients})
         number = len(self._questions)
         self._questions.append(Question(step.name, dict(step.broadcast)))
         kept = self._kept.read(number)
@@ -302,6 +305,8 @@ class _Steps:
             self._kept.write(number, kept)
             # What was unmasked is in what was kept; one file for each step is enough.
             forget_sum(self._order, self._exchange.topic, number)
+        if step.is_for_the_run:
+            self._kept.keep_for_the_run(step, kept)
         self._leave(kept)
         return Answers(kept.clients, kept.sums, kept.clear)
 
@@ -461,6 +466,34 @@ class _Kept:
         }
         arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         write_bytes(self._path(number), save_arrays(arrays, {"about": json.dumps(about)}))
+
+    def earlier(self, step: Step) -> dict[str, NDArray[Any]] | None:
+        """Return the sums of a step that an earlier cycle asked for the whole run, if one did."""
+        path = self._for_the_run(step)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "numpy") as file:
+                about = file.metadata()
+            if int(about["cycle"]) >= self._cycle:
+                # Of this cycle, of which clients are held to the steps that they were asked.
+                return None
+            sums, clients = load_file(path), int(about["clients"])
+            check_sums(step, sums, clients)
+            return sums
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged: {error!r}; without it clients are asked anew"
+            ) from error
+
+    def keep_for_the_run(self, step: Step, outcome: _Outcome) -> None:
+        """Keep the sums of a step for all later cycles."""
+        sums = {name: np.ascontiguousarray(values) for name, values in outcome.sums.items()}
+        about = {"cycle": str(self._cycle), "clients": str(len(outcome.clients))}
+        write_bytes(self._for_the_run(step), save_arrays(sums, about))
+
+    def _for_the_run(self, step: Step) -> Path:
+        return self._folder.parent / f"run-{step.name}.safetensors"
 
     def _begin(self) -> None:
         """Make the cycle's folder, and forget cycles that no checkpoint goes back to."""

@@ -131,6 +131,15 @@ def test_a_walk_stays_near_the_mix_before():
     assert np.abs(steps.mean(axis=0)).max() < 0.02
 
 
+def test_a_step_of_a_walk_by_hand():
+    """From (.5, .3, .2) with κ = 20: deviations of .109, .100 and .087."""
+    order = PriorDrift(PriorDrift.Parameters(path="walk", concentration=20.0))
+    first_C = np.array([0.5, 0.3, 0.2])
+    steps = np.array([order._walk(_stock([9, 9, 9], 2, c), first_C)[1] for c in range(4000)])
+    assert steps.mean(axis=0) == pytest.approx(first_C, abs=0.006)
+    assert steps.std(axis=0) == pytest.approx([0.109, 0.100, 0.087], abs=0.004)
+
+
 def test_looks():
     pixels = np.array([0, 0.5, 1], np.float32).reshape(1, 1, 3, 1)
     changed_ = changed_pixels(pixels, "contrast", strength("contrast", 2))

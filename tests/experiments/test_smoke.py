@@ -29,6 +29,7 @@ FILES = sorted([*ROOT.glob("conf/paper/*.yaml"), *ROOT.glob("conf/experiments/*.
 #: Of all strategies, on data that are the same at this scale: one split says as much as two.
 ALL_STRATEGIES = {
     "few-labels-digits",
+    "findings-cifar10",
     "findings-digits",
     "pretrained-cifar10",
     "pretrained-few-labels",

@@ -51,6 +51,7 @@ IN_VAIN = frozenset(
         "chase",
         "ifal",
         "prob-cover",
+        "coordinated-fairfal",
         "coordinated-prob-cover",
         "coordinated-max-herding",
         "coordinated-typicality",
@@ -336,6 +337,24 @@ def test_no_labelled_samples(strategy: QueryStrategy) -> None:
     nothing = np.zeros(4, dtype=np.int64)
     context = make_context(7, 4, class_counts_C=nothing, labels_L=nothing[:0])
     assert_valid(select(strategy, tensors, context), range(30), 7)
+
+
+@every_strategy
+@pytest.mark.parametrize("labelled", [1, LABELLED])
+def test_one_left_over_and_single_samples_without_features(
+    strategy: QueryStrategy, labelled: int
+) -> None:
+    """A pool of one more than the budget, some of whose embeddings are zero; one label or more."""
+    tensors = make_tensors(8, 4)
+    for signal, values in tensors.items():
+        if signal.value.startswith("labelled"):
+            tensors[signal] = values[:labelled].clone()
+        if signal.value.endswith(("embeddings", "maps")):
+            tensors[signal][0] = 0.0
+    labels_L = np.arange(labelled) % 4
+    counts_C = np.bincount(labels_L, minlength=4)
+    context = make_context(7, 4, class_counts_C=counts_C, labels_L=labels_L)
+    assert_valid(select(strategy, tensors, context), range(8), 7)
 
 
 @every_strategy

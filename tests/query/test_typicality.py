@@ -64,6 +64,20 @@ class TestScores:
         assert scores.tolist() == pytest.approx([1 / (mean + 1e-5) for mean in means])
         assert checked_select(strategy, pool(LINE), context_of(1, [1, 1])).tolist() == [2]
 
+    def test_of_unit_vectors_by_hand(self) -> None:
+        """Chord distances between 0°, 2°, 3°, 7° and 30°; then without the one that was taken."""
+        degrees = np.radians([0, 2, 3, 7, 30])
+        circle = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+        strategy = typicality(neighbours=2, max_clusters=1, normalise=True)
+        scores = strategy.scores(pool(circle.tolist()), context_of(1, [1, 1]))
+        expected = [22.9151, 38.1841, 28.6422, 12.7342, 2.3104]
+        assert scores.tolist() == pytest.approx(expected, abs=1e-3)
+        chosen = checked_select(strategy, pool(circle.tolist()), context_of(2, [1, 1]))
+        assert chosen.tolist() == [1, 2]
+        left = circle[[0, 2, 3, 4]].tolist()
+        again = strategy.scores(pool(left), context_of(1, [1, 1]))
+        assert again.tolist() == pytest.approx([11.4632, 16.3702, 10.4212, 2.3104], abs=1e-3)
+
     def test_of_the_global_model(self) -> None:
         local, global_ = typicality(max_clusters=1), typicality(max_clusters=1, model="global")
         context, labelled = context_of(2, [1, 1]), [[5.2]]

@@ -332,6 +332,14 @@ def test_all_is_the_default_and_tells_nothing(shared_runs: SharedRuns):
     assert "arrivals" not in read_run(outcome.folder).partition
 
 
+def test_what_is_there_from_the_start_is_what_has_come_at_once(simulation: Simulation):
+    """The pool of a stream whose samples all come before the first cycle is everybody's pool."""
+    settings = {**TINY, "strategy": "badge"}
+    whole = {"arrivals": "share", "arrival-start": 1.0, "arrival-rate": 0.1}
+    at_once = simulation(settings, **whole)
+    assert at_once.result == simulation(settings).result
+
+
 def test_every_order_is_tried_here():
     from ahfal_app.plugins import ARRIVAL_ORDERS
 

@@ -28,8 +28,8 @@ from ahfal_app.results.grants import grants_table
 from ahfal_app.results.reading import read_run
 from ahfal_app.server.preflight import check_settings
 
-#: Three hospitals of very different size, two purchases.
-HOSPITALS: dict[str, Any] = {
+#: Three clients of 31, 61 and 58 samples, two purchases.
+CLIENTS: dict[str, Any] = {
     "partition": "dirichlet",
     "alpha": 0.5,
     "min-partition-size": 5,
@@ -42,9 +42,9 @@ HOSPITALS: dict[str, Any] = {
     "strategy": "entropy",
     "rounds": 1,
 }
-MISSING: dict[str, Any] = {**HOSPITALS, "budget-split": "missing"}
+MISSING: dict[str, Any] = {**CLIENTS, "budget-split": "missing"}
 THRESHOLD: dict[str, Any] = {
-    **HOSPITALS,
+    **CLIENTS,
     "budget-split": "threshold",
     "strategy.model": "global",
     "budget-cap": 9,

@@ -41,6 +41,7 @@ PROB_COVER: dict[str, Any] = {
     "strategy.radius": 0.5,
     "strategy.least-region": 2,
 }
+FAIRFAL: dict[str, Any] = {**SMALL, "strategy": "coordinated-fairfal", "strategy.epochs": 2}
 SECURE = {"privacy": "secure-aggregation"}
 ONE_PURCHASE = {"cycles": 2, "rounds": 1}
 
@@ -398,17 +399,65 @@ def test_a_quorum_is_one_of_all_that_began(simulation: Simulation) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [TOGETHER, PROB_COVER, {**PROB_COVER, **SECURE}])
+@pytest.mark.parametrize(
+    "settings",
+    [TOGETHER, PROB_COVER, {**PROB_COVER, **SECURE}, {**FAIRFAL, **SECURE, "cycles": 3}],
+)
 def test_a_run_that_is_killed_chooses_the_same(
     settings: dict[str, Any], simulation: Simulation
 ) -> None:
-    values = {**settings, **ONE_PURCHASE}
+    values = {**ONE_PURCHASE, **settings}
     straight = uninterrupted(simulation, **values)
     for event in straight.spread(16):
         folder = killed_at(event, simulation, **values)
         coordination._under_way.clear()
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
         shutil.rmtree(folder)
+
+
+def imbalances(watch: Hearing) -> list[tuple[int, float]]:
+    """Return the cycles that a mean was asked for in, and what one client was told to choose by."""
+    asked, decided = set(), {}
+    for kind, client, question, _ in watch.heard:
+        names = question.config_records.get("coordination", {}).get("names", [])
+        cycle = int(question.config_records["config"]["cycle"])  # type: ignore[arg-type]
+        if kind == "query.coordinate" and "imbalance" in list(names):  # type: ignore[arg-type]
+            asked.add(cycle)
+        if kind == "query.select" and client == 0 and names:
+            arrays = question.array_records["questions"]
+            (key,) = [key for key in arrays if key.endswith("imbalance")]
+            decided[cycle] = float(arrays[key].numpy()[0])
+    return [(cycle in asked, mean) for cycle, mean in sorted(decided.items())]
+
+
+def test_what_is_asked_for_a_run_is_asked_once(runs: Simulation) -> None:
+    more = {**FAIRFAL, "rounds": 1, "cycles": 3}
+    first, every, secure = Hearing(), Hearing(), Hearing()
+    once = runs(more, handler=first, name="once")
+    runs({**more, "strategy.imbalance": "every"}, handler=every, name="every")
+    masked = runs({**more, **SECURE}, handler=secure, name="masked")
+    (asked, mean), (asked_again, kept) = imbalances(first)
+    assert (asked, asked_again) == (True, False)
+    assert kept == mean
+    anew = imbalances(every)
+    assert [asked for asked, _ in anew] == [True, True]
+    assert anew[0][1] == mean != anew[1][1]
+    assert bought(masked) == bought(once)
+    assert imbalances(secure) == imbalances(first)
+
+
+@pytest.mark.slow
+def test_what_was_asked_for_a_run_and_is_damaged_is_named(simulation: Simulation) -> None:
+    more = {**FAIRFAL, "rounds": 1, "cycles": 3}
+    straight = uninterrupted(simulation, **more)
+    folder = killed_at(round(0.6 * straight.events), simulation, **more)
+    kept = folder / "coordination" / "run-imbalance.safetensors"
+    sound = kept.read_bytes()
+    kept.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"run-imbalance.safetensors is damaged"):
+        simulation.resume(folder)
+    kept.write_bytes(sound)
+    assert simulation.resume(folder).result == straight.result
 
 
 @pytest.mark.slow

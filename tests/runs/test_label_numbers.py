@@ -134,8 +134,8 @@ def test_a_client_that_comes_later_has_its_share_of_what_is_bought_from_then_on(
     _check_stores(outcome.folder, 24)
 
 
-#: Three hospitals of very different size.
-HOSPITALS: dict[str, object] = {
+#: Three clients of about the same size; sites of very different size: `test_site_runs`.
+CLIENTS: dict[str, object] = {
     **SHARED,
     "num-clients": 3,
     "partition": "dirichlet",
@@ -147,7 +147,7 @@ HOSPITALS: dict[str, object] = {
 
 
 def test_the_report_says_who_got_what_and_why(simulation: Simulation):
-    outcome = simulation(HOSPITALS, **{"budget-split": "equal"})
+    outcome = simulation(CLIENTS, **{"budget-split": "equal"})
     assert [cycle.labels_per_client for cycle in outcome.metrics.cycles] == [
         (3, 3, 3),
         (6, 6, 6),

@@ -106,6 +106,7 @@ _ONE_CHOICE: dict[str, object] = {"cycles": 2, "max-train-samples": 450}
 #: Of what a strategy repeats many times, a few will do as well.
 _FEW: dict[str, dict[str, object]] = {
     "chase": {"strategy.window": "cycle"},
+    "coordinated-fairfal": {"strategy.epochs": 3},
     "fairfal": {"strategy.epochs": 3},
     "ifal": {"strategy.epochs": 3, "strategy.neighbours": 20},
     "logo": {"strategy.epochs": 2},

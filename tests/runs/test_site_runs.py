@@ -25,6 +25,8 @@ from ahfal_app.labels.exchange import export_labels, label_agreement
 from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.ledger import Ledger
+from ahfal_app.results.grants import grants_table
+from ahfal_app.results.reading import read_run
 from ahfal_app.server import purchase
 from ahfal_app.training import resources
 
@@ -156,6 +158,66 @@ def test_people_who_label_files_give_the_result_of_the_simulated_oracle(
     assert {name: DIGITS[label] for name, label in answers[0].items()}.items() <= (
         hospitals.truth.items()
     )
+
+
+#: Of hospitals with 200, 120 and 40 images: what each gets at first, and after each cycle with why.
+_GOT: dict[str, list[tuple[str, ...]]] = {
+    # Exact shares of 45, 120 and 195: 25, 15, 5; 66.67, 40, 13.33; 108.33, 65, 21.67.
+    "share": [
+        ("25", "42 (200)", "41 (200)", "108"),
+        ("15", "25 (120)", "25 (120)", "65"),
+        ("5", "8 (40)", "9 (40)", "22"),
+    ],
+    # A third of 45 and of 75; then the smallest has all of its images labelled.
+    "equal": [
+        ("15", "25 (1)", "38 (1)", "78"),
+        ("15", "25 (1)", "37 (1)", "77"),
+        ("15", "25 (1)", "0 (1)", "40"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["share", "equal", "missing", "threshold"])
+def test_the_report_says_which_of_three_hospitals_got_what_and_why(
+    simulation: Simulation, hospitals: Hospitals, split: str
+) -> None:
+    (Path(str(hospitals.nodes[2]["data"])) / "labels.csv").unlink()
+    for node in hospitals.nodes:
+        node["policy-reveals"] = "budget,sums"
+    settings = {
+        "partition": "sites",
+        "budget": "global",
+        "budget-split": split,
+        "initial-labels": 45,
+        "query-labels": 75,
+        "target-labels": 195,
+        "strategy": "entropy",
+        "strategy.model": "global",
+        "rounds": 1,
+    }
+    outcome = simulation(settings, handler=hospitals.handler)
+    table = grants_table(read_run(outcome.folder))
+    assert table is not None
+    assert f"budget-split={split}" in table.title
+    assert table.title in (outcome.folder / "report.html").read_text()
+    told = [row[1:] for row in table.rows]
+    had = np.array([cycle.labels_per_client for cycle in outcome.metrics.cycles])
+    assert had.sum(axis=1).tolist() == [45, 120, 195]
+    bought = np.diff(had, axis=0, prepend=0).T
+    for cells, labels in zip(told, bought.tolist(), strict=True):
+        assert [int(cell.split(" ")[0]) for cell in cells] == [*labels, sum(labels)]
+    if split in _GOT:
+        assert told == _GOT[split]
+        return
+    assert [cells[0] for cells in told] == ["25", "15", "5"]
+    # What it went by says who gets how much.
+    for cycle in (1, 2):
+        weights = [float(cells[cycle].split("(")[1].rstrip(")")) for cells in told]
+        assert (
+            sorted(range(3), key=weights.__getitem__)
+            == np.argsort(bought[:, cycle], kind="stable").tolist()
+        )
 
 
 @pytest.mark.slow

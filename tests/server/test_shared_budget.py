@@ -40,6 +40,15 @@ def test_fractions_mean_all_clients_samples_together():
     assert split(settings, 0, {0: 25, 1: 15, 2: 5}, {}) == {0: 3, 1: 2, 2: 0}
 
 
+def test_what_a_share_of_each_client_is_more_than_one_of_all():
+    # 5 % of 101, 51 and 11 are 5.05, 2.55 and .55; of the 163 together it is 8.15.
+    sizes = {0: 101, 1: 51, 2: 11}
+    each = parse_settings({"initial-fraction": 0.05})
+    assert [each.labels_due(0, size) for size in sizes.values()] == [6, 3, 1]
+    together = parse_settings({"budget": "global", "initial-fraction": 0.05})
+    assert split(together, 0, sizes, {}) == {0: 5, 1: 3, 2: 1}
+
+
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     initial=st.integers(1, 40),

@@ -215,6 +215,7 @@ def on_the_accelerator(
 
 #: Of what a strategy repeats many times, a few will do as well.
 FEW: dict[str, dict[str, object]] = {
+    "coordinated-fairfal": {"strategy.epochs": 2},
     "fairfal": {"strategy.epochs": 2},
     "ifal": {"strategy.epochs": 2},
     "logo": {"strategy.epochs": 2},

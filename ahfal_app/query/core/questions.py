@@ -104,12 +104,26 @@ class Step:
         What is summed over the clients, masked where the run's privacy says so.
     clear : Mapping[str, ClearForm]
         What each tells for itself. A strategy's `reveals` must name it.
+    is_for_the_run : bool
+        Whether the first cycle that asks it is the only one that does: later ones are answered with
+        the sums of then, also where clients have left or come meanwhile.
+
+    Raises
+    ------
+    ValueError
+        What clients tell for themselves is wanted for a whole run; it holds for who is there.
     """
 
     name: str
     broadcast: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     sums: Mapping[str, SumForm] = field(default_factory=dict)
     clear: Mapping[str, ClearForm] = field(default_factory=dict)
+    is_for_the_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be asked."""
+        if self.is_for_the_run and self.clear:
+            raise ValueError(f"{self.name}: allowed for a whole run are sums")
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,11 +243,28 @@ def check_answer(step: Step, answer: Answer) -> None:
     ValueError
         An array is missing, unknown, of another shape or type, not finite, or out of range.
     """
-    _check_arrays(step.name, step.sums, answer.sums, np.dtype(np.int64))
-    _check_arrays(step.name, step.clear, answer.clear, np.dtype(np.float64))
+    _check_forms(step.name, step.sums, answer.sums, np.dtype(np.int64))
+    _check_forms(step.name, step.clear, answer.clear, np.dtype(np.float64))
+    for name, sum_form in step.sums.items():
+        sum_form.check(f"{step.name}: {name!r}", answer.sums[name])
+    for name, clear_form in step.clear.items():
+        clear_form.check(f"{step.name}: {name!r}", answer.clear[name])
 
 
-def _check_arrays(
+def check_sums(step: Step, sums: Mapping[str, NDArray[Any]], clients: int) -> None:
+    """Refuse sums that a step cannot have over so many clients.
+
+    Raises
+    ------
+    ValueError
+        As of `check_answer`.
+    """
+    _check_forms(step.name, step.sums, sums, np.dtype(np.int64))
+    for name, form in step.sums.items():
+        form.check(f"{step.name}: {name!r}", sums[name], clients)
+
+
+def _check_forms(
     step: str,
     forms: Mapping[str, SumForm] | Mapping[str, ClearForm],
     arrays: Mapping[str, NDArray[Any]],
@@ -249,7 +280,6 @@ def _check_arrays(
             )
         if not np.isfinite(values).all():
             raise ValueError(f"{step}: {name!r} has values that are not finite")
-        forms[name].check(f"{step}: {name!r}", values)
 
 
 def joined(sums: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
