@@ -2,8 +2,9 @@
 
 For every registered strategy: seconds of `checked_select` on signals that are at hand, as a
 ratio to the seconds that ResNet-8 takes to compute them for as many 32x32 images, and the
-memory that the selection takes besides. Strategies that need all distances are measured at
-three sizes of the pool, to see that they grow linearly.
+memory that the selection takes besides. Strategies that compare samples with samples are measured
+at three sizes of the pool, to see that they grow linearly, and all once on a large pool of narrow
+embeddings, to see that none makes a matrix of all pairs.
 
     uv run python benchmarks/selection.py
 
@@ -58,7 +59,25 @@ from ahfal_app.training.prediction import predict
 from ahfal_app.training.sgd import LocalUpdate, Objective, Recipe, train_locally
 
 #: Strategies whose time is measured on parts of the pool, too, and which parts.
-GROWTH = dict.fromkeys(("badge", "core-set", "max-herding", "prob-cover"), (0.25, 0.5))
+GROWTH = dict.fromkeys(
+    (
+        "badge",
+        "centroids",
+        "coordinated-max-herding",
+        "coordinated-prob-cover",
+        "coordinated-typicality",
+        "core-set",
+        "dcom",
+        "drop-query",
+        "fairfal",
+        "ifal",
+        "max-herding",
+        "prob-cover",
+        "temporal",
+        "uncertainty-herding",
+    ),
+    (0.25, 0.5),
+)
 
 #: Which forward pass gives a signal. Logits and embeddings of a model come from the same.
 PASSES = {
@@ -93,6 +112,10 @@ _GIVEN_BACK_FROM = 1 << 16
 _MAP_CHANNELS = 64
 
 
+#: Labelled samples, classes, width of the embeddings and budget beside a large pool.
+_LARGE = (500, 10, 64, 100)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of the problem."""
@@ -120,6 +143,7 @@ def main() -> None:
         "strategies": {},
         "not_measured": {},
         "growth": {},
+        "large_pool": {},
         "extra_training_seconds": {},
     }
     for name in arguments.strategies or strategy_names():
@@ -134,6 +158,11 @@ def main() -> None:
             size = int(sizes.pool * fraction)
             smaller = Sizes(size, sizes.labelled, sizes.classes, sizes.width, sizes.budget)
             result["growth"].setdefault(name, {})[size] = measure(smaller)
+        if arguments.large_pool:
+            large = Sizes(arguments.large_pool, *_LARGE)
+            result["large_pool"][name] = asdict(large) | _in_own_process(
+                name, arguments.seed, 1, large, with_passes=False
+            )
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, measure_training in EXTRA_TRAINING.items():
         if name in result["strategies"]:
@@ -185,20 +214,27 @@ def _feal_training(sizes: Sizes, seed: int) -> dict[str, float]:
 EXTRA_TRAINING = {"logo": _logo_training, "feal": _feal_training}
 
 
-def _in_own_process(name: str, seed: int, repeats: int, sizes: Sizes) -> dict[str, Any]:
+def _in_own_process(
+    name: str, seed: int, repeats: int, sizes: Sizes, with_passes: bool = True
+) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        measured: dict[str, Any] = pool.apply(_measure, (name, seed, repeats, sizes))
+        arguments = (name, seed, repeats, sizes, with_passes)
+        measured: dict[str, Any] = pool.apply(_measure, arguments)
     return measured
 
 
-def _measure(name: str, seed: int, repeats: int, sizes: Sizes) -> dict[str, Any]:
+def _measure(name: str, seed: int, repeats: int, sizes: Sizes, with_passes: bool) -> dict[str, Any]:
     """Return times, ratio and memory of one strategy; runs in a process of its own."""
     torch.set_num_threads(1)
     # Libraries are loaded and their buffers made by a small selection.
     _select(name, _signals(seed, Sizes(400, 40, sizes.classes, sizes.width, 40)), seed, 40)
     signals = _signals(seed, sizes)
     run = partial(_select, name, signals, seed, sizes.budget)
+    start = time.perf_counter()
     used, memory = _peak_memory(run)
+    if not with_passes:
+        seconds = time.perf_counter() - start
+        return {"selection_seconds": seconds, "extra_memory_mib": memory / 2**20}
     images = _images(seed, sizes)
     passes, selections = [], []
     for _ in range(repeats):
@@ -378,6 +414,10 @@ def _markdown(result: dict[str, Any]) -> str:
         lines.append(_row(name, measured))
     for name, by_size in result["growth"].items():
         lines += [_row(f"{name}, pool of {size}", measured) for size, measured in by_size.items()]
+    for name, measured in result["large_pool"].items():
+        size, seconds = measured["pool"], measured["selection_seconds"]
+        memory = measured["extra_memory_mib"]
+        lines.append(f"| {name}, pool of {size} | | | {seconds:.3f} | | {memory:.0f} |")
     lines += [f"| {name} | not measured: {why} |" for name, why in result["not_measured"].items()]
     for name, parts in result["extra_training_seconds"].items():
         lines += [f"| {name}: {what} | | {seconds:.1f} | | | |" for what, seconds in parts.items()]
@@ -402,6 +442,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--width", type=int, default=512, help="of the embeddings")
     parser.add_argument("--budget", type=int, default=1_000)
+    parser.add_argument(
+        "--large-pool", type=int, default=200_000, help="size; 0: it is not measured"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
