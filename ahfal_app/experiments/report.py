@@ -329,6 +329,8 @@ def _provenance_table(results: ExperimentResults) -> TextTable:
         for key, value in about.items():
             seen.setdefault(key, set()).add(value)
     rows = [(key, value) for key, values in seen.items() for value in sorted(values)]
+    if loads := [load["median"] for r in results.runs if (load := r.run.summary.get("load"))]:
+        rows.append(("load", f"{min(loads):.1f} to {max(loads):.1f}, median of each run's rounds"))
     rows += [("failed", f"{name}: {reason}") for name, reason in results.failures.items()]
     rows += [
         (f"by {SUMMARIES} alone", result.run.folder.name)

@@ -81,6 +81,14 @@ def describe_hardware() -> dict[str, Any]:
     }
 
 
+def load_average() -> float | None:
+    """Return how many processes wanted a core in the last minute; None where that is not told."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
 @cache
 def _commit() -> Mapping[str, Any]:
     """Return the commit of the code that this process has loaded, and whether it was changed."""

@@ -257,7 +257,8 @@ class RoundRecord(_Record):
 
     `clients` is the number that answered; `train_loss` is None where it was not finite;
     `test_accuracy` is None in rounds without a test of the global model, and `metrics` and `tests`
-    are empty there; else they are as of a cycle, without matrices.
+    are empty there; else they are as of a cycle, without matrices. `load` is the mean number of
+    processes of the server's machine that wanted a core in the last minute, where it tells that.
     """
 
     kind: Literal["round"] = "round"
@@ -273,6 +274,7 @@ class RoundRecord(_Record):
     seconds: dict[str, Seconds] = Field(default_factory=dict)
     bytes_down: Count = 0
     bytes_up: Count = 0
+    load: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class CycleRecord(_Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,6 +86,7 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "cost": cost.to_summary() if cost is not None else None,
         "stopping": stopping_summary(run),
         "seconds": {"total": sum(seconds.values()), **seconds},
+        "load": _load(run),
         "privacy": describe_privacy(run),
         "bytes_down": run.metrics.bytes_down,
         "bytes_up": run.metrics.bytes_up,
@@ -94,6 +96,12 @@ def build_summary(run: Run, stopped: str = "") -> dict[str, Any]:
         "code_hash": code.get("hash"),
         "version": code.get("version"),
     }
+
+
+def _load(run: Run) -> dict[str, float] | None:
+    """Return the machine's load over all rounds; None where no round knows it."""
+    loads = [record.load for record in run.metrics.rounds if record.load is not None]
+    return {"median": statistics.median(loads), "most": max(loads)} if loads else None
 
 
 def status_text(run: Run) -> str:

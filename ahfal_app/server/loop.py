@@ -23,6 +23,7 @@ from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.protocol import Order
 from ahfal_app.query.core.splitting import make_split
 from ahfal_app.results.drift import drift_words
+from ahfal_app.results.environment import load_average
 from ahfal_app.results.progress import Progress
 from ahfal_app.results.records import (
     ArrivalsRecord,
@@ -378,6 +379,7 @@ class FederatedActiveLearning:
             seconds=seconds,
             bytes_down=down,
             bytes_up=up,
+            load=load_average(),
         )
         self._hooks.tested(record, trained.arrays)
         self._hooks.record(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from support.devtools import Chromium
 
 from ahfal_app.benchmark.page import print_board, render_board
 from ahfal_app.benchmark.scores import Board
+from ahfal_app.cli import main
 
+_ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert(1)</script> & "x"'
 
 
@@ -94,3 +97,19 @@ def test_a_reader_sees_all_of_it_at_both_widths(tmp_path: Path, chromium: Chromi
     diagram = seen.views[0]["figures"][0]["texts"]
     assert sum(text["text"].startswith("method-") for text in diagram) == 25
     assert any(text["text"].startswith("CD = ") for text in diagram)
+
+
+@pytest.mark.slow
+def test_the_page_that_is_kept_is_the_one_that_is_made(tmp_path: Path) -> None:
+    """`uv run ahfal leaderboard conf/benchmark/quick.yaml --out results/benchmark/quick.html`."""
+    made, kept = tmp_path / "quick.html", _ROOT / "results" / "benchmark" / "quick.html"
+    protocol = _ROOT / "conf" / "benchmark" / "quick.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["leaderboard", str(protocol), "--out", str(made)])
+    assert ended.value.code == 0
+    # Charts are not drawn in tests.
+    tables = [
+        re.findall(r"<table.*?</table>", p.read_text("utf-8"), re.DOTALL) for p in (made, kept)
+    ]
+    assert len(tables[0]) == 5
+    assert tables[0] == tables[1]

@@ -191,18 +191,21 @@ def test_page_and_chart_have_both(results: ExperimentResults) -> None:
     assert "| all | random | -8.00 | 9.00 | yes |" in markdown(table)
 
 
-def test_the_column_mnist_does_a_seed_of_all_methods_before_the_next() -> None:
+def test_the_column_mnist_does_a_seed_of_six_methods_before_the_next() -> None:
     conf = Path(__file__).parents[2] / "conf" / "paper"
     column = load_experiment(conf / "table2a-mnist.yaml")
-    order = ["random", "entropy", "core-set", "logo", "kafal", "ahfal"]
-    order += ["badge", "noise-stability", "feal"]
+    order = ["ahfal", "random", "entropy", "core-set", "logo", "kafal"]
     planned = [(run.settings.seed, run.settings.strategy) for run in column.runs]
     assert planned == [(seed, strategy) for seed in (0, 1, 2) for strategy in order]
-    # The same runs and numbers as in the whole table, but for the tests.
+    # With the others the same runs and numbers as in the whole table, but for the tests.
+    more = load_experiment(conf / "table2a-mnist-more.yaml")
+    others = [run for run in more.runs if run.labels["method"] == run.settings.strategy]
     whole = load_experiment(conf / "table2a.yaml")
     of_whole = [r.settings for r in whole.runs if r.labels["data"] == "MNIST"]
-    untested = [r.settings.model_copy(update={"evaluate_last": 0}) for r in column.runs]
+    of_column = [r.settings for r in (*column.runs, *others)]
+    untested = [settings.model_copy(update={"evaluate_last": 0}) for settings in of_column]
     assert sorted(map(repr, untested)) == sorted(map(repr, of_whole))
-    assert {r.settings.evaluate_last for r in column.runs} == {5}
+    assert {r.settings.evaluate_last for r in (*column.runs, *more.runs)} == {5}
     numbers = {n.labels["strategy"]: n.accuracy for n in whole.paper if n.labels["data"] == "MNIST"}
-    assert {n.labels["strategy"]: n.accuracy for n in column.paper} == numbers
+    told = {n.labels["strategy"]: n.accuracy for n in column.paper}
+    assert told | {n.labels["method"]: n.accuracy for n in more.paper} == numbers

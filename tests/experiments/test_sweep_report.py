@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import html
 import html.parser
+import itertools
 import json
 import math
 import re
@@ -123,6 +124,20 @@ def test_runs_that_have_stopped_early_are_drawn_as_far_as_they_go(
     assert "Some seeds have stopped earlier" not in render_sweep_report(results)
     assert "such areas are not comparable" in tables.curve_table(stopped).note
     assert "such areas are not comparable" not in tables.curve_table(results).note
+
+
+def test_the_load_of_machines_stands_with_what_runs_were_made_with(
+    results: ExperimentResults,
+) -> None:
+    loads = itertools.cycle([{"median": 1.96, "most": 3.0}, {"median": 2.44, "most": 2.5}, None])
+    runs = [
+        dataclasses.replace(
+            each, run=dataclasses.replace(each.run, summary={**each.run.summary, "load": load})
+        )
+        for each, load in zip(results.runs, loads, strict=False)
+    ]
+    page = render_sweep_report(dataclasses.replace(results, runs=tuple(runs)))
+    assert "2.0 to 2.4, median of each run&#39;s rounds" in page
 
 
 def only(results: ExperimentResults, **labels: object) -> ExperimentResults:

@@ -85,6 +85,18 @@ def test_a_run_on_images_of_ones_own_says_what_was_done_with_them(
     assert "not used" not in plain
 
 
+def test_the_load_of_the_machine_is_kept_with_the_seconds(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+):
+    loads = iter([0.5, 3.0, 2.0, 2.5])
+    monkeypatch.setattr("os.getloadavg", lambda: (next(loads), 9.0, 9.0))
+    outcome = simulation(cycles=2)
+    assert [record.load for record in outcome.metrics.rounds] == [0.5, 3.0, 2.0, 2.5]
+    assert outcome.summary["load"] == {"median": 2.25, "most": 3.0}
+    monkeypatch.delattr("os.getloadavg")
+    assert simulation(cycles=1).summary["load"] is None
+
+
 def test_labels_bought_are_exactly_those_due(shared_runs: SharedRuns):
     outcome = shared_runs()
     settings = parse_settings(TINY)
