@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from ahfal_app.class_statistics import dispersion_percent
 from ahfal_app.experiments.comparison import summarise
-from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, final_value
+from ahfal_app.experiments.results import (
+    ExperimentResults,
+    Point,
+    RunResult,
+    area,
+    final_value,
+)
 from ahfal_app.parameters import Scalar
 from ahfal_app.results.figures import DISPERSION_WORDS
 from ahfal_app.results.svg import Chart, draw_chart, tick_label
@@ -28,6 +34,10 @@ MARKERS = ("o", "s", "^", "D", "v", "p", "X", "<", ">")
 LINES = ("-", "--", ":")
 
 _SIZE = (5.4, 3.9)
+
+#: Curves that can be told apart in print, how many of more are named as the best, and the others.
+_MOST_CURVES, _BEST = 12, 5
+_GREY: dict[str, Any] = {"color": "#BBBBBB", "linewidth": 0.7}
 
 _Value = TypeVar("_Value")
 
@@ -40,39 +50,65 @@ _LINE = 0.19
 
 
 def learning_curves(results: ExperimentResults, point: Point, name: str) -> Chart:
-    """Draw mean and deviation of the accuracy against labels, one line a method."""
+    """Draw mean and deviation of the accuracy against labels, one line a method.
+
+    Of many methods those of `told_apart` are, and the others are grey.
+    """
+    named = told_apart(results, point)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for place, method in enumerate(results.methods):
+        for style, method in enumerate(results.methods):
             runs = results.at(point, method)
             if not runs:
                 continue
             # Where some seeds have stopped, the mean is that of those that have gone on.
             labels_T = [np.mean(labels) for labels in _by_cycle([r.labels_T for r in runs])]
             curves = [summarise(values) for values in _by_cycle([r.values_T for r in runs])]
+            means = [curve.mean for curve in curves]
+            if method not in named:
+                axes.plot(labels_T, means, zorder=1, **_GREY)
+                continue
+            place = named.index(method)
             # Apart from each other, or the bars of nine methods would hide one another; but none
             # further from its labels than a hundredth of them all.
-            step = min(0.004, 0.02 / len(results.methods))
-            shift = (labels_T[-1] - labels_T[0]) * step * (place - len(results.methods) / 2)
+            step = min(0.004, 0.02 / len(named))
+            shift = (labels_T[-1] - labels_T[0]) * step * (place - len(named) / 2)
             axes.errorbar(
                 [float(labels + shift) for labels in labels_T],
-                [curve.mean for curve in curves],
+                means,
                 [curve.std or 0.0 for curve in curves],
                 capsize=2,
                 linewidth=1.2,
                 elinewidth=0.8,
                 label=_method_label(method),
-                **line_style(place),
+                **line_style(style),
             )
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set(xlabel="Labels, all clients together", ylabel=f"Test {results.metric} in %")
-        _legend_below(figure, results.methods)
+        _legend_below(figure, named)
 
     title = f"Learning curves{point_text(point, ': ')}"
     what = f"{results.metric.capitalize()} against labels by method."
     return draw_chart(name, title, what, (_SIZE[0], 4.6), draw)
+
+
+def told_apart(results: ExperimentResults, point: Point) -> list[Scalar]:
+    """Return the methods whose curves can be told apart at a point, in the order of all.
+
+    All of them, or of many the first one, the reference, the five with the largest area under the
+    curve, and the one with the smallest.
+    """
+    methods = [method for method in results.methods if results.at(point, method)]
+    if len(methods) <= _MOST_CURVES:
+        return methods
+    areas = {method: list(results.by_seed(point, method, area).values()) for method in methods}
+    ranked = sorted(
+        (method for method in methods if areas[method]), key=lambda m: -float(np.mean(areas[m]))
+    )
+    named = {methods[0], results.reference, *ranked[:_BEST], *ranked[-1:]}
+    return [method for method in methods if method in named]
 
 
 def accuracy_over(results: ExperimentResults, axis: str, rest: Point, name: str) -> Chart:

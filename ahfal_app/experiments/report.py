@@ -172,7 +172,9 @@ def _panels(results: ExperimentResults) -> list[Panel]:
     panels = [
         Panel(
             charts.learning_curves(results, point, f"curves-{place}"),
-            "Mean over seeds; bars: standard deviation." + _stopped_note(results, point),
+            "Mean over seeds; bars: standard deviation."
+            + _grey_note(results, point)
+            + _stopped_note(results, point),
         )
         for place, point in enumerate(results.settings_points)
         if any(len(run.labels_T) > 1 for run in results.runs)
@@ -192,6 +194,17 @@ def _panels(results: ExperimentResults) -> list[Panel]:
     panels += _deviation_panels(results)
     panels += _partition_panels(results)
     return panels
+
+
+def _grey_note(results: ExperimentResults, point: Point) -> str:
+    """Say which curves are told apart, where not all are."""
+    if len(charts.told_apart(results, point)) == len(results.methods):
+        return ""
+    return (
+        " Told apart are the first method, the one that differences are to, the five with the"
+        " largest area under the curve and the one with the smallest; the others are grey here, and"
+        " all are in the tables."
+    )
 
 
 def _stopped_note(results: ExperimentResults, point: Point) -> str:

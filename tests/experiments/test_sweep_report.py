@@ -440,6 +440,39 @@ def test_axes_have_room_however_many_methods_there_are(
     assert top < box.y0
 
 
+def test_of_many_curves_some_are_told_apart(results: ExperimentResults) -> None:
+    """The first, the reference, the five with the largest area and the one with the smallest."""
+    template = results.at((("alpha", 0.1),), "random")
+    names = [f"m{number}" for number in range(13)]
+
+    def moved(number: int) -> Callable[[RunResult], dict[str, object]]:
+        def change(run: RunResult) -> dict[str, object]:
+            cycles = tuple(
+                cycle.model_copy(update={"accuracy": 0.3 + number * 7 % 13 / 100})
+                for cycle in run.run.metrics.cycles
+            )
+            return {"metrics": dataclasses.replace(run.run.metrics, cycles=cycles)}
+
+        return change
+
+    runs = tuple(
+        dataclasses.replace(run, labels={**run.labels, "strategy": name})
+        for number, name in enumerate(names)
+        for run in with_runs(dataclasses.replace(results, runs=tuple(template)), moved(number)).runs
+    )
+    axes = {**results.axes, "strategy": tuple(names)}
+    many = dataclasses.replace(results, axes=axes, runs=runs, paper=(), compared_with="m3")
+    # 7 n modulo 13: the largest are of 11, 9, 7, 5 and 3, the smallest of 0, the next of 2.
+    point = (("alpha", 0.1),)
+    assert charts.told_apart(many, point) == ["m0", "m3", "m5", "m7", "m9", "m11"]
+    other = dataclasses.replace(many, compared_with="m2")
+    assert charts.told_apart(other, point) == ["m0", "m2", "m3", "m5", "m7", "m9", "m11"]
+    assert "the others are grey here" in render_sweep_report(many)
+    fewer = dataclasses.replace(many, axes={**axes, "strategy": tuple(names[:12])})
+    assert charts.told_apart(fewer, point) == names[:12]
+    assert "the others are grey here" not in render_sweep_report(fewer)
+
+
 def test_without_a_partition_nothing_is_told_of_it(results: ExperimentResults) -> None:
     """As of runs over sites: no classes of high variance, no crossover, no bubbles."""
     two = {"axes": {**results.axes, "strategy": METHODS[:2]}, "runs": results.runs[:12]}
