@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.efficientnet_lite import TIMM_NAME, converted_weights, original_network, write_weights
@@ -165,6 +166,34 @@ def test_unknown_names_are_refused(name: str, said: str) -> None:
     assert said in str(backbone_problem(name))
 
 
+@pytest.mark.parametrize("weights", ["none", "pretrained", "a file"])
+def test_an_unknown_tag_is_refused_whatever_the_weights(tmp_path: Path, weights: str) -> None:
+    if weights == "a file":
+        weights = str(write_small(tmp_path / "weights.safetensors"))
+    problem = problem_of("timm/resnet50.a1_in1", weights)
+    assert problem.startswith("backbone='timm/resnet50.a1_in1': allowed is timm/resnet50, alone or")
+    assert "a1_in1k | a1h_in1k | " in problem
+    assert problem.endswith("; did you mean 'a1_in1k'?")
+
+
+@pytest.mark.parametrize("tag", ["nope", ""])
+def test_a_tag_that_is_near_none_is_refused_without_a_suggestion(tag: str) -> None:
+    problem = str(backbone_problem(f"timm/resnet18.{tag}"))
+    assert "allowed is timm/resnet18, alone or with one of its tags: a1_in1k | " in problem
+    assert "did you mean" not in problem
+
+
+def test_what_timm_has_renamed_takes_no_tag() -> None:
+    assert backbone_problem("timm/convnext_tiny_in22ft1k") is None
+    problem = str(backbone_problem("timm/convnext_tiny_in22ft1k.x"))
+    assert problem.endswith("allowed is timm/convnext_tiny_in22ft1k without a tag")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "test_vit_relpos.untrained"])
+def test_names_are_taken_with_their_tags_and_without(name: str) -> None:
+    assert backbone_problem(f"timm/{name}") is None
+
+
 class Maps(nn.Module):
     """Gives maps, as a network without pooling does."""
 
@@ -195,3 +224,34 @@ def test_weights_that_cannot_be_downloaded_are_told_with_their_place(
     problem = problem_of("timm/resnet18", "pretrained")
     assert "cannot be loaded from the network (ConnectionError: no route to host)" in problem
     assert "fetch model.safetensors of timm/resnet18.a1_in1k from the" in problem
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no route to host"),
+        RuntimeError('invalid hash value (expected "f37072fd", got "e3b0c442")'),
+        EOFError("Ran out of input"),
+    ],
+)
+def test_torchvisions_weights_that_cannot_be_downloaded_are_told_with_their_place(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", failing)
+    problem = problem_of("torchvision/resnet18", "pretrained")
+    assert f"cannot be loaded from the network ({type(error).__name__}: {error})" in problem
+    assert "fetch https://download.pytorch.org/models/resnet18-f37072fd.pth where" in problem
+
+
+def test_the_loader_of_torchvision_is_not_asked_where_no_weights_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no network of weights")
+
+    monkeypatch.setattr(torchvision.models, "get_model", broken)
+    with pytest.raises(RuntimeError, match="no network of weights"):
+        load_backbone("torchvision/resnet18", "none", 40)

@@ -32,16 +32,22 @@ class Made:
 
 
 def timm_problem(name: str) -> str | None:
-    """Return the line that refuses a name that timm does not know, or None."""
+    """Return the line that refuses a name or a tag that timm does not know, or None."""
     import timm
 
-    known = timm.list_models()
-    if timm.is_model(name):
+    base, dot, tag = name.partition(".")
+    # It looks at what is before the tag alone.
+    if not timm.is_model(name):
+        return (
+            f"backbone='timm/{name}': allowed is timm/ with one of timm.list_models()"
+            f"{suggestion(base, timm.list_models())}"
+        )
+    known = [each.partition(".")[2] for each in timm.list_models(base, include_tags=True)]
+    tags = [each for each in known if each]
+    if not dot or tag in tags:
         return None
-    return (
-        f"backbone='timm/{name}': allowed is timm/ with one of timm.list_models()"
-        f"{suggestion(name.partition('.')[0], known)}"
-    )
+    with_tags = f", alone or with one of its tags: {' | '.join(tags)}" if tags else " without a tag"
+    return f"backbone='timm/{name}': allowed is timm/{base}{with_tags}{suggestion(tag, tags)}"
 
 
 def timm_network(name: str, pretrained: bool) -> Made:
@@ -107,7 +113,10 @@ def torchvision_network(name: str, pretrained: bool) -> Made:
     weights = models.get_model_weights(name).DEFAULT
     try:
         network: nn.Module = models.get_model(name, weights=weights if pretrained else None)
-    except OSError as error:
+    except Exception as error:
+        if not pretrained:
+            raise
+        # No network, a download that is cut off, a hash that is another: each raises its own.
         raise _unavailable(f"torchvision/{name}", weights.url, error) from error
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
