@@ -110,17 +110,17 @@ def _made(name: str, weights: str) -> Made:
     with _initialising, torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         made = build(weights == PRETRAINED) if build else BACKBONES.component(name)()
-    if not isinstance(made, Made):
-        raise ConfigError(
-            [
-                f"backbone={name!r}: {BACKBONES.where(name)} gives {type(made).__name__}; allowed "
-                "is ahfal_app.backbones.Made"
-            ]
-        )
-    if weights not in (PRETRAINED, UNTRAINED):
-        state = read_weights(Path(weights))
-        where = f"backbone={name!r} with backbone-weights={weights!r}"
-        load_weights(made.network, state, where, made.classifier)
+        if not isinstance(made, Made):
+            raise ConfigError(
+                [
+                    f"backbone={name!r}: {BACKBONES.where(name)} gives {type(made).__name__}; "
+                    "allowed is ahfal_app.backbones.Made"
+                ]
+            )
+        if weights not in (PRETRAINED, UNTRAINED):
+            state = read_weights(Path(weights))
+            where = f"backbone={name!r} with backbone-weights={weights!r}"
+            load_weights(made.network, state, where, made.classifier, made.convert)
     return made
 
 

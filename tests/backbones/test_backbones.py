@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,94 @@ def test_other_weights_are_refused_by_their_first_keys(tmp_path: Path) -> None:
     assert "1 unexpected keys, the first 'extra.x'" in problem
     save_file({**state, first: torch.zeros(3, 1)}, path)
     assert f"{first} has the shape (3, 1) and not" in problem_of(NAME, str(path), 48)
+
+
+VIT = "test_vit"
+
+
+def vit_state(tmp_path: Path, size: int = 96) -> dict[str, torch.Tensor]:
+    """Return the weights of a small vision transformer, made for images of this size."""
+    network = timm.create_model(VIT, pretrained=False, img_size=size)
+    state: dict[str, torch.Tensor] = network.state_dict()
+    save_file(state, tmp_path / "vit.safetensors")
+    return state
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    """See that the class of timm's transformers loads as ever after a file was converted."""
+    kind = type(timm.create_model(VIT))
+    yield
+    assert kind.load_state_dict is nn.Module.load_state_dict
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_file_for_another_grid_is_read_as_timm_reads_it(tmp_path: Path) -> None:
+    vit_state(tmp_path)
+    path = tmp_path / "vit.safetensors"
+    found = load_backbone(f"timm/{VIT}", str(path), 160).network.state_dict()
+    overlay = {"file": str(path), "hf_hub_id": None}
+    timms = timm.create_model(VIT, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    expected = timms.state_dict()
+    assert found.keys() == expected.keys()
+    assert found["pos_embed"].shape == (1, 101, 64)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_file_with_its_authors_names_is_read_as_timm_reads_it(tmp_path: Path) -> None:
+    state = vit_state(tmp_path, 160)
+    path = tmp_path / "open-clip.pth"
+    # As OpenCLIP names them, beside a network for texts.
+    tower = {f"visual.trunk.{key}": value for key, value in state.items() if "head" not in key}
+    torch.save({**tower, "transformer.x": torch.zeros(1)}, path)
+    converted = load_backbone(f"timm/{VIT}", str(path), 160)
+    own = load_backbone(f"timm/{VIT}", str(tmp_path / "vit.safetensors"), 160)
+    assert converted.digest == own.digest
+
+
+@pytest.mark.usefixtures("_restored")
+def test_what_is_converted_is_still_refused_by_its_first_keys(tmp_path: Path) -> None:
+    state = vit_state(tmp_path)
+    path = tmp_path / "more.safetensors"
+    save_file({**{k: v for k, v in state.items() if k != "cls_token"}, "x": torch.zeros(1)}, path)
+    problem = problem_of(f"timm/{VIT}", str(path), 160)
+    # The grid is no problem any more.
+    assert problem.endswith(
+        "these have, once converted, 1 missing keys, the first 'cls_token', 1 unexpected keys, the "
+        "first 'x'"
+    )
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_file_that_timm_cannot_convert_is_refused_by_its_first_keys(tmp_path: Path) -> None:
+    state = vit_state(tmp_path)
+    path = tmp_path / "no-grid.safetensors"
+    save_file({**state, "pos_embed": torch.zeros(7)}, path)
+    problem = problem_of(f"timm/{VIT}", str(path), 160)
+    assert problem.endswith("these have pos_embed has the shape (7,) and not (1, 101, 64)")
+
+
+@pytest.mark.usefixtures("_restored")
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> None:
+    path = write_small(tmp_path / "efficientnet.safetensors")
+    problem = problem_of(f"timm/{VIT}", str(path), 160)
+    assert problem.startswith(f"backbone='timm/{VIT}' with backbone-weights={str(path)!r}: allowed")
+    assert "missing keys, the first 'blocks.0.attn.proj.bias'" in problem
+    assert "unexpected keys, the first 'blocks.0.0.bn1.bias'" in problem
+    vit_state(tmp_path)
+    problem = problem_of(NAME, str(tmp_path / "vit.safetensors"))
+    assert "unexpected keys, the first 'blocks.0.attn.proj.bias'" in problem
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.module.", "module._orig_mod."])
+def test_names_that_were_wrapped_twice_are_unwrapped(tmp_path: Path, prefix: str) -> None:
+    state = load_file(write_small(tmp_path / "weights.safetensors", change=0.5))
+    path = tmp_path / "wrapped.pth"
+    torch.save({"module": {f"{prefix}{key}": value for key, value in state.items()}}, path)
+    plain = small_backbone(str(tmp_path / "weights.safetensors"))
+    assert small_backbone(str(path)).digest == plain.digest
 
 
 class Malice:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from torch import nn
 
 from ahfal_app.backbones.core.base import Interpolation, Preprocessing
+from ahfal_app.backbones.core.timm_files import as_timm_reads
+from ahfal_app.backbones.core.weights import Convert
 from ahfal_app.errors import ConfigError
 from ahfal_app.parameters import suggestion
 
@@ -22,13 +25,15 @@ _INTERPOLATIONS = ("bilinear", "bicubic")
 class Made:
     """A network without its classifier, what images it wants, and what its classifier was called.
 
-    `source` says where its pretrained weights are, for people who have to fetch them.
+    `source` says where its pretrained weights are, for people who have to fetch them. `convert`
+    brings a file's weights that do not fit into the network's form.
     """
 
     network: nn.Module
     preprocessing: Preprocessing
     classifier: tuple[str, ...] = ()
     source: str = ""
+    convert: Convert | None = None
 
 
 def timm_problem(name: str) -> str | None:
@@ -84,6 +89,7 @@ def timm_network(name: str, pretrained: bool) -> Made:
         ),
         (classifier,) if isinstance(classifier, str) else tuple(classifier),
         _timm_source(network),
+        partial(as_timm_reads, name, network),
     )
 
 

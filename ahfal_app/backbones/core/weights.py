@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,11 +12,14 @@ from torch import Tensor, load, nn
 
 from ahfal_app.errors import ConfigError
 
-#: Where state dictionaries are found in checkpoints of training, as timm looks for them.
-_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
+#: Brings a state dictionary into the form of a network; raises anything where it cannot.
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
-#: What wrappers of training put before the names of parameters.
-_PREFIXES = ("module.", "_orig_mod.")
+#: Where state dictionaries are found in checkpoints of training, as timm looks for them.
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "model_state")
+
+#: What wrappers of training put before the names of parameters, in either order.
+_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -65,7 +68,11 @@ def _state_dict(found: object, where: str) -> dict[str, Tensor]:
 
 
 def load_weights(
-    network: nn.Module, state: dict[str, Tensor], where: str, classifier: Collection[str]
+    network: nn.Module,
+    state: dict[str, Tensor],
+    where: str,
+    classifier: Collection[str],
+    convert: Convert | None = None,
 ) -> None:
     """Load a state dictionary into a network without its classifier.
 
@@ -79,15 +86,39 @@ def load_weights(
         What it is, for messages.
     classifier : Collection[str]
         Names of modules that the weights may have and the network does not: they are left out.
+    convert : Convert | None
+        Is asked where the weights do not fit as they are.
 
     Raises
     ------
     ConfigError
         The weights are those of another network.
     """
+    kept = _headless(network, state, classifier)
+    differences, how = _differences(network, kept), ""
+    if differences and convert is not None:
+        try:
+            kept = _headless(network, convert(state), classifier)
+        except Exception as error:
+            # Made for files of this network, it says nothing that helps with those of another.
+            raise _refusal(where, differences) from error
+        differences, how = _differences(network, kept), ", once converted,"
+    if differences:
+        raise _refusal(where, differences, how)
+    network.load_state_dict(kept, strict=False)
+
+
+def _headless(
+    network: nn.Module, state: dict[str, Tensor], classifier: Collection[str]
+) -> dict[str, Tensor]:
     own = network.state_dict()
     heads = tuple(f"{name}." for name in classifier)
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+    return {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+
+
+def _differences(network: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Say what keeps a state dictionary from being the network's; nothing where it is."""
+    own = network.state_dict()
     # Counters of batches are not in every file, and change no feature.
     missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
     unexpected = sorted(state.keys() - own.keys())
@@ -96,13 +127,14 @@ def load_weights(
         for key, value in own.items()
         if key in state and state[key].shape != value.shape
     ]
-    said = [
+    return [
         f"{len(keys)} {kind} keys, the first {keys[0]!r}"
         for kind, keys in (("missing", missing), ("unexpected", unexpected))
         if keys
     ] + shapes[:1]
-    if said:
-        raise ConfigError(
-            [f"{where}: allowed are weights of this network; these have {', '.join(said)}"]
-        )
-    network.load_state_dict(state, strict=False)
+
+
+def _refusal(where: str, differences: list[str], how: str = "") -> ConfigError:
+    return ConfigError(
+        [f"{where}: allowed are weights of this network; these have{how} {', '.join(differences)}"]
+    )
