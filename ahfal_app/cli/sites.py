@@ -51,6 +51,12 @@ def doctor(
     backbone_size: Annotated[
         int, typer.Option(help="Its size, where the run says one; 0: its own.")
     ] = 0,
+    backbone_crop: Annotated[
+        bool, typer.Option("--backbone-crop", help="Where the run says backbone-crop=true.")
+    ] = False,
+    backbone_hash: Annotated[
+        str, typer.Option(help="The hash of the server's backbone, or its beginning.")
+    ] = "",
     feature_views: Annotated[
         int, typer.Option(help="Augmented views of an image, where the run says a number.")
     ] = 0,
@@ -59,13 +65,28 @@ def doctor(
     from ahfal_app.deployment.doctor import Site, Verdict, examine
 
     run: dict[str, object] = {}
+    if not backbone and (backbone_size or backbone_crop or backbone_hash or feature_views):
+        raise typer.BadParameter(
+            "--backbone-size, --backbone-crop, --backbone-hash, --feature-views: allowed with "
+            "--backbone"
+        )
     if backbone:
         run = {
             "backbone": backbone,
             "backbone-size": backbone_size,
+            "backbone-crop": backbone_crop,
             "feature-views": feature_views,
         }
-    site = Site(node_config, superlink, root_certificates, private_key, insecure, classes, run)
+    site = Site(
+        node_config,
+        superlink,
+        root_certificates,
+        private_key,
+        insecure,
+        classes,
+        run,
+        backbone_hash,
+    )
     failed = False
     for finding in examine(site):
         failed |= finding.verdict is Verdict.FAILURE

@@ -210,12 +210,11 @@ class FeatureStore:
         """Yield features of some rows as they are done, with the number done before."""
         if not len(rows_N):
             return
-        size = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH_ON_GPU
+        batches = batches_for(len(rows_N), self._device, self._compiles_from)
+        size = batches.size
         start = told = time.monotonic()
         done, kept = 0, []
-        least = self._compiles_from
-        compiles = self._device.type == "cpu" and least is not None and len(rows_N) >= least
-        with extracting(self._backbone, self._device, size if compiles else None) as extract:
+        with extracting(self._backbone, self._device, batches.compiled_size) as extract:
             for first in range(0, len(rows_N), size):
                 batch = np.ascontiguousarray(images_NHWC[rows_N[first : first + size]])
                 kept.append(extract(torch.from_numpy(batch)))
@@ -286,6 +285,36 @@ class FeatureStore:
         rows_N = np.frombuffer(content[: len(content) // 8 * 8], np.int64)
         fits = len(rows_N) == images and int(rows_N.max(initial=-1)) < self._count()
         return rows_N if fits else None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How new images go through a network: so many at a time, compiled or as it is."""
+
+    size: int
+    is_compiled: bool
+
+    @property
+    def compiled_size(self) -> int | None:
+        """What `extracting` wants to know."""
+        return self.size if self.is_compiled else None
+
+
+def batches_for(images: int, device: torch.device, compiles_from: int | None) -> Batches:
+    """Return how so many new images go through a network.
+
+    Parameters
+    ----------
+    images : int
+        How many, views counted.
+    device : torch.device
+        Where it computes.
+    compiles_from : int | None
+        Images from which on the network is compiled for the processor; None: never.
+    """
+    if device.type != "cpu":
+        return Batches(_BATCH_ON_GPU, False)
+    return Batches(_BATCH_ON_CPU, compiles_from is not None and images >= compiles_from)
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class Site:
         The run's setting `classes`, where it is known; empty otherwise.
     run : Mapping[str, object]
         The run's settings of its backbone, where it has one.
+    backbone_hash : str
+        The hash of the server's backbone or its beginning, where it is known; empty otherwise.
     """
 
     node_config: str
@@ -54,6 +56,7 @@ class Site:
     insecure: bool = False
     classes: str = ""
     run: Mapping[str, object] = field(default_factory=dict)
+    backbone_hash: str = ""
 
 
 def examine(site: Site) -> Iterator[Finding]:
@@ -65,7 +68,7 @@ def examine(site: Site) -> Iterator[Finding]:
         yield from _check_place(node_config)
         yield from examine_node(node_config, site.classes)
         if site.run:
-            yield from check_backbone(node_config, site.run)
+            yield from check_backbone(node_config, site.run, site.backbone_hash)
         yield from check_state(node_config)
     yield check_processes()
     if site.private_key or not site.insecure:
