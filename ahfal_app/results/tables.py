@@ -91,9 +91,9 @@ def time_table(metrics: Metrics) -> TextTable:
 
 
 def features_table(environment: Mapping[str, Any]) -> TextTable | None:
-    """Tell what the features of a backbone took; None where there is none."""
+    """Tell what the features of a backbone took; None where this process has computed none."""
     backbone = environment.get("backbone")
-    if not backbone:
+    if not backbone or not any(each["images"] for each in backbone["extracted"].values()):
         return None
     rows = []
     for split, computed in backbone["extracted"].items():
