@@ -201,27 +201,28 @@ class Annotation:
         if self.loaded.site is not None:
             site = self.loaded.site
             try:
-                return EncodedImage(site.names[sample], self._as_image(sample))
+                return EncodedImage(site.names[sample], *self._shown(sample))
             except DatasetError as error:
                 # It went while this process was at work; the next one finds it gone.
                 raise OracleError(f"image {site.names[sample]}: {error}") from error
         if self.loaded.dataset.holds_vectors:
-            return EncodedImage(f"{sample}.png", self._as_image(sample))
+            return EncodedImage(f"{sample}.png", *self._shown(sample))
         content = io.BytesIO()
         pixels_HWC = self.loaded.train.images_NHWC[sample]
         Image.fromarray(pixels_HWC.squeeze()).save(content, format="PNG")
         return EncodedImage(f"{sample}.png", content.getvalue())
 
-    def _as_image(self, sample: int) -> bytes:
-        """Return an image file of what people see of a sample."""
+    def _shown(self, sample: int) -> tuple[bytes, str]:
+        """Return an image file of what people see of a sample, and its link where it is one."""
         loaded, site = self.loaded, self.loaded.site
         name = site.names[sample] if site else f"sample {sample}"
         if not loaded.dataset.holds_vectors:
-            return site.content(sample) if site else b""
-        from ahfal_app.data.shown import picture
+            return site.content(sample) if site else b"", ""
+        from ahfal_app.data.shown import link_of, picture
 
         given = loaded.dataset.train.shown
-        return picture(site.content(sample) if site else given[sample] if given else b"", name)
+        content = site.content(sample) if site else given[sample] if given else b""
+        return picture(content, name), link_of(content)
 
 
 def _unanswered(store: LabelStore, request: LabelRequest) -> LabelRequest:

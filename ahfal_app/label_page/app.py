@@ -305,6 +305,7 @@ class Page:
             "number": int(PurePosixPath(item.file).stem),
             "image": f"/images/{sheet.request}/{item.file}",
             "name": name,
+            "link": item.link,
             "classes": [
                 {"name": name, "key": key} for name, key in zip(sheet.classes, keys, strict=True)
             ],

@@ -42,6 +42,7 @@ _PAGE = string.Template("""<!DOCTYPE html>
 </figure>
 <section id="panel" aria-labelledby="question">
 <h2 id="question">$question</h2>
+<p id="link" hidden><a target="_blank" rel="noopener noreferrer"></a></p>
 <p id="guess" hidden></p>
 <ul id="readings" hidden></ul>
 <p id="given" hidden></p>

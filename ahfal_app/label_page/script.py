@@ -165,6 +165,11 @@ const describe = (isThere = isShown) => {
   at("others").hidden = Boolean(own);
   at("steps").hidden = !own;
   at("given").hidden = !mine;
+  const address = current?.link ?? "";
+  // The site's own program has seen to that; nothing else may be followed, whoever wrote it.
+  at("link").hidden = !isThere || !/^https?:[/][/]/i.test(address);
+  if (!at("link").hidden)
+    Object.assign(at("link").firstElementChild, {href: address, textContent: address});
   at("guess").hidden = !isThere || Boolean(own) || (current.guess ?? null) === null;
   at("readings").hidden = !isThere || !current.readings?.length;
   allow(at("skip"), isOpen || hasFailed);

@@ -30,6 +30,8 @@ class Item(BaseModel):
         Its media type, such as `image/png`.
     original : str
         What the site calls it.
+    link : str
+        An http or https address where people see more of it; empty where there is none.
     guess : int | None
         Class index that the client's model takes it for.
     score : float | None
@@ -42,6 +44,7 @@ class Item(BaseModel):
     file: str
     media_type: str
     original: str
+    link: str = ""
     guess: int | None = None
     score: float | None = None
 

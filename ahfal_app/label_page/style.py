@@ -60,6 +60,8 @@ figcaption { padding: .4rem .75rem; text-align: center; overflow-wrap: anywhere;
 /* However long one's comment is, what the others say stays in sight. */
 #readings q { display: block; opacity: .85; max-height: 4.4em; overflow-y: auto; }
 @media (min-width: 46.01rem) { #comment::placeholder { color: transparent; } }
+#link { max-height: 4.4em; overflow-y: auto; overflow-wrap: anywhere; padding: 3px; margin: -3px; }
+#link a { color: inherit; }
 #given { padding: .5rem .75rem; background: var(--soft); border-left: .25rem solid var(--accent);
   border-radius: .25rem; max-height: 33vh; overflow-y: auto; overflow-wrap: anywhere;
   white-space: pre-line; }

@@ -29,10 +29,13 @@ class EncodedImage:
         What the site calls it: the path inside its folder, or a name made of the sample's id.
     content : bytes
         A PNG or JPEG file, or whatever the site has.
+    link : str
+        An http or https address where people see more of the case; empty where there is none.
     """
 
     name: str
     content: bytes
+    link: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ from ahfal_app.storage.files import new_folder, remove_parts
 ANNOTATOR = "files"
 
 _COLUMNS = ("file", "label", "unsure", "comment", "guess", "score", "position", "original")
+#: A column more, where some image has an address.
+_LINK = "link"
+
 _IMAGES = "images"
 _REQUEST = "request.csv"
 _INDEX = "request.json"
@@ -207,7 +210,7 @@ class FilesOracle(Oracle):
         except (FileNotFoundError, ValueError, csv.Error):
             return  # What a spreadsheet has made something else of is no longer ours.
         left = [row for row in rows if row and row[0] not in gone]
-        if header == list(_COLUMNS) and len(left) < len(rows):
+        if header in (list(_COLUMNS), [*_COLUMNS, _LINK]) and len(left) < len(rows):
             write_csv(folder / _REQUEST, header, left)
 
     def _find(self, request_id: str) -> Path | None:
@@ -227,8 +230,9 @@ class FilesOracle(Oracle):
             originals[image.name] = sample
             guess = self._site.class_names[request.guesses[position - 1]] if request.guesses else ""
             score = f"{request.scores[position - 1]:.6g}" if request.scores else ""
-            rows.append((name, "", "", "", guess, score, position, image.name))
-        write_csv(folder / _REQUEST, _COLUMNS, rows)
+            rows.append((name, "", "", "", guess, score, position, image.name, image.link))
+        columns = (*_COLUMNS, _LINK) if any(row[-1] for row in rows) else _COLUMNS
+        write_csv(folder / _REQUEST, columns, [row[: len(columns)] for row in rows])
         # People also write what the site calls an image, unless another one has that name here.
         samples = originals | samples
         index = {

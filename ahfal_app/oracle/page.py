@@ -55,6 +55,7 @@ class PageOracle(Oracle):
                     file=file,
                     media_type=media_type,
                     original=image.name,
+                    link=image.link,
                     guess=request.guesses[position] if request.guesses else None,
                     score=request.scores[position] if request.scores else None,
                 )

@@ -11,10 +11,10 @@ import pytest
 from support import browser
 from support.deployment import wait_until
 from support.label_pages import asked_site, served, served_here
-from support.labelling import request
+from support.labelling import encoded, request
 
 from ahfal_app.label_page.desk import Answer, Desk
-from ahfal_app.oracle import Oracle
+from ahfal_app.oracle import EncodedImage, Oracle
 
 pytestmark = [
     pytest.mark.slow,
@@ -520,3 +520,31 @@ def test_a_browser_that_asks_for_german_gets_a_german_page_without_names(
         seen = tab.evaluate("document.body.innerText + document.querySelector('#image').alt")
         assert ".png" not in seen
         assert not [text for text in ("Which", "Undo", "Zoom in", "labelled") if text in seen]
+
+
+def test_an_address_can_be_followed_and_nothing_that_runs_code(tmp_path: Path, opened: Opened):
+    address = "https://records.example/case/7?a=1&b='2'"
+    # The second one as if somebody had written it into the request's file.
+    links = {7: address, 3: "javascript:document.title='ran'", 9: ""}
+
+    def image(sample: int) -> EncodedImage:
+        return EncodedImage(encoded(sample).name, encoded(sample).content, links[sample])
+
+    asked_site(tmp_path, [request(7, 3, 9)], image)
+    with opened(tmp_path, "--annotator", "anna") as tab:
+        wait_for_image(tab, "7")
+        link = "document.querySelector('#link a')"
+        assert tab.evaluate(f"{link}.checkVisibility()")
+        assert tab.evaluate(f"{link}.textContent") == address
+        assert tab.evaluate(f"{link}.href") == address.replace("'", "%27")
+        assert tab.evaluate(f"[{link}.target, {link}.rel].join()") == "_blank,noopener noreferrer"
+        for key, name in (("1", "3"), ("1", "9")):
+            tab.press(key)
+            wait_for_image(tab, name)
+            assert not tab.evaluate(f"{link}.checkVisibility()")
+            assert "javascript" not in tab.evaluate(f"{link}.href")
+        # One goes back to it, and sees it again.
+        for name in ("3", "7"):
+            tab.press("Backspace")
+            wait_for_image(tab, name)
+        assert tab.evaluate(f"{link}.checkVisibility()")

@@ -418,6 +418,23 @@ def test_an_image_that_is_withdrawn_leaves_the_folder(oracle: FilesOracle, folde
     oracle.withdraw([9])
 
 
+def test_a_request_with_addresses_is_answered_and_withdrawn_from_as_others_are(tmp_path: Path):
+    def image(sample: int) -> EncodedImage:
+        link = "" if sample == 2 else f"https://records.example/{sample}"
+        return EncodedImage(NAMES[sample], b"content", link)
+
+    oracle = FilesOracle(Site(0, CLASSES, {}, image, tmp_path), tmp_path / "requests")
+    oracle.submit(REQUEST)
+    (folder,) = (tmp_path / "requests").iterdir()
+    text = (folder / "request.csv").read_text(encoding="utf-8-sig")
+    assert text.splitlines()[0].endswith(",original,link")
+    _answer(folder, text.replace("2-b.png,,", "2-b.png,dog,"))
+    assert _collected(oracle) == [(9, 1, "files")]
+    oracle.withdraw([9])
+    with (folder / "request.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [row["link"] for row in csv.DictReader(file)] == ["https://records.example/5", ""]
+
+
 def test_a_request_that_a_spreadsheet_has_saved_is_left_as_it_is(oracle: FilesOracle, folder: Path):
     content = "file;label\n2-b.png;caf\xe9\n".encode("latin-1")
     (folder / "request.csv").write_bytes(content)

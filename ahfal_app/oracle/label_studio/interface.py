@@ -81,6 +81,8 @@ def make_task(
         "cycle": request.cycle,
         "position": position + 1,
     }
+    if image.link:
+        data["link"] = image.link
     if score is not None:
         data["acquisition_score"] = score
     task: dict[str, object] = {
