@@ -31,8 +31,7 @@ from ahfal_app.client.past_runs import PastRuns, past_runs
 from ahfal_app.client.policy import FEWEST_TESTED, Policy
 from ahfal_app.client.state import ClientState
 from ahfal_app.config import Settings
-from ahfal_app.data.cache import data_dir
-from ahfal_app.data.features import FEATURES
+from ahfal_app.data.cache import FEATURES, data_dir
 from ahfal_app.errors import ConfigError, MessageRefused
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import ORACLES, STRATEGIES

@@ -29,6 +29,9 @@ from ahfal_app.storage.files import new_folder, remove_parts, write_bytes
 #: Version of the entries' layout and of the rules they were decoded with.
 SCHEMA = 2
 
+#: Folders below `data-dir`: of decoded data sets, and of backbones' features.
+_DECODED, FEATURES = "decoded", "features"
+
 #: What was found and is not used, and why: a file of an entry that is there for people.
 NOT_USED = "not-used.csv"
 
@@ -115,7 +118,7 @@ def open_or_build(root: Path, key: str, build: Callable[[Path], Description]) ->
     DatasetError
         The folder cannot be written, or `build` raised it.
     """
-    folder = root / "decoded" / key
+    folder = root / _DECODED / key
     entry = _open(folder)
     return entry if entry is not None else _build(root, folder, build)
 
@@ -130,7 +133,7 @@ def discard(root: Path, key: str) -> None:
     """
     from filelock import FileLock
 
-    folder = root / "decoded" / key
+    folder = root / _DECODED / key
     try:
         with FileLock(f"{folder}.lock"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -140,10 +143,11 @@ def discard(root: Path, key: str) -> None:
         ) from error
 
 
-def discard_others(root: Path, start: str, kept: str) -> None:
+def discard_others(root: Path, start: str, kept: str, below: str = _DECODED) -> None:
     """Remove all entries whose names start in one way, except those that start in another.
 
-    What another process is building now is left to the next call.
+    `below` says of which folder: stores of features have locks as data sets have. What another
+    process is building now is left to the next call.
 
     Raises
     ------
@@ -152,7 +156,7 @@ def discard_others(root: Path, start: str, kept: str) -> None:
     """
     from filelock import FileLock, Timeout
 
-    for lock in (root / "decoded").glob(f"{start}*.lock"):
+    for lock in (root / below).glob(f"{start}*.lock"):
         folder = lock.with_suffix("")
         if folder.name.startswith(kept):
             continue
@@ -164,7 +168,7 @@ def discard_others(root: Path, start: str, kept: str) -> None:
             continue
         except OSError as error:
             raise DatasetError(
-                f"data-dir={str(root)!r}: decoded data cannot be removed there: {error}"
+                f"data-dir={str(root)!r}: {below} data cannot be removed there: {error}"
             ) from error
 
 

@@ -16,18 +16,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ahfal_app.backbones import Backbone
+from ahfal_app.data.cache import FEATURES
 from ahfal_app.errors import DatasetError, PolicyRefused
 from ahfal_app.storage.files import write_bytes
 
@@ -44,9 +45,6 @@ class ImageRows(Protocol):
     def __getitem__(self, rows: Any, /) -> Any:
         """Return uint8 (H, W, c) for a row, (B, H, W, c) for an array of rows."""
 
-
-#: Folder of all stores, below `data-dir`.
-FEATURES = "features"
 
 #: What the names of sites' stores start with, as those of their decoded images do.
 SITE = "site"
@@ -116,6 +114,7 @@ class FeatureStore:
     ) -> None:
         name = f"{owner}-{backbone.digest[:32]}" if owner else backbone.digest[:32]
         self.folder = root / FEATURES / name
+        self._owner = owner
         self._backbone = backbone
         self._device = device
         self._compiles_from = compiles_from
@@ -164,8 +163,12 @@ class FeatureStore:
             ) from error
 
     def forget_others(self, features: Features) -> None:
-        """Remove the features of images that a split does not have; nothing is kept of them."""
+        """Remove the features of images that a split does not have; nothing is kept of them.
+
+        Of what the owner has by other backbones, stores that hold such images go as a whole.
+        """
         used_M = np.unique(features.rows_N[features.rows_N >= 0])
+        self._forget_elsewhere(used_M)
         if len(used_M) == len(features.values_MD):
             return
         with FileLock(f"{self.folder}.lock"):
@@ -176,6 +179,19 @@ class FeatureStore:
             write_bytes(self.folder / _DIGESTS, b"")
             write_bytes(self.folder / _VALUES, values.tobytes())
             write_bytes(self.folder / _DIGESTS, digests.tobytes())
+
+    def _forget_elsewhere(self, used_M: NDArray[np.int64]) -> None:
+        found = self.folder.parent.glob(f"{self._owner}-*/") if self._owner else ()
+        others = [folder for folder in found if folder != self.folder]
+        left = {digest.tobytes() for digest in self._digests()[used_M]} if others else set()
+        for folder in others:
+            # What another process is computing now is left to the next time.
+            with suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):
+                path = folder / _DIGESTS
+                digests = path.read_bytes() if path.exists() else b""
+                starts = range(0, len(digests), _DIGEST_BYTES)
+                if any(digests[start : start + _DIGEST_BYTES] not in left for start in starts):
+                    shutil.rmtree(folder)
 
     def _completed(
         self,
@@ -249,7 +265,9 @@ class FeatureStore:
                 os.fsync(file.fileno())
 
     def _cut_off_halves(self) -> None:
-        """Cut off what a killed process has not finished."""
+        """Cut off what a killed process has not finished, and remove what it has half replaced."""
+        for part in self.folder.glob(".*.tmp"):
+            part.unlink()
         count = self._count()
         for name, size in ((_VALUES, self._row_bytes), (_DIGESTS, _DIGEST_BYTES)):
             path = self.folder / name

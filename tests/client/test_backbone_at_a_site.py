@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from support.attacks import CLASSES, IMAGES, Target
+from support.attacks import CLASSES, FOLDER, IMAGES, Target
 from support.site_images import write_images, write_labels
-from support.small_backbone import SETTINGS, small_backbone, write_weights
+from support.small_backbone import SETTINGS, features_in, small_backbone, write_weights
 
 from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.training import resources
@@ -31,22 +31,61 @@ def test_features_are_computed_at_the_site_when_it_joins(tmp_path: Path) -> None
     assert len(str(reply.content)) < 4000
 
 
+def joined(target: Target) -> tuple[int, dict[bytes, bytes]]:
+    """Have a site join anew; return how many features it computed, and which it has."""
+    resources._sites.clear()  # As in deployment, where each message has a process of its own.
+    reply = target.send("query.join", RUN, order=SAME)
+    assert not reply.has_error(), reply.error
+    ((_, loaded),) = resources._sites.values()
+    return loaded.extracted["train"][0], features_in(target.site / "decoded")
+
+
+@pytest.mark.slow
+def test_at_its_next_join_a_site_computes_new_images_only(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    images = target.site / "images"
+    computed, first = joined(target)
+    assert (computed, len(first)) == (IMAGES, IMAGES)
+    assert joined(target) == (0, first)
+    write_images(images, range(100, 103), CLASSES)
+    computed, second = joined(target)
+    assert (computed, len(second)) == (3, IMAGES + 3)
+    assert first.items() <= second.items()
+    for path in (images / FOLDER).iterdir():
+        path.unlink()
+    computed, third = joined(target)
+    assert (computed, third) == (0, {key: second[key] for key in second.keys() - first.keys()})
+
+
+@pytest.mark.slow
+def test_a_site_without_images_has_no_features(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    joined(target)
+    for path in (target.site / "images" / FOLDER).iterdir():
+        path.unlink()
+    resources._sites.clear()
+    reply = target.send("query.join", RUN, order=SAME)
+    assert str(reply.error.reason).startswith("[images]")
+    kept = (target.site / "decoded" / "features").rglob("*")
+    assert [path for path in kept if path.is_dir() or path.stat().st_size] == []
+
+
 @pytest.mark.slow
 def test_features_of_images_for_testing_go_with_these(tmp_path: Path) -> None:
     tests = tmp_path / "tests"
     write_labels(tests / "labels.csv", truth := write_images(tests, range(100, 104), CLASSES))
     target = Target(tmp_path, validation=str(tests))
 
-    def joined() -> list[int]:
+    def rows() -> list[int]:
         resources._sites.clear()  # As in deployment, where each message has a process of its own.
         reply = target.send("query.join", {**RUN, "evaluate": "sites"}, order=SAME)
         assert not reply.has_error(), reply.error
         files = (tmp_path / "site/decoded/features").glob("site-*/features.f16")
         return sorted(path.stat().st_size // (2 * small_backbone().features) for path in files)
 
-    assert joined() == [4, IMAGES]
+    assert rows() == [4, IMAGES]
     (tests / next(iter(truth))).unlink()
-    assert joined() == [3, IMAGES]
+    assert rows() == [3, IMAGES]
 
 
 @pytest.mark.slow

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.small_backbone import small_backbone
+from support.killing import killed_in_features
+from support.small_backbone import features_in, small_backbone
 
 from ahfal_app.data import features as module
 from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.device import DeviceFeatures
-from ahfal_app.data.features import Features, FeatureStore
+from ahfal_app.data.features import Features, FeatureStore, digest_of
 from ahfal_app.errors import DatasetError, PolicyRefused
 
 CPU = torch.device("cpu")
@@ -137,6 +138,66 @@ def test_features_go_when_their_images_go(tmp_path: Path) -> None:
     assert again.computed == 0
     np.testing.assert_allclose(of_rows(again), expected(left), rtol=2e-3, atol=1e-4)
     assert store.of(images, "before").computed == 3
+
+
+NOTED = {"before": [0, 1, 2, 3, 4], "after": [4, 1], "few": [1]}
+
+
+def remembered(root: Path) -> FeatureStore:
+    """Return a store with features of five images, noted for all, for two and for one of them."""
+    store = store_in(root, "site-1")
+    for fingerprint, rows in NOTED.items():
+        store.of(pixels(5)[rows], fingerprint)
+    return store
+
+
+@pytest.mark.slow
+def test_features_go_whatever_kills_their_removal(tmp_path: Path) -> None:
+    """No image is given another one's features, and in the end there are none but those left."""
+    left = pixels(5)[NOTED["after"]]
+
+    def forget(root: Path) -> None:
+        store = store_in(root, "site-1")
+        store.forget_others(store.of(left, "after"))
+
+    remembered(tmp_path / "counted")
+    events = killed_in_features(lambda: forget(tmp_path / "counted"))
+    assert events == 3 * 2 + 3 * 2  # Three notes go, and three times a file is replaced.
+    for event in range(1, events + 1):
+        root = tmp_path / str(event)
+        store = remembered(root)
+        killed_in_features(lambda root=root: forget(root), event)
+        for fingerprint in ("few", "after", "before"):
+            images = pixels(5)[NOTED[fingerprint]]
+            found = of_rows(store.of(images, fingerprint))
+            np.testing.assert_allclose(found, expected(images), rtol=2e-3, atol=1e-4)
+        forget(root)
+        assert features_in(root).keys() == {digest_of(image) for image in left}
+
+
+def test_features_by_other_backbones_go_with_their_image(tmp_path: Path) -> None:
+    """Of another owner they stay, and of the same one where none of its images is gone."""
+
+    def at(size: int, owner: str = "site-1") -> FeatureStore:
+        return FeatureStore(tmp_path, small_backbone(size=size), CPU, owner)
+
+    at(32).of(pixels(5), "before")
+    at(32, "site-2").of(pixels(5), "before")
+    at(40).of(pixels(5)[:3], "before")
+    store = at(48)
+    store.forget_others(store.of(pixels(5)[:4], "after"))
+    assert not at(32).folder.exists()
+    assert at(32, "site-2").of(pixels(5), "before").computed == 0
+    assert at(40).of(pixels(5)[:3], "before").computed == 0
+
+
+def test_what_a_killed_process_has_half_replaced_goes(tmp_path: Path) -> None:
+    """It may hold features of images that go later."""
+    store = store_in(tmp_path, "site-1")
+    store.of(pixels(2), "before")
+    (store.folder / ".features.f16.0123456789abcdef.tmp").write_bytes(b"half")
+    store.of(pixels(3), "after")
+    assert len(features_in(tmp_path)) == 3
 
 
 def test_a_note_that_is_damaged_is_made_again(tmp_path: Path) -> None:

@@ -19,10 +19,17 @@ from filelock import FileLock
 from flwr.app import Context, Message
 from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
 from rich.console import Console
-from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
+from support.killing import (
+    Killed,
+    KillSwitch,
+    Uninterrupted,
+    killed_at,
+    killed_in_features,
+    uninterrupted,
+)
 from support.simulation import TINY, Outcome, SharedRuns, Simulation
 from support.small_backbone import SETTINGS as BACKBONE
-from support.small_backbone import small_backbone
+from support.small_backbone import features_in, small_backbone
 
 from ahfal_app.cli import main
 from ahfal_app.client_app import app as client_app
@@ -108,6 +115,58 @@ def test_a_run_on_features_survives_a_kill(
         rows.append(kept.stat().st_size / (2 * small_backbone().features))
     # A view that is not moved is the image itself, and shares its row.
     assert rows == [160, 160] or (views and rows[0] == rows[1] and 260 < rows[0] <= 280)
+
+
+#: Features of 90 images for training in three parts, and of 30 for testing in one.
+IN_PARTS: dict[str, object] = {
+    **BACKBONE,
+    **{"max-train-samples": 90, "max-test-samples": 30, "cycles": 2, "rounds": 1},
+}
+
+
+@pytest.fixture
+def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ahfal_app.data.features._BATCH_ON_CPU", 15)
+    monkeypatch.setattr("ahfal_app.data.features._WRITTEN_AFTER", 30)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_parts")
+def test_a_run_that_is_killed_at_a_write_of_features_is_run_again(tmp_path: Path) -> None:
+    def place(data: str) -> Simulation:
+        return Simulation(tmp_path / f"runs {data}", tmp_path / data)
+
+    outcomes: list[Outcome] = []
+    events = killed_in_features(lambda: outcomes.append(place("straight")(IN_PARTS)))
+    straight, expected = outcomes[0].result, features_in(tmp_path / "straight")
+    assert len(expected) == 120
+    assert events == 4 * 4 + 2 * 2  # Features and hashes of four parts, and two notes of rows.
+    for event in range(1, events + 1):
+        again = place(data := str(event))
+        killed_in_features(lambda again=again: again(IN_PARTS), event)
+        if event % 4 == 3:  # As hashes are written, or a note.
+            assert again(IN_PARTS).result == straight, f"killed at event {event}"
+        else:
+            prepare({**TINY, **again.base, **IN_PARTS})
+        assert features_in(tmp_path / data) == expected, f"killed at event {event}"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_parts")
+def test_a_run_that_is_resumed_without_its_features_computes_them_again(tmp_path: Path) -> None:
+    """Killed in the middle of its rounds, and again and again while it has its features back."""
+    before = Simulation(tmp_path / "runs", tmp_path / "before")
+    straight = uninterrupted(before, **IN_PARTS)
+    folder = killed_at(round(0.6 * straight.events), before, **IN_PARTS)
+
+    def resumed() -> Outcome:
+        return before.resume(folder, **{"data-dir": str(tmp_path / "after")})
+
+    # Of the 20 events of all features: as the first part is hashed, the third and the last.
+    for event in (3, 7, 9):
+        killed_in_features(resumed, event)
+    assert resumed().result == straight.result
+    assert features_in(tmp_path / "after") == features_in(tmp_path / "before")
 
 
 SECURE = {"privacy": "secure-aggregation"}

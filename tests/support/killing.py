@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Context, Message
@@ -11,12 +14,14 @@ from support.simulation import Handler, Outcome, Simulation
 
 from ahfal_app.client.momentum import MomentumFiles
 from ahfal_app.client_app import app as client_app
+from ahfal_app.data import features
 from ahfal_app.labels.store import LabelStore
 from ahfal_app.privacy.store import PrivacyStore
 from ahfal_app.results.run_folder import Recorder
 from ahfal_app.server import candidates, coordination, secure_sum, shared_budget
 from ahfal_app.server import run as run_module
 from ahfal_app.server import start as start_module
+from ahfal_app.training import resources
 
 
 class Killed(BaseException):
@@ -67,6 +72,39 @@ class KillSwitch:
         patch.setattr(secure_sum, "write_json", self.around(secure_sum.write_json))
         patch.setattr(coordination, "write_bytes", self.around(coordination.write_bytes))
         patch.setattr(shared_budget, "write_json", self.around(shared_budget.write_json))
+
+    def install_in_features(self, patch: pytest.MonkeyPatch) -> None:
+        """Make an event of each write to a store of features, and of each note that goes."""
+        synced = {name: self.around(getattr(os, name)) for name in ("fsync", "truncate")}
+        patch.setattr(features, "os", SimpleNamespace(**{**vars(os), **synced}))
+        patch.setattr(features, "write_bytes", self.around(features.write_bytes))
+        unlink, watched = Path.unlink, self.around(Path.unlink)
+
+        def unlinked(path: Path, missing_ok: bool = False) -> None:
+            (watched if path.name.startswith("rows-") else unlink)(path, missing_ok)
+
+        patch.setattr(Path, "unlink", unlinked)
+
+
+def killed_in_features(work: Callable[[], object], event: int | None = None) -> int:
+    """Do what computes features, in a process that has loaded nothing, until a write of them.
+
+    Returns
+    -------
+    int
+        How many events there were.
+    """
+    switch = KillSwitch(event)
+    resources._memo.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        switch.install_in_features(patch)
+        if event is None:
+            work()
+        else:
+            with pytest.raises(Killed):
+                work()
+    resources._memo.clear()
+    return switch.events
 
 
 @dataclass

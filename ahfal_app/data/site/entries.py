@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ahfal_app.data.cache import (
+    FEATURES,
     Description,
     Entry,
     cache_key,
@@ -36,8 +37,10 @@ def cache_name_of(folder: Path) -> str:
 
 
 def forget(cache: Path, folder: Path) -> None:
-    """Remove all decoded images of a folder."""
-    discard_others(cache, f"{cache_name_of(folder)}-", kept="none")
+    """Remove all decoded images of a folder, and their features."""
+    start = f"{cache_name_of(folder)}-"
+    discard_others(cache, start, kept="none")
+    discard_others(cache, start, kept="none", below=FEATURES)
 
 
 def decoded(
