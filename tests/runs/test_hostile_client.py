@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from support.simulation import Outcome, Simulation
+from support.small_backbone import SETTINGS as BACKBONE
+from support.small_backbone import small_backbone
 from support.spoiling import Spoil, about, arrays, every, failing, in_turn, metric, of_client
 
 from ahfal_app.client_app import app as client_app
@@ -216,6 +218,34 @@ def test_who_lies_as_it_joins_is_away_and_the_others_go_on(simulation: Simulatio
         assert len(text) < 600
         assert text.isprintable()
     assert [record.clients for record in outcome.metrics.rounds] == [*[2] * len(LIES), 3]
+
+
+def _without(key: str) -> Spoil:
+    def spoil(content: RecordDict) -> None:
+        del content.config_records["config"][key]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("settings", "spoil", "said"),
+    [
+        (BACKBONE, about("backbone", "ab" * 32), "ab" * 6),
+        (BACKBONE, _without("backbone"), ""),
+        ({}, about("backbone", "ab" * 32), "ab" * 6),
+    ],
+    ids=["another", "none", "one where there is none"],
+)
+def test_who_has_another_backbone_is_left_out_with_both_hashes(
+    simulation: Simulation, settings: dict[str, object], spoil: Spoil, said: str
+):
+    own = small_backbone().digest[:12] if settings else ""
+    few = {**settings, "model": "linear", "max-train-samples": 60, "max-test-samples": 20}
+    handler = of_client(HOSTILE, "query.join", spoil)
+    outcome = simulation(few, handler=handler, cycles=1)
+    (reason,) = set(_told(outcome))
+    assert f"preprocessing with the hash {said!r}, the server's {own!r}" in reason
+    assert all(record.clients == 2 for record in outcome.metrics.rounds)
 
 
 @pytest.mark.parametrize("number", [2, 10**6])
