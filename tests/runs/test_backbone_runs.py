@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from safetensors.numpy import load_file
+from support.hearing import Hearing
 from support.simulation import Simulation
 from support.small_backbone import SETTINGS, small_backbone, write_weights
 from support.strategy_cases import NEEDED
 
+from ahfal_app.backbones.core.base import digest_of
 from ahfal_app.client_app import app as client_app
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.query import strategy_names
@@ -136,6 +139,66 @@ def test_parts_of_a_backbone_are_trained_and_the_rest_stays(simulation: Simulati
         "bn2",
     }
     assert {"head.weight", "head.bias"} < names
+
+
+def differing(one: ArrayRecord, other: dict[str, np.ndarray]) -> set[str]:
+    """Return the names of arrays that two models do not have alike."""
+    assert one.keys() == other.keys()
+    return {name for name, array in one.items() if (array.numpy() != other[name]).any()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_cycle_of_a_whole_backbone_opens_with_its_weights_and_a_new_head(
+    simulation: Simulation, tmp_path: Path, reset: bool
+) -> None:
+    weights = write_weights(tmp_path / "weights.safetensors", change=0.1)
+    pretrained = {f"backbone.{name}": value for name, value in load_file(weights).items()}
+    hearing = Hearing()
+    settings = {**SMALL, "tune": "all", "cycles": 2, "rounds": 1, "reset-model": reset}
+    simulation(settings, handler=hearing, **{"backbone-weights": str(weights)})
+
+    def sent(kind: str) -> list[ArrayRecord]:
+        return [
+            content.array_records["arrays"] for each, _, content, _ in hearing.heard if each == kind
+        ]
+
+    openings, chosen_by = sent("train"), sent("query.select")
+    assert (len(openings), len(chosen_by)) == (6, 3)
+    head = {"head.weight", "head.bias"}
+    first = {name: array.numpy() for name, array in openings[0].items()}
+    assert first.keys() == pretrained.keys() | head
+    assert differing(openings[0], {**first, **pretrained}) == set()
+    trained = {name: array.numpy() for name, array in chosen_by[0].items()}
+    assert {"backbone.conv_stem.weight", "head.weight"} <= differing(openings[0], trained)
+    for opening in openings[3:]:
+        if reset:
+            assert differing(opening, first) == head
+            assert differing(opening, trained) > head
+        else:
+            assert differing(opening, trained) == set()
+
+
+@pytest.mark.slow
+def test_what_is_frozen_of_a_backbone_never_travels_and_stays(simulation: Simulation) -> None:
+    """In two cycles and both directions, whatever is asked."""
+    own = small_backbone()
+    hearing = Hearing()
+    simulation(
+        SMALL, handler=hearing, tune="conv_head,bn2,head", cycles=2, rounds=1, strategy="feal"
+    )
+    states = {
+        f"backbone.{name}"
+        for name in own.network.state_dict()
+        if name.partition(".")[0] in ("conv_head", "bn2")
+    }
+    told = set()
+    for kind, _, content, reply in hearing.heard:
+        for record in [*content.array_records.values(), *reply.array_records.values()]:
+            told.add(kind)
+            assert record.keys() == states | {"head.weight", "head.bias"}
+    assert told == {"train", "query.select"}
+    assert digest_of(own.name, own.network, own.preprocessing) == own.digest
 
 
 def test_another_backbone_than_the_servers_is_refused_by_name(simulation: Simulation) -> None:
