@@ -379,12 +379,15 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 
+#: Those that a run consists of; backbones have no parameters, and are named in other ways, too.
+_OF_A_RUN = (*FAMILIES.values(), BACKBONES)
+
 #: Those whose code runs on the server and on the clients, which must have the same.
 SHARED = (STRATEGIES, MODELS, BACKBONES, LOCAL_UPDATES, ARRIVAL_ORDERS)
 
 
 def provenances(
-    settings: Mapping[str, object], families: Iterable[Family] = FAMILIES.values()
+    settings: Mapping[str, object], families: Iterable[Family] = _OF_A_RUN
 ) -> tuple[Provenance, ...]:
     """Return where the other packages' components come from that flat settings choose."""
     found = (

@@ -15,6 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/*.md
 #: Pages whose examples are files that a reader is to write.
 TO_BE_WRITTEN = {
     "docs/adding-a-strategy.md": {"ahfal_app/query/logit_gap.py"},
+    "docs/backbones.md": {"patches.py"},
     "docs/models.md": {"my_package/shallow.py"},
 }
 _NAMED = re.compile(r"`([\w./-]+(?:\.py|/))`")

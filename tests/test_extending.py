@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
-from support.documented_package import SETTINGS, write_package
+from safetensors.numpy import load_file
+from support.documented_package import ON_BACKBONE, SETTINGS, write_package
 
 from ahfal_app.api import RunResult
 from ahfal_app.labels.store import LabelStore
@@ -47,9 +48,11 @@ def ahfal(
     )
 
 
-def settings_file(tmp_path: Path, data_dir: Path, **more: object) -> str:
+def settings_file(
+    tmp_path: Path, data_dir: Path, settings: Mapping[str, object] = SETTINGS, **more: object
+) -> str:
     values = {
-        **SETTINGS,
+        **settings,
         "output-dir": str(tmp_path / "runs"),
         "data-dir": str(data_dir),
         **{key.replace("_", "-"): value for key, value in more.items()},
@@ -59,8 +62,8 @@ def settings_file(tmp_path: Path, data_dir: Path, **more: object) -> str:
     return str(path)
 
 
-def check_run(folder: Path) -> RunResult:
-    """See that each component of the package did its part."""
+def check_run(folder: Path, settings: Iterable[str] = FAMILIES) -> RunResult:
+    """See that each component of the package did its part; `settings` choose one each."""
     run = RunResult.read(folder)
     said = (folder / "said.txt").read_text().splitlines()
     assert len(said) == len(run.metrics.records) == 6
@@ -70,7 +73,7 @@ def check_run(folder: Path) -> RunResult:
     assert last.metrics["ward-worst-class"] == min(tested)
     assert len(last.class_accuracy) == 3
     environment = json.loads((folder / "environment.json").read_text())
-    assert {each["setting"] for each in environment["components"]} == set(FAMILIES)
+    assert {each["setting"] for each in environment["components"]} == set(settings)
     assert {(each["package"], each["version"]) for each in environment["components"]} == {
         ("ward", "1.0")
     }
@@ -87,6 +90,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return installed(tmp_path_factory.mktemp("package"))
 
 
+def check_run_on_backbone(folder: Path) -> None:
+    """See that the package's backbone gave the features that a head was trained on."""
+    check_run(folder, (set(FAMILIES) - {"model"}) | {"backbone"})
+    backbone = json.loads((folder / "environment.json").read_text())["backbone"]
+    assert (backbone["name"], backbone["features"]) == ("ward-patches", 64)
+    assert backbone["preprocessing"]["size"] == 96
+    model = load_file(folder / "model.safetensors")
+    assert {name: value.shape for name, value in model.items()} == {
+        "head.weight": (3, 64),
+        "head.bias": (3,),
+    }
+
+
 #: What the components cannot take, and what is said about it.
 REFUSALS = {
     "strategy.model=globl": "did you mean 'global'?",
@@ -98,6 +114,7 @@ REFUSALS = {
     "local-update=ward-smoothd": "did you mean 'ward-smoothed'?",
     "aggregation=ward-equal-weight": "did you mean 'ward-equal-weights'?",
     "oracle=tired": "allowed is ",
+    "backbone=ward-patch": "did you mean 'ward-patches'?",
 }
 
 #: Gives one command line after the other, as `ahfal` would be given them, in one process, in
@@ -138,15 +155,22 @@ def test_one_of_each_runs_and_what_they_cannot_take_is_refused_before(
     tmp_path: Path, data_dir: Path, environment: dict[str, str]
 ) -> None:
     """All in one process of its own, which is what takes long."""
-    places = tmp_path / "refused", tmp_path / "taken"
+    places = {"refused": SETTINGS, "taken": SETTINGS, "on backbone": ON_BACKBONE}
     for place in places:
-        place.mkdir()
-    refused, taken = (settings_file(place, data_dir, name="own") for place in places)
-    *told, (code, _, errors) = ahfal_in_turn(
-        environment, *(["run", refused, change] for change in REFUSALS), ["run", taken]
+        (tmp_path / place).mkdir()
+    refused, *taken = (
+        settings_file(tmp_path / place, data_dir, settings, name="own")
+        for place, settings in places.items()
     )
-    assert code == 0, errors
+    told = ahfal_in_turn(
+        environment,
+        *(["run", refused, change] for change in REFUSALS),
+        *(["run", settings] for settings in taken),
+    )
+    for code, _, errors in (told.pop(), told.pop()):
+        assert code == 0, errors
     check_run(tmp_path / "taken" / "runs" / "own")
+    check_run_on_backbone(tmp_path / "on backbone" / "runs" / "own")
     assert not (tmp_path / "refused" / "runs").exists()
     for (change, why), (code, _, errors) in zip(REFUSALS.items(), told, strict=True):
         assert code == 1, change

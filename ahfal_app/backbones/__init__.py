@@ -99,7 +99,9 @@ def load_backbone(name: str, weights: str, size: int = 0, crop: bool = False) ->
         crop=made.preprocessing.crop if crop else 1.0,
     )
     features = _features(network, name, preprocessing)
-    return Backbone(name, network, preprocessing, features, digest_of(name, network, preprocessing))
+    digest = digest_of(name, network, preprocessing)
+    origin = BACKBONES.provenance(name)
+    return Backbone(name, network, preprocessing, features, digest, origin.source if origin else "")
 
 
 def _made(name: str, weights: str) -> Made:

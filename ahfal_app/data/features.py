@@ -112,7 +112,8 @@ class FeatureStore:
         owner: str = "",
         compiles_from: int | None = None,
     ) -> None:
-        name = f"{owner}-{backbone.digest[:32]}" if owner else backbone.digest[:32]
+        key = backbone.computation[:32]
+        name = f"{owner}-{key}" if owner else key
         self.folder = root / FEATURES / name
         self._owner = owner
         self._backbone = backbone

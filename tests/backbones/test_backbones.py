@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from support.small_backbone import write_weights as write_small
 from torch import nn
 
 from ahfal_app.backbones import Made, Preprocessing, backbone_problem, load_backbone
+from ahfal_app.data.features import FeatureStore
 from ahfal_app.errors import ConfigError
 from ahfal_app.plugins import BACKBONES
 
@@ -297,6 +300,37 @@ def maps() -> Made:
 def test_a_backbone_without_pooled_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, BACKBONES, "maps", f"{__name__}:maps")
     assert "allowed is a network with pooled features" in problem_of("maps", "none")
+
+
+def test_features_of_other_code_are_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its weights are the same: it has none."""
+    code = """
+from torch import nn
+from ahfal_app.backbones import Made, Preprocessing
+
+def build():
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Made(network, Preprocessing(8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # It would hold for the other text.
+    register(monkeypatch, BACKBONES, "own", "own_backbone:build")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+
+    def features(text: str) -> np.ndarray:
+        (tmp_path / "own_backbone.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "own_backbone", raising=False)
+        importlib.invalidate_caches()
+        load_backbone.cache_clear()
+        backbone = load_backbone("own", "none")
+        store = FeatureStore(tmp_path / "data", backbone, torch.device("cpu"))
+        return np.array(store.of(images, "images").values_MD)
+
+    before, after = features(code), features(code.replace("AdaptiveAvg", "AdaptiveMax"))
+    assert (after > before + 0.1).all()
+    assert np.array_equal(features(code), before)
 
 
 def test_weights_that_cannot_be_downloaded_are_told_with_their_place(

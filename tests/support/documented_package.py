@@ -1,4 +1,4 @@
-"""The package of a user's own that docs/extending.md describes, made of the page's examples."""
+"""The package of a user's own that docs/extending.md describes, made of the pages' examples."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ SETTINGS: dict[str, object] = {
     "partition": "iid",
 }
 
+#: The same with its backbone, on whose features a head of ours stands.
+ON_BACKBONE: dict[str, object] = {
+    **{key: value for key, value in SETTINGS.items() if not key.startswith("model")},
+    "backbone": "ward-patches",
+    "model": "linear",
+}
+
 
 def write_package(folder: Path) -> Path:
     """Write the package's project into a folder and return its package folder."""
@@ -50,6 +57,8 @@ def write_package(folder: Path) -> Path:
     project = _blocks(page, "toml")[0]
     taken = re.findall(r"\{ ([\w-]+) = ", project)
     (package / "logit_gap.py").write_text(_renamed(_blocks(strategy, "python")[0], taken))
+    backbone = (DOCS / "backbones.md").read_text(encoding="utf-8")
+    (package / "patches.py").write_text(_blocks(backbone, "python")[0])
     names = re.findall(r"This\s+is\s+all\s+of\s+`(\w+\.py)`", page)
     modules = _blocks(page, "python")
     assert len(names) == len(modules) == 9

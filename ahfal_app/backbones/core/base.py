@@ -98,6 +98,8 @@ class Backbone:
         Number of features D.
     digest : str
         SHA-256, in hexadecimal, of name, weights and preprocessing.
+    source : str
+        SHA-256 of the code of another package's backbone; empty of timm's and torchvision's.
     """
 
     name: str
@@ -105,6 +107,14 @@ class Backbone:
     preprocessing: Preprocessing
     features: int
     digest: str
+    source: str = ""
+
+    @property
+    def computation(self) -> str:
+        """SHA-256 of all that features depend on: code may change beside equal weights."""
+        if not self.source:
+            return self.digest
+        return hashlib.sha256(f"{self.digest} {self.source}".encode()).hexdigest()
 
 
 def digest_of(name: str, network: nn.Module, preprocessing: Preprocessing) -> str:
