@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -378,3 +381,54 @@ def test_the_loader_of_torchvision_is_not_asked_where_no_weights_are_wanted(
     monkeypatch.setattr(torchvision.models, "get_model", broken)
     with pytest.raises(RuntimeError, match="no network of weights"):
         load_backbone("torchvision/resnet18", "none", 40)
+
+
+def cut_off(*_arguments: object, **_named: object) -> None:
+    raise URLError("no route to host")
+
+
+def test_weights_of_torchvision_that_cannot_be_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No file of before is used, and none is left."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", cut_off)
+    problem = problem_of("torchvision/resnet18", "pretrained")
+    assert "the weights of torchvision/resnet18 cannot be loaded from the network" in problem
+    assert "(URLError: <urlopen error no route to host>)" in problem
+    assert "fetch https://download.pytorch.org/models/resnet18-f37072fd.pth where there" in problem
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_weights_of_torchvision_that_arrive_in_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", lambda *_arguments: Half())
+    problem = problem_of("torchvision/resnet18", "pretrained")
+    assert "(RuntimeError: invalid hash value" in problem
+    assert "and give the file as backbone-weights" in problem
+
+
+class Half(io.BytesIO):
+    """What a connection gives that breaks."""
+
+    headers = HTTPMessage()
+
+    def __init__(self) -> None:
+        super().__init__(b"half of the weights")
+
+    def info(self) -> HTTPMessage:
+        return self.headers
+
+
+def test_weights_of_timm_that_are_not_there_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the library's own way to the file, which is told that there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    problem = problem_of("timm/resnet18", "pretrained")
+    said = "the weights of timm/resnet18 cannot be loaded from the network (LocalEntryNotFoundErr"
+    assert said in problem
+    assert "fetch model.safetensors of timm/resnet18.a1_in1k from the Hugging" in problem

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.killing import killed_in_features
-from support.small_backbone import features_in, small_backbone
+from support.small_backbone import features_in, small_backbone, write_weights
 
 from ahfal_app.data import features as module
 from ahfal_app.data.augmentation import NO_AUGMENTATION
@@ -175,6 +175,7 @@ def test_features_go_whatever_kills_their_removal(tmp_path: Path) -> None:
         assert features_in(root).keys() == {digest_of(image) for image in left}
 
 
+@pytest.mark.slow
 def test_features_by_other_backbones_go_with_their_image(tmp_path: Path) -> None:
     """Of another owner they stay, and of the same one where none of its images is gone."""
 
@@ -218,6 +219,15 @@ def test_no_room_is_told_before_anything_is_computed(
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DatasetError, match=r"the features of 3 images take .* the disk has 10"):
         store_in(tmp_path).of(pixels(3), "a")
+
+
+def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "weights.safetensors", change=float("nan"))
+    store = FeatureStore(tmp_path, small_backbone(str(weights)), CPU)
+    said = "backbone='timm/test_efficientnet': with these .* gives features that are no numbers"
+    with pytest.raises(DatasetError, match=said):
+        store.of(pixels(3), "a")
+    assert [path.stat().st_size for path in store.folder.iterdir()] == [0, 0]
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

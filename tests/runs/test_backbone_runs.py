@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, Context, Message
 from safetensors.numpy import load_file
 from support.hearing import Hearing
 from support.simulation import Simulation
-from support.small_backbone import SETTINGS, small_backbone, write_weights
+from support.small_backbone import SETTINGS, features_in, small_backbone, write_weights
 from support.strategy_cases import NEEDED
 
 from ahfal_app.backbones.core.base import digest_of
+from ahfal_app.class_statistics import ClassStatistics
 from ahfal_app.client_app import app as client_app
+from ahfal_app.config import parse_settings
+from ahfal_app.config_sources import read_settings_file
+from ahfal_app.data.features import digest_of as image_digest
 from ahfal_app.errors import ConfigError, QuorumNotReached
-from ahfal_app.query import strategy_names
+from ahfal_app.labels.store import LabelStore
+from ahfal_app.query import (
+    PoolView,
+    QueryContext,
+    Signal,
+    checked_select,
+    make_strategy,
+    strategy_names,
+)
 from ahfal_app.server.preflight import check_settings
+from ahfal_app.training.resources import Resources
 
 SMALL: dict[str, object] = {
     **SETTINGS,
@@ -71,16 +86,52 @@ def test_every_strategy_chooses_by_features(simulation: Simulation, strategy: st
     assert [cycle.labels for cycle in outcome.metrics.cycles] == [6, 12]
 
 
+def first_choice(strategy: str, loaded: Resources, data_dir: Path, client: int) -> list[int]:
+    """Return ten samples of a client as a query strategy chooses them on the stored features."""
+    kept = features_in(data_dir)
+    ids_N = loaded.partition.indices[client]
+    images_NHWC = loaded.dataset.train.images_NHWC[ids_N]
+    features_ND = [np.frombuffer(kept[image_digest(image)], np.float16) for image in images_NHWC]
+    embeddings_ND = torch.from_numpy(np.array(features_ND, np.float32))
+    none_0D, zeros_C = embeddings_ND[:0], np.zeros(10)
+    pool = PoolView(
+        ids_N,
+        {
+            Signal.LOCAL_EMBEDDINGS: lambda: embeddings_ND,
+            Signal.GLOBAL_EMBEDDINGS: lambda: embeddings_ND,
+            Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: none_0D,
+            Signal.LABELLED_GLOBAL_EMBEDDINGS: lambda: none_0D,
+        },
+    )
+    context = QueryContext(
+        budget=10,
+        num_classes=10,
+        class_counts_C=np.zeros(10, np.int64),
+        statistics=ClassStatistics(zeros_C, zeros_C, zeros_C.astype(bool)),
+        seed=0,
+        client=client,
+        cycle=0,
+        labels_L=np.zeros(0, np.int64),
+    )
+    return sorted(checked_select(make_strategy(strategy, {}), pool, context).tolist())
+
+
 @pytest.mark.slow
-def test_first_labels_are_chosen_by_features(simulation: Simulation) -> None:
+@pytest.mark.parametrize(
+    "strategy", ["typicality", "core-set", "prob-cover", "max-herding", "centroids"]
+)
+def test_first_labels_are_those_that_the_strategy_chooses_on_the_features(
+    tmp_path: Path, strategy: str
+) -> None:
     few = {"initial-labels": 10, "query-labels": 1, "target-labels": 10, "rounds": 1}
-    losses = []
-    for first in ("random", "typicality", "core-set"):
-        outcome = simulation({**SMALL, **few}, **{"initial-strategy": first})
-        (cycle,) = outcome.metrics.cycles
-        assert cycle.labels_per_client == (10, 10, 10)
-        losses.append(cycle.loss)
-    assert len(set(losses)) == 3
+    simulation = Simulation(tmp_path / "runs", tmp_path / "data")
+    folder = simulation({**SMALL, **few}, **{"initial-strategy": strategy}).folder
+    loaded = Resources(parse_settings(read_settings_file(folder / "config.yaml")))
+    for client in range(3):
+        with closing(LabelStore.open_existing(folder / f"clients/{client}/labels.sqlite")) as store:
+            labelled = store.labelled().samples_N.tolist()
+        assert len(loaded.partition.indices[client]) > 20
+        assert sorted(labelled) == first_choice(strategy, loaded, tmp_path / "data", client)
 
 
 def test_a_backbone_that_is_trained_has_no_features_to_choose_first_labels_by(
@@ -90,20 +141,44 @@ def test_a_backbone_that_is_trained_has_no_features_to_choose_first_labels_by(
         simulation(SMALL, tune="all", **{"initial-strategy": "typicality"})
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"local-update": "kcfu", "privacy": "secure-aggregation", "model": "mlp"},
-        pytest.param({"aggregation": "fedadam", "model.dropout": 0.5}, marks=pytest.mark.slow),
-        pytest.param(
-            {"aggregation": "fedprox", "model.normalise": "batch"}, marks=pytest.mark.slow
-        ),
-        pytest.param({"privacy": "local-dp", "privacy.epsilon": 5.0}, marks=pytest.mark.slow),
-    ],
-)
-def test_whatever_else_a_run_has(simulation: Simulation, settings: dict[str, object]) -> None:
-    outcome = simulation({**SMALL, **settings}, cycles=2)
-    assert len(outcome.metrics.cycles) == 2
+#: What some runs have in common, and what each has besides.
+WHATEVER_ELSE: list[tuple[dict[str, object], dict[str, object]]] = [
+    ({"model": "mlp"}, {"local-update": "kcfu", "privacy": "secure-aggregation"}),
+    ({}, {"aggregation": "fedadam"}),
+    ({}, {"model.dropout": 0.5}),
+    # Which is nothing in the first step of a round.
+    ({"local-epochs": 3}, {"aggregation": "fedprox", "aggregation.proximal-mu": 1.0}),
+    ({}, {"model.normalise": "batch"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("common", "settings"), WHATEVER_ELSE)
+def test_whatever_else_a_run_has(
+    simulation: Simulation, common: dict[str, object], settings: dict[str, object]
+) -> None:
+    """It counts, and the labels that are due are bought, in equal runs alike."""
+    without = simulation({**SMALL, **common}, cycles=2, name="without")
+    one, other = (
+        simulation({**SMALL, **common, **settings}, cycles=2, name=name)
+        for name in ("one", "other")
+    )
+    for outcome in (without, one):
+        assert [cycle.labels for cycle in outcome.metrics.cycles] == [6, 12]
+    assert other.result == one.result
+    assert one.result[2] != without.result[2]
+
+
+@pytest.mark.slow
+def test_histograms_of_runs_on_features_are_noisy(simulation: Simulation) -> None:
+    """What is trained before they are told is the same."""
+    noise = {"privacy": "local-dp", "privacy.epsilon": 0.1}
+    outcome, without = simulation(SMALL, cycles=2, **noise), simulation(SMALL, cycles=2)
+    first, second = outcome.metrics.cycles
+    assert (first.labels, second.labels) == (6, 12)
+    assert (first.epsilon_spent, second.epsilon_spent) == (0.1, None)
+    assert first.mean != without.metrics.cycles[0].mean
+    assert first.loss == without.metrics.cycles[0].loss
 
 
 VIEWS = {"feature-views": 2, "augment": "crop"}
