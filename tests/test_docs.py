@@ -79,6 +79,15 @@ def test_repositories_of_the_authors_are_named() -> None:
     assert text.count(FOUND) == 1
 
 
+def test_every_strategy_is_accounted_for_beside_the_authors_code() -> None:
+    """Compared, or said why it is not; those of other packages are theirs to compare."""
+    from ahfal_app.plugins import STRATEGIES
+
+    text = (ROOT / "docs" / "official-code.md").read_text(encoding="utf-8")
+    said = text.partition(FOUND)[0] + text.partition("<!-- end -->")[2]
+    assert [name for name in STRATEGIES.own_names() if f"`{name}`" not in said] == []
+
+
 def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     plain = (re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", title) for title in titles)

@@ -41,6 +41,7 @@ REPOSITORIES = {
     "FEAL": ("JiayiChen815", "350e52a7872c725e4bc6c871b4d5229b5f8339f4"),
     "IFAL": ("chenchenzong", "39c3989ff8baf21c99c418aa384c13c4b576d3c6"),
     "KAFAL": ("ycao5602", "f4f1875f96bad756d9c710dafab31202462e0359"),
+    "leadq": ("hiyuchang", "0446c0355a3d599f21c2f2961ba32d8aa99fe59f"),
     "LoGo": ("raymin0223", "536e8cbd6cc8bba55181d8afb5fd09111ea61ac8"),
     "TM-FAL": ("IAMJackYan", "6591ddfaabf3e4b388ecf8a5a9bee611253022fc"),
     "TypiClust": ("avihu111", "4097a71c348f60492ab22be0c4c9da224e637af6"),
