@@ -4,9 +4,12 @@
 
 Local training of all clients of a round: heads together, heads in turns (with cross-entropy, FEAL's
 loss and FedProx's term), ResNet-8 in turns, each on one processor thread, as samples per second of
-processor time, so that a busy machine matters less. Extraction: images per second of processor
-time, by the store and by a plain loop, both on all cores. Ways take turns; what is told are
-medians. Features and images are random, since no result depends on them.
+processor time, so that a busy machine matters less; heads in bf16, too, where the processor has it.
+Extraction: images per second of processor time and by the clock, on all cores, by the store, by its
+compiled network, and by plain loops: as one would write it, with channels last, and in bf16; with
+`--whole` so many images once by the store as in a run, with compiling, hashing and writing, and by
+the fastest of the plain loops. Ways take turns; what is told are medians. Features and images are
+random, since no result depends on them.
 """
 
 from __future__ import annotations
@@ -18,15 +21,17 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from ahfal_app.backbones import load_backbone
@@ -36,12 +41,14 @@ from ahfal_app.data.features import Features, FeatureStore, extracting
 from ahfal_app.data.images import Images
 from ahfal_app.models import Classifier, build_model
 from ahfal_app.query import TrainingContext, make_strategy
+from ahfal_app.results.environment import describe_environment
 from ahfal_app.training.proximal import ProximalTerm
 from ahfal_app.training.sgd import (
     LocalUpdate,
     Objective,
     Recipe,
     TrainingResult,
+    resolve_precision,
     train_locally,
 )
 from ahfal_app.training.together.trainer import TogetherTrainer
@@ -51,6 +58,11 @@ CLASSES, NUMBERS = 10, 1280
 BACKBONE = "tf_efficientnet_lite0"
 BATCH = 32
 
+#: What is timed, by name, and how many samples or images it does.
+Ways = Mapping[str, tuple[Callable[[], object], int]]
+
+Precision = Literal["fp32", "bf16"]
+
 
 def main() -> None:
     """Run the benchmark from the command line."""
@@ -59,8 +71,8 @@ def main() -> None:
     clients, labels = arguments.clients, arguments.labels
     networks = network_updates(1, 256)
     ways: dict[str, tuple[Callable[[], object], int]] = {}
-    for name, objective in objectives(clients).items():
-        heads = head_updates(clients, labels, objective)
+    for name, precision, objective in objectives(clients):
+        heads = head_updates(clients, labels, precision, objective)
         # Each keeps its vectors ready from round to round, as in a run.
         ways |= {
             f"{name}_together": (
@@ -70,36 +82,49 @@ def main() -> None:
             f"{name}_in_turns": (partial(trained, one_by_one, heads), 5 * clients * labels),
         }
     ways["resnet8"] = (partial(trained, one_by_one, networks), 256)
-    training = in_turns(ways, arguments.rounds)
-    extraction: dict[str, float] = {}
-    if arguments.images:
-        extraction = in_turns(extractions(arguments.images, arguments.size), arguments.rounds)
-    result = {
+    result: dict[str, object] = {
         "benchmark": "heads",
+        "environment": describe_environment(
+            class_names=[], data_fingerprint="synthetic", partition_fingerprint=None
+        ),
         "arguments": {k: str(v) for k, v in vars(arguments).items()},
-        "torch": torch.__version__,
-        "samples_per_cpu_second": training,
-        "images_per_cpu_second": extraction,
+        "samples_per_second": in_turns(ways, arguments.rounds),
     }
+    if arguments.images:
+        images = random_images(arguments.images, arguments.size)
+        result["images_per_second"] = in_turns(extractions(images), arguments.rounds)
+    if arguments.whole:
+        images = random_images(arguments.whole, arguments.size)
+        result["whole_images_per_second"] = in_turns(whole_extractions(images), 1, warming=False)
+    result["load"] = os.getloadavg()
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
-def in_turns(ways: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, float]:
-    """Return the median rate of each way, having let them take turns; the first turn is warming."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
+def in_turns(ways: Ways, rounds: int, warming: bool = True) -> dict[str, dict[str, float]]:
+    """Return the median rates of each way by processor time and by the clock.
+
+    Ways take turns, and the first turn is warming where that is wanted.
+    """
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for turn in range(rounds + warming):
         for name, (work, _) in ways.items():
-            start = time.process_time()
+            cpu, clock = time.process_time(), time.perf_counter()
             work()
-            if turn:
-                seconds[name].append(time.process_time() - start)
-    return {name: round(ways[name][1] / statistics.median(s), 1) for name, s in seconds.items()}
+            if turn >= warming:
+                spent[name].append((time.process_time() - cpu, time.perf_counter() - clock))
+    return {
+        name: {
+            "cpu": round(ways[name][1] / statistics.median(s for s, _ in seconds), 1),
+            "clock": round(ways[name][1] / statistics.median(s for _, s in seconds), 1),
+        }
+        for name, seconds in spent.items()
+    }
 
 
-def recipe(epochs: int, augmentation: Augmentation) -> Recipe:
+def recipe(epochs: int, augmentation: Augmentation, precision: Precision = "fp32") -> Recipe:
     """Return the recipe of the paper."""
-    return Recipe(epochs, 128, 0.1, 0.9, 5e-4, 260, 0.1, augmentation, "fp32", False)
+    return Recipe(epochs, 128, 0.1, 0.9, 5e-4, 260, 0.1, augmentation, precision, False)
 
 
 def trained(
@@ -114,8 +139,11 @@ def one_by_one(updates: Sequence[LocalUpdate]) -> list[TrainingResult]:
     return [train_locally(each) for each in updates]
 
 
-def objectives(clients: int) -> dict[str, Callable[[Classifier], Objective]]:
-    """Return what heads minimise, by name: cross-entropy, FEAL's loss, FedProx's term."""
+def objectives(clients: int) -> list[tuple[str, Precision, Callable[[Classifier], Objective]]]:
+    """Return names, precisions and what heads minimise: cross-entropy, FEAL's loss, FedProx's term.
+
+    In single precision all, and the first in bf16, too, where that is what a run takes.
+    """
     counts_C = np.full(CLASSES, clients)
     evidential = make_strategy("feal").training_loss(TrainingContext(CLASSES, counts_C, 5))
 
@@ -123,15 +151,20 @@ def objectives(clients: int) -> dict[str, Callable[[Classifier], Objective]]:
         anchors = {name: weight.detach() for name, weight in model.named_parameters()}
         return Objective(cross_entropy, ProximalTerm(0.01, anchors, CPU))
 
-    return {
-        "heads": lambda _: Objective(cross_entropy),
-        "evidential_heads": lambda _: Objective(evidential or cross_entropy),
-        "proximal_heads": near,
-    }
+    def plain(_: Classifier) -> Objective:
+        return Objective(cross_entropy)
+
+    native = resolve_precision("auto", CPU, "linear", 1)
+    return [
+        ("heads", "fp32", plain),
+        *([(f"heads_{native}", native, plain)] if native != "fp32" else []),
+        ("evidential_heads", "fp32", lambda _: Objective(evidential or cross_entropy)),
+        ("proximal_heads", "fp32", near),
+    ]
 
 
 def head_updates(
-    clients: int, labels: int, objective: Callable[[Classifier], Objective]
+    clients: int, labels: int, precision: Precision, objective: Callable[[Classifier], Objective]
 ) -> Callable[[], list[LocalUpdate]]:
     """Return what makes a round's updates of heads: five epochs of all clients."""
     draw = np.random.default_rng(0)
@@ -142,7 +175,7 @@ def head_updates(
     model = build_model("linear", (1, 1, NUMBERS), CLASSES, 0)
     return lambda: [
         replace(
-            update(features, model, client, labels, recipe(5, NO_AUGMENTATION)),
+            update(features, model, client, labels, recipe(5, NO_AUGMENTATION, precision)),
             objective=objective(model),
         )
         for client in range(clients)
@@ -173,42 +206,91 @@ def update(
     )
 
 
-def extractions(count: int, size: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """Return extraction by the store, compiled, and by a plain loop over the same images.
+def random_images(count: int, size: int) -> NDArray[np.uint8]:
+    """Return images (N, size, size, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
-    The compiled one is what the store does with many images, its compilation left out.
+
+def plain_loop(
+    images_NHWC: NDArray[np.uint8], memory: torch.memory_format, precision: str
+) -> Callable[[], None]:
+    """Return a loop over the images as one writes it with timm alone."""
+    network = timm.create_model(BACKBONE, pretrained=False, num_classes=0).eval()
+    network = network.to(memory_format=memory)
+
+    def loop() -> None:
+        with all_cores(), torch.inference_mode(), autocast(precision):
+            for batch in torch.split(torch.from_numpy(images_NHWC), BATCH):
+                images = (batch.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+                network(images.contiguous(memory_format=memory))
+
+    return loop
+
+
+def plain_loops(images_NHWC: NDArray[np.uint8]) -> Ways:
+    """Return the plain loops by name."""
+    formats = torch.contiguous_format, torch.channels_last
+    return {
+        "plain_timm": (plain_loop(images_NHWC, formats[0], "fp32"), len(images_NHWC)),
+        "plain_channels_last": (plain_loop(images_NHWC, formats[1], "fp32"), len(images_NHWC)),
+        "plain_bf16": (plain_loop(images_NHWC, formats[1], "bf16"), len(images_NHWC)),
+    }
+
+
+def extractions(images_NHWC: NDArray[np.uint8]) -> Ways:
+    """Return extraction by the store, by its compiled network, and by plain loops.
+
+    The compiled one is what the store does with many images, its compilation left out; in bf16 it
+    is what the store might do.
     """
-    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
-    backbone = load_backbone(f"timm/{BACKBONE}", "none", size)
-    plain = timm.create_model(BACKBONE, pretrained=False, num_classes=0).eval()
+    backbone = load_backbone(f"timm/{BACKBONE}", "none", images_NHWC.shape[1])
 
     def stored() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            FeatureStore(Path(folder), backbone, CPU).of(pixels, "a", tell=lambda *_: None)
-
-    def loop() -> None:
-        # The store computes on all cores, too.
-        torch.set_num_threads(os.cpu_count() or 1)
-        with torch.inference_mode():
-            for batch in torch.split(torch.from_numpy(pixels), BATCH):
-                images = (batch.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-                plain(images.contiguous())
-        torch.set_num_threads(1)
+            FeatureStore(Path(folder), backbone, CPU).of(images_NHWC, "a", tell=lambda *_: None)
 
     # For as long as this process lives.
     extract = ExitStack().enter_context(extracting(backbone, CPU, BATCH))
 
-    def compiled() -> None:
-        torch.set_num_threads(os.cpu_count() or 1)
-        for batch in torch.split(torch.from_numpy(pixels), BATCH):
-            extract(batch)
-        torch.set_num_threads(1)
+    def compiled(precision: str) -> None:
+        with all_cores(), autocast(precision):
+            for batch in torch.split(torch.from_numpy(images_NHWC), BATCH):
+                extract(batch)
 
+    count = len(images_NHWC)
     return {
         "store": (stored, count),
-        "store_compiled": (compiled, count),
-        "plain_timm": (loop, count),
+        "store_compiled": (partial(compiled, "fp32"), count),
+        "store_compiled_bf16": (partial(compiled, "bf16"), count),
+        **plain_loops(images_NHWC),
     }
+
+
+def whole_extractions(images_NHWC: NDArray[np.uint8]) -> Ways:
+    """Return extraction of many images as in a run, and by plain loops."""
+    backbone = load_backbone(f"timm/{BACKBONE}", "none", images_NHWC.shape[1])
+
+    def stored() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            store = FeatureStore(Path(folder), backbone, CPU, compiles_from=0)
+            store.of(images_NHWC, "a", tell=lambda *_: None)
+
+    return {"store": (stored, len(images_NHWC)), **plain_loops(images_NHWC)}
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Compute on all cores, as the store does."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
+
+
+def autocast(precision: str) -> torch.autocast:
+    """Return the context of a precision."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def _arguments() -> argparse.Namespace:
@@ -216,7 +298,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--labels", type=int, default=1575, help="Labelled samples of a client.")
     parser.add_argument("--images", type=int, default=64, help="Images of an extraction; 0: none.")
-    parser.add_argument("--size", type=int, default=224, help="Their height and width.")
+    parser.add_argument("--size", type=int, default=160, help="Their height and width.")
+    parser.add_argument("--whole", type=int, default=0, help="Images as in a run; 0: none.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/heads.json"))
     return parser.parse_args()
