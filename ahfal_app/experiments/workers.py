@@ -155,9 +155,10 @@ class Workers:
         if not by_connection:
             return []
         told: list[tuple[Worker, Report]] = []
-        for ready in multiprocessing.connection.wait(list(by_connection), timeout):
-            # What `wait` returns may also be a socket or a number; only these were given to it.
-            worker = by_connection[ready]  # type: ignore[index]  # see above
+        ready = multiprocessing.connection.wait(list(by_connection), timeout)
+        for connection, worker in by_connection.items():
+            if connection not in ready:
+                continue
             try:
                 report: Report = worker.connection.recv()
             except (EOFError, ConnectionError):

@@ -100,8 +100,8 @@ def load_model(path: Path, backbone_weights: str = "") -> SavedModel:
 def _read(file: Path, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as found:
-            # No mapping: it cannot be iterated over.
-            tensors = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118 (no mapping)
+            names: list[str] = found.keys()
+            tensors = {name: found.get_tensor(name) for name in names}
             said = json.loads((found.metadata() or {}).get(METADATA, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError([f"{where}: it cannot be read: {error}"]) from error

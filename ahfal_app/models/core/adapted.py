@@ -192,14 +192,15 @@ def try_training(network: nn.Module, said: str, image_shape: tuple[int, int, int
 
 
 def _with_head(network: nn.Module, name: str) -> Classifier:
-    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    modules = network.named_modules()
+    linear = {path: module for path, module in modules if isinstance(module, nn.Linear)}
     if not any(linear):
         raise ConfigError(
             [f"model={name!r}: allowed is a network that ends in an nn.Linear; it has none"]
         )
-    head = network.get_submodule(linear[-1])  # An nn.Linear, which its path does not tell mypy.
-    network.set_submodule(linear[-1], nn.Identity())
-    return Adapted(network, head)  # type: ignore[arg-type]  # it is linear
+    path, head = list(linear.items())[-1]
+    network.set_submodule(path, nn.Identity())
+    return Adapted(network, head)
 
 
 def _check(
