@@ -1,6 +1,7 @@
 """Each fault once, on real processes: no label is lost, none bought twice, nothing stays behind.
 
-The check itself is tested first, on stores and folders that are wrong on purpose.
+The check itself is tested first, on stores and folders that are wrong on purpose. The fault that
+could cost labels strikes in the test of a server without data, too.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from support.hospitals import DIGITS, Account, Labeller, Trial, trial
 
 from ahfal_app.labels.spreadsheet import write_csv
 from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore, request_id
-
-# The one that could cost labels; the others run with `-m faults`.
-_OFTEN = ("site_killed_after_the_answer",)
 
 _FILES = ("a.png", "b.png", "c.png", "d.png")
 _REQUEST = LabelRequest(request_id("run", 0, 0), 0, "random", (0, 1))
@@ -90,7 +88,7 @@ def test_answer_that_the_store_waits_for_is_not_lost_as_long_as_it_is_on_the_dis
         pytest.param(
             name,
             marks=[
-                pytest.mark.slow if name in _OFTEN else pytest.mark.faults,
+                pytest.mark.faults,
                 pytest.mark.skipif(bool(fault.missing), reason=fault.missing),
             ],
         )

@@ -1,14 +1,20 @@
-"""Two sites on real processes, a server without any data, and figures that the sites make."""
+"""Two sites on real processes, a server without any data, and figures that the sites make.
+
+One of them dies when its people have labelled and before the server knows of it: the fault that
+could cost labels. The others are in `test_faults.py`.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
+from support.faults import COMPLETED, killed_after_the_answer
 from support.hospitals import DIGITS, trial
 
 from ahfal_app.cli import main
@@ -45,9 +51,9 @@ def test_figures_from_the_sites_are_those_of_the_pooled_images(
 ) -> None:
     monkeypatch.setenv("AHFAL_TEST", str(tmp_path))
     with trial(tmp_path, data_dir) as running:
-        running.start()
-        running.run(**SETTINGS)
-        running.end()
+        draw = random.Random("without data")
+        assert killed_after_the_answer(running, draw, 0, **SETTINGS) == COMPLETED
+        account = running.account()
         folder = running.run_folder
         images, truth, sizes = [], [], []
         for site in running.sites:
@@ -58,6 +64,8 @@ def test_figures_from_the_sites_are_those_of_the_pooled_images(
             truth += held_out.labels_N.tolist()
             sizes.append(len(held_out.samples_N))
             assert store.ledger().spent == len(store.labelled().samples_N) + sizes[-1]
+    assert account.answered > 0
+    assert (account.lost, account.bought_twice) == (0, 0), account
     cycle = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     rows = predicted(folder, images, tmp_path / "predictions.csv")
     guesses = [DIGITS.index(row["class"]) for row in rows]

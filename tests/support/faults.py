@@ -72,11 +72,19 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
     Mostly before the store knows of it, too; at the latest when it just does. Which answer it is
     is drawn: that to the initial request, or to a purchase.
     """
+    cycle = draw.choice((0, 1))
+    # It is about labels, so that one round a cycle will do.
+    return killed_after_the_answer(trial, draw, cycle, rounds=1)
+
+
+def killed_after_the_answer(
+    trial: Trial, draw: random.Random, cycle: int, **settings: object
+) -> str:
+    """Start a run, kill a site when a cycle's labels are answered, and return how the run ended."""
     struck: list[str] = []
-    cycle = draw.choice(("cycle-000", "cycle-001"))
 
     def strike(site: str, request: Path) -> None:
-        if site == "site-0" and request.name.startswith(cycle) and not struck:
+        if site == "site-0" and request.name.startswith(f"cycle-{cycle:03d}") and not struck:
             deadline = time.monotonic() + draw.uniform(0.0, 3 * MESSAGE_S)
             answered = set(dict(trial.labeller.answers[site]))
             while time.monotonic() < deadline and answered - set(trial.labels(site)):
@@ -85,10 +93,9 @@ def site_killed_after_the_answer(trial: Trial, draw: random.Random) -> str:
             struck.append(request.name)
 
     trial.labeller.answered = strike
-    # It is about labels, so that one round a cycle will do.
-    begin(trial, rounds=1)
+    begin(trial, **settings)
     ended = trial.end()
-    assert struck, f"nothing was answered for {cycle}"
+    assert struck, f"nothing was answered in cycle {cycle}"
     return ended
 
 
