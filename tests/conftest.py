@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 # its own, so that a third of the usual number still finds over time what there is to find.
 settings.register_profile("untimed", deadline=None, max_examples=35)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are cores: tests wait for disks, browsers and other processes."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(trylast=True)
