@@ -265,7 +265,10 @@ class Settings(BaseModel):
         "Loss of local training: cross-entropy (or the strategy's own), or KAFAL's KCFU.",
     )
     precision: Literal["auto", "fp32", "bf16"] = _setting(
-        "auto", "Training", "Arithmetic of training; `auto`: bf16 where the hardware has it."
+        "auto",
+        "Training",
+        "Arithmetic of training, and of a backbone that computes features; `auto`: bf16 where the "
+        "hardware has it (features: where a processor has it).",
     )
     compile: Literal["auto", "always", "never"] = _setting(
         "auto", "Training", "Compile the training step; `auto`: where it was measured to pay."

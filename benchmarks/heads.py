@@ -8,7 +8,8 @@ processor time, so that a busy machine matters less; heads in bf16, too, where t
 Extraction: images per second of processor time and by the clock, on all cores, by the store, by its
 compiled network, and by plain loops: as one would write it, with channels last, and in bf16; with
 `--whole` so many images once by the store as in a run, with compiling, hashing and writing, and by
-the fastest of the plain loops. Ways take turns; what is told are medians. Features and images are
+the plain loops; `TORCHINDUCTOR_FORCE_DISABLE_CACHES=1` has it compile as for the first time on a
+machine. Ways take turns; what is told are medians. Features and images are
 random, since no result depends on them.
 """
 
@@ -48,6 +49,7 @@ from ahfal_app.training.sgd import (
     Objective,
     Recipe,
     TrainingResult,
+    extracts_in_bf16,
     resolve_precision,
     train_locally,
 )
@@ -240,42 +242,44 @@ def plain_loops(images_NHWC: NDArray[np.uint8]) -> Ways:
 def extractions(images_NHWC: NDArray[np.uint8]) -> Ways:
     """Return extraction by the store, by its compiled network, and by plain loops.
 
-    The compiled one is what the store does with many images, its compilation left out; in bf16 it
-    is what the store might do.
+    The compiled one is what the store does with many images, its compilation left out.
     """
-    backbone = load_backbone(f"timm/{BACKBONE}", "none", images_NHWC.shape[1])
-
-    def stored() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            FeatureStore(Path(folder), backbone, CPU).of(images_NHWC, "a", tell=lambda *_: None)
-
-    # For as long as this process lives.
-    extract = ExitStack().enter_context(extracting(backbone, CPU, BATCH))
-
-    def compiled(precision: str) -> None:
-        with all_cores(), autocast(precision):
-            for batch in torch.split(torch.from_numpy(images_NHWC), BATCH):
-                extract(batch)
-
+    stack = ExitStack()  # For as long as this process lives.
+    ways: dict[str, tuple[Callable[[], object], int]] = {}
     count = len(images_NHWC)
+    for precision in ("fp32", "bf16"):
+        in_bf16 = precision == "bf16"
+        backbone = load_backbone(f"timm/{BACKBONE}", "none", images_NHWC.shape[1])
+        extract = stack.enter_context(extracting(backbone, CPU, BATCH, in_bf16))
+
+        def compiled(extract: Callable[[torch.Tensor], object] = extract) -> None:
+            with all_cores():
+                for batch in torch.split(torch.from_numpy(images_NHWC), BATCH):
+                    extract(batch)
+
+        ways[f"store_{precision}"] = (partial(stored, images_NHWC, None, in_bf16), count)
+        ways[f"store_{precision}_compiled"] = (compiled, count)
+    return ways | plain_loops(images_NHWC)
+
+
+def whole_extractions(images_NHWC: NDArray[np.uint8]) -> Ways:
+    """Return extraction of many images as in a run, compiled and not, and by plain loops."""
+    in_bf16, count = extracts_in_bf16("auto", CPU), len(images_NHWC)
     return {
-        "store": (stored, count),
-        "store_compiled": (partial(compiled, "fp32"), count),
-        "store_compiled_bf16": (partial(compiled, "bf16"), count),
+        "store_compiled": (partial(stored, images_NHWC, 0, in_bf16), count),
+        "store": (partial(stored, images_NHWC, None, in_bf16), count),
         **plain_loops(images_NHWC),
     }
 
 
-def whole_extractions(images_NHWC: NDArray[np.uint8]) -> Ways:
-    """Return extraction of many images as in a run, and by plain loops."""
+def stored(images_NHWC: NDArray[np.uint8], compiles_from: int | None, in_bf16: bool) -> None:
+    """Have a new store compute features of images."""
     backbone = load_backbone(f"timm/{BACKBONE}", "none", images_NHWC.shape[1])
-
-    def stored() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            store = FeatureStore(Path(folder), backbone, CPU, compiles_from=0)
-            store.of(images_NHWC, "a", tell=lambda *_: None)
-
-    return {"store": (stored, len(images_NHWC)), **plain_loops(images_NHWC)}
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(
+            Path(folder), backbone, CPU, compiles_from=compiles_from, in_bf16=in_bf16
+        )
+        store.of(images_NHWC, "a", tell=lambda *_: None)
 
 
 @contextmanager

@@ -102,6 +102,8 @@ class FeatureStore:
         apart and go when they go; empty otherwise.
     compiles_from : int | None
         Images from which on the network is compiled for the processor; None: never.
+    in_bf16 : bool
+        Whether it computes in bf16; such features are kept apart.
     """
 
     def __init__(
@@ -111,14 +113,16 @@ class FeatureStore:
         device: torch.device,
         owner: str = "",
         compiles_from: int | None = None,
+        in_bf16: bool = False,
     ) -> None:
-        key = backbone.computation[:32]
+        key = backbone.computation[:32] + ("-bf16" if in_bf16 else "")
         name = f"{owner}-{key}" if owner else key
         self.folder = root / FEATURES / name
         self._owner = owner
         self._backbone = backbone
         self._device = device
         self._compiles_from = compiles_from
+        self._in_bf16 = in_bf16
         self._row_bytes = 2 * backbone.features
 
     def of(
@@ -231,7 +235,8 @@ class FeatureStore:
         size = batches.size
         start = told = time.monotonic()
         done, kept = 0, []
-        with extracting(self._backbone, self._device, batches.compiled_size) as extract:
+        how = (self._device, batches.compiled_size, self._in_bf16)
+        with extracting(self._backbone, *how) as extract:
             for first in range(0, len(rows_N), size):
                 batch = np.ascontiguousarray(images_NHWC[rows_N[first : first + size]])
                 kept.append(extract(torch.from_numpy(batch)))
@@ -338,13 +343,16 @@ def batches_for(images: int, device: torch.device, compiles_from: int | None) ->
 
 @contextmanager
 def extracting(
-    backbone: Backbone, device: torch.device, compiled_size: int | None = None
+    backbone: Backbone,
+    device: torch.device,
+    compiled_size: int | None = None,
+    in_bf16: bool = False,
 ) -> Iterator[Callable[[Tensor], NDArray[np.float16]]]:
     """Give a function from bytes (B, H, W, c) to features (B, D), float16.
 
     It computes on all cores of the processor, or on the device: a run waits for it. Batches of
     `compiled_size` images go through a compiled network, which folds batch normalisation into
-    the weights and differs by rounding; None: none do.
+    the weights and differs by rounding; None: none do. In bf16 convolutions and products are.
     """
     network: nn.Module = backbone.network
     threads = torch.get_num_threads()
@@ -359,7 +367,8 @@ def extracting(
         with torch.inference_mode():
             inputs_BcHW = backbone.preprocessing(images_BHWC.to(device))
             is_full = len(images_BHWC) == compiled_size
-            features_BD: Tensor = (compiled if is_full else network)(inputs_BcHW).float()
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                features_BD: Tensor = (compiled if is_full else network)(inputs_BcHW).float()
         limit = float(np.finfo(np.float16).max)
         found: NDArray[np.float16] = features_BD.clamp(-limit, limit).half().cpu().numpy()
         if not np.isfinite(found).all():
