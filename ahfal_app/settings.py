@@ -267,8 +267,8 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = _setting(
         "auto",
         "Training",
-        "Arithmetic of training, and of a backbone that computes features; `auto`: bf16 where the "
-        "hardware has it (features: where a processor has it).",
+        "Arithmetic of training; `auto`: bf16 where the hardware has it. A backbone computes "
+        "features in bf16 with `bf16` alone.",
     )
     compile: Literal["auto", "always", "never"] = _setting(
         "auto", "Training", "Compile the training step; `auto`: where it was measured to pay."

@@ -46,7 +46,7 @@ from ahfal_app.seeds import numpy_generator, torch_seed
 from ahfal_app.training.compilation import extraction_compiles_from, resolve_compile
 from ahfal_app.training.flat import FlatAccess, FlatTensors
 from ahfal_app.training.memory import keep_freed_memory
-from ahfal_app.training.sgd import Recipe, extracts_in_bf16, resolve_precision
+from ahfal_app.training.sgd import Recipe, resolve_precision
 from ahfal_app.training.update import is_trained_elsewhere
 
 _Split = Literal["train", "test", "held-out", "validation"]
@@ -303,10 +303,9 @@ class Resources:
 
     def _store(self, backbone: Backbone, owner: str) -> FeatureStore:
         settings = self._settings
-        how = (
-            extraction_compiles_from(settings.compile),
-            extracts_in_bf16(settings.precision, self.device),
-        )
+        # Only where somebody says so: a saved model computes in single precision, and gives what
+        # the run has tested.
+        how = extraction_compiles_from(settings.compile), settings.precision == "bf16"
         return FeatureStore(data_dir(settings), backbone, self.device, owner, *how)
 
     def standardise(self, mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> None:

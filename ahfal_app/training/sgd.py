@@ -192,13 +192,6 @@ def resolve_precision(
     return "bf16" if precision == "bf16" else "fp32"
 
 
-def extracts_in_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether a frozen network computes features in bf16: measured on CPUs that have it."""
-    if precision == "auto":
-        return device.type == "cpu" and _has_native_bf16(device)
-    return precision == "bf16"
-
-
 def train_locally(update: LocalUpdate) -> TrainingResult:
     """Train a client's model in place.
 

@@ -16,7 +16,6 @@ from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.device import DeviceFeatures
 from ahfal_app.data.features import Features, FeatureStore, digest_of
 from ahfal_app.errors import DatasetError, PolicyRefused
-from ahfal_app.training import sgd
 
 CPU = torch.device("cpu")
 
@@ -81,24 +80,6 @@ def test_features_in_bf16_are_close_and_kept_apart(tmp_path: Path) -> None:
     # A number of bf16 has 8 bits; errors add up over a few layers.
     np.testing.assert_allclose(values, right, rtol=0.05, atol=0.02 * np.abs(right).max())
     assert (values != of_rows(single)).any()
-
-
-@pytest.mark.parametrize(
-    ("precision", "device", "has_it", "in_bf16"),
-    [
-        ("auto", "cpu", True, True),
-        ("auto", "cpu", False, False),
-        ("auto", "cuda", True, False),
-        ("fp32", "cpu", True, False),
-        ("bf16", "cpu", False, True),
-        ("bf16", "cuda", True, True),
-    ],
-)
-def test_bf16_is_for_processors_that_have_it(
-    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, has_it: bool, in_bf16: bool
-) -> None:
-    monkeypatch.setattr(sgd, "_has_native_bf16", lambda _: has_it)
-    assert sgd.extracts_in_bf16(precision, torch.device(device)) == in_bf16
 
 
 def test_only_new_images_are_computed(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_it_is_loaded_and_timed(tmp_path: Path) -> None:
     loaded, timed = check_backbone(node_config, RUN)
     assert loaded.verdict is Verdict.GOOD
     assert small_backbone().digest[:12] in loaded.text
-    said = r"\d+ images a second on cpu, not compiled(, bf16)?: 5 images take about \d+ s, once"
+    said = r"\d+ images a second on cpu, not compiled: 5 images take about \d+ s, once"
     assert re.search(said, timed.text)
 
 
@@ -109,35 +109,31 @@ def test_what_is_no_hash_is_a_failure(tmp_path: Path, server_hash: str) -> None:
     ("compiles_from", "views", "compiled_size"),
     [(5, 0, 32), (6, 0, None), (15, 2, 32), (16, 2, None), (None, 0, None)],
 )
-@pytest.mark.parametrize("in_bf16", [False, True])
 def test_the_forecast_is_made_as_a_run_would_compute_the_features(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     compiles_from: int | None,
     views: int,
     compiled_size: int | None,
-    in_bf16: bool,
 ) -> None:
     write_images(tmp_path / "images", range(5))
     node_config = {
         "data": str(tmp_path / "images"),
         "backbone-weights": str(write_weights(tmp_path / "weights.safetensors")),
     }
-    ways: list[tuple[int | None, bool]] = []
+    sizes: list[int | None] = []
 
     def uncompiled(
-        backbone: Backbone, device: torch.device, size: int | None, in_bf16: bool
+        backbone: Backbone, device: torch.device, size: int | None
     ) -> AbstractContextManager[object]:
-        ways.append((size, in_bf16))
+        sizes.append(size)
         return extracting(backbone, device)
 
     monkeypatch.setattr(module, "extraction_compiles_from", lambda _: compiles_from)
-    monkeypatch.setattr(module, "extracts_in_bf16", lambda *_: in_bf16)
     monkeypatch.setattr(module, "extracting", uncompiled)
     _, timed = check_backbone(node_config, {**RUN, "feature-views": views})
-    assert ways == [(compiled_size, in_bf16)]
-    how = ("compiled" if compiled_size else "not compiled") + (", bf16" if in_bf16 else "")
-    assert f"on cpu, {how}: 5 images" in timed.text
+    assert sizes == [compiled_size]
+    assert f"on cpu, {'compiled' if compiled_size else 'not compiled'}: 5 images" in timed.text
 
 
 def test_the_command_passes_on_what_the_run_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,16 @@ SMALL: dict[str, object] = {
 FEATURES = 256
 
 
+@pytest.mark.parametrize(("precision", "ending"), [("auto", ""), ("fp32", ""), ("bf16", "-bf16")])
+def test_features_are_in_bf16_where_somebody_says_so(
+    simulation: Simulation, tmp_path: Path, precision: str, ending: str
+) -> None:
+    own = tmp_path / "data"
+    simulation(SMALL, strategy="entropy", cycles=1, precision=precision, **{"data-dir": str(own)})
+    (folder,) = (path for path in (own / "features").iterdir() if path.is_dir())
+    assert folder.name == small_backbone().computation[:32] + ending
+
+
 @pytest.mark.slow
 def test_only_the_head_is_trained_and_travels(simulation: Simulation) -> None:
     outcome = simulation(SMALL, strategy="entropy")

@@ -18,7 +18,6 @@ from ahfal_app.deployment.doctor.finding import Finding, failure, good
 from ahfal_app.errors import AhfalError, ConfigError
 from ahfal_app.training.compilation import extraction_compiles_from
 from ahfal_app.training.resources import backbone_of, resolve_device
-from ahfal_app.training.sgd import extracts_in_bf16
 
 #: Digits of a hash that are told.
 _DIGITS = 12
@@ -53,14 +52,13 @@ def check_backbone(
         images = _images(node_config, settings)
         new = images * (settings.feature_views + 1)
         batches = batches_for(new, device, extraction_compiles_from(settings.compile))
-        in_bf16 = extracts_in_bf16(settings.precision, device)
-        rate, seconds = _measured(backbone, device, batches, new, in_bf16)
+        rate, seconds = _measured(backbone, device, batches, new)
     except (AhfalError, OSError, RuntimeError) as error:
         yield failure("features", str(error))
         return
     how = ""
     if device.type == "cpu":
-        how = (", compiled" if batches.is_compiled else ", not compiled") + ", bf16" * in_bf16
+        how = ", compiled" if batches.is_compiled else ", not compiled"
     yield good(
         "features",
         f"{rate:.0f} images a second on {device.type}{how}: {images} images{_viewed(settings)} "
@@ -93,12 +91,12 @@ def _check_hash(backbone: Backbone, server_hash: str) -> Finding:
 
 
 def _measured(
-    backbone: Backbone, device: torch.device, batches: Batches, new: int, in_bf16: bool
+    backbone: Backbone, device: torch.device, batches: Batches, new: int
 ) -> tuple[float, float]:
     """Return images a second, and about how many seconds new ones take, compiling counted."""
     size = backbone.preprocessing.size
     pixels_BHWC = torch.zeros((batches.size, size, size, 3), dtype=torch.uint8)
-    with extracting(backbone, device, batches.compiled_size, in_bf16) as extract:
+    with extracting(backbone, device, batches.compiled_size) as extract:
         begin = time.perf_counter()
         extract(pixels_BHWC)  # The first batch makes what all others use.
         start = time.perf_counter()
