@@ -240,19 +240,17 @@ def _measure(name: str, seed: int, repeats: int, sizes: Sizes, with_passes: bool
     run = partial(_select, name, signals, seed, sizes.budget)
     start = time.perf_counter()
     used, memory = _peak_memory(run)
-    first = time.perf_counter() - start
+    if time.perf_counter() - start > _LONG_S:
+        repeats = 1
     if not with_passes:
-        seconds = [_seconds(run) for _ in range(repeats)] if first < _LONG_S else [first]
-        return {
-            "selection_seconds": statistics.median(seconds),
-            "extra_memory_mib": memory / 2**20,
-        }
+        seconds = statistics.median(_seconds(run) for _ in range(repeats))
+        return {"selection_seconds": seconds, "extra_memory_mib": memory / 2**20}
     images = _images(seed, sizes)
     passes, selections = [], []
     _pass_seconds(images, Counter({"local": 1}), sizes)  # The first one prepares.
-    for _ in range(repeats if first < _LONG_S else 1):
+    for _ in range(repeats):
         passes.append(_pass_seconds(images, used, sizes))
-        selections.append(_seconds(run) if first < _LONG_S else first)
+        selections.append(_seconds(run))
     ratios = [s / p for s, p in zip(selections, passes, strict=True) if p]
     return {
         "passes": dict(used),
