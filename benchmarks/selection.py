@@ -26,8 +26,8 @@ import multiprocessing
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
 from ahfal_app.models import build_model
+from ahfal_app.parameters import Scalar
 from ahfal_app.query import (
     LocalOnlyTraining,
     Outputs,
@@ -72,10 +73,14 @@ GROWTH = dict.fromkeys(
         "dcom",
         "drop-query",
         "fairfal",
+        "feal",
         "ifal",
+        "logo",
         "max-herding",
+        "noise-stability",
         "prob-cover",
         "temporal",
+        "typicality",
         "uncertainty-herding",
     ),
     (0.25, 0.5),
@@ -119,6 +124,15 @@ _LONG_S = 5.0
 
 # A pass goes over one of so many parts of the images.
 _SHARE = 4
+
+# Of a local-only model's training so many are timed.
+_TIMED_EPOCHS = 3
+
+#: Of strategies that ask a local-only model in some cases alone: those in which they do.
+_ASKING_LOCAL_ONLY: dict[str, Mapping[str, Scalar]] = {
+    "fairfal": {"model": "local-only"},
+    "coordinated-fairfal": {"model": "local-only"},
+}
 
 #: Labelled samples, classes, width of the embeddings and budget beside a large pool.
 _LARGE = (500, 10, 64, 100)
@@ -172,32 +186,54 @@ def main() -> None:
             large = Sizes(arguments.large_pool, *_LARGE)
             result["large_pool"][name] = asdict(large) | measure(1, large, with_passes=False)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, measure_training in EXTRA_TRAINING.items():
-        if name in result["strategies"]:
-            result["extra_training_seconds"][name] = measure_training(sizes, arguments.seed)
+    for name in result["strategies"]:
+        if parts := _extra_training(name, sizes, arguments.seed):
+            result["extra_training_seconds"][name] = parts
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(_markdown(result))
 
 
-def _logo_training(sizes: Sizes, seed: int) -> dict[str, float]:
-    """Return the seconds of LoGo's local-only training, all its epochs."""
+def _extra_training(name: str, sizes: Sizes, seed: int) -> dict[str, float]:
+    """Return seconds of what a strategy trains besides, or trains differently, with what it is."""
     torch.set_num_threads(1)
-    training = LocalOnlyTraining(50, 64, 0.01, 0.9, 1e-5, 37, False, stop_accuracy=2.0)
+    if name == "feal":
+        return _feal_training(sizes, seed)
+    signals = strategy_class(name).signals
+    return _local_only_training(name, sizes, seed) if Signal.LOCAL_ONLY_MODEL in signals else {}
+
+
+def _local_only_training(name: str, sizes: Sizes, seed: int) -> dict[str, float]:
+    """Return the seconds of an epoch of a strategy's local-only training; it may end early."""
+    models = _Models(_signals(seed, Sizes(400, 40, sizes.classes, sizes.width, 40)), Counter())
+    _select(name, models, seed, 40, _ASKING_LOCAL_ONLY.get(name))
+    training = models.training
+    if training is None:
+        return {}
     images, rows_N = _images(seed, sizes), torch.arange(sizes.labelled)
     labels_N = torch.arange(sizes.labelled) % sizes.classes
-    model = build_model("resnet8", (32, 32, 3), sizes.classes, 0)
+    model, teacher = (build_model("resnet8", (32, 32, 3), sizes.classes, i) for i in range(2))
     generator = torch_generator(seed, "benchmark-training")
-    seconds = _seconds(
-        lambda: train_local_only_model(
-            model, images, rows_N, labels_N, training, Augmentation(4, True), "fp32", generator
-        )
+    short = replace(training, epochs=_TIMED_EPOCHS, stop_accuracy=2.0, patience=0)
+    train = partial(
+        train_local_only_model,
+        model,
+        images,
+        rows_N,
+        labels_N,
+        augmentation=Augmentation(4, True),
+        precision="fp32",
+        generator=generator,
+        teacher=teacher.eval() if training.distil_weight else None,
     )
-    return {"50 epochs of the local-only model": seconds}
+    short = replace(training, epochs=1, stop_accuracy=2.0, patience=0)
+    train(training=short)  # The first one prepares.
+    seconds = _seconds(partial(train, training=replace(short, epochs=_TIMED_EPOCHS)))
+    what = f"an epoch, of at most {training.epochs}, of the local-only model"
+    return {what: seconds / _TIMED_EPOCHS}
 
 
 def _feal_training(sizes: Sizes, seed: int) -> dict[str, float]:
     """Return the seconds of a local epoch with FEAL's loss and with cross-entropy."""
-    torch.set_num_threads(1)
     images, rows_N = _images(seed, sizes), torch.arange(sizes.labelled)
     labels_N = torch.arange(sizes.labelled) % sizes.classes
     counts_C = np.bincount(labels_N.numpy(), minlength=sizes.classes)
@@ -218,10 +254,6 @@ def _feal_training(sizes: Sizes, seed: int) -> dict[str, float]:
     return seconds
 
 
-#: What strategies train besides, or train differently; reported apart from the selection.
-EXTRA_TRAINING = {"logo": _logo_training, "feal": _feal_training}
-
-
 def _in_own_process(
     name: str, seed: int, repeats: int, sizes: Sizes, with_passes: bool = True
 ) -> dict[str, Any]:
@@ -235,9 +267,13 @@ def _measure(name: str, seed: int, repeats: int, sizes: Sizes, with_passes: bool
     """Return times, ratio and memory of one strategy; runs in a process of its own."""
     torch.set_num_threads(1)
     # Libraries are loaded and their buffers made by a small selection.
-    _select(name, _signals(seed, Sizes(400, 40, sizes.classes, sizes.width, 40)), seed, 40)
+    small = _signals(seed, Sizes(400, 40, sizes.classes, sizes.width, 40))
+    _select(name, _Models(small, Counter()), seed, 40)
     signals = _signals(seed, sizes)
-    run = partial(_select, name, signals, seed, sizes.budget)
+
+    def run() -> Counter[str]:
+        return _select(name, _Models(signals, Counter()), seed, sizes.budget)
+
     start = time.perf_counter()
     used, memory = _peak_memory(run)
     if time.perf_counter() - start > _LONG_S:
@@ -262,29 +298,37 @@ def _measure(name: str, seed: int, repeats: int, sizes: Sizes, with_passes: bool
 
 
 class _Models:
-    """Stands in for models that are made for a selection; counts the passes they would cost."""
+    """Stands in for models that are made for a selection; counts the passes they would cost.
+
+    Attributes
+    ----------
+    training : LocalOnlyTraining | None
+        What a model was to be trained by, where one was asked for.
+    """
 
     def __init__(self, signals: dict[Signal, Tensor], used: Counter[str]) -> None:
-        self._signals = signals
-        self._used = used
+        self.signals = signals
+        self.used = used
+        self.training: LocalOnlyTraining | None = None
 
     def perturbed(self, perturb: Callable[[nn.Module], None]) -> Outputs:
         """Return the local outputs, moved by something that depends on the draw."""
-        self._used["noisy"] += 1
-        move = 1e-3 * math.sin(self._used["noisy"])
-        logits_NC = self._signals[Signal.LOCAL_LOGITS]
+        self.used["noisy"] += 1
+        move = 1e-3 * math.sin(self.used["noisy"])
+        logits_NC = self.signals[Signal.LOCAL_LOGITS]
         return Outputs(logits_NC.roll(1, 0).mul_(move).add_(logits_NC), self._embeddings)
 
     def local_only(self, training: LocalOnlyTraining) -> Outputs:
         """Return the local outputs as those of a model of the client's own."""
-        self._used["local-only"] = 1
-        return Outputs(self._signals[Signal.LOCAL_LOGITS], self._embeddings)
+        self.used["local-only"] = 1
+        self.training = training
+        return Outputs(self.signals[Signal.LOCAL_LOGITS], self._embeddings)
 
     def local_only_labelled(self, training: LocalOnlyTraining) -> Outputs:
         """Return the labelled set's local outputs as those of a model of the client's own."""
-        self._used["labelled"] = 1
-        logits_LC = self._signals[Signal.LABELLED_LOCAL_LOGITS]
-        return Outputs(logits_LC, self._signals[Signal.LABELLED_LOCAL_EMBEDDINGS])
+        self.used["labelled"] = 1
+        logits_LC = self.signals[Signal.LABELLED_LOCAL_LOGITS]
+        return Outputs(logits_LC, self.signals[Signal.LABELLED_LOCAL_EMBEDDINGS])
 
     def local_only_embeddings(self, training: LocalOnlyTraining) -> tuple[Tensor, Tensor]:
         """Return both sets' local embeddings as those of a model of the client's own."""
@@ -293,12 +337,18 @@ class _Models:
 
     @property
     def _embeddings(self) -> Tensor:
-        return self._signals[Signal.LOCAL_EMBEDDINGS]
+        return self.signals[Signal.LOCAL_EMBEDDINGS]
 
 
-def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) -> Counter[str]:
+def _select(
+    name: str,
+    models: _Models,
+    seed: int,
+    budget: int,
+    parameters: Mapping[str, Scalar] | None = None,
+) -> Counter[str]:
     """Select once; return the forward passes that the signals used would have cost."""
-    used: Counter[str] = Counter()
+    signals, used = models.signals, models.used
 
     def source(signal: Signal) -> Tensor:
         if PASSES[signal] not in WITHOUT_PASS:
@@ -319,8 +369,8 @@ def _select(name: str, signals: dict[Signal, Tensor], seed: int, budget: int) ->
         cycle=1,
         labels_L=np.arange(len(signals[Signal.LABELLED_LOCAL_LOGITS])) % classes,
     )
-    pool = PoolView(np.arange(size), sources, _Models(signals, used))
-    checked_select(make_strategy(name), pool, context)
+    pool = PoolView(np.arange(size), sources, models)
+    checked_select(make_strategy(name, parameters), pool, context)
     return used
 
 
