@@ -282,9 +282,12 @@ def forgetting_table(run: Run) -> TextTable | None:
 def statistics_warnings(run: Run) -> list[str]:
     """Return why the newest class statistics may be noise; empty where nobody sees a reason."""
     told = [c for c in run.metrics.cycles if c.forgetting is not None and c.mean is not None]
-    if not told or run.settings.dispersion != "deviation":
-        return []
-    last = told[-1]
-    sizes = last.forgetting.effective if last.forgetting else ()
-    warning = bias_warning(last.mean or (), sizes, last.tau)
+    warning = statistics_warning(told[-1], run.settings) if told else ""
     return [warning] if warning else []
+
+
+def statistics_warning(cycle: CycleRecord, settings: Settings) -> str:
+    """Return why a cycle's class statistics may be noise; empty where nobody sees a reason."""
+    if cycle.forgetting is None or cycle.mean is None or settings.dispersion != "deviation":
+        return ""
+    return bias_warning(cycle.mean, cycle.forgetting.effective, cycle.tau)

@@ -170,6 +170,13 @@ class Events:
             text += f", at {len(drift.drifting)} of {len(drift.sites)} clients"
         self._tell("drift", f"drift:{record.cycle}", text, told)
 
+    def doubted(self, record: CycleRecord, warning: str) -> None:
+        """Tell that class statistics may be noise, where there is such a warning of a cycle."""
+        if warning:
+            text = f"has class statistics in cycle {record.cycle + 1} that may be noise: {warning}"
+            told = {"cycle": record.cycle, "reason": warning}
+            self._tell("noisy-statistics", f"noisy-statistics:{record.cycle}", text, told)
+
     def looked(self, waiting: Waiting | None) -> None:
         """Tell that labels are waited for, if they are for so long."""
         if waiting is None or not waiting.sites or self._now() - waiting.since < self._after:

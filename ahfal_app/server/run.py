@@ -25,6 +25,7 @@ from ahfal_app.messages.arrays import held_record, own_arrays
 from ahfal_app.messages.protocol import Order
 from ahfal_app.plugins import shared_code_hash
 from ahfal_app.query.core.server_side import HeldOut
+from ahfal_app.results.arrivals import statistics_warning
 from ahfal_app.results.identity import mark
 from ahfal_app.results.kept import kept_model
 from ahfal_app.results.model_card import CARD, write_model_card
@@ -242,6 +243,7 @@ def _hooks(
         if isinstance(record, CycleRecord):
             events.cycle_done(record)
             events.drifted(record)
+            events.doubted(record, statistics_warning(record, start.settings))
 
     def checkpoint(
         cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int], is_end: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from support.simulation import Outcome, Simulation
 
 from ahfal_app.client import coordination
 from ahfal_app.client_app import app as client_app
+from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import CheckpointError, ConfigError, QuorumNotReached
 from ahfal_app.labels.store import STORE_FILE, LabelStore
 from ahfal_app.messages.keys import ARRAYS_KEY
@@ -41,6 +43,7 @@ PROB_COVER: dict[str, Any] = {
     "strategy.radius": 0.5,
     "strategy.least-region": 2,
 }
+HERDING: dict[str, Any] = {**PROB_COVER, "strategy": "coordinated-max-herding"}
 FAIRFAL: dict[str, Any] = {**SMALL, "strategy": "coordinated-fairfal", "strategy.epochs": 2}
 SECURE = {"privacy": "secure-aggregation"}
 ONE_PURCHASE = {"cycles": 2, "rounds": 1}
@@ -91,13 +94,23 @@ def test_clients_buy_what_was_decided(heard: tuple[Outcome, Hearing]) -> None:
     assert all(len(list(step["names"])) == 1 for step in steps)  # type: ignore[arg-type]
 
 
-def test_nothing_leaves_a_client_that_is_not_declared(heard: tuple[Outcome, Hearing]) -> None:
-    declared = {
-        "initial": {"clear.centres", "clear.sizes"},
-        "assign": {"sum.totals", "sum.counts"},
-        "distances": {"clear.distances", "sum.sizes", "sum.labelled"},
-    }
-    for kind, _, question, answer in heard[1].heard:
+#: What a step's answer may hold; an opening's are numbers of samples.
+DECLARED = {
+    "initial": {"clear.centres", "clear.sizes"},
+    "assign": {"sum.totals", "sum.counts"},
+    "distances": {"clear.distances", "sum.sizes", "sum.labelled"},
+    "moments": {"sum.totals", "sum.squares", "sum.number"},
+    "radius": {"clear.radius"},
+    "propose": {"clear.proposes", "clear.point"},
+    "count": {"sum.gains", "clear.distances"},
+    "imbalance": {"sum.imbalance", "sum.voters"},
+}
+
+
+def told_by_step(watch: Hearing) -> dict[str, set[str]]:
+    """Return what clients have told in each step of a coordination; what else they say fails."""
+    told: dict[str, set[str]] = {}
+    for kind, _, question, answer in watch.heard:
         if kind == "query.coordinate":
             names = question.config_records["coordination"]["names"]
             step = str(list(names)[-1])  # type: ignore[arg-type]
@@ -106,7 +119,38 @@ def test_nothing_leaves_a_client_that_is_not_declared(heard: tuple[Outcome, Hear
                 assert set(answer.metric_records["metrics"]) == {"budget", "labelled", "pool"}
                 continue
             assert set(answer) == {"questions"}
-            assert set(answer.array_records["questions"]) == declared[step]
+            told.setdefault(step, set()).update(answer.array_records["questions"])
+    return told
+
+
+def test_nothing_leaves_a_client_that_is_not_declared(heard: tuple[Outcome, Hearing]) -> None:
+    steps = ("initial", "assign", "distances")
+    assert told_by_step(heard[1]) == {step: DECLARED[step] for step in steps}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({**TOGETHER, "strategy.initial": "public"}, {"moments", "assign", "distances"}),
+        (PROB_COVER, {"propose", "count"}),
+        ({**PROB_COVER, "strategy.radius": 0}, {"radius", "propose", "count"}),
+        (HERDING, {"propose", "count"}),
+        (FAIRFAL, {"imbalance"}),
+    ],
+)
+def test_secure_sums_choose_the_same_and_nothing_else_leaves_a_client(
+    settings: dict[str, Any], steps: set[str], simulation: Simulation
+) -> None:
+    clear, masked = Hearing(), Hearing()
+    values = {**settings, **ONE_PURCHASE}
+    outcome = simulation(values, handler=clear, name="clear")
+    assert told_by_step(clear) == {step: DECLARED[step] for step in steps}
+    secure = simulation({**values, **SECURE}, handler=masked, name="secure")
+    assert bought(secure) == bought(outcome)
+    alone = {s: {n for n in DECLARED[s] if n.startswith("clear.")} for s in steps}
+    told = told_by_step(masked)
+    assert {step: told.get(step, set()) for step in steps} == alone
 
 
 def test_secure_sums_choose_the_same_and_tell_no_clients_own(
@@ -165,7 +209,7 @@ def _forget(_message: Message, _client: int) -> None:
     coordination._under_way.clear()
 
 
-@pytest.mark.parametrize("settings", [TOGETHER, slowly(PROB_COVER)])
+@pytest.mark.parametrize("settings", [TOGETHER, slowly(PROB_COVER), slowly(HERDING)])
 def test_every_message_may_be_answered_by_a_process_of_its_own(
     settings: dict[str, Any], simulation: Simulation, runs: Simulation
 ) -> None:
@@ -250,8 +294,10 @@ def _last_step(message: Message) -> str:
         *(slowly(TOGETHER, step) for step in ("opening", "initial", "distances")),
         *(slowly({**PROB_COVER, **SECURE}, step) for step in ("propose", "count", "query.mask")),
         *(slowly({**PROB_COVER, **SECURE}, step) for step in ("query.unmask", "query.select")),
+        *(slowly({**HERDING, **SECURE}, step) for step in ("propose", "count", "query.mask")),
         slowly({**PROB_COVER, "strategy.radius": 0}, "radius"),
         slowly({**TOGETHER, "strategy.initial": "public"}, "moments"),
+        *(slowly({**FAIRFAL, **SECURE}, step) for step in ("imbalance", "query.unmask")),
     ],
 )
 def test_who_is_killed_in_a_message_chooses_the_same(
@@ -309,7 +355,7 @@ def test_who_is_there_only_after_the_server_has_started_again_is_named(
         slowly({**TOGETHER, "strategy.max-clusters": 500}, 2),
         slowly({**TOGETHER, "strategy.max-clusters": 500}, 3),
         slowly(PROB_COVER, 2),
-        slowly({**PROB_COVER, "strategy": "coordinated-max-herding"}, 2),
+        slowly(HERDING, 2),
     ],
 )
 def test_who_is_away_when_the_server_starts_again_holds_up_nobody(
@@ -401,7 +447,13 @@ def test_a_quorum_is_one_of_all_that_began(simulation: Simulation) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [TOGETHER, PROB_COVER, {**PROB_COVER, **SECURE}, {**FAIRFAL, **SECURE, "cycles": 3}],
+    [
+        TOGETHER,
+        PROB_COVER,
+        {**PROB_COVER, **SECURE},
+        {**HERDING, **SECURE},
+        {**FAIRFAL, **SECURE, "cycles": 3},
+    ],
 )
 def test_a_run_that_is_killed_chooses_the_same(
     settings: dict[str, Any], simulation: Simulation
@@ -538,6 +590,7 @@ def _away_at(step: int) -> Callable[[Message, int], None]:
         (TOGETHER, 1),
         *(slowly(TOGETHER, step) for step in (0, 2, 4)),
         *(slowly(PROB_COVER, step) for step in (0, 1, 2, 4)),
+        *(slowly(HERDING, step) for step in (1, 2)),
     ],
 )
 def test_who_misses_a_step_buys_nothing_in_this_cycle_and_holds_up_nobody(
@@ -551,6 +604,34 @@ def test_who_misses_a_step_buys_nothing_in_this_cycle_and_holds_up_nobody(
     assert second.labels_per_client == (12, 8, 12)
     # Its budget stays its own.
     assert second.ledger.allotted >= 12 + 8 + 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [TOGETHER, HERDING])
+def test_who_hangs_in_a_step_is_not_waited_for_beyond_the_timeout(
+    settings: dict[str, Any], simulation: Simulation
+) -> None:
+    released = threading.Event()
+
+    def hang(message: Message, client: int) -> None:
+        record = message.content.config_records.get("coordination")
+        if client == 1 and record is not None and record["first"] == 1:
+            released.wait()
+
+    class ReleasedAtTheEnd(InProcessGrid):
+        def __exit__(self, *error: Any) -> None:
+            released.set()
+            super().__exit__(*error)
+
+    outcome = simulation(
+        {**settings, **ONE_PURCHASE, "round-timeout": 4.0, "quorum": 0.5},
+        handler=Hearing(before=hang),
+        grid=ReleasedAtTheEnd,
+        workers=3,
+    )
+    (failure,) = outcome.metrics.cycles[0].failed
+    assert (failure.client, failure.reason) == (1, "no answer within 4 s")
+    assert outcome.metrics.cycles[1].labels_per_client == (12, 8, 12)
 
 
 @pytest.mark.slow
@@ -645,8 +726,7 @@ def test_who_has_more_than_sums_can_hold_is_left_out(simulation: Simulation) -> 
         if message.metadata.message_type == "query.coordinate" and client == 1:
             _opening(pool=5_000_000)(content)
 
-    herding = {**PROB_COVER, **ONE_PURCHASE, "strategy": "coordinated-max-herding"}
-    outcome = simulation(herding, handler=Hearing(after=after))
+    outcome = simulation({**HERDING, **ONE_PURCHASE}, handler=Hearing(after=after))
     (failure,) = outcome.metrics.cycles[0].failed
     assert failure.client == 1
     assert "allowed are at most 4194303 together with strategy=" in failure.reason

@@ -19,7 +19,8 @@ from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, QuorumNotReached
 from ahfal_app.ledger import Ledger
 from ahfal_app.messages.protocol import Order
-from ahfal_app.results.records import CycleRecord, DriftRecord, Failure, SiteDrift
+from ahfal_app.results.arrivals import statistics_warning
+from ahfal_app.results.records import CycleRecord, DriftRecord, Failure, Forgetting, SiteDrift
 from ahfal_app.results.status import SiteStatus
 from ahfal_app.server import events as events_module
 from ahfal_app.server.events import EVENTS, Events, EventSource, checked_target, deliver
@@ -164,6 +165,28 @@ def test_drift_is_an_event_where_a_test_says_so(tmp_path: Path, listener: Listen
     # All clients' tests together may say what no single one does.
     assert drifting(0.2, 0.01).drift.is_drift
     assert not drifting(0.2, 0.01).drift.drifting
+
+
+def test_statistics_that_may_be_noise_are_an_event_once(tmp_path: Path, listener: Listener):
+    def counted(effective: float) -> CycleRecord:
+        lasting = Forgetting(
+            deviation=(0.0,) * 10, low=(True,) * 10, effective=(effective, effective)
+        )
+        update = {"forgetting": lasting, "mean": (0.1,) * 10, "tau": 12.0}
+        return cycle(2).model_copy(update=update)
+
+    settings = parse_settings({"forget": 1.0})
+    with events(tmp_path, listener.url) as told:
+        for record in (cycle(2), counted(50.0), counted(10.0), counted(10.0)):
+            told.doubted(record, statistics_warning(record, settings))
+    noisy, finished = listener.heard
+    assert (noisy["event"], noisy["cycle"]) == ("noisy-statistics", 2)
+    # The deviation of a share of a tenth among ten labels: 9.5 points.
+    assert "10.0 effective ones" in str(noisy["text"])
+    assert "9.5 points, more than half of tau=12" in str(noisy["reason"])
+    assert finished["event"] == "run-finished"
+    by_spread = parse_settings({"forget": 1.0, "dispersion": "coefficient-of-variation"})
+    assert not statistics_warning(counted(10.0), by_spread)
 
 
 def test_a_command_reads_the_same_and_no_word_of_a_site_is_part_of_it(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,10 @@ from ahfal_app.query.core.clustering import k_means
 FOLDER = "AHFAL_OFFICIAL"
 
 #: Comments of a page around the table of what was found.
-FOUND, END = "<!-- found -->", "<!-- end -->"
+FOUND, LINES, END = "<!-- found -->", "<!-- lines -->", "<!-- end -->"
+
+#: Where functions and methods are that were run: file, first and last line, by repository and name.
+_PLACES: dict[tuple[str, str], tuple[str, int, int]] = {}
 
 #: Whose they are on GitHub, and the commits that the committed table was made with.
 REPOSITORIES = {
@@ -69,10 +73,20 @@ def official(repository: str, path: str, names: list[str], **given: Any) -> Simp
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names
     ]
     assert {node.name for node in wanted} == set(names), f"{path} of {repository} has changed"
+    for node in wanted:
+        _remember(repository, path, node)
     namespace: dict[str, Any] = dict(given)
     code = compile(ast.Module(wanted, type_ignores=[]), str(folder / path), "exec")
     exec(code, namespace)
     return SimpleNamespace(**{name: namespace[name] for name in names})
+
+
+def _remember(repository: str, path: str, node: ast.FunctionDef | ast.ClassDef) -> None:
+    inside = node.body if isinstance(node, ast.ClassDef) else []
+    methods = {f"{node.name}.{m.name}": m for m in inside if isinstance(m, ast.FunctionDef)}
+    for name, definition in {node.name: node, **methods}.items():
+        assert definition.end_lineno is not None
+        _PLACES[repository, name] = path, definition.lineno, definition.end_lineno
 
 
 def repository_folder(repository: str) -> Path:
@@ -228,12 +242,32 @@ class Agreement:
         lines = ["| method | official function | compared | found |", "| --- | --- | --- | --- |"]
         return "\n".join(lines + [f"| {' | '.join(row)} |" for row in sorted(self.rows)]) + "\n"
 
+    def lines(self) -> str:
+        """Say on which lines the functions are that the table names, at the tested commits."""
+        named = {
+            (function.partition(":")[0], name)
+            for _, function, _, _ in self.rows
+            for name in re.findall("`([^`]+)`", function)
+        }
+        missing = named - _PLACES.keys()
+        assert not missing, f"no test has run {sorted(missing)}"
+        rows = [(repository, name, *_PLACES[repository, name]) for repository, name in named]
+        return "\n".join(
+            [
+                "| repository | function | file | lines |",
+                "| --- | --- | --- | --- |",
+                *(f"| {r} | `{n}` | `{p}` | {a} to {b} |" for r, n, p, a, b in sorted(rows)),
+                "",
+            ]
+        )
+
     def write(self, environment: Mapping[str, str]) -> None:
-        """Put the table into the file that `AHFAL_OFFICIAL_TABLE` names, between its comments."""
+        """Put tables into the file that `AHFAL_OFFICIAL_TABLE` names, between its comments."""
         path = environment.get("AHFAL_OFFICIAL_TABLE")
         if path and self.rows:
             page = Path(path).read_text(encoding="utf-8")
-            before, _, rest = page.partition(FOUND)
-            after = rest.partition(END)[2]
-            page = f"{before}{FOUND}\n\n{self.table()}\n{END}{after}"
+            for begin, table in ((FOUND, self.table()), (LINES, self.lines())):
+                before, _, rest = page.partition(begin)
+                after = rest.partition(END)[2]
+                page = f"{before}{begin}\n\n{table}\n{END}{after}"
             Path(path).write_text(page, encoding="utf-8")
