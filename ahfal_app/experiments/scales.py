@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Iterable, Mapping
 
+from ahfal_app.arrivals.class_incremental import ClassIncremental
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.parameters import Scalar
 
@@ -104,7 +105,7 @@ def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]
     if 0 < (fraction := _number(values, "client-fraction")) < 1:
         # As many in a round as the file has, since an aggregation may need them.
         smoke["client-fraction"] = min(1.0, fraction * before / clients)
-    return smoke | _smoke_labels(kept, clients) | _smoke_arrivals(kept, clients)
+    return smoke | _smoke_labels(kept, clients) | _smoke_arrivals(kept, clients, cycles)
 
 
 def _smoke_labels(values: Mapping[str, object], clients: int) -> dict[str, object]:
@@ -124,12 +125,18 @@ def _smoke_labels(values: Mapping[str, object], clients: int) -> dict[str, objec
     return {"initial-fraction": initial_fraction, **_SMOKE_LABELS}
 
 
-def _smoke_arrivals(values: Mapping[str, object], clients: int) -> dict[str, object]:
-    """Return numbers of arrivals that a client of so few samples has in two cycles."""
-    if values.get("arrivals") != "count":
-        return {}
-    most = _SMOKE_SAMPLES // clients // _SMOKE_CYCLES
-    return {key: min(_number(values, key), most) for key in ("arrival-start", "arrival-rate")}
+def _smoke_arrivals(values: Mapping[str, object], clients: int, cycles: int) -> dict[str, object]:
+    """Return numbers and groups of arrivals that fit so few samples and cycles."""
+    arrivals: dict[str, object] = {}
+    if values.get("arrivals") == "count":
+        most = _SMOKE_SAMPLES // clients // _SMOKE_CYCLES
+        arrivals = {k: min(_number(values, k), most) for k in ("arrival-start", "arrival-rate")}
+    if values.get("arrival-order") == ClassIncremental.name:
+        # Each group has a cycle.
+        key = "arrival-order.groups"
+        groups = values.get(key, ClassIncremental.Parameters().groups)
+        arrivals[key] = min(groups, cycles) if isinstance(groups, int) else groups
+    return arrivals
 
 
 def _number(values: Mapping[str, object], key: str) -> float:

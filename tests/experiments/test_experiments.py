@@ -223,6 +223,8 @@ class TestScales:
             "initial-fraction: 0.5\nquery-fraction: 0.001\ntarget-fraction: 0.9",
             "arrivals: count\narrival-start: 1000\narrival-rate: 500\ninitial-labels: 900\n"
             "query-labels: 100\ntarget-labels: 1900",
+            "arrival-order: class-incremental\narrivals: count\narrival-start: 10\n"
+            "arrival-rate: 20\ninitial-labels: 10\nquery-labels: 2\ntarget-labels: 90",
             "aggregation: fedmedian\nclient-fraction: 0.3",
         ],
         ids=lambda text: text.split(":")[0],

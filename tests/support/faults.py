@@ -99,6 +99,29 @@ def killed_after_the_answer(
     return ended
 
 
+def site_killed_while_coordinating(trial: Trial, draw: random.Random) -> str:
+    """A site's machine dies at a random moment of the steps in which clients choose together."""
+    _begin_to_coordinate(trial)
+    time.sleep(draw.uniform(0.0, 3 * MESSAGE_S))
+    trial.deployment.kill(*site_processes("site-0"))
+    return trial.end()
+
+
+def serverapp_killed_while_coordinating(trial: Trial, draw: random.Random) -> str:
+    """The ServerApp dies in such a step; the run is resumed by hand."""
+    _begin_to_coordinate(trial)
+    time.sleep(draw.uniform(0.0, 3 * MESSAGE_S))
+    return _kill_serverapp(trial)
+
+
+def _begin_to_coordinate(trial: Trial) -> None:
+    """Start a run whose clients choose together, and wait until they have begun to."""
+    # A step takes as long as a message: enough of them to be hit, and the rest by each alone.
+    settings = {"strategy": "coordinated-prob-cover", "strategy.radius": 0.5, "strategy.steps": 8}
+    begin(trial, rounds=1, **settings)
+    wait_until(lambda: list((trial.folder / "runs").glob("*/coordination/cycle-0/step-*")))
+
+
 def superlink_killed(trial: Trial, draw: random.Random) -> str:
     """The SuperLink dies while sites train, and comes back on its database.
 
@@ -117,6 +140,10 @@ def serverapp_killed(trial: Trial, draw: random.Random) -> str:
     begin(trial)
     wait_until(lambda: len(trial.records("round")) >= 1)
     time.sleep(draw.uniform(0.0, 4 * MESSAGE_S))
+    return _kill_serverapp(trial)
+
+
+def _kill_serverapp(trial: Trial) -> str:
     for process, command in processes_of(str(trial.folder), "server-superexec").items():
         if "flwr-serverapp" in command:
             trial.deployment.signal(process, signal.SIGKILL)
@@ -140,7 +167,9 @@ FAULTS: dict[str, Fault] = {
         supernode_killed_while_training,
         site_killed_while_selecting,
         site_killed_after_the_answer,
+        site_killed_while_coordinating,
         superlink_killed,
         serverapp_killed,
+        serverapp_killed_while_coordinating,
     )
 }

@@ -140,6 +140,10 @@ def _clock_of_its_own(trial: Trial) -> None:
         trial.deployment.environments[process] = trial.clock.environment
 
 
+def _telling(trial: Trial) -> None:
+    trial.reveals = "centroids,distances,sums"
+
+
 def _foreign_authority(trial: Trial) -> None:
     write_certificates(_foreign(trial), [], ["site-0"])
 
@@ -209,6 +213,8 @@ FAULTS = {
 
 #: What has to be done before the server and the sites are started, by the fault's name.
 PREPARATIONS = {
+    "site_killed_while_coordinating": _telling,
+    "serverapp_killed_while_coordinating": _telling,
     "site_answers_nan": _misbehaving("nan"),
     "site_answers_another_schema": _misbehaving("schema"),
     "site_answers_late": _misbehaving("late"),

@@ -152,6 +152,8 @@ class Trial:
         Set where server and sites are hosts of their own.
     clock : Clock | None
         Set where a site has a clock of its own.
+    reveals : str
+        What the sites' policy lets strategies tell; empty: nothing.
     """
 
     folder: Path
@@ -162,6 +164,7 @@ class Trial:
     stack: contextlib.ExitStack
     network: Network | None = None
     clock: Clock | None = None
+    reveals: str = ""
     run_id: str = ""
 
     def state(self, site: str) -> Path:
@@ -171,12 +174,14 @@ class Trial:
     def node_config(self, site: str) -> str:
         """Return what a site says of itself."""
         root = self.folder / "sites" / site
-        values = {
+        values: dict[str, object] = {
             "data": root / "images",
             "state-dir": self.state(site),
             "oracle-dir": self.labeller.folders[site],
             "data-dir": self.data_dir,
         }
+        if self.reveals:
+            values["policy-reveals"] = self.reveals
         own = " ".join(f'{key}="{value}"' for key, value in values.items())
         place = f"partition-id={self.sites.index(site)} num-partitions={len(self.sites)}"
         return f'{place} oracle="files" {own}'
