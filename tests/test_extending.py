@@ -225,6 +225,3 @@ def test_one_of_each_in_a_clean_environment_on_both_engines(tmp_path: Path, data
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(check_run(tmp_path / "runs" / engine))
     assert results[0].accuracies == results[1].accuracies
-    done = ahfal(program, environment, settings_file(tmp_path, data_dir, ON_BACKBONE, name="more"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    check_run_on_backbone(tmp_path / "runs" / "more")
