@@ -117,8 +117,8 @@ def serverapp_killed_while_coordinating(trial: Trial, draw: random.Random) -> st
 def _begin_to_coordinate(trial: Trial) -> None:
     """Start a run whose clients choose together, and wait until they have begun to."""
     # A step takes as long as a message: enough of them to be hit, and the rest by each alone.
-    settings = {"strategy": "coordinated-prob-cover", "strategy.radius": 0.5, "strategy.steps": 8}
-    begin(trial, rounds=1, **settings)
+    more = "strategy.radius=0.5 strategy.steps=8"
+    begin(trial, rounds=1, strategy="coordinated-prob-cover", more=more)
     wait_until(lambda: list((trial.folder / "runs").glob("*/coordination/cycle-0/step-*")))
 
 
