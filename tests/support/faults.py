@@ -154,7 +154,7 @@ def _kill_serverapp(trial: Trial) -> str:
 
 def resume(trial: Trial) -> str:
     """Resume the run, as people would; return how it ended."""
-    trial.run(resume=str(trial.run_folder))
+    trial.run(**{**trial.said, "resume": str(trial.run_folder)})
     return f"resumed, {trial.end()}"
 
 

@@ -154,6 +154,8 @@ class Trial:
         Set where a site has a clock of its own.
     reveals : str
         What the sites' policy lets strategies tell; empty: nothing.
+    said : dict[str, object]
+        The last run's settings besides those that all runs have.
     """
 
     folder: Path
@@ -166,6 +168,7 @@ class Trial:
     clock: Clock | None = None
     reveals: str = ""
     run_id: str = ""
+    said: dict[str, object] = field(default_factory=dict)
 
     def state(self, site: str) -> Path:
         """Return where a site keeps labels."""
@@ -208,6 +211,7 @@ class Trial:
 
     def run(self, **settings: object) -> None:
         """Start a run."""
+        self.said = settings
         values = {
             **SETTINGS,
             "num-clients": len(self.sites),
