@@ -264,7 +264,7 @@ class Agreement:
             [
                 "| repository | function | file | lines |",
                 "| --- | --- | --- | --- |",
-                *(f"| {r} | `{n}` | `{p}` | {a} to {b} |" for r, n, p, a, b in sorted(rows)),
+                *(f"| {r} | `{n}` | {p} | {a} to {b} |" for r, n, p, a, b in sorted(rows)),
                 "",
             ]
         )
