@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+# What is compiled is small: processes that wait to help would each import torch first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 # Imported where it is used: the process that deals the tests out needs none of it.
 if TYPE_CHECKING:
     from support.devtools import Chromium

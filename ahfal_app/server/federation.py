@@ -251,7 +251,7 @@ class Federation:
             if not received:
                 waited = time.monotonic() - start
                 time.sleep(min(_PAUSE_SHARE * waited + 0.001, _LONGEST_PAUSE_S))
-        no_answer = f"no answer within {self._timeout:g} s"
+        no_answer = f"no answer within {self._timeout:g} s (round-timeout)"
         replies.failures |= dict.fromkeys(waiting.values(), no_answer)
         self._overdue |= waiting
         replies.seconds = time.monotonic() - start

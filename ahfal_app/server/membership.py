@@ -134,13 +134,7 @@ def join(federation: Federation, order: Order, begins: bool) -> Membership:
         )
     _admit(federation, membership, answers, failures)
     if len(membership.members) < share_of(settings.quorum, num_clients):
-        reasons = federation.describe_nodes(failures) or "no more nodes connected"
-        there = ", ".join(member.name for member in membership.members.values())
-        raise QuorumNotReached(
-            f"start: {len(membership.members)} of {num_clients or 'the'} clients joined within "
-            f"{settings.start_timeout:g} s (quorum={settings.quorum}): {reasons}; there: "
-            f"{there or 'nobody'}"
-        )
+        raise QuorumNotReached(_too_few(federation, membership, answers, failures))
     return membership
 
 
@@ -215,6 +209,25 @@ def check_resumable(membership: Membership, bought: Mapping[int, int]) -> None:
             f"{_lost(first.last_cycle, bought[first.client])}; nothing was bought. Bring its "
             "folder back, at a site from the backup of state-dir, or leave its node off"
         )
+
+
+def _too_few(
+    federation: Federation,
+    membership: Membership,
+    answers: Mapping[int, _Answer],
+    failures: Mapping[int, str],
+) -> str:
+    """Return in words who did not join and why: those that failed, and those that never came."""
+    settings, members = membership.settings, membership.members
+    reasons = [federation.describe_nodes(failures)] if failures else []
+    if max(1, settings.num_clients) > len(answers.keys() | failures.keys()):
+        reasons.append(f"no more nodes connected within {settings.start_timeout:g} s")
+    there = ", ".join(member.name for member in members.values())
+    return (
+        f"start: {len(members)} of {settings.num_clients or 'the'} clients joined "
+        f"(quorum={settings.quorum}): {'; '.join(reasons) or 'no node serves them'}; there: "
+        f"{there or 'nobody'}"
+    )
 
 
 def _ask(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support.killing import Uninterrupted, killed_at, uninterrupted
+from support.killing import Uninterrupted, killed_at, killed_at_each, uninterrupted
 from support.simulation import Outcome, SharedRuns, Simulation
 
 from ahfal_app.labels.records import AUDIT
@@ -128,8 +128,7 @@ def test_a_killed_run_draws_and_pays_for_the_same(
 
 @pytest.mark.slow
 def test_a_run_may_be_killed_at_any_event(straight: Uninterrupted, simulation: Simulation):
-    for event in straight.spread(24):
-        folder = killed_at(event, simulation, name=f"killed-{event}", **AUDITED)
+    for _, folder in killed_at_each(straight.spread(24), simulation, **AUDITED):
         assert _asked(simulation.resume(folder)) == _asked(straight)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,14 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord
 from safetensors import safe_open
-from support.killing import Killed, KillSwitch, Uninterrupted, killed_at, uninterrupted
+from support.killing import (
+    Killed,
+    KillSwitch,
+    Uninterrupted,
+    killed_at,
+    killed_at_each,
+    uninterrupted,
+)
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.errors import CheckpointError, ConfigError
@@ -137,10 +143,8 @@ def test_a_kill_changes_nothing(
 
 @pytest.mark.slow
 def test_killed_at_events_of_all_kinds(straight: Uninterrupted, simulation: Simulation) -> None:
-    for event in straight.spread(14):
-        folder = killed_at(event, simulation, **SETTINGS)
+    for event, folder in killed_at_each(straight.spread(14), simulation, **SETTINGS):
         assert left(simulation.resume(folder)) == left(straight), f"killed at event {event}"
-        shutil.rmtree(folder)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 from support.attacks import Target
 from support.hearing import Hearing
-from support.killing import Uninterrupted, killed_at, uninterrupted
+from support.killing import Uninterrupted, killed_at_each, uninterrupted
 from support.simulation import Outcome, Simulation
 from torch import Tensor
 
@@ -362,12 +361,9 @@ def _kill_at_each(
     events: Iterable[int],
 ) -> None:
     plan = (straight.folder / "budget.json").read_text()
-    for event in events:
-        folder = killed_at(event, simulation, **settings)
-        coordination._under_way.clear()
+    for event, folder in killed_at_each(events, simulation, **settings):
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
         assert (folder / "budget.json").read_text() == plan, f"killed at event {event}"
-        shutil.rmtree(folder)
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from support.attacks import Target
 from support.hearing import Hearing
-from support.killing import Killed, killed_at, uninterrupted
+from support.killing import Killed, killed_at, killed_at_each, uninterrupted
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.client import coordination
@@ -461,11 +460,8 @@ def test_a_run_that_is_killed_chooses_the_same(
     values = {**ONE_PURCHASE, **settings}
     straight = uninterrupted(simulation, **values)
     # Each kind of step is killed by itself above.
-    for event in straight.spread(8):
-        folder = killed_at(event, simulation, **values)
-        coordination._under_way.clear()
+    for event, folder in killed_at_each(straight.spread(8), simulation, **values):
         assert simulation.resume(folder).result == straight.result, f"killed at event {event}"
-        shutil.rmtree(folder)
 
 
 def imbalances(watch: Hearing) -> list[tuple[int, float]]:
@@ -631,7 +627,7 @@ def test_who_hangs_in_a_step_is_not_waited_for_beyond_the_timeout(
         workers=3,
     )
     (failure,) = outcome.metrics.cycles[0].failed
-    assert (failure.client, failure.reason) == (1, "no answer within 4 s")
+    assert (failure.client, failure.reason) == (1, "no answer within 4 s (round-timeout)")
     assert outcome.metrics.cycles[1].labels_per_client == (12, 8, 12)
 
 

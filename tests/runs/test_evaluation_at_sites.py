@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from sklearn.metrics import confusion_matrix, f1_score
-from support.killing import killed_at, uninterrupted
+from support.killing import killed_at, killed_at_each, uninterrupted
 from support.simulation import Outcome, SharedRuns, Simulation
 from support.site_images import write_images, write_labels
 from support.spoiling import Spoil, of_client
@@ -198,8 +198,8 @@ def test_a_run_that_was_killed_tests_as_one_that_was_not(
 @pytest.mark.slow
 def test_a_run_may_be_killed_at_any_event(simulation: Simulation) -> None:
     straight = uninterrupted(simulation, **SECURE)
-    for event in straight.spread(12):
-        resumed = simulation.resume(killed_at(event, simulation, **SECURE))
+    for _, folder in killed_at_each(straight.spread(12), simulation, **SECURE):
+        resumed = simulation.resume(folder)
         assert resumed.result == straight.result
         assert [c.tests for c in resumed.metrics.cycles] == [
             c.tests for c in straight.metrics.cycles

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from flwr.app import Array, Context, Message, RecordDict
-from support.simulation import SharedRuns, Simulation
+from support.killing import killed_at
+from support.simulation import Handler, SharedRuns, Simulation
 
 from ahfal_app import oracle as oracle_module
 from ahfal_app.client_app import app as client_app
 from ahfal_app.engine.in_process import InProcessGrid
 from ahfal_app.errors import CodeMismatch, ConfigError, QuorumNotReached
-from ahfal_app.labels.store import LabelReceipt, LabelRequest
+from ahfal_app.labels.store import LabelReceipt, LabelRequest, LabelStore
+from ahfal_app.ledger import Ledger
 from ahfal_app.oracle import Site
 from ahfal_app.oracle.simulated import SimulatedOracle
 
@@ -310,6 +312,49 @@ def test_stopped_run_says_so_and_can_go_on(simulation: Simulation, shared_runs: 
 @pytest.mark.slow
 def test_answers_that_never_come(simulation: Simulation):
     """A client that hangs is reported after the timeout, and the round goes on."""
+    hang, grid = _hanging()
+    outcome = simulation(
+        handler=_when("train", 2, hang),
+        grid=grid,
+        workers=3,
+        cycles=1,
+        rounds=1,
+        **{"round-timeout": 4.0},
+    )
+    (record,) = outcome.metrics.rounds
+    (failure,) = record.failed
+    assert (failure.client, failure.reason) == (2, "no answer within 4 s (round-timeout)")
+
+
+@pytest.mark.slow
+def test_a_resumed_run_that_nobody_answers_in_time_can_be_resumed_again(
+    simulation: Simulation, shared_runs: SharedRuns
+):
+    """Processes of sites may start slowly on a machine that has too much to do."""
+    folder = killed_at(40, simulation)
+    before = _ledgers(folder)
+    hang, grid = _hanging()
+    with pytest.raises(QuorumNotReached) as stopped:
+        simulation.resume(folder, hang, grid, workers=3, **{"round-timeout": 2.0})
+    late = "node 1, node 2, node 3: no answer within 2 s (round-timeout)"
+    said = f"start: 0 of 3 clients joined (quorum=0.3): {late}; there: nobody"
+    assert str(stopped.value) == said
+    assert _ledgers(folder) == before
+    resumed = simulation.resume(folder, **{"round-timeout": 3600.0})
+    assert resumed.result == shared_runs().result
+
+
+def _ledgers(folder: Path) -> list[Ledger]:
+    found = []
+    for path in sorted(folder.rglob("labels.sqlite")):
+        store = LabelStore.open_existing(path)
+        found.append(store.ledger())
+        store.close()
+    return found
+
+
+def _hanging() -> tuple[Handler, type[InProcessGrid]]:
+    """Return a client that never answers, and a grid that lets go of it at its end."""
     released = threading.Event()
 
     def hang(message: Message, context: Context) -> Message:
@@ -321,16 +366,7 @@ def test_answers_that_never_come(simulation: Simulation):
             released.set()
             super().__exit__(*error)
 
-    outcome = simulation(
-        handler=_when("train", 2, hang),
-        grid=ReleasedAtTheEnd,
-        workers=3,
-        cycles=1,
-        rounds=1,
-        **{"round-timeout": 4.0},
-    )
-    (record,) = outcome.metrics.rounds
-    assert [(f.client, f.reason) for f in record.failed] == [(2, "no answer within 4 s")]
+    return hang, ReleasedAtTheEnd
 
 
 @pytest.mark.slow
@@ -356,7 +392,7 @@ def test_busy_client_gets_no_second_message(simulation: Simulation):
         handler=slow, workers=3, cycles=1, rounds=3, **{"round-timeout": 3.0, "quorum": 0.5}
     )
     reasons = [[f.reason for f in record.failed] for record in outcome.metrics.rounds]
-    assert reasons[0] == ["no answer within 3 s"]
+    assert reasons[0] == ["no answer within 3 s (round-timeout)"]
     assert reasons[1] == ["it is still busy with an earlier message"]
 
 

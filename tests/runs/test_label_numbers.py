@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import MetricRecord, RecordDict
 from support.attacks import IMAGES, Spoil, Target
-from support.killing import Uninterrupted, killed_at, uninterrupted
+from support.killing import Uninterrupted, killed_at, killed_at_each, uninterrupted
 from support.patients import write_patients
 from support.simulation import Outcome, SharedRuns, Simulation
 from support.spoiling import about, of_client
@@ -102,11 +101,9 @@ def test_a_shared_budget_is_granted_once_whatever_happens(
 def test_a_shared_budget_killed_at_events_of_all_kinds(
     straight: Uninterrupted, simulation: Simulation
 ):
-    for event in straight.spread(18):
-        folder = killed_at(event, simulation, **SHARED)
+    for event, folder in killed_at_each(straight.spread(18), simulation, **SHARED):
         assert simulation.resume(folder).result == straight.result, f"at event {event}"
         _check_stores(folder, 8)
-        shutil.rmtree(folder)
 
 
 def _check_stores(folder: Path, labels: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from scipy.stats import chisquare
 from support.attacks import Target
 from support.hearing import Hearing
-from support.killing import Killed, killed_at, uninterrupted
+from support.killing import Killed, killed_at_each, uninterrupted
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.client import policy
@@ -243,12 +242,10 @@ def test_who_is_killed_as_choices_are_told_learns_the_same(
 def test_a_run_that_is_killed_learns_the_same(more: dict[str, Any], simulation: Simulation) -> None:
     values = {**LEADQ, **more, "target-labels": 14}
     straight = uninterrupted(simulation, **values)
-    for event in straight.spread(14):
-        folder = killed_at(event, simulation, **values)
+    for event, folder in killed_at_each(straight.spread(14), simulation, **values):
         resumed = simulation.resume(folder)
         assert resumed.result == straight.result, f"killed at event {event}"
         assert policy_of(resumed) == policy_of(straight), f"killed at event {event}"
-        shutil.rmtree(folder)
 
 
 @pytest.mark.slow

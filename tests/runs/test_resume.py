@@ -24,6 +24,7 @@ from support.killing import (
     KillSwitch,
     Uninterrupted,
     killed_at,
+    killed_at_each,
     killed_in_features,
     uninterrupted,
 )
@@ -74,10 +75,9 @@ def straight_two(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Un
 @pytest.mark.parametrize("first", [3, 4])
 def test_killed_at_every_event(first: int, straight_two: Uninterrupted, simulation: Simulation):
     """In two parts, which can be tested at the same time."""
-    for event in range(first, straight_two.events + 1, 2):
-        folder = killed_at(event, simulation, **TWO_CYCLES)
+    events = range(first, straight_two.events + 1, 2)
+    for event, folder in killed_at_each(events, simulation, **TWO_CYCLES):
         assert simulation.resume(folder).result == straight_two.result, f"killed at event {event}"
-        shutil.rmtree(folder)
 
 
 # What a client has seen of its pool while it trained is part of what a resumed run goes on with.
@@ -193,10 +193,8 @@ def test_secure_sums_are_the_same_after_a_resume(
 def test_secure_run_killed_at_events_of_all_kinds(
     straight_secure: Uninterrupted, simulation: Simulation
 ):
-    for event in straight_secure.spread(16):
-        folder = killed_at(event, simulation, **SECURE)
+    for event, folder in killed_at_each(straight_secure.spread(16), simulation, **SECURE):
         assert simulation.resume(folder).result == straight_secure.result, f"at event {event}"
-        shutil.rmtree(folder)
 
 
 NOISY = {"privacy": "local-dp", "privacy.epsilon": 0.2}

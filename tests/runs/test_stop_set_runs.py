@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from safetensors.numpy import load_file
 from sklearn.metrics import cohen_kappa_score
-from support.killing import Uninterrupted, killed_at, uninterrupted
+from support.killing import Uninterrupted, killed_at, killed_at_each, uninterrupted
 from support.simulation import Outcome, Simulation
 
 from ahfal_app.client_app import app as client_app
@@ -180,8 +180,9 @@ def test_a_run_killed_within_a_secure_sum_observes_the_same(simulation: Simulati
     settings = {**SECURE, "rounds": 1, "target-fraction": 0.1}
     straight = uninterrupted(simulation, **settings)
     # Around the first cycle's sums, at each of their messages and writes in turn.
-    for event in range(20, straight.events - 20, max(1, straight.events // 7)):
-        resumed = simulation.resume(killed_at(event, simulation, **settings))
+    events = range(20, straight.events - 20, max(1, straight.events // 7))
+    for _, folder in killed_at_each(events, simulation, **settings):
+        resumed = simulation.resume(folder)
         assert observed(resumed) == observed(straight)
         assert resumed.result == straight.result
 

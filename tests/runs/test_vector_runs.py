@@ -14,7 +14,7 @@ from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from sklearn.datasets import load_breast_cancer
-from support.killing import killed_at, uninterrupted
+from support.killing import killed_at, killed_at_each, uninterrupted
 from support.patients import patients as a_table
 from support.patients import write_patients
 from support.simulation import Simulation
@@ -74,8 +74,7 @@ def test_a_killed_run_on_vectors_ends_as_one_that_ran_through(
     settings = SETTINGS | {"dataset": str(patients), **few}
     straight = uninterrupted(simulation, **settings)
     # The first labels are bought in a message of their own: just before, within, and after it.
-    for event in (12, 15, straight.events // 2):
-        folder = killed_at(event, simulation, **settings)
+    for _, folder in killed_at_each((12, 15, straight.events // 2), simulation, **settings):
         assert simulation.resume(folder).result == straight.result
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from flwr.app import Context, Message
 from support.simulation import Handler, Outcome, Simulation
 
+from ahfal_app.client import coordination as of_client
 from ahfal_app.client.momentum import MomentumFiles
 from ahfal_app.client_app import app as client_app
 from ahfal_app.data import features
@@ -149,3 +151,48 @@ def killed_at(
         with pytest.raises(Killed):
             simulation(settings, handler=switch.handler, name=f"killed-{event}")
     return Path(str(simulation.base["output-dir"])) / f"killed-{event}"
+
+
+class Camera(KillSwitch):
+    """Keeps what is on the disk at some events, where the run goes on: as SIGKILL would leave it.
+
+    Attributes
+    ----------
+    expected : frozenset[int]
+        The events.
+    pictures : dict[int, Path]
+        The folder of each of them so far.
+    """
+
+    def __init__(self, events: Iterable[int], folder: Path) -> None:
+        super().__init__()
+        self.expected = frozenset(events)
+        self._folder = folder
+        self.pictures: dict[int, Path] = {}
+
+    def tick(self) -> None:
+        super().tick()
+        if self.events in self.expected:
+            picture = self._folder.with_name(f"killed-{self.events}")
+            shutil.copytree(self._folder, picture)
+            self.pictures[self.events] = picture
+
+
+def killed_at_each(
+    events: Iterable[int], simulation: Simulation, **settings: object
+) -> Iterator[tuple[int, Path]]:
+    """Run once, and return for each event the folder of a run that was killed at it.
+
+    Each folder goes when the next one is asked for.
+    """
+    folder = Path(str(simulation.base["output-dir"])) / "never-killed"
+    camera = Camera(events, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        camera.install(patch)
+        simulation(settings, handler=camera.handler, name=folder.name)
+    shutil.rmtree(folder)
+    assert set(camera.pictures) == camera.expected
+    for event, picture in camera.pictures.items():
+        of_client._under_way.clear()  # A new process knows what is on the disk, and no more.
+        yield event, picture
+        shutil.rmtree(picture)

@@ -92,9 +92,16 @@ class Simulation:
         nodes = grid(handler, start.settings.num_clients, workers)  # type: ignore[arg-type]
         return self._executed(start, nodes)
 
-    def resume(self, folder: Path, handler: Handler = client_app, **said: object) -> Outcome:
+    def resume(
+        self,
+        folder: Path,
+        handler: Handler = client_app,
+        grid: type[InProcessGrid] = InProcessGrid,
+        workers: int = 1,
+        **said: object,
+    ) -> Outcome:
         start = prepare({"resume": str(folder), **said})
-        nodes = InProcessGrid(handler, start.settings.num_clients)  # type: ignore[arg-type]
+        nodes = grid(handler, start.settings.num_clients, workers)  # type: ignore[arg-type]
         return self._executed(start, nodes)
 
     def _executed(self, start: Start, grid: InProcessGrid) -> Outcome:
