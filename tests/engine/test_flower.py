@@ -121,37 +121,30 @@ def test_a_failed_run_is_an_error(simulation: Simulation, marker: str):
     assert not _processes_of_flower(marker)
 
 
-@pytest.mark.parametrize(
-    ("how", "code"),
-    [(signal.SIGINT, 130), (signal.SIGHUP, 129)],
-    ids=["Ctrl-C", "a terminal that goes away"],
-)
-def test_a_signal_stops_everything(
-    tmp_path: Path, data_dir: Path, marker: str, how: signal.Signals, code: int
-):
+def test_a_signal_from_outside_stops_everything(tmp_path: Path, data_dir: Path, marker: str):
+    """As `docker stop` and Slurm send it; all signals: `test_stopping.py`."""
     with _running(tmp_path, data_dir) as process:
         assert _processes_of_flower(marker)
-        # Ctrl-C reaches the whole group, the others this process alone.
-        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
-        # Impatient people and systems tell it again.
-        process.send_signal(how)
+        # It reaches this process alone; impatient people and systems tell it again.
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
         process.stdout.read()
-    assert process.wait(60) == code
+    assert process.wait(60) == 143
     _gone(marker)
 
 
 def test_a_signal_that_is_to_be_ignored_is_ignored(tmp_path: Path, data_dir: Path, marker: str):
-    """As `nohup` has it; it ends as `docker stop` and Slurm have it."""
+    """As `nohup` has it; it ends by Ctrl-C, which reaches the whole group."""
     with _running(tmp_path, data_dir, ignored=signal.SIGHUP) as process:
         assert process.stdout is not None
         process.send_signal(signal.SIGHUP)
         line = next(line for line in process.stdout if "cycle 1/3 round" in line)
         assert line
-        for _ in range(2):
-            process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         process.stdout.read()
-    assert process.wait(60) == 143
+    assert process.wait(60) == 130
     _gone(marker)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.sweeps import sweeps_here
 
 from ahfal_app.config import parse_settings
 from ahfal_app.errors import ConfigError, SweepError
@@ -360,10 +361,12 @@ class TestSweep:
 def test_a_stopped_sweep_goes_on_and_ends_the_same(tiny: Path, tmp_path: Path) -> None:
     """Interrupted first, and killed when it goes on."""
     tiny.write_text(
-        tiny.read_text().replace("rounds: 1", "rounds: 12") + "sweep: {strategy: [random, ahfal]}\n"
+        tiny.read_text().replace("rounds: 1", "rounds: 25")
+        + "model: mlp\nsweep: {strategy: [random, ahfal]}\n"
     )
     whole, out = tmp_path / "whole", tmp_path / "out"
-    sweep(tiny, whole)
+    with sweeps_here():
+        sweep(tiny, whole)
     for how in (signal.SIGINT, signal.SIGKILL):
         _stop_sweep(tiny, out, how)
     result, _ = sweep(tiny, out)
