@@ -122,7 +122,7 @@ def test_a_failed_run_is_an_error(simulation: Simulation, marker: str):
 
 
 def test_a_signal_from_outside_stops_everything(tmp_path: Path, data_dir: Path, marker: str):
-    """As `docker stop` and Slurm send it; all signals: `test_stopping.py`."""
+    """As `docker stop` and Slurm send it; all signals: `test_signals.py`."""
     with _running(tmp_path, data_dir) as process:
         assert _processes_of_flower(marker)
         # It reaches this process alone; impatient people and systems tell it again.
