@@ -30,8 +30,8 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return two more than there are cores: tests wait for disks, browsers and other processes."""
-    return (os.cpu_count() or 1) + 2
+    """Return one more than there are cores: tests wait for disks, browsers and other processes."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(trylast=True)
