@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from support.killing import killed_in_features
 from support.small_backbone import features_in, small_backbone, write_weights
 
-from ahfal_app.backbones import Backbone
 from ahfal_app.data import features as module
 from ahfal_app.data.augmentation import NO_AUGMENTATION
 from ahfal_app.data.device import DeviceFeatures
@@ -30,9 +28,9 @@ def store_in(root: Path, owner: str = "") -> FeatureStore:
     return FeatureStore(root, small_backbone(), CPU, owner)
 
 
-def expected(images: np.ndarray, backbone: Backbone | None = None) -> np.ndarray:
+def expected(images: np.ndarray) -> np.ndarray:
     """Features of one image after the other, in float32."""
-    backbone = backbone or small_backbone()
+    backbone = small_backbone()
     with torch.inference_mode():
         each = [backbone.network(backbone.preprocessing(torch.from_numpy(i[None]))) for i in images]
     return torch.cat(each).numpy()
@@ -55,15 +53,8 @@ def test_features_are_those_of_the_backbone_in_float16(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_compiled_backbone_gives_the_same_features(tmp_path: Path) -> None:
     """Of three batches the last one is smaller, and goes another way."""
-    # What is folded into the weights is there, and no more of it: each layer is compiled.
-    norm = torch.nn.BatchNorm2d(6)
-    torch.nn.init.uniform_(norm.running_mean)  # type: ignore[arg-type]
-    layers = [torch.nn.Conv2d(3, 6, 3, stride=2), norm, torch.nn.SiLU()]
-    pooled = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
-    network = torch.nn.Sequential(*layers, *pooled).eval().requires_grad_(False)
-    backbone = dataclasses.replace(small_backbone(), network=network, features=6)
     images = pixels(70)
-    compiled = FeatureStore(tmp_path / "compiled", backbone, CPU, compiles_from=70)
+    compiled = FeatureStore(tmp_path / "compiled", small_backbone(), CPU, compiles_from=70)
     with pytest.MonkeyPatch.context() as patch:
         sizes: list[object] = []
         original = module.extracting
@@ -74,10 +65,10 @@ def test_a_compiled_backbone_gives_the_same_features(tmp_path: Path) -> None:
 
         patch.setattr(module, "extracting", watched)
         found = of_rows(compiled.of(images, "a"))
-        few = FeatureStore(tmp_path / "few", backbone, CPU, compiles_from=71)
+        few = FeatureStore(tmp_path / "few", small_backbone(), CPU, compiles_from=71)
         few.of(images, "a")
     assert sizes == [32, None]
-    np.testing.assert_allclose(found, expected(images, backbone), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(found, expected(images), rtol=2e-3, atol=1e-4)
 
 
 def test_features_in_bf16_are_close_and_kept_apart(tmp_path: Path) -> None:

@@ -200,9 +200,11 @@ def killed_at_each(
         camera.install(patch)
         simulation(settings, handler=camera.handler, name=folder.name)
     shutil.rmtree(folder)
-    # A round's momentum is written at once, or in parts, as the clients' answers come.
+    # On a busy machine a run once had fewer events than the one that they were counted in; which
+    # was not seen. Such events are its last ones here.
     assert set(camera.pictures) == {event for event in camera.expected if event <= camera.events}
-    assert len(camera.pictures) > len(camera.expected) / 2
+    missing = len(camera.expected) - len(camera.pictures)
+    assert missing <= max(1, len(camera.expected) // 10)
     for event, picture in camera.pictures.items():
         of_client._under_way.clear()  # A new process knows what is on the disk, and no more.
         yield event, picture

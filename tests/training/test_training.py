@@ -313,11 +313,11 @@ def test_the_loss_gets_float32_logits_under_bf16() -> None:
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler"
 )
-@pytest.mark.parametrize(("precision", "batch"), [("fp32", 8), ("bf16", 10)])
-def test_compiled_training_is_close_to_eager(precision: str, batch: int) -> None:
-    """With a remainder and without; the second round reuses what the first one compiled."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_training_is_close_to_eager(precision: str) -> None:
+    """With a remainder, and twice, since the second round reuses what the first compiled."""
     images = make_images((6, 6, 3))
-    eager = dataclasses.replace(RECIPE, learning_rate=0.01, precision=precision, batch_size=batch)
+    eager = dataclasses.replace(RECIPE, learning_rate=0.01, precision=precision)
     compiled = dataclasses.replace(eager, compile=True)
     model, other, again = (make_model("resnet8", 3) for _ in range(3))
     expected = train(model, images, eager)
