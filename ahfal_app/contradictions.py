@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from ahfal_app.settings import (
     FEWEST_SUMMED,
     NO_DATASET,
@@ -151,6 +153,8 @@ def _evaluation_contradictions(settings: Settings) -> list[str]:
 
 def _amount_contradictions(settings: Settings) -> list[str]:
     """Refuse an end below the start, and numbers of labels of which one is missing."""
+    if settings.label_steps:
+        return _step_contradictions(settings)
     numbers = {key: getattr(settings, key.replace("-", "_")) for key in _NUMBERS}
     if any(numbers.values()) and not all(numbers.values()):
         missing = [key for key, value in numbers.items() if not value]
@@ -165,6 +169,15 @@ def _amount_contradictions(settings: Settings) -> list[str]:
         low, least = (getattr(settings, f"{when}_{kind}") for when in ("target", "initial"))
         return [f"target-{kind}={low!r}: allowed is at least initial-{kind}={least!r}"]
     return []
+
+
+def _step_contradictions(settings: Settings) -> list[str]:
+    """Refuse steps that do not grow, and another setting that says how many labels there are."""
+    given, steps_T = f"label-steps={settings.label_steps!r}", settings.steps_T
+    if len(steps_T) < 2 or not steps_T[0] or any(b <= a for a, b in itertools.pairwise(steps_T)):
+        return [f"{given}: allowed are at least two numbers from 1, each above the one before"]
+    others = {key: getattr(settings, key.replace("-", "_")) for key in _NUMBERS}
+    return [f"{key}={value}: allowed is 0 with {given}" for key, value in others.items() if value]
 
 
 def _split_contradictions(settings: Settings) -> list[str]:

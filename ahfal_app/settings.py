@@ -6,6 +6,7 @@ all read or generated from `Settings`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -488,6 +489,13 @@ class Settings(BaseModel):
         ge=0,
         le=10**9,
     )
+    label_steps: str = _setting(
+        "",
+        "Active learning",
+        "Labels at each training, as growing numbers with commas between, such as "
+        "`10,50,100,500`, in place of the three numbers.",
+        pattern=r"^( *\d{1,9} *(, *\d{1,9} *)*)?$",
+    )
     budget: Literal["client", "global"] = _setting(
         "client",
         "Active learning",
@@ -701,7 +709,28 @@ class Settings(BaseModel):
     @property
     def counts_labels(self) -> bool:
         """Whether labels are bought in numbers, and not as shares of the samples."""
-        return self.target_labels > 0
+        return self.target_labels > 0 or bool(self.label_steps)
+
+    @property
+    def steps_T(self) -> tuple[int, ...]:
+        """Labels at each training (T), where they are given one by one; else empty."""
+        return tuple(int(step) for step in self.label_steps.split(",")) if self.label_steps else ()
+
+    @property
+    def target_key(self) -> str:
+        """The setting that says what is labelled at the end."""
+        if self.label_steps:
+            return "label-steps"
+        return "target-labels" if self.counts_labels else "target-fraction"
+
+    @property
+    def first_labels(self) -> str:
+        """The setting that says what is labelled at the start, and its value, for messages."""
+        if self.label_steps:
+            return f"label-steps={self.label_steps!r}"
+        if self.counts_labels:
+            return f"initial-labels={self.initial_labels}"
+        return f"initial-fraction={self.initial_fraction!r}"
 
     @property
     def has_global_budget(self) -> bool:
@@ -720,7 +749,13 @@ class Settings(BaseModel):
 
     @property
     def label_amounts(self) -> tuple[Fraction, Fraction, Fraction]:
-        """What is labelled at the start, in each cycle and at the end: numbers, or exact shares."""
+        """What is labelled at the start, in a cycle and at the end: numbers, or exact shares.
+
+        Where steps differ, the largest stands for them.
+        """
+        if steps_T := self.steps_T:
+            largest = max((b - a for a, b in itertools.pairwise(steps_T)), default=0)
+            return Fraction(steps_T[0]), Fraction(largest), Fraction(steps_T[-1])
         if self.counts_labels:
             whole = (self.initial_labels, self.query_labels, self.target_labels)
             return Fraction(whole[0]), Fraction(whole[1]), Fraction(whole[2])
@@ -729,6 +764,8 @@ class Settings(BaseModel):
 
     def labelled_amount(self, cycle: int) -> Fraction:
         """Return what is labelled when `cycle` (from 0) is trained: a number, or an exact share."""
+        if steps_T := self.steps_T:
+            return Fraction(steps_T[min(cycle, len(steps_T) - 1)])
         initial, query, target = self.label_amounts
         return min(initial + cycle * query, target)
 
@@ -736,7 +773,9 @@ class Settings(BaseModel):
     def num_cycles(self) -> int:
         """Number of trainings: one on the initial labels, then one after each purchase."""
         initial, query, target = self.label_amounts
-        needed = 1 + math.ceil((target - initial) / query) if query else 1
+        needed = len(self.steps_T)
+        if not needed:
+            needed = 1 + math.ceil((target - initial) / query) if query else 1
         return min(needed, self.cycles) if self.cycles else needed
 
     @property

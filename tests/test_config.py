@@ -56,6 +56,26 @@ def problems(values: dict[str, object]) -> str:
             {"initial-labels": 10, "query-labels": 5, "target-labels": 9},
             "target-labels=9: allowed is at least initial-labels=10",
         ),
+        *(
+            (
+                {"label-steps": steps},
+                f"label-steps={steps!r}: allowed are at least two numbers from 1, each above the "
+                "one before",
+            )
+            for steps in ("10", "0,10", "10,50,50", "10,50,20")
+        ),
+        ({"label-steps": "10;50"}, "label-steps='10;50': allowed is "),
+        ({"label-steps": "10,"}, "label-steps='10,': allowed is "),
+        ({"label-steps": 10}, "label-steps=10: allowed is "),
+        (
+            {"label-steps": "10,50", "initial-labels": 10, "query-labels": 5},
+            "initial-labels=10: allowed is 0 with label-steps='10,50'",
+        ),
+        ({"label-steps": "1500,1600"}, "label-steps='1500,1600': the largest client has 14"),
+        (
+            {"label-steps": "9,20", "arrivals": "count", "arrival-start": 8, "arrival-rate": 4},
+            "label-steps='9,20': allowed at the start is at most arrival-start=8",
+        ),
         (
             {"initial-labels": 1500, "query-labels": 5, "target-labels": 1600},
             "initial-labels=1500: the largest client has 14",

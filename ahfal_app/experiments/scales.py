@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -111,11 +112,13 @@ def settings_at(scale: Scale, values: Mapping[str, object]) -> dict[str, object]
 def _smoke_labels(values: Mapping[str, object], clients: int) -> dict[str, object]:
     """Return numbers or shares of labels where so few samples are fewer than the file's."""
     mine = _SMOKE_SAMPLES // clients
+    most = (_SMOKE_SAMPLES if values.get("budget") == "global" else mine) // 4
+    if values.get("label-steps"):
+        return {"label-steps": _fewer_steps(str(values["label-steps"]), most)}
     if _integer(values, "target-labels"):
         more = _integer(values, "target-labels") - _integer(values, "initial-labels")
         if more < 0:
             return {}  # It is refused as the file says it.
-        most = (_SMOKE_SAMPLES if values.get("budget") == "global" else mine) // 4
         initial, query = (_smaller(values, f"{when}-labels", most) for when in ("initial", "query"))
         target = initial + min(query, more)
         return {"initial-labels": initial, "query-labels": query, "target-labels": target}
@@ -123,6 +126,16 @@ def _smoke_labels(values: Mapping[str, object], clients: int) -> dict[str, objec
         return {}
     initial_fraction = min(_number(values, "initial-fraction"), _SMOKE_INITIAL)
     return {"initial-fraction": initial_fraction, **_SMOKE_LABELS}
+
+
+def _fewer_steps(steps: str, most: int) -> str:
+    """Return the first steps, with no more labels in each than `most`."""
+    try:
+        first_T = [int(step) for step in steps.split(",")][:_SMOKE_CYCLES]
+    except ValueError:
+        return steps  # It is refused as the file says it.
+    fewer_T = [min(after - before, most) for before, after in itertools.pairwise([0, *first_T])]
+    return ",".join(str(step) for step in itertools.accumulate(fewer_T))
 
 
 def _smoke_arrivals(values: Mapping[str, object], clients: int, cycles: int) -> dict[str, object]:

@@ -64,10 +64,11 @@ def _order_problems(settings: Settings, why: str) -> list[str]:
         problems.append(f"arrival-replacement=true: allowed is false {of_order}")
     if settings.arrival_exhausted == "recycle" and not order.is_uniform:
         problems.append(f"arrival-exhausted='recycle': allowed is refuse | less {of_order}")
-    first, is_count = settings.initial_labels, settings.arrivals == "count"
+    first = settings.label_amounts[0] if settings.counts_labels else 0
+    is_count = settings.arrivals == "count"
     if is_count and not settings.has_global_budget and first > settings.arrival_start:
         problems.append(
-            f"initial-labels={first}: allowed is at most arrival-start="
+            f"{settings.first_labels}: allowed at the start is at most arrival-start="
             f"{settings.arrival_start:g}, the samples that are there"
         )
     return problems

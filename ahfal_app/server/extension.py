@@ -18,7 +18,7 @@ from ahfal_app.results.records import CycleRecord
 from ahfal_app.server.checkpoint import Checkpoint, Position
 
 #: Settings that may be raised on resume.
-RAISED = ("cycles", "target-fraction", "target-labels")
+RAISED = ("cycles", "target-fraction", "target-labels", "label-steps")
 
 #: The settings beside them that they are checked with.
 _STEPS = ("initial-fraction", "query-fraction", "initial-labels", "query-labels")
@@ -138,7 +138,7 @@ def extended(stored: Settings, said: Mapping[str, object]) -> Settings:
         raise ConfigError(
             [
                 f"{told}: the run has {stored.num_cycles} cycles, cycles={stored.cycles} and "
-                f"{_target_key(stored)}={before[_target_key(stored)]!r}; allowed on resume is what "
+                f"{stored.target_key}={before[stored.target_key]!r}; allowed on resume is what "
                 "gives it more"
             ]
         )
@@ -178,12 +178,13 @@ def making_up(cycle: int, stored: Settings, settings: Settings) -> str:
         With the cycles that it is to have.
     """
     last, query = stored.num_cycles, stored.label_amounts[1]
-    if settings.num_cycles <= last or cycle < last - 1:
+    # Steps say each training's labels by themselves: none of them is cut off.
+    if settings.num_cycles <= last or cycle < last - 1 or stored.label_steps:
         return ""
     due = settings.labelled_amount(last) - stored.labelled_amount(last - 1)
     if due <= query:
         return ""
-    before, key = stored.to_flat(), _target_key(stored)
+    before, key = stored.to_flat(), stored.target_key
     step = key.replace("target", "query")
     return (
         f"{key}={before[key]!r} has cut off the run's last purchase, which the next one makes up "
@@ -229,7 +230,7 @@ def _is_by_length(stored: Settings) -> bool:
 
 
 def _raised(stored: Settings, anew: Mapping[str, object]) -> Settings:
-    key = _target_key(stored)
+    key = stored.target_key
     if other := [name for name in anew if name not in ("cycles", key)]:
         raise ConfigError(
             [f"{other[0]}={anew[other[0]]!r}: allowed on resume of this run is {key}"]
@@ -240,16 +241,33 @@ def _raised(stored: Settings, anew: Mapping[str, object]) -> Settings:
         changes[key.replace("-", "_")] = anew[key]
     found = stored.model_copy(update=changes)
     wanted = int(str(changes["cycles"]))
+    if stored.label_steps:
+        _check_steps(stored, found, wanted)
     if key in anew or found.num_cycles >= wanted:
         return found
     return found.model_copy(update=_target(stored, initial + (wanted - 1) * query))
+
+
+def _check_steps(stored: Settings, found: Settings, wanted: int) -> None:
+    """Refuse steps that are not the run's with more behind them, and more cycles than steps."""
+    had_T, steps_T = stored.steps_T, found.steps_T
+    if steps_T[: len(had_T)] != had_T:
+        raise ConfigError(
+            [
+                f"label-steps={found.label_steps!r}: allowed on resume of this run are "
+                f"{stored.label_steps!r} with more behind them"
+            ]
+        )
+    if wanted > len(steps_T):
+        raise ConfigError(
+            [
+                f"cycles={wanted}: allowed are at most {len(steps_T)} with "
+                f"label-steps={found.label_steps!r}, or more steps beside it"
+            ]
+        )
 
 
 def _target(stored: Settings, wanted: Fraction) -> dict[str, object]:
     if stored.counts_labels:
         return {"target_labels": int(wanted)}
     return {"target_fraction": float(min(wanted, Fraction(1)))}
-
-
-def _target_key(stored: Settings) -> str:
-    return "target-labels" if stored.counts_labels else "target-fraction"

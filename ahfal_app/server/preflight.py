@@ -199,7 +199,7 @@ def check_budget(settings: Settings, sizes: Sequence[int]) -> None:
     ------
     ConfigError
         `query-fraction` of the largest client, or of all, is less than one label, or nothing is
-        left to buy after `initial-labels`.
+        left to buy after the first labels.
     """
     initial, query, target = settings.label_amounts
     if target <= initial:
@@ -211,8 +211,8 @@ def check_budget(settings: Settings, sizes: Sequence[int]) -> None:
     if settings.counts_labels and initial >= most:
         raise ConfigError(
             [
-                f"initial-labels={settings.initial_labels}: {whose} has {most} samples, so that no "
-                "cycle buys anything; allowed is fewer"
+                f"{settings.first_labels}: {whose} has {most} samples, so that no cycle buys "
+                "anything; allowed is fewer"
             ]
         )
     if not settings.counts_labels and query * most < 1:
@@ -225,10 +225,11 @@ def check_budget(settings: Settings, sizes: Sequence[int]) -> None:
 
 
 def labelled_whole(settings: Settings, sizes: Mapping[str, int]) -> list[str]:
-    """Return the clients that have fewer samples than `target-labels` says, by name."""
+    """Return the clients that have fewer samples than numbers of labels at the end, by name."""
     if not settings.counts_labels or settings.has_global_budget:
         return []
-    return [name for name, size in sizes.items() if size < settings.target_labels]
+    target = settings.label_amounts[2]
+    return [name for name, size in sizes.items() if size < target]
 
 
 def _class_name_problems(class_names: Sequence[str]) -> list[str]:

@@ -306,8 +306,9 @@ def _joined(
     }
     if smaller := labelled_whole(settings, sizes):
         progress.note(
-            f"target-labels={settings.target_labels}: {len(smaller)} clients have fewer samples "
-            f"and are labelled whole, such as {smaller[0]} with {sizes[smaller[0]]}"
+            f"{settings.target_key}={settings.to_flat()[settings.target_key]}: {len(smaller)} "
+            f"clients have fewer samples and are labelled whole, such as {smaller[0]} with "
+            f"{sizes[smaller[0]]}"
         )
     devices = {member.device for member in membership.members.values()}
     if devices != {loaded.device.type}:

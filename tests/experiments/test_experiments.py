@@ -221,6 +221,8 @@ class TestScales:
             "classes: a,b,c\nimage-size: 224\ntest-fraction: 0.95",
             "initial-labels: 200\nquery-labels: 100\ntarget-labels: 1000",
             "budget: global\ninitial-labels: 2000\nquery-labels: 900\ntarget-labels: 9000",
+            "label-steps: 200,300,1000",
+            "budget: global\nlabel-steps: 10,900,9000",
             "initial-fraction: 0.5\nquery-fraction: 0.001\ntarget-fraction: 0.9",
             "arrivals: count\narrival-start: 1000\narrival-rate: 500\ninitial-labels: 900\n"
             "query-labels: 100\ntarget-labels: 1900",

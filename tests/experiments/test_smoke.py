@@ -32,6 +32,8 @@ ONE_SPLIT = {
     "few-labels-digits",
     "findings-cifar10",
     "findings-digits",
+    "label-steps-cifar10",
+    "label-steps-digits",
     "pretrained-cifar10",
     "pretrained-few-labels",
     "strategies-digits",

@@ -82,6 +82,30 @@ def test_a_pool_smaller_than_the_numbers_is_labelled_whole(shared_runs: SharedRu
     assert "target-labels=150: " in outcome.log
 
 
+@pytest.mark.parametrize("split", ["share", "equal", "missing", "threshold"])
+def test_labels_at_each_training_are_the_steps(split: str, simulation: Simulation):
+    of_all = {"budget": "global", "budget-split": split, "rounds": 1, "num-clients": 5}
+    chosen = {"strategy": "entropy", "strategy.model": "global", "label-steps": "4,6,17,50"}
+    outcome = simulation(of_all | chosen)
+    _check_choice(outcome, [4, 6, 17, 50])
+    _check_stores(outcome.folder, 50)
+
+
+def test_even_steps_are_the_three_numbers(simulation: Simulation, shared_runs: SharedRuns):
+    small = {key: FEW[key] for key in ("rounds", "max-train-samples", "max-test-samples")}
+    steps = simulation(small, **{"label-steps": "10,15"})
+    assert steps.result == simulation(FEW, name="numbers").result
+    whole = simulation(small, **{"label-steps": "10,15,150"}, name="whole")
+    assert "label-steps=10,15,150: " in whole.log
+
+
+def test_the_largest_step_is_held_against_a_sites_policy(tmp_path: Path):
+    target = Target(tmp_path, **{"policy-labels-per-cycle": 8})
+    assert not target.send("query.join", {"label-steps": "3,11,12"}).has_error()
+    strict = Target(tmp_path / "strict", **{"policy-labels-per-cycle": 7})
+    strict.refused("query.join", "policy", {"label-steps": "3,11,12"})
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Uninterrupted:
     return uninterrupted(Simulation(tmp_path_factory.mktemp("straight"), data_dir), **SHARED)

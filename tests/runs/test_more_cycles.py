@@ -81,6 +81,49 @@ def test_numbers_of_labels_and_cycles_in_steps(reset: bool, simulation: Simulati
     assert json.loads((folder / "environment.json").read_text())["extended_from"] == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("short", "said"),
+    [
+        ({"label-steps": "3,5"}, {"label-steps": "3, 5, 12"}),
+        ({"label-steps": "3,5,12", "cycles": 2}, {"cycles": "+1"}),
+        ({"label-steps": "3,5", "cycles": 1}, {"label-steps": "3,5,12"}),
+    ],
+)
+def test_a_run_of_label_steps_gets_more_of_them(
+    short: dict[str, object], said: dict[str, object], simulation: Simulation
+) -> None:
+    straight = simulation(name="straight", rounds=1, **{"label-steps": "3,5,12"})
+    folder = simulation(short, rounds=1, name="short").folder
+    outcome = more(simulation, folder, **said)
+    assert outcome.result == straight.result
+    assert [c.labels_per_client for c in outcome.metrics.cycles] == [(3,) * 3, (5,) * 3, (12,) * 3]
+    assert "cut off" not in outcome.log
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            {"label-steps": "3,6,12"},
+            "label-steps='3,6,12': allowed on resume of this run are '3,5'",
+        ),
+        ({"label-steps": "3"}, "label-steps='3': allowed are at least two numbers"),
+        ({"label-steps": "03,5"}, "label-steps='03,5': the run has 2 cycles"),
+        ({"cycles": "+1"}, "cycles=3: allowed are at most 2 with label-steps='3,5'"),
+        ({"cycles": 4, "label-steps": "3,5,12"}, "cycles=4: allowed are at most 3 with "),
+        ({"target-labels": 12}, "target-labels=12: allowed is 0 with label-steps='3,5'"),
+        ({"target-fraction": 0.5}, "target-fraction=0.5: allowed on resume of this run is label-"),
+    ],
+)
+def test_label_steps_that_do_not_go_on_are_refused(
+    said: dict[str, object], why: str, simulation: Simulation
+) -> None:
+    folder = simulation(name="short", rounds=1, **{"label-steps": "3,5"}).folder
+    with pytest.raises(ConfigError) as error:
+        prepare({"resume": str(folder), **said})
+    assert why in str(error.value)
+
+
 def test_more_cycles_leave_a_target_that_allows_them(simulation: Simulation) -> None:
     settings = {"initial-labels": 10, "query-labels": 10, "target-labels": 12, "rounds": 1}
     straight = simulation(settings, name="straight", cycles=2)
