@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from ahfal_app.contradictions import contradictions, too_few_for_secure_aggregation
 from ahfal_app.errors import ConfigError
 from ahfal_app.parameters import Scalar, allowed_values, suggestion
-from ahfal_app.settings import (
+from ahfal_app.setting_fields import (
     COMPONENTS,
     DEFAULT_NUM_CLIENTS,
     FEWEST_SUMMED,
@@ -28,12 +28,9 @@ from ahfal_app.settings import (
     NO_DATASET,
     OF_SERVER,
     SITES,
-    Settings,
-    exact_fraction,
-    expanded,
     setting_fields,
-    share_of,
 )
+from ahfal_app.settings import Settings, exact_fraction, expanded, share_of
 from ahfal_app.storage.yaml_text import load_yaml
 
 __all__ = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from ahfal_app.settings import (
+from ahfal_app.setting_fields import (
     FEWEST_SUMMED,
     NO_DATASET,
     SITES,
     SMALLEST_EPSILON,
-    Settings,
     setting_fields,
 )
+from ahfal_app.settings import Settings
 
 #: Settings that say what a data set would say, for a server that has none: their fields.
 _IN_PLACE_OF_DATA = {"image-channels": "image_channels", "vector-length": "vector_length"}
