@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ahfal_app.config import Settings
 from ahfal_app.data.images import DataFormat
-from ahfal_app.forgetting import bias_warning
 from ahfal_app.ledger import ArrivalFigures, AuditFigures
 from ahfal_app.messages.answers import QueryAnswer
 from ahfal_app.messages.protocol import Order
@@ -505,10 +504,6 @@ class FederatedActiveLearning:
         if self._splitting is not None:
             purchase.failures = self._splitting.failures | purchase.failures
             purchase.seconds = self._splitting.seconds | purchase.seconds
-        if purchase.forgetting is not None and order.settings.dispersion == "deviation":
-            mean_C, effective_K = purchase.statistics.mean_C, purchase.forgetting.effective
-            if warning := bias_warning(mean_C, effective_K, _tau(order.settings, purchase)):
-                self._progress.warn(warning)
         for client, answer in purchase.answers.items():
             if answer.fine_tuned:
                 self._progress.note(

@@ -243,7 +243,9 @@ def _hooks(
         if isinstance(record, CycleRecord):
             events.cycle_done(record)
             events.drifted(record)
-            events.doubted(record, statistics_warning(record, start.settings))
+            if warning := statistics_warning(record, start.settings):
+                progress.warn(warning)
+                events.doubted(record, warning)
 
     def checkpoint(
         cycle: int, round_: int, arrays: ArrayRecord, bought: dict[int, int], is_end: bool

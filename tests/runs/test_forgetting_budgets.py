@@ -12,6 +12,8 @@ from support.simulation import TINY, SharedRuns, Simulation
 from ahfal_app.errors import ConfigError
 from ahfal_app.forgetting import forgotten_counts
 from ahfal_app.query.core.budgets import allocate, inverse_count_weights, shortfall_weights
+from ahfal_app.results.arrivals import statistics_warning
+from ahfal_app.results.reading import read_run
 from ahfal_app.server.start import prepare
 
 FORGETS = {"forget": 0.5, "forget-budgets": True, "rounds": 1}
@@ -48,6 +50,16 @@ def test_a_run_with_old_labels_that_count_less_chooses_others(shared_runs: Share
     later = [[s for s in run.selections if s["cycle"] == 1] for run in (plain, weighted)]
     assert repr(later[0]) != repr(later[1])
     assert [c.labels for c in plain.metrics.cycles] == [c.labels for c in weighted.metrics.cycles]
+
+
+def test_each_cycle_whose_statistics_may_be_noise_says_so_once(shared_runs: SharedRuns):
+    run = shared_runs({"forget": 0.5, "rounds": 1})
+    settings = read_run(run.folder).settings
+    warnings = [statistics_warning(cycle, settings) for cycle in run.metrics.cycles]
+    assert any(warnings)
+    said = [line for line in run.log.splitlines() if "effective ones" in line]
+    for line, warning in zip(said, filter(None, warnings), strict=True):
+        assert line.endswith(warning)
 
 
 @pytest.mark.parametrize(
