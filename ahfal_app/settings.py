@@ -90,9 +90,9 @@ class Settings(SettingFields):
     def label_amounts(self) -> tuple[Fraction, Fraction, Fraction]:
         """What is labelled at the start, in a cycle and at the end: numbers, or exact shares.
 
-        Where steps differ, the largest stands for them.
+        Where steps differ, the largest that is taken stands for them.
         """
-        if steps_T := self.steps_T:
+        if steps_T := self.steps_T[: self.cycles or None]:
             largest = max((b - a for a, b in itertools.pairwise(steps_T)), default=0)
             return Fraction(steps_T[0]), Fraction(largest), Fraction(steps_T[-1])
         if self.counts_labels:
@@ -107,6 +107,17 @@ class Settings(SettingFields):
             return Fraction(steps_T[min(cycle, len(steps_T) - 1)])
         initial, query, target = self.label_amounts
         return min(initial + cycle * query, target)
+
+    def purchase_growth(self, cycle: int) -> float:
+        """Return how many times as large the purchase after a cycle is as the one before it.
+
+        1 where no steps say so, and at their ends.
+        """
+        steps_T = self.steps_T
+        if not 0 < cycle < len(steps_T) - 1:
+            return 1.0
+        before, now, after = steps_T[cycle - 1 : cycle + 2]
+        return (after - now) / (now - before)
 
     @property
     def num_cycles(self) -> int:

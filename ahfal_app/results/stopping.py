@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from ahfal_app.config import Settings
 from ahfal_app.learning_curve import Curve, fit_curve
 from ahfal_app.plugins import STOPPING
 from ahfal_app.results.costs import amount, money
@@ -51,7 +52,9 @@ def planned_labels(run: Run) -> int | None:
     return planned if isinstance(planned, int) else None
 
 
-def cycle_results(cycles: Sequence[CycleRecord], sizes: Sequence[int]) -> list[CycleResult]:
+def cycle_results(
+    cycles: Sequence[CycleRecord], sizes: Sequence[int], settings: Settings
+) -> list[CycleResult]:
     """Return recorded cycles as stopping rules see them.
 
     Parameters
@@ -60,11 +63,19 @@ def cycle_results(cycles: Sequence[CycleRecord], sizes: Sequence[int]) -> list[C
         All from the first one on.
     sizes : Sequence[int]
         Number of samples that each was tested with.
+    settings : Settings
+        The run's settings.
     """
-    purchases = (purchase_before(cycles[:cycle]) for cycle in range(len(cycles)))
     return [
-        CycleResult(each.labels, round(each.accuracy * size), size, each.stop_set, *purchase)
-        for each, size, purchase in zip(cycles, sizes, purchases, strict=True)
+        CycleResult(
+            each.labels,
+            round(each.accuracy * size),
+            size,
+            each.stop_set,
+            *purchase_before(cycles[:cycle]),
+            settings.purchase_growth(cycle),
+        )
+        for cycle, (each, size) in enumerate(zip(cycles, sizes, strict=True))
     ]
 
 
@@ -198,7 +209,7 @@ def _history(run: Run) -> list[CycleResult]:
     cycles = run.metrics.cycles
     sizes = [each.tests[0].samples if each.tests else known for each in cycles]
     whole = [size for size in sizes if isinstance(size, int) and size > 0]
-    return cycle_results(cycles, whole) if len(whole) == len(cycles) else []
+    return cycle_results(cycles, whole, run.settings) if len(whole) == len(cycles) else []
 
 
 def _first_stop(run: Run, rule: StoppingRule, history: list[CycleResult]) -> WouldStop:

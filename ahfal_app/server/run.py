@@ -381,8 +381,9 @@ def _stops(start: Start, labels: int, evaluation: Evaluation, observed: Observat
     # At the sites each cycle may be tested with more samples than the one before.
     sizes = [each.tests[0].samples if each.tests else tests for each in before]
     right = int(evaluation.confusion_CC.trace())
-    last = CycleResult(labels, right, tests, observed, *purchase_before(before))
-    history = [*cycle_results(before, sizes), last]
+    growth = settings.purchase_growth(len(before))
+    last = CycleResult(labels, right, tests, observed, *purchase_before(before), growth)
+    history = [*cycle_results(before, sizes, settings), last]
     return why_stopped(rules, settings.stopping_mode, history)
 
 

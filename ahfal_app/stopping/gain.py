@@ -15,7 +15,8 @@ class Gain(StoppingRule):
     """A run ends when its learning curve promises less than a least gain of the next purchase.
 
     The gain is that of the fitted curve from the labels there are to those after another purchase
-    as large as the last, and the upper end of its interval counts: it stops late and not early.
+    as large as the last, or as `label-steps` has it, and the upper end of its interval counts: it
+    stops late and not early.
     Labels of that purchase which are late are counted as bought, and a cycle without more labels
     than the one before decides nothing. A curve takes four cycles. Whoever stops by a test set has
     chosen by it, so that the final accuracy is a little too high.
@@ -43,6 +44,7 @@ class Gain(StoppingRule):
         purchase = _purchase(*history[-2:])
         if purchase <= 0:
             return ""
+        purchase = round(purchase * history[-1].growth)
         labels = [each.labels for each in history]
         now, following = labels[-1], labels[-1] + purchase
 

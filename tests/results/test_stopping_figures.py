@@ -9,6 +9,7 @@ import pytest
 from support.charts import with_charts
 from support.fake_run import make_fake_run
 
+from ahfal_app.config import parse_settings
 from ahfal_app.learning_curve import fit_curve
 from ahfal_app.ledger import Ledger
 from ahfal_app.results import figures
@@ -100,11 +101,12 @@ def test_rules_see_what_each_purchase_asked_for_and_what_was_late(tmp_path: Path
             recorded(tmp_path, CALM[:3]).metrics.cycles, purchases, strict=True
         )
     ]
-    found = cycle_results(cycles, [1000] * 4)
+    found = cycle_results(cycles, [1000] * 4, parse_settings({"label-steps": "1,3,4,9"}))
     assert [(each.asked, each.awaited) for each in found] == [
         (None, 0),
         *purchases[:3],
     ]
+    assert [each.growth for each in found] == [1.0, 0.5, 5.0, 1.0]
     assert found[1].labels == 200
     assert found[1].accuracy == pytest.approx(0.55)
     # A run's end buys nothing, and older versions have not told.

@@ -104,6 +104,8 @@ def test_the_largest_step_is_held_against_a_sites_policy(tmp_path: Path):
     assert not target.send("query.join", {"label-steps": "3,11,12"}).has_error()
     strict = Target(tmp_path / "strict", **{"policy-labels-per-cycle": 7})
     strict.refused("query.join", "policy", {"label-steps": "3,11,12"})
+    # What is beyond the cycles that there are is never bought.
+    assert not strict.send("query.join", {"label-steps": "3,9,12,99", "cycles": 3}).has_error()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +88,16 @@ def test_labels_that_are_late_are_no_end_of_the_curve() -> None:
     # What is held out for testing is asked for, and does not come.
     held_out = bought(*((80 * n, right, 100, 0) for n, right in enumerate(NOISY, 1)))
     assert "80 more labels" in make_rule("gain", {"least": 0.9}).stops(held_out)
+
+
+def test_a_purchase_is_as_large_as_the_steps_have_it() -> None:
+    """The curve rises by 0.0083 for the next hundred, and by more than 0.01 for the next 400."""
+    *past, last = bought(*((100 * n, right, 100, 0) for n, right in enumerate(NOISY, 1)))
+    rule = make_rule("gain", {"least": 0.01})
+    assert "100 more labels" in rule.stops([*past, last])
+    assert not rule.stops([*past, replace(last, growth=4.0)])
+    few = make_rule("gain", {"least": 0.9}).stops([*past, replace(last, growth=0.25)])
+    assert "25 more labels" in few
 
 
 @pytest.mark.parametrize(("name", "window"), [("kappa", 3), ("delta-f", 3), ("change", 1)])

@@ -29,6 +29,8 @@ class CycleResult:
         Labels that the purchase before it asked for; None where that is not known.
     awaited : int
         Those of them that had not come when that purchase ended.
+    growth : float
+        How many times as large the next purchase is as that one.
     """
 
     labels: int
@@ -37,6 +39,7 @@ class CycleResult:
     observed: Observation | None = None
     asked: int | None = None
     awaited: int = 0
+    growth: float = 1.0
 
     @property
     def accuracy(self) -> float:
