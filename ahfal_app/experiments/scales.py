@@ -29,7 +29,7 @@ MEANING = {
     ),
     Scale.SMOKE: (
         "digits and the small network instead of the file's, no more labels and arrivals than fit "
-        "them, at most 5 clients, as many in a round as the file has, 2 cycles, 1 round, 1 local "
+        "them, at most 3 clients, as many in a round as the file has, 2 cycles, 1 round, 1 local "
         "epoch and 1 seed: whether it runs, and no result"
     ),
 }
@@ -67,7 +67,7 @@ _SMOKE: dict[str, object] = {
     "local-epochs": 1,
     "compile": "never",
 }
-_SMOKE_CLIENTS = 5
+_SMOKE_CLIENTS = 3
 _SMOKE_CYCLES = 2
 _SMOKE_HELD_OUT = 20
 

@@ -210,7 +210,7 @@ class TestScales:
     def test_smoke_runs_on_what_every_machine_has(self) -> None:
         values = settings_at(Scale.SMOKE, {"dataset": "uoft-cs/cifar10", "num-clients": 100})
         settings = parse_settings(values)
-        assert (settings.dataset, settings.num_clients, settings.num_cycles) == ("digits", 5, 2)
+        assert (settings.dataset, settings.num_clients, settings.num_cycles) == ("digits", 3, 2)
         assert seeds_at(Scale.SMOKE, [7, 8]) == [7]
 
     @pytest.mark.parametrize(

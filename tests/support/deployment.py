@@ -37,6 +37,9 @@ _ENTRY_POINTS = {
 _START_TIMEOUT_S = 600
 _STOP_TIMEOUT_S = 60
 _RESTART_PAUSE_S = 2.0
+#: As Docker leaves one alone for longer that ends at once: for a minute Flower takes a node that
+#: was killed for connected, and refuses it.
+_CRASH_PAUSE_S = 12.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -234,10 +237,14 @@ class Deployment:
         self._supervisor.start()
 
     def _supervise(self) -> None:
+        again: dict[str, float] = {}
         while not self._ending.wait(_RESTART_PAUSE_S):
+            now = time.monotonic()
             for name, process in list(self.started.items()):
-                if process.poll() is not None:
-                    self.started[name] = self._recipes[name].start(self.folder / f"{name}.log")
+                if process.poll() is None or now < again.get(name, now):
+                    continue
+                again[name] = now + _CRASH_PAUSE_S
+                self.started[name] = self._recipes[name].start(self.folder / f"{name}.log")
 
     def kill(self, *names: str) -> None:
         """Kill processes with all that they have started, at once."""
