@@ -13,7 +13,7 @@ from ahfal_app.results.progress import Progress
 from ahfal_app.results.summary import print_summary
 from ahfal_app.server.run import execute
 from ahfal_app.server.start import prepare
-from ahfal_app.training.resources import fitting_at_once
+from ahfal_app.training.choices import fitting_at_once
 
 app = ServerApp()
 

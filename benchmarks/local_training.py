@@ -53,8 +53,9 @@ from ahfal_app.server.aggregation import Aggregation
 from ahfal_app.server.federation import Federation
 from ahfal_app.server.membership import join
 from ahfal_app.storage.files import write_json
+from ahfal_app.training.choices import resolve_device
 from ahfal_app.training.prediction import evaluate
-from ahfal_app.training.resources import Resources, resolve_device, resources
+from ahfal_app.training.resources import Resources, resources
 from ahfal_app.training.together.gathering import TrainTogether
 
 # An identity as a run has one.

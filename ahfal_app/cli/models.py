@@ -159,6 +159,6 @@ def serve(
 def _predictor(model: Path, backbone_weights: str, device: str) -> Predictor:
     from ahfal_app.inference import load_model
     from ahfal_app.inference.predicting import Predictor
-    from ahfal_app.training.resources import resolve_device
+    from ahfal_app.training.choices import resolve_device
 
     return Predictor(load_model(model, backbone_weights), resolve_device(device))

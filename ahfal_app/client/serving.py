@@ -38,12 +38,8 @@ from ahfal_app.plugins import ORACLES, STRATEGIES
 from ahfal_app.results.identity import is_folder_of
 from ahfal_app.storage.private import make_private
 from ahfal_app.storage.usage import bytes_in
-from ahfal_app.training.resources import (
-    Resources,
-    computing_threads,
-    resources,
-    site_resources,
-)
+from ahfal_app.training.choices import computing_threads
+from ahfal_app.training.resources import Resources, resources, site_resources
 
 # Simulated clients of an engine in this process, with what their order said of them.
 _kept: weakref.WeakKeyDictionary[Collection, dict[object, tuple[object, Client]]] = (

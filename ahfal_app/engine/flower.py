@@ -36,7 +36,7 @@ from ahfal_app.results.reading import read_run
 from ahfal_app.results.run_folder import free_run_name
 from ahfal_app.server.extension import saying
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
-from ahfal_app.training.resources import resolve_device
+from ahfal_app.training.choices import resolve_device
 
 _APP_FOLDER = PACKAGE_FOLDER.parent
 _START_TIMEOUT_S = 60

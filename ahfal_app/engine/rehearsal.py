@@ -27,7 +27,7 @@ from ahfal_app.results.summary import print_summary
 from ahfal_app.server.preflight import check_data, check_settings, with_absolute_paths
 from ahfal_app.server.run import execute
 from ahfal_app.server.start import prepare
-from ahfal_app.training.resources import backbone_of, fitting_at_once
+from ahfal_app.training.choices import backbone_of, fitting_at_once
 
 #: The oracle that answers with the file that a site names as `truth`.
 _SIMULATED = "simulated"

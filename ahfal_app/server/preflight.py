@@ -38,14 +38,9 @@ from ahfal_app.server.events import checked_target
 from ahfal_app.server.stop_set import observes_stop_set
 from ahfal_app.stop_set import FEWEST_SAMPLES
 from ahfal_app.trackers import NO_TRACKER, library_problem
+from ahfal_app.training.choices import backbone_of, resolve_device, resolve_head_name
 from ahfal_app.training.objectives import make_local_update
-from ahfal_app.training.resources import (
-    Resources,
-    backbone_of,
-    resolve_device,
-    resolve_head_name,
-    resources,
-)
+from ahfal_app.training.resources import Resources, resources
 from ahfal_app.training.together.choice import resolve_client_batching
 
 #: Networks of ours that train on images, and on a backbone's features mean nothing.

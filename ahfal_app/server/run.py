@@ -62,10 +62,11 @@ from ahfal_app.server.watch import StatusKeeper
 from ahfal_app.stop_set import Observation
 from ahfal_app.stopping import CycleResult, make_rules, why_stopped
 from ahfal_app.trackers import TrackedRun, Tracking, open_tracking
+from ahfal_app.training.choices import computing_threads
 from ahfal_app.training.flat import FlatTensors
 from ahfal_app.training.model_use import METADATA, ModelUse, describe_use
 from ahfal_app.training.prediction import Evaluation, evaluate, predict
-from ahfal_app.training.resources import Resources, computing_threads, resources
+from ahfal_app.training.resources import Resources, resources
 
 _CANDIDATES = "candidates"
 _BUDGET = "budget.json"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,27 +21,32 @@ from numpy.typing import NDArray
 from ahfal_app.arrivals import Arrivals, make_arrivals
 from ahfal_app.arrivals.core.looks import changed_images
 from ahfal_app.arrivals.core.paths import changed
-from ahfal_app.backbones import Backbone, Preprocessing, load_backbone
+from ahfal_app.backbones import Backbone
 from ahfal_app.config import DEFAULT_NUM_CLIENTS, Settings
 from ahfal_app.data.augmentation import NO_AUGMENTATION, Augmentation
 from ahfal_app.data.cache import data_dir
 from ahfal_app.data.device import DeviceFeatures, DeviceImages
 from ahfal_app.data.features import Features, FeatureStore, ImageRows
 from ahfal_app.data.images import DataFormat, Images
-from ahfal_app.data.no_data import dataset_of_settings
 from ahfal_app.data.partition import Partition, make_partition
 from ahfal_app.data.preparation import parted_tests
 from ahfal_app.data.site.loading import SiteData, SiteFolders, load_site
 from ahfal_app.data.site.validation import Validation, load_validation
-from ahfal_app.data.sources import ImageDataset, load_dataset
+from ahfal_app.data.sources import ImageDataset
 from ahfal_app.data.vectors import VectorColumns
 from ahfal_app.data.views import WithViews
-from ahfal_app.errors import ConfigError, ImageSizesDiffer, MessageRefused
+from ahfal_app.errors import MessageRefused
 from ahfal_app.flat import Layout
-from ahfal_app.models import AUTO, Classifier, build_model, resolve_model_name
+from ahfal_app.models import Classifier, build_model
 from ahfal_app.models.core.finetuned import finetuned
-from ahfal_app.models.core.registry import network_facts, networks_for_vectors
 from ahfal_app.seeds import numpy_generator, torch_seed
+from ahfal_app.training.choices import (
+    backbone_of,
+    check_views,
+    dataset_of,
+    network_for,
+    resolve_device,
+)
 from ahfal_app.training.compilation import extraction_compiles_from, resolve_compile
 from ahfal_app.training.flat import FlatAccess, FlatTensors
 from ahfal_app.training.memory import keep_freed_memory
@@ -95,15 +99,15 @@ class Resources:
         self._newest_recipe: tuple[Settings | None, Recipe | None] = (None, None)
         self.device = resolve_device(settings.device)
         self.site = site
-        self.dataset: ImageDataset = site.dataset if site else _dataset(settings)
+        self.dataset: ImageDataset = site.dataset if site else dataset_of(settings)
         self._held_out: Images | None = None
         if settings.held_out and site is None and settings.has_dataset:
             tests, self._held_out = parted_tests(
                 self.dataset.test, settings.held_out, settings.seed
             )
             self.dataset = replace(self.dataset, test=tests)
-        self.model_name = _network_for(settings, self.dataset)
-        _check_views(settings, self.dataset)
+        self.model_name = network_for(settings, self.dataset)
+        check_views(settings, self.dataset)
 
     @property
     def num_classes(self) -> int:
@@ -423,109 +427,6 @@ class Resources:
         clients = settings.num_clients or DEFAULT_NUM_CLIENTS
         labels = sum(settings.labels_of_all(cycle, num_samples, clients) for cycle in cycles)
         return int(labels * settings.rounds * settings.local_epochs * settings.client_fraction)
-
-
-def backbone_of(settings: Settings) -> Backbone:
-    """Return the backbone that settings name.
-
-    Raises
-    ------
-    ConfigError
-        There is none of that name, or its weights cannot be used.
-    """
-    return load_backbone(
-        settings.backbone, settings.backbone_weights, settings.backbone_size, settings.backbone_crop
-    )
-
-
-def resolve_head_name(settings: Settings, dataset: str, is_vectors: bool = False) -> str:
-    """Return the network that `model` means: on a backbone's features, by default a linear one."""
-    if settings.uses_backbone and settings.model == AUTO:
-        return "linear"
-    return resolve_model_name(settings.model, dataset, is_vectors)
-
-
-def _network_for(settings: Settings, dataset: ImageDataset) -> str:
-    """Return the network for a data set, and refuse what is made for the other kind of data."""
-    name = resolve_head_name(settings, dataset.name, dataset.holds_vectors)
-    if not dataset.holds_vectors:
-        return name
-    problems = []
-    if settings.uses_backbone:
-        problems.append(
-            f"backbone={settings.backbone!r}: takes images, and the data are vectors; "
-            "allowed is 'none'"
-        )
-    elif not network_facts(name).takes_vectors:
-        problems.append(
-            f"model={settings.model!r}: is made for images, and the data are vectors; "
-            f"allowed is auto | {' | '.join(networks_for_vectors())}"
-        )
-    if problems:
-        raise ConfigError(problems)
-    return name
-
-
-def _check_views(settings: Settings, dataset: ImageDataset) -> None:
-    """Refuse views of images that nothing is done to."""
-    if settings.feature_views and dataset.augmentation == NO_AUGMENTATION:
-        raise ConfigError(
-            [
-                f"feature-views={settings.feature_views}: allowed is 0 with "
-                f"augment={settings.augment!r}, which augments nothing of {dataset.name}; or "
-                "augment='crop' | 'crop-flip'"
-            ]
-        )
-
-
-def _dataset(settings: Settings) -> ImageDataset:
-    """Load the data set; images of several sizes are scaled to what a backbone wants."""
-    if not settings.has_dataset and settings.uses_backbone:
-        return _dataset_for(backbone_of(settings).preprocessing, settings)
-    try:
-        return load_dataset(settings)
-    except ImageSizesDiffer:
-        if not settings.uses_backbone:
-            raise
-        size = backbone_of(settings).preprocessing.size
-        return load_dataset(settings.model_copy(update={"image_size": size}))
-
-
-def _dataset_for(wanted: Preprocessing, settings: Settings) -> ImageDataset:
-    """Return a data set without a sample, as a backbone wants its images."""
-    mean_C, std_C = wanted.mean_C, wanted.std_C
-    if settings.image_channels == 1:
-        # Of no use where the backbone makes three channels of one, but a format has one each.
-        return dataset_of_settings(settings, wanted.size, ((sum(mean_C) / 3,), (sum(std_C) / 3,)))
-    return dataset_of_settings(settings, wanted.size, (mean_C, std_C))
-
-
-def computing_threads(settings: Settings) -> int:
-    """Return the number of processor threads that one client's, or one batch's, work takes."""
-    return settings.threads or os.cpu_count() or 1
-
-
-def fitting_at_once(settings: Settings) -> int:
-    """Return how many clients the processor's cores can serve at the same time."""
-    return max(1, (os.cpu_count() or 1) // computing_threads(settings))
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device that a setting names; `auto` is the GPU where there is one.
-
-    Raises
-    ------
-    ConfigError
-        The named device is not there.
-    """
-    count = torch.cuda.device_count()
-    if device == "auto":
-        return torch.device("cuda" if count else "cpu")
-    wanted = torch.device(device)
-    if wanted.type == "cuda" and (wanted.index or 0) >= count:
-        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise ConfigError([f"device={device!r}: allowed is auto, or what is there: {present}"])
-    return wanted
 
 
 _Key = tuple[object, ...]

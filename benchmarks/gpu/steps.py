@@ -26,7 +26,7 @@ from ahfal_app.data.augmentation import Augmentation
 from ahfal_app.data.device import DeviceImages
 from ahfal_app.data.images import Images
 from ahfal_app.models import build_model
-from ahfal_app.training.resources import resolve_device
+from ahfal_app.training.choices import resolve_device
 from ahfal_app.training.sgd import Recipe
 from ahfal_app.training.together.cuda_graphs import CudaGraphs
 from ahfal_app.training.together.stacked_network import StackedNetwork

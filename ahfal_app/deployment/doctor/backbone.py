@@ -16,8 +16,8 @@ from ahfal_app.data.site.files import list_images
 from ahfal_app.data.sources import load_dataset
 from ahfal_app.deployment.doctor.finding import Finding, failure, good
 from ahfal_app.errors import AhfalError, ConfigError
+from ahfal_app.training.choices import backbone_of, resolve_device
 from ahfal_app.training.compilation import extraction_compiles_from
-from ahfal_app.training.resources import backbone_of, resolve_device
 
 #: Digits of a hash that are told.
 _DIGITS = 12

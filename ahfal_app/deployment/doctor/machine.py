@@ -49,7 +49,7 @@ def check_device(node_config: Mapping[str, object]) -> Finding:
     """Look for the device that the site names, or the best that there is."""
     import torch
 
-    from ahfal_app.training.resources import resolve_device
+    from ahfal_app.training.choices import resolve_device
 
     wanted = str(node_config.get("device", "auto"))
     try:
