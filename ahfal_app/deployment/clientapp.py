@@ -7,6 +7,7 @@ two differ, the server says so as the run starts.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from typing import cast
 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import LoadClientAppError
-from flwr.supernode.cli import flwr_clientapp
+from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
+from flwr.supercore.constant import SUPERNODE_DEFAULT_CLIENT_ADDRESS
+from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime import run_clientapp
 
 # Also in `pyproject.toml`. A door, which nothing below it imports: it is loaded as Flower would.
@@ -38,14 +41,35 @@ def installed_app(*_: object, **__: object) -> Callable[..., ClientApp]:
 
 
 def main() -> None:
-    """Run one ClientApp; the arguments are those of `flwr-clientapp`."""
+    """Run one ClientApp; the arguments are those of `flwr-clientapp`.
+
+    That command itself imports all of a SuperNode: a third more time for each message.
+    """
     for name, replacement in (
         ("install_from_fab", _leave_alone),
         ("get_load_client_app_fn", installed_app),
     ):
         getattr(run_clientapp, name)  # A Flower that has another name for it must not go unseen.
         setattr(run_clientapp, name, replacement)
-    flwr_clientapp()
+    arguments = parser().parse_args()
+    run_clientapp.run_clientapp(
+        runtime_api_address=arguments.runtime_api_address,
+        token=try_obtain_flwr_app_token(arguments),
+        insecure=arguments.insecure,
+        certificates=validate_and_resolve_root_certificates(
+            arguments.root_certificates, arguments.insecure
+        ),
+        parent_pid=arguments.parent_pid,
+        runtime_dependency_install=arguments.runtime_dependency_install,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments of `flwr-clientapp`."""
+    parser = argparse.ArgumentParser(description="Run one ClientApp of the installed code")
+    parser.add_argument("--runtime-api-address", default=SUPERNODE_DEFAULT_CLIENT_ADDRESS)
+    add_args_flwr_app_common(parser=parser)
+    return parser
 
 
 def _leave_alone(*_: object, **__: object) -> None:

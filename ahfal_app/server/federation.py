@@ -24,7 +24,7 @@ from ahfal_app.results.records import called
 # A pause is a share of the time already waited: short answers are not held up, and long
 # ones are not asked for too often.
 _PAUSE_SHARE = 0.02
-_LONGEST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 2.0
 
 _LONGEST_REASON = 10_000
 

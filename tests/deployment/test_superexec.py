@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import signal
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from flwr.clientapp.client_app import LoadClientAppError
+from flwr.common.constant import FLWR_TASK_TOKEN_LENGTH, RUNTIME_DEPENDENCY_INSTALL
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec
 from flwr.supercore.superexec.executor.types import LaunchResultStatus
 from flwr.supernode import start_client_internal
+from flwr.supernode.cli.flwr_clientapp import _parse_args_run_flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 from typer.testing import CliRunner
 
@@ -104,20 +108,72 @@ def test_what_a_server_sends_is_neither_unpacked_nor_loaded(
     """By the names that Flower's own process goes by."""
     seen: list[object] = []
 
-    def flowers_process() -> None:
+    def flowers_process(**arguments: object) -> None:
         run_clientapp.install_from_fab(b"no archive at all", skip_prompt=True)
         load = run_clientapp.get_load_client_app_fn(
             default_app_ref="", app_path=None, multi_app=True
         )
         seen.append(load("evil/app", "1.0.0", "0" * 64))
+        seen.append(arguments)
 
     for name in ("install_from_fab", "get_load_client_app_fn"):
         monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    monkeypatch.setattr(clientapp, "flwr_clientapp", flowers_process)
+    monkeypatch.setattr(run_clientapp, "run_clientapp", flowers_process)
+    token = "0" * FLWR_TASK_TOKEN_LENGTH
+    told = ["--runtime-api-address", "127.0.0.1:1", "--token", token, "--insecure"]
+    monkeypatch.setattr(sys, "argv", ["clientapp", *told, "--parent-pid", "7"])
     clientapp.main()
-    assert seen == [installed]
+    assert seen == [
+        installed,
+        {
+            "runtime_api_address": "127.0.0.1:1",
+            "token": token,
+            "insecure": True,
+            "certificates": None,
+            "parent_pid": 7,
+            "runtime_dependency_install": RUNTIME_DEPENDENCY_INSTALL,
+        },
+    ]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_client_app_takes_the_arguments_of_flowers_own():
+    """All of them, with the same defaults: what another Flower adds fails here."""
+
+    def taken(parser: argparse.ArgumentParser) -> dict[str, object]:
+        return {
+            " ".join(action.option_strings): (action.dest, action.default, action.type)
+            for action in parser._actions
+        }
+
+    ours, flowers = taken(clientapp.parser()), taken(_parse_args_run_flwr_clientapp())
+    del (
+        ours["--runtime-api-address"],
+        flowers["--runtime-api-address"],
+    )  # Of which the type is said.
+    assert ours == flowers
+    address = clientapp.parser().get_default("runtime_api_address")
+    assert address == _parse_args_run_flwr_clientapp().get_default("runtime_api_address")
+    # And hands them on as Flower's own does.
+    names = set(inspect.signature(run_clientapp.run_clientapp).parameters)
+    assert names == {
+        *("runtime_api_address", "token", "insecure", "certificates", "parent_pid"),
+        "runtime_dependency_install",
+    }
+
+
+def test_a_client_apps_process_imports_nothing_of_a_supernode():
+    """Each message has such a process: what it imports is most of what a message costs."""
+    program = (
+        "import sys, ahfal_app.deployment.clientapp, ahfal_app.client_app\n"
+        "print([m for m in ('flwr.supernode.cli', 'sqlalchemy', 'sklearn', 'timm', 'torchvision',"
+        " 'matplotlib', 'pandas', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_why_the_installed_code_cannot_be_loaded_stays_at_the_site(
