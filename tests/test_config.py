@@ -74,7 +74,7 @@ def problems(values: dict[str, object]) -> str:
         ({"label-steps": "1500,1600"}, "label-steps='1500,1600': the largest client has 14"),
         (
             {"label-steps": "9,20", "arrivals": "count", "arrival-start": 8, "arrival-rate": 4},
-            "label-steps='9,20': allowed at the start is at most arrival-start=8",
+            "label-steps='9,20': allowed is at most arrival-start=8 at the start",
         ),
         (
             {"initial-labels": 1500, "query-labels": 5, "target-labels": 1600},

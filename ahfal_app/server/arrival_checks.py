@@ -68,8 +68,8 @@ def _order_problems(settings: Settings, why: str) -> list[str]:
     is_count = settings.arrivals == "count"
     if is_count and not settings.has_global_budget and first > settings.arrival_start:
         problems.append(
-            f"{settings.first_labels}: allowed at the start is at most arrival-start="
-            f"{settings.arrival_start:g}, the samples that are there"
+            f"{settings.first_labels}: allowed is at most arrival-start="
+            f"{settings.arrival_start:g} at the start, the samples that are there"
         )
     return problems
 
