@@ -337,19 +337,17 @@ class _State:
             raise ValueError(f"{question.name}: more samples than this client has budget for")
         for point_D, buyer in zip(torch.tensor(accepted_AD), buyers_A.tolist(), strict=True):
             point_D = point_D.to(self.points_ND.device)
-            references_RD = self._references
-            squared_R = squared_to(self.points_ND, references_RD, point_D)
-            self.search.cover(self.search.coverage.kernel(squared_R))
+            squared_N = squared_to(self.points_ND, point_D)
+            self.search.cover(self.search.coverage.kernel(squared_N[self._references]))
             if buyer == self._context.client:
-                pick = self._nearest(point_D)[0]
+                pick = self._nearest(squared_N)[0]
                 self.picks.append(pick)
                 self.search.leave_out(pick)
 
-    def _nearest(self, point_D: Tensor) -> tuple[int, float]:
+    def _nearest(self, squared_N: Tensor) -> tuple[int, float]:
         """Return the nearest sample that is not chosen, the lowest of several, and how far."""
-        every_N = torch.arange(len(self._pool), device=self.points_ND.device)
-        squared_N = squared_to(self.points_ND, every_N, point_D)
-        squared_N[torch.tensor(self.picks, dtype=torch.int64, device=every_N.device)] = torch.inf
+        squared_N = squared_N[: len(self._pool)].clone()
+        squared_N[torch.tensor(self.picks, dtype=torch.int64, device=squared_N.device)] = torch.inf
         pick = first_highest(-squared_N)
         return pick, float(squared_N[pick].sqrt())
 
@@ -359,8 +357,8 @@ class _State:
         if self._left > 0 or (self._strategy.parameters.proposers == "all" and len(self._pool)):
             best = self.search.best()
             if best is not None:
-                squared_R = squared_to(self.points_ND, self._references, self.points_ND[best])
-                new_R = self._new(squared_R)
+                squared_N = squared_to(self.points_ND, self.points_ND[best])
+                new_R = self._new(squared_N[self._references])
                 effective = new_R.sum().square() / new_R.square().sum()
                 if float(effective) >= self._strategy.parameters.least_region * (1 - SAME):
                     point_D = new_R @ self.points_ND[self._references] / new_R.sum()
@@ -375,11 +373,13 @@ class _State:
         distances_P = np.full(len(points_PD), NOTHING_LEFT)
         for place, point_D in enumerate(torch.tensor(points_PD)):
             point_D = point_D.to(self.points_ND.device)
-            new_R = self._new(squared_to(self.points_ND, self._references, point_D))
+            # Once for both: it is what a step takes its time for.
+            squared_N = squared_to(self.points_ND, point_D)
+            new_R = self._new(squared_N[self._references])
             gain = float((new_R * self._weights).sum())
             gains_P[place] = round(gain * self._strategy.units)
             if self._left > 0:
-                distances_P[place] = self._nearest(point_D)[1]
+                distances_P[place] = self._nearest(squared_N)[1]
         return Answer(sums={"gains": gains_P}, clear={"distances": distances_P})
 
     def _new(self, squared_R: Tensor) -> Tensor:
@@ -399,9 +399,9 @@ class _State:
         }
 
 
-def squared_to(points_ND: Tensor, rows_R: Tensor, point_D: Tensor) -> Tensor:
-    """Return the squared distance of rows to a point, from differences, float64. Shape (R,)."""
-    squared_R = points_ND.new_empty(len(rows_R), dtype=torch.float64)
-    for rows in row_blocks(len(rows_R)):
-        squared_R[rows] = (points_ND[rows_R[rows]] - point_D).square().sum(dim=1)
-    return squared_R
+def squared_to(points_ND: Tensor, point_D: Tensor) -> Tensor:
+    """Return the squared distance of all points to one, from differences, float64. Shape (N,)."""
+    squared_N = points_ND.new_empty(len(points_ND), dtype=torch.float64)
+    for rows in row_blocks(len(points_ND)):
+        squared_N[rows] = (points_ND[rows] - point_D).square_().sum(dim=1)
+    return squared_N
