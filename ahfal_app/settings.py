@@ -64,12 +64,10 @@ class Settings(SettingFields):
 
     @property
     def first_labels(self) -> str:
-        """The setting that says what is labelled at the start, and its value, for messages."""
+        """The number of first labels as it is set, for messages."""
         if self.label_steps:
             return f"label-steps={self.label_steps!r}"
-        if self.counts_labels:
-            return f"initial-labels={self.initial_labels}"
-        return f"initial-fraction={self.initial_fraction!r}"
+        return f"initial-labels={self.initial_labels}"
 
     @property
     def has_global_budget(self) -> bool:
