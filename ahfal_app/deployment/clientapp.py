@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from flwr.clientapp import ClientApp
@@ -40,8 +40,8 @@ def installed_app(*_: object, **__: object) -> Callable[..., ClientApp]:
     return load
 
 
-def main() -> None:
-    """Run one ClientApp; the arguments are those of `flwr-clientapp`.
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one ClientApp; the arguments are those of `flwr-clientapp`, or of the process.
 
     That command itself imports all of a SuperNode: a third more time for each message.
     """
@@ -51,16 +51,16 @@ def main() -> None:
     ):
         getattr(run_clientapp, name)  # A Flower that has another name for it must not go unseen.
         setattr(run_clientapp, name, replacement)
-    arguments = parser().parse_args()
+    given = parser().parse_args(arguments)
     run_clientapp.run_clientapp(
-        runtime_api_address=arguments.runtime_api_address,
-        token=try_obtain_flwr_app_token(arguments),
-        insecure=arguments.insecure,
+        runtime_api_address=given.runtime_api_address,
+        token=try_obtain_flwr_app_token(given),
+        insecure=given.insecure,
         certificates=validate_and_resolve_root_certificates(
-            arguments.root_certificates, arguments.insecure
+            given.root_certificates, given.insecure
         ),
-        parent_pid=arguments.parent_pid,
-        runtime_dependency_install=arguments.runtime_dependency_install,
+        parent_pid=given.parent_pid,
+        runtime_dependency_install=given.runtime_dependency_install,
     )
 
 

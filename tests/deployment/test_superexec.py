@@ -49,24 +49,43 @@ def _spec(kind: TaskType = TaskType.CLIENT_APP, **changes: object) -> ExecutionS
 
 
 class _Started:
-    """Stands for `subprocess.Popen`: processes that run until they are told to end."""
+    """Stands for `ForkServer` and `subprocess.Popen`: what runs until it is told to end."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.running = 0
+        self.has_ended = False
+        self.servers = 0
 
-    def __call__(self, command: list[str], **_: object) -> _Started:
+    def __call__(self, command: list[str] | None = None, **_: object) -> _Started:
+        if command is None:
+            self.servers += 1
+            self.has_ended = False
+        else:
+            self.start(command)
+        return self
+
+    def start(self, command: list[str]) -> None:
+        if self.has_ended:
+            raise BrokenPipeError
         self.commands.append(command)
         self.running += 1
-        return self
+
+    def is_busy(self) -> bool:
+        return bool(self.running)
 
     def poll(self) -> int | None:
         return None if self.running else 0
 
+    def close(self) -> None:
+        self.servers -= 1
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> _Started:
+
+@pytest.fixture(params=["forked", "new processes"])
+def started(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> _Started:
     started = _Started()
+    monkeypatch.setattr(superexec.fork_server, "IS_POSSIBLE", request.param == "forked")
+    monkeypatch.setattr(superexec, "ForkServer", started)
     monkeypatch.setattr(superexec.subprocess, "Popen", started)
     return started
 
@@ -95,11 +114,51 @@ def test_what_is_started_is_the_installed_code_and_installs_nothing(started: _St
     SiteExecutor().launch(_spec())
     SiteExecutor().launch(_spec(insecure=False, root_certificates_path="/ca.crt"))
     for command in started.commands:
-        assert command[:4] == [sys.executable, "-P", "-m", "ahfal_app.deployment.clientapp"]
+        if not started.servers:
+            own = [sys.executable, "-P", "-m", "ahfal_app.deployment.clientapp"]
+            assert command[: len(own)] == own
         assert "--allow-runtime-dependency-installation" not in command
         assert command[command.index("--parent-pid") + 1] == "7"
     assert "--insecure" in started.commands[0]
     assert started.commands[1][-4:-2] == ["--root-certificates", "/ca.crt"]
+
+
+def test_what_client_apps_are_forked_from_is_started_once_and_ends_when_idle(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    started, clock = _Started(), 1000.0
+    monkeypatch.setattr(superexec.fork_server, "IS_POSSIBLE", True)
+    monkeypatch.setattr(superexec, "ForkServer", started)
+    monkeypatch.setattr(superexec.time, "monotonic", lambda: clock)
+    executor = SiteExecutor()
+    for _ in range(2):
+        executor.launch(_spec())
+        clock += 10 * superexec.KEPT_FOR_S  # A message that takes long is no idle time.
+        executor.get_eligible_capacity(set(TaskType))
+        started.running = 0
+        executor.get_eligible_capacity(set(TaskType))
+        assert started.servers == 1
+    clock += superexec.KEPT_FOR_S / 2
+    executor.get_eligible_capacity(set(TaskType))
+    assert started.servers == 1
+    clock += superexec.KEPT_FOR_S
+    executor.get_eligible_capacity(set(TaskType))
+    assert started.servers == 0
+    executor.launch(_spec())
+    assert (started.servers, len(started.commands)) == (1, 3)
+
+
+def test_what_client_apps_are_forked_from_is_started_again_where_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    started = _Started()
+    monkeypatch.setattr(superexec.fork_server, "IS_POSSIBLE", True)
+    monkeypatch.setattr(superexec, "ForkServer", started)
+    executor = SiteExecutor()
+    executor.launch(_spec())
+    started.running, started.has_ended = 0, True
+    assert executor.launch(_spec()).status is LaunchResultStatus.ACCEPTED
+    assert (started.servers, len(started.commands)) == (1, 2)
 
 
 def test_what_a_server_sends_is_neither_unpacked_nor_loaded(

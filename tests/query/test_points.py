@@ -66,6 +66,26 @@ class TestDistances:
         assert not distances.numpy()[same].any()
         assert distances.numpy()[~same].all()
 
+    @pytest.mark.parametrize("at_once", [1, 2**20])
+    def test_of_points_that_are_no_rows(
+        self, monkeypatch: pytest.MonkeyPatch, at_once: int
+    ) -> None:
+        """A point that is a row has no distance to it, and one near a row keeps its distance."""
+        monkeypatch.setattr(points, "PAIRED", at_once)
+        values = np.random.default_rng(0).normal(size=(2500, 7)) + 1000
+        others = np.random.default_rng(1).normal(size=(5, 7)) + 1000
+        others[2] = values[1700]
+        others[3] = values[40] + [1e-6, 0, 0, 0, 0, 0, 0]
+        distances = embedding_points(values).squared_distances_to(torch.tensor(others))
+        expected = ((others[:, None] - values) ** 2).sum(axis=2)
+        np.testing.assert_allclose(distances, expected, rtol=1e-9)
+        assert distances[2, 1700] == 0
+        assert distances[3, 40] == pytest.approx(1e-12, rel=1e-3)
+        assert embedding_points(values).squared_distances_to(torch.empty(0, 7).double()).shape == (
+            0,
+            2500,
+        )
+
     def test_float32_is_computed_in_float64(self) -> None:
         values = torch.tensor([[1e30, 1.0], [1e30, 2.0], [-1e30, 0.0]])
         distances = EmbeddingPoints(values).squared_distances(slice(None), torch.arange(3))

@@ -266,7 +266,8 @@ class Trial:
         """Return whether a message is being dealt with at a site."""
         marker = str(self.folder)
         commands = processes_of(marker, f"{site}-superexec").values()
-        return any("deployment.clientapp" in command for command in commands)
+        # One is what ClientApps are forked from, and bear its name.
+        return sum("deployment.fork_server" in command for command in commands) > 1
 
     def account(self) -> Account:
         """Count what was answered against what the stores have; they must be sound, too."""

@@ -14,8 +14,10 @@ from pathlib import Path
 from ahfal_app.deployment.doctor.finding import Finding, good, warning
 from ahfal_app.deployment.superexec import MOST_AT_ONCE
 
-# Flower's own, and that of `ahfal superexec`.
+# Flower's own, and that of `ahfal superexec` where it does not fork.
 _PROGRAMS = (b"flwr-clientapp", b"ahfal_app.deployment.clientapp")
+# And where it does: the name of what forks, and of each fork.
+_FORKING = b"ahfal_app.deployment.fork_server"
 
 
 def check_processes(processes: Path = Path("/proc")) -> Finding:
@@ -38,9 +40,14 @@ def _parents_of_client_apps(processes: Path) -> Iterator[int]:
         with contextlib.suppress(OSError):
             if folder.stat().st_uid != os.getuid():
                 continue
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(_PROGRAMS) for word in words):
-                yield _parent(folder)
+            words, parent = _words(folder), _parent(folder)
+            is_fork = _FORKING in words and _FORKING in _words(processes / str(parent))
+            if is_fork or any(word.endswith(_PROGRAMS) for word in words):
+                yield parent
+
+
+def _words(folder: Path) -> list[bytes]:
+    return (folder / "cmdline").read_bytes().split(b"\0")
 
 
 def _parent(folder: Path) -> int:

@@ -7,7 +7,7 @@ P points that were proposed, A points that were accepted.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -27,7 +27,7 @@ from ahfal_app.query.core.coordination import (
 )
 from ahfal_app.query.core.coverage import Coverage, Kernel, Search, greedy_from
 from ahfal_app.query.core.picking import SAME, first_highest
-from ahfal_app.query.core.points import EmbeddingPoints, directions, row_blocks
+from ahfal_app.query.core.points import EmbeddingPoints, directions
 from ahfal_app.query.core.pool import PoolView, Signal
 from ahfal_app.query.core.questions import (
     LARGEST_PART,
@@ -45,6 +45,9 @@ LARGEST = 1e6
 
 #: In place of a distance, where a client has nothing to choose any more.
 NOTHING_LEFT = -1.0
+
+#: Points whose distances to all samples are computed together.
+POINTS = 64
 
 _PROPOSE, _COUNT = "propose", "count"
 
@@ -335,14 +338,17 @@ class _State:
         buyers_A = question.integers("buyers", len(accepted_AD), highest=2**31)
         if int((buyers_A == self._context.client).sum()) > self._left:
             raise ValueError(f"{question.name}: more samples than this client has budget for")
-        for point_D, buyer in zip(torch.tensor(accepted_AD), buyers_A.tolist(), strict=True):
-            point_D = point_D.to(self.points_ND.device)
-            squared_N = squared_to(self.points_ND, point_D)
+        for squared_N, buyer in zip(self._squared_to(accepted_AD), buyers_A.tolist(), strict=True):
             self.search.cover(self.search.coverage.kernel(squared_N[self._references]))
             if buyer == self._context.client:
                 pick = self._nearest(squared_N)[0]
                 self.picks.append(pick)
                 self.search.leave_out(pick)
+
+    def _squared_to(self, points_PD: NDArray[np.float64]) -> Iterator[Tensor]:
+        """Yield the squared distances of each point to all of the client's. Each of shape (N,)."""
+        for points in torch.split(torch.tensor(points_PD), POINTS):
+            yield from self._points.squared_distances_to(points.to(self.points_ND.device))
 
     def _nearest(self, squared_N: Tensor) -> tuple[int, float]:
         """Return the nearest sample that is not chosen, the lowest of several, and how far."""
@@ -357,8 +363,8 @@ class _State:
         if self._left > 0 or (self._strategy.parameters.proposers == "all" and len(self._pool)):
             best = self.search.best()
             if best is not None:
-                squared_N = squared_to(self.points_ND, self.points_ND[best])
-                new_R = self._new(squared_N[self._references])
+                squared_1N = self._points.squared_distances(slice(best, best + 1), slice(None))
+                new_R = self._new(squared_1N[0, self._references])
                 effective = new_R.sum().square() / new_R.square().sum()
                 if float(effective) >= self._strategy.parameters.least_region * (1 - SAME):
                     point_D = new_R @ self.points_ND[self._references] / new_R.sum()
@@ -371,10 +377,7 @@ class _State:
             raise ValueError("count: allowed is a step after a proposal")
         gains_P = np.zeros(len(points_PD), np.int64)
         distances_P = np.full(len(points_PD), NOTHING_LEFT)
-        for place, point_D in enumerate(torch.tensor(points_PD)):
-            point_D = point_D.to(self.points_ND.device)
-            # Once for both: it is what a step takes its time for.
-            squared_N = squared_to(self.points_ND, point_D)
+        for place, squared_N in enumerate(self._squared_to(points_PD)):
             new_R = self._new(squared_N[self._references])
             gain = float((new_R * self._weights).sum())
             gains_P[place] = round(gain * self._strategy.units)
@@ -397,11 +400,3 @@ class _State:
             "covered": self.search.covered_R,
             "bounds": self.search.bounds_N,
         }
-
-
-def squared_to(points_ND: Tensor, point_D: Tensor) -> Tensor:
-    """Return the squared distance of all points to one, from differences, float64. Shape (N,)."""
-    squared_N = points_ND.new_empty(len(points_ND), dtype=torch.float64)
-    for rows in row_blocks(len(points_ND)):
-        squared_N[rows] = (points_ND[rows] - point_D).square_().sum(dim=1)
-    return squared_N

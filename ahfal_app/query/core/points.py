@@ -99,9 +99,15 @@ class Points(ABC):
         return torch.arange(len(self), device=self.squared_norms_N.device)[rows_R]
 
     def _paired(self, first_P: Tensor, second_P: Tensor) -> Tensor:
-        at_once = max(1, PAIRED // self.width)
-        pairs = zip(torch.split(first_P, at_once), torch.split(second_P, at_once), strict=True)
+        pairs = zip(
+            *(torch.split(of_P, self._at_once) for of_P in (first_P, second_P)), strict=True
+        )
         return torch.cat([self.pair_distances(*pair) for pair in pairs])
+
+    @property
+    def _at_once(self) -> int:
+        """How many pairs are computed again at a time."""
+        return max(1, PAIRED // max(1, self.width))
 
     def lower(self, nearest_N: Tensor, centres_K: Tensor) -> None:
         """Take more centres into each point's squared distance to its nearest centre.
@@ -157,6 +163,32 @@ class EmbeddingPoints(Points):
         bounds_RK = values_ND[rows_R] @ values_ND[centres_K].T
         bounds_RK.mul_(-2).add_(norms_N[rows_R][:, None]).add_(norms_N[centres_K])
         return bounds_RK.clamp_(min=0)
+
+    def squared_distances_to(self, others_PD: Tensor) -> Tensor:
+        """Return the squared distance of points that are no rows to each row, as of rows.
+
+        Parameters
+        ----------
+        others_PD : Tensor
+            Other points, float64.
+
+        Returns
+        -------
+        Tensor
+            float64. Shape (P, N).
+        """
+        distances_PN = others_PD.new_empty(len(others_PD), len(self))
+        norms_P1 = others_PD.square().sum(dim=1, keepdim=True)
+        for rows in row_blocks(len(self)):
+            values_RD = self._embeddings_ND[rows].double()
+            norms_PR = norms_P1 + self.squared_norms_N[rows]
+            block_PR = (others_PD @ values_RD.T).mul_(-2).add_(norms_PR)
+            near = (block_PR <= norms_PR.mul_(NEAR)).nonzero(as_tuple=True)
+            for first, second in zip(*(torch.split(n, self._at_once) for n in near), strict=True):
+                apart_KD = others_PD[first] - values_RD[second]
+                block_PR[first, second] = apart_KD.square_().sum(dim=1)
+            distances_PN[:, rows] = block_PR
+        return distances_PN
 
     @cached_property
     def _in_single_precision(self) -> tuple[Tensor, Tensor] | None:

@@ -88,7 +88,8 @@ def _supernode() -> None:
 
 
 _program = os.path.basename(next((word for word in sys.orig_argv[1:2]), ""))
-if "ahfal_app.deployment.clientapp" in sys.orig_argv:
+# What ClientApps are forked from.
+if "ahfal_app.deployment.fork_server" in sys.orig_argv:
     _client_app()
 elif _program == "flower-supernode" and _MISBEHAVIOUR == "twice":
     _supernode()
