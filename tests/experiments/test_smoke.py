@@ -37,6 +37,7 @@ ONE_SPLIT = {
     "pretrained-cifar10",
     "pretrained-few-labels",
     "strategies-digits",
+    "together-cifar10",
 }
 
 
