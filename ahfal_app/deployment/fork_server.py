@@ -109,14 +109,16 @@ def serve(requests: socket.socket) -> Sequence[str] | None:
     # Whoever stops a site stops what has started this, which then has its end closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    at_hand = _installed()
+    at_hand, is_first = _installed(), True
     # A collection would write to all objects, and so copy them.
     gc.collect()
     gc.freeze()
     while True:
         select.select([requests], [], [])
-        if _installed() != at_hand:
+        # The first request is why this has begun: a folder that changes all the time is no loop.
+        if not is_first and _installed() != at_hand:
             _begin_anew(requests)
+        is_first = False
         request = requests.recv(_MOST_BYTES)
         if not request:
             return None

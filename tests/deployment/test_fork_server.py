@@ -186,6 +186,8 @@ def test_an_idle_one_ends_at_once(module: Path, tmp_path: Path):
 def test_a_client_app_that_cannot_be_loaded_ends_and_the_next_one_is_tried(
     server: ForkServer, module: Path, tmp_path: Path
 ):
+    server.start([str(tmp_path), "zero"])
+    _until(lambda: not server.is_busy())
     module.write_text("raise RuntimeError('no driver')\n", encoding="utf-8")
     server.start([str(tmp_path), "one"])
     _until(lambda: not server.is_busy())

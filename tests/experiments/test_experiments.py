@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -423,6 +424,36 @@ def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
         assert "killed by signal 9" in reports[-1][1].failure
         assert len(ours.idle()) == 1
         assert ours.idle()[0] is not worker
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone keeps what is freed")
+def test_memory_that_nothing_uses_is_given_back() -> None:
+    """Below the last block in use, where it is not given back by itself."""
+    program = """if True:
+        import threading
+        from pathlib import Path
+        from ahfal_app.experiments.workers import give_back_memory
+
+        def resident():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+        kept = []
+
+        def work():
+            blocks = [bytearray(100_000) for _ in range(3000)]
+            kept.append(blocks[-1])
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        before = resident()
+        give_back_memory()
+        print(before - resident())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 200
 
 
 def test_jobs_by_default() -> None:
