@@ -81,6 +81,11 @@ class SiteExecutor(SubprocessExecutor):
         """Start a ClientApp."""
         if spec.task_type is not TaskType.CLIENT_APP:
             return LaunchResult.failed("a site runs ClientApps alone")
+        self._start(self._arguments(spec))
+        self._last_used_s = time.monotonic()
+        return LaunchResult.accepted()
+
+    def _arguments(self, spec: ExecutionSpec) -> list[str]:
         arguments = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
         if spec.insecure:
             arguments.append("--insecure")
@@ -88,9 +93,7 @@ class SiteExecutor(SubprocessExecutor):
             arguments += ["--root-certificates", spec.root_certificates_path]
         if spec.parent_pid is not None:
             arguments += ["--parent-pid", str(spec.parent_pid)]
-        self._start(arguments)
-        self._last_used_s = time.monotonic()
-        return LaunchResult.accepted()
+        return arguments
 
     def _start(self, arguments: Sequence[str]) -> None:
         if self._starter is not None:

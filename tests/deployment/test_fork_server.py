@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec
 
-from ahfal_app.deployment import fork_server
+from ahfal_app.deployment import fork_server, superexec
 from ahfal_app.deployment.doctor.processes import check_processes
 from ahfal_app.deployment.fork_server import ForkServer
 
@@ -46,12 +49,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         encoding="utf-8",
     )
     folders = [str(path.parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    # Without an empty one, which would be the folder that this runs in.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
     monkeypatch.setattr(fork_server, "_COMMAND", (sys.executable, str(program)))
     return path
 
 
 def _write(path: Path, version: str) -> None:
+    """Write the module as if it had been there for long."""
     path.write_text(
         textwrap.dedent(
             f"""\
@@ -73,6 +78,15 @@ def _write(path: Path, version: str) -> None:
         ),
         encoding="utf-8",
     )
+    _age(path, _AGES[version])
+
+
+#: When each version was written, as the file system has it: before anything here began.
+_AGES = {"first": 10**18, "second": 11 * 10**17, "third": 12 * 10**17}
+
+
+def _age(path: Path, changed_ns: int) -> None:
+    os.utime(path, ns=(changed_ns, changed_ns))
 
 
 @pytest.fixture
@@ -81,6 +95,21 @@ def server(module: Path) -> Iterator[ForkServer]:
     yield server
     server.close()
     _until(lambda: server._process.poll() is not None)
+
+
+def _spec(token: str) -> ExecutionSpec:
+    return ExecutionSpec(
+        task_type=TaskType.CLIENT_APP,
+        runtime_api_address="127.0.0.1:1",
+        token=token,
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=None,
+        suppress_output=False,
+        task_id=1,
+        fab_hash="hash",
+    )
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -99,10 +128,11 @@ def _told(path: Path) -> tuple[str, int, int]:
 
 def _runs(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    # One that nobody has waited for has ended all the same.
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_each_is_a_process_of_its_own_and_the_server_knows_when_it_ends(
@@ -130,7 +160,6 @@ def test_code_that_was_installed_meanwhile_is_what_runs(
     assert _told(tmp_path / "one")[0] == "first"
     _until(lambda: not server.is_busy())
     _write(module, "second")
-    os.utime(module, ns=(1, 1))
     server.start([str(tmp_path), "two"])
     version, _, parent = _told(tmp_path / "two")
     assert (version, parent) == ("second", server._process.pid)
@@ -180,7 +209,134 @@ def test_an_idle_one_ends_at_once(module: Path, tmp_path: Path):
     server.start([str(tmp_path), "one"])
     _until(lambda: not server.is_busy())
     server.close()
+    _until(lambda: server._process.poll() is not None)
     assert server._process.returncode == 0
+
+
+def test_code_that_changes_while_it_is_imported_is_imported_again(module: Path, tmp_path: Path):
+    """Or what runs would be old for ever, and its hash, which is of the disk, that of the new."""
+    _write(module, "first")
+    slow = module.with_name("slow.py")
+    waits = "import time\nfrom pathlib import Path\n"
+    waits += f"while not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.01)\n"
+    slow.write_text(waits, encoding="utf-8")
+    _age(slow, _AGES["first"])
+    # It is imported after the module has been read.
+    module.write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'read')!r}).touch()\n"
+        + module.read_text(encoding="utf-8")
+        + "\n\nimport slow\n",
+        encoding="utf-8",
+    )
+    _age(module, _AGES["first"])
+    server = ForkServer()
+    server.start([str(tmp_path), "one"])
+    _until((tmp_path / "read").exists)
+    _write(module, "second")
+    os.utime(module)  # Now.
+    (tmp_path / "go").touch()
+    assert _told(tmp_path / "one")[0] == "second"
+    _until(lambda: not server.is_busy())
+    server.close()
+
+
+@pytest.mark.parametrize("when", ["at first", "as code is loaded anew"])
+def test_a_server_that_ends_before_it_reads_a_request_is_free_again(
+    monkeypatch: pytest.MonkeyPatch, module: Path, tmp_path: Path, when: str
+):
+    """The SuperExec that asks it goes on, as after any ClientApp that could not start."""
+    program = Path(fork_server._COMMAND[1])
+    if when == "at first":
+        program.write_text("raise SystemExit(1)\n", encoding="utf-8")
+    server = ForkServer()
+    if when != "at first":
+        server.start([str(tmp_path), "one"])
+        _told(tmp_path / "one")
+        _until(lambda: not server.is_busy())
+        program.write_text("raise SystemExit(1)\n", encoding="utf-8")
+        _write(module, "second")
+    with contextlib.suppress(OSError):  # Where it has ended already.
+        server.start([str(tmp_path), "two"])
+    _until(lambda: not server.is_busy())
+    _until(lambda: server._process.poll() is not None)
+    with pytest.raises(BrokenPipeError):
+        server.start([str(tmp_path), "three"])
+    server.close()
+
+
+def test_a_site_goes_on_after_its_fork_server_failed(
+    monkeypatch: pytest.MonkeyPatch, module: Path, tmp_path: Path
+):
+    program = Path(fork_server._COMMAND[1])
+    sound = program.read_text(encoding="utf-8")
+    program.write_text("raise SystemExit(1)\n", encoding="utf-8")
+    executor = superexec.SiteExecutor()
+    monkeypatch.setattr(executor, "_arguments", lambda spec: [str(tmp_path), spec.token])
+    everything = set(TaskType)
+
+    def is_free() -> bool:
+        return bool(executor.get_eligible_capacity(everything)[0])
+
+    executor.launch(_spec(token="one"))
+    _until(is_free)
+    program.write_text(sound, encoding="utf-8")
+    executor.launch(_spec(token="two"))
+    _told(tmp_path / "two")
+    _until(is_free)
+    executor.close()
+
+
+def test_without_anything_to_write_to_messages_are_served(module: Path, tmp_path: Path):
+    """As where a service has been started with its output closed."""
+    program = textwrap.dedent(
+        f"""\
+        import os, sys, time
+        os.close(1), os.close(2)
+        from ahfal_app.deployment import fork_server
+        fork_server._COMMAND = {fork_server._COMMAND!r}
+        server = fork_server.ForkServer()
+        server.start([{str(tmp_path)!r}, "one"])
+        while server.is_busy(): time.sleep(0.01)
+        server.close()
+        """
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=_PATIENCE_S)
+    assert _told(tmp_path / "one")[0] == "first"
+
+
+def test_the_end_comes_before_new_code(server: ForkServer, module: Path, tmp_path: Path):
+    """As in an upgrade that restarts the site: nothing is imported only to end."""
+    server.start([str(tmp_path), "one"])
+    _told(tmp_path / "one")
+    _until(lambda: not server.is_busy())
+    module.write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'imported')!r}).touch()\n",
+        encoding="utf-8",
+    )
+    server.close()
+    _until(lambda: server._process.poll() is not None)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_forks_draw_different_numbers(module: Path, tmp_path: Path):
+    """From the generators that a process has from the beginning."""
+    module.write_text(
+        "import sys\nfrom pathlib import Path\nimport numpy, torch\n\n\n"
+        "def main(arguments):\n"
+        "    drawn = f'{torch.rand(1).item()} {numpy.random.rand()}'\n"
+        "    Path(*arguments).write_text(drawn)\n",
+        encoding="utf-8",
+    )
+    _age(module, _AGES["first"])
+    server = ForkServer()
+    drawn = []
+    for name in ("one", "two"):
+        server.start([str(tmp_path), name])
+        _until(lambda: not server.is_busy())
+        drawn.append((tmp_path / name).read_text(encoding="utf-8").split())
+    server.close()
+    assert drawn[0][0] != drawn[1][0]
+    assert drawn[0][1] != drawn[1][1]
 
 
 def test_a_client_app_that_cannot_be_loaded_ends_and_the_next_one_is_tried(
@@ -217,16 +373,31 @@ def test_doctor_counts_forks_and_not_what_they_are_forked_from(
     assert "1 ClientApps are running" in check_processes(tmp_path).text
 
 
-def test_what_is_imported_before_a_fork_has_no_threads_and_no_accelerator():
+def test_what_is_imported_before_a_fork_has_no_threads_and_asks_for_no_accelerator():
     """A lock that another thread held would be held for ever in a fork, and CUDA begins once."""
-    program = (
-        "import importlib, threading\n"
-        "from ahfal_app.deployment import fork_server\n"
-        "for name in fork_server._MODULES: importlib.import_module(name)\n"
-        "import torch\n"
-        "print(threading.active_count(), torch.cuda.is_initialized())"
-    )
+    program = """if True:
+        import importlib, os, threading
+        import torch
+
+        asked = []
+        for name in ("is_available", "device_count", "init", "_lazy_init"):
+            setattr(torch.cuda, name, lambda *_, name=name, **__: asked.append(name) or 0)
+        from ahfal_app.deployment import fork_server
+
+        for name in fork_server._MODULES:
+            importlib.import_module(name)
+        tasks = os.listdir("/proc/self/task")
+        named = [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
+        # Of pyarrow's memory, which knows of forks.
+        print(threading.active_count(), len([n for n in named if n != "jemalloc_bg_thd"]), asked)
+    """
+    # OpenBLAS has threads, too, and knows of forks.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
-    assert done.stdout.split() == ["1", "False"]
+    assert done.stdout.split() == ["1", "1", "[]"]
