@@ -204,6 +204,27 @@ def test_it_ends_with_the_client_app_where_nobody_asks_any_more(module: Path, tm
     assert not _runs(pid)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_end_that_are_told_together(module: Path, tmp_path: Path, number: signal.Signals):
+    """As Ctrl-C at a terminal and `systemctl stop` tell them."""
+    program = textwrap.dedent(
+        f"""\
+        import time
+        from ahfal_app.deployment import fork_server
+        fork_server._COMMAND = {fork_server._COMMAND!r}
+        server = fork_server.ForkServer()
+        server.start([{str(tmp_path)!r}, "one", "never"])
+        time.sleep(600)
+        """
+    )
+    asking = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    _, pid, server = _told(tmp_path / "one")
+    os.killpg(asking.pid, number)
+    assert asking.wait(_PATIENCE_S) != 0
+    _until(lambda: not _runs(pid))
+    _until(lambda: not _runs(server))
+
+
 def test_an_idle_one_ends_at_once(module: Path, tmp_path: Path):
     server = ForkServer()
     server.start([str(tmp_path), "one"])
