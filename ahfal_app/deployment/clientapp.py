@@ -8,6 +8,7 @@ two differ, the server says so as the run starts.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Sequence
@@ -22,6 +23,10 @@ from flwr.supernode.runtime import run_clientapp
 
 # Also in `pyproject.toml`. A door, which nothing below it imports: it is loaded as Flower would.
 _MODULE, _ATTRIBUTE = "ahfal_app.client_app", "app"
+
+# A ClientApp is often there before the SuperNode has all of a message, and asks again later:
+# in Flower after a second, which is more than such a message takes otherwise.
+_PULL, _ASKS_AGAIN_S = "pull_and_inflate_object_from_tree", 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, replacement in (
         ("install_from_fab", _leave_alone),
         ("get_load_client_app_fn", installed_app),
+        (_PULL, functools.partial(getattr(run_clientapp, _PULL), initial_backoff=_ASKS_AGAIN_S)),
     ):
         getattr(run_clientapp, name)  # A Flower that has another name for it must not go unseen.
         setattr(run_clientapp, name, replacement)

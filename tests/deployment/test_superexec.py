@@ -7,15 +7,22 @@ import inspect
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flwr.app import Array
 from flwr.clientapp.client_app import LoadClientAppError
 from flwr.common.constant import FLWR_TASK_TOKEN_LENGTH, RUNTIME_DEPENDENCY_INSTALL
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec
 from flwr.supercore.superexec.executor.types import LaunchResultStatus
@@ -30,6 +37,8 @@ from ahfal_app.deployment import clientapp, superexec, supernode
 from ahfal_app.deployment.doctor.finding import Verdict
 from ahfal_app.deployment.doctor.processes import check_processes
 from ahfal_app.deployment.superexec import SiteExecutor
+
+_PULL = "pull_and_inflate_object_from_tree"
 
 
 def _spec(kind: TaskType = TaskType.CLIENT_APP, **changes: object) -> ExecutionSpec:
@@ -175,7 +184,7 @@ def test_what_a_server_sends_is_neither_unpacked_nor_loaded(
         seen.append(load("evil/app", "1.0.0", "0" * 64))
         seen.append(arguments)
 
-    for name in ("install_from_fab", "get_load_client_app_fn"):
+    for name in ("install_from_fab", "get_load_client_app_fn", _PULL):
         monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     monkeypatch.setattr(run_clientapp, "run_clientapp", flowers_process)
@@ -195,6 +204,41 @@ def test_what_a_server_sends_is_neither_unpacked_nor_loaded(
         },
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_supernode_has_not_yet_is_asked_for_again_soon(monkeypatch: pytest.MonkeyPatch):
+    """By Flower's own function, of which everything else stays as it is."""
+    waited: list[float] = []
+
+    class _Event(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is not None:
+                waited.append(timeout)
+            return False
+
+    for name in ("install_from_fab", "get_load_client_app_fn", _PULL):
+        monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
+    monkeypatch.setattr(run_clientapp, "run_clientapp", lambda **_: None)
+    clientapp.main(["--token", "0" * FLWR_TASK_TOKEN_LENGTH, "--insecure"])
+    monkeypatch.setattr(inflatable_utils.threading, "Event", _Event)
+    message = Array(np.arange(3.0))
+    contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
+    missing = Counter(dict.fromkeys(contents, 3))
+
+    def pull(name: str) -> bytes:
+        missing[name] -= 1
+        if missing[name] >= 0:
+            raise ObjectUnavailableError(name)
+        return contents[name]
+
+    confirmed: list[str] = []
+    pulled = getattr(run_clientapp, _PULL)(
+        get_object_tree(message), pull, confirmed.append, return_type=Array
+    )
+    np.testing.assert_array_equal(pulled.numpy(), np.arange(3.0))
+    assert confirmed == [message.object_id]
+    assert len(waited) == 3 * len(contents)
+    assert sorted(waited)[-1] < 0.5
 
 
 def test_a_client_app_takes_the_arguments_of_flowers_own():
