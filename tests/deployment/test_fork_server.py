@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.superexec.executor import ExecutionSpec
+from support.execution import execution_spec
 
 from ahfal_app.deployment import fork_server, superexec
 from ahfal_app.deployment.doctor.processes import check_processes
@@ -95,21 +95,6 @@ def server(module: Path) -> Iterator[ForkServer]:
     yield server
     server.close()
     _until(lambda: server._process.poll() is not None)
-
-
-def _spec(token: str) -> ExecutionSpec:
-    return ExecutionSpec(
-        task_type=TaskType.CLIENT_APP,
-        runtime_api_address="127.0.0.1:1",
-        token=token,
-        insecure=True,
-        root_certificates_path=None,
-        runtime_dependency_install=False,
-        parent_pid=None,
-        suppress_output=False,
-        task_id=1,
-        fab_hash="hash",
-    )
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -298,10 +283,10 @@ def test_a_site_goes_on_after_its_fork_server_failed(
     def is_free() -> bool:
         return bool(executor.get_eligible_capacity(everything)[0])
 
-    executor.launch(_spec(token="one"))
+    executor.launch(execution_spec(token="one"))
     _until(is_free)
     program.write_text(sound, encoding="utf-8")
-    executor.launch(_spec(token="two"))
+    executor.launch(execution_spec(token="two"))
     _told(tmp_path / "two")
     _until(is_free)
     executor.close()

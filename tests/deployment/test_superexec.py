@@ -24,11 +24,11 @@ from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.supercore.superexec import run_superexec
-from flwr.supercore.superexec.executor import ExecutionSpec
 from flwr.supercore.superexec.executor.types import LaunchResultStatus
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flwr_clientapp import _parse_args_run_flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
+from support.execution import execution_spec
 from typer.testing import CliRunner
 
 from ahfal_app import cli
@@ -39,22 +39,6 @@ from ahfal_app.deployment.doctor.processes import check_processes
 from ahfal_app.deployment.superexec import SiteExecutor
 
 _PULL = "pull_and_inflate_object_from_tree"
-
-
-def _spec(kind: TaskType = TaskType.CLIENT_APP, **changes: object) -> ExecutionSpec:
-    values: dict[str, object] = {
-        "task_type": kind,
-        "runtime_api_address": "127.0.0.1:1",
-        "token": "token",
-        "insecure": True,
-        "root_certificates_path": None,
-        "runtime_dependency_install": True,
-        "parent_pid": 7,
-        "suppress_output": False,
-        "task_id": 1,
-        "fab_hash": "hash",
-    }
-    return ExecutionSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
 class _Started:
@@ -104,7 +88,7 @@ def test_nothing_is_taken_while_a_client_app_runs(started: _Started):
     executor = SiteExecutor()
     everything = set(TaskType)
     assert executor.get_eligible_capacity(everything) == ({TaskType.CLIENT_APP}, set())
-    assert executor.launch(_spec()).status is LaunchResultStatus.ACCEPTED
+    assert executor.launch(execution_spec()).status is LaunchResultStatus.ACCEPTED
     for _ in range(18):
         assert executor.get_eligible_capacity(everything) == (set(), set())
     assert len(started.commands) == 1
@@ -115,13 +99,13 @@ def test_nothing_is_taken_while_a_client_app_runs(started: _Started):
 @pytest.mark.parametrize("kind", sorted(set(TaskType) - {TaskType.CLIENT_APP}))
 def test_nothing_but_client_apps_is_started(started: _Started, kind: TaskType):
     assert SiteExecutor().get_eligible_capacity({kind}) == (set(), set())
-    assert SiteExecutor().launch(_spec(kind)).status is LaunchResultStatus.FAILED
+    assert SiteExecutor().launch(execution_spec(kind)).status is LaunchResultStatus.FAILED
     assert not started.commands
 
 
 def test_what_is_started_is_the_installed_code_and_installs_nothing(started: _Started):
-    SiteExecutor().launch(_spec())
-    SiteExecutor().launch(_spec(insecure=False, root_certificates_path="/ca.crt"))
+    SiteExecutor().launch(execution_spec())
+    SiteExecutor().launch(execution_spec(insecure=False, root_certificates_path="/ca.crt"))
     for command in started.commands:
         if not started.servers:
             own = [sys.executable, "-P", "-m", "ahfal_app.deployment.clientapp"]
@@ -141,7 +125,7 @@ def test_what_client_apps_are_forked_from_is_started_once_and_ends_when_idle(
     monkeypatch.setattr(superexec.time, "monotonic", lambda: clock)
     executor = SiteExecutor()
     for _ in range(2):
-        executor.launch(_spec())
+        executor.launch(execution_spec())
         clock += 10 * superexec.KEPT_FOR_S  # A message that takes long is no idle time.
         executor.get_eligible_capacity(set(TaskType))
         started.running = 0
@@ -153,7 +137,7 @@ def test_what_client_apps_are_forked_from_is_started_once_and_ends_when_idle(
     clock += superexec.KEPT_FOR_S
     executor.get_eligible_capacity(set(TaskType))
     assert started.servers == 0
-    executor.launch(_spec())
+    executor.launch(execution_spec())
     assert (started.servers, len(started.commands)) == (1, 3)
 
 
@@ -164,9 +148,9 @@ def test_what_client_apps_are_forked_from_is_started_again_where_it_has_ended(
     monkeypatch.setattr(superexec.fork_server, "IS_POSSIBLE", True)
     monkeypatch.setattr(superexec, "ForkServer", started)
     executor = SiteExecutor()
-    executor.launch(_spec())
+    executor.launch(execution_spec())
     started.running, started.has_ended = 0, True
-    assert executor.launch(_spec()).status is LaunchResultStatus.ACCEPTED
+    assert executor.launch(execution_spec()).status is LaunchResultStatus.ACCEPTED
     assert (started.servers, len(started.commands)) == (1, 2)
 
 
