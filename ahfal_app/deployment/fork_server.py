@@ -64,8 +64,9 @@ class ForkServer:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [*_COMMAND, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603
+            number = theirs.fileno()
+            command = [*_COMMAND, str(number)]
+            self._process = subprocess.Popen(command, pass_fds=[number])  # noqa: S603  # our own
         self._socket.setblocking(False)
         self._is_busy = False
 
@@ -229,7 +230,7 @@ def _begin_anew(requests: socket.socket, times_anew: int) -> None:
     requests.set_inheritable(True)
     arguments = [*_COMMAND, str(requests.fileno()), str(times_anew)]
     try:
-        os.execv(_COMMAND[0], arguments)  # noqa: S606
+        os.execv(_COMMAND[0], arguments)  # noqa: S606  # of our own making, by no shell
     except OSError:
         # Python itself is being replaced: next time, then.
         _log.exception("what is installed cannot be started: the code at hand goes on")

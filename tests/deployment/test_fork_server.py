@@ -310,6 +310,28 @@ def test_without_anything_to_write_to_messages_are_served(module: Path, tmp_path
     assert _told(tmp_path / "one")[0] == "first"
 
 
+def test_a_server_that_is_told_to_ignore_ended_processes_waits_for_them(
+    module: Path, tmp_path: Path
+):
+    """As it may be inherited: two ClientApps of the same server all the same."""
+    program = textwrap.dedent(
+        f"""\
+        import signal, time
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        from ahfal_app.deployment import fork_server
+        fork_server._COMMAND = {fork_server._COMMAND!r}
+        server = fork_server.ForkServer()
+        for name in ("one", "two"):
+            server.start([{str(tmp_path)!r}, name])
+            while server.is_busy(): time.sleep(0.01)
+        """
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=_PATIENCE_S)
+    (_, first, server), (_, second, same) = (_told(tmp_path / name) for name in ("one", "two"))
+    assert server == same
+    assert first != second
+
+
 def test_the_end_comes_before_new_code(server: ForkServer, module: Path, tmp_path: Path):
     """As in an upgrade that restarts the site: nothing is imported only to end."""
     server.start([str(tmp_path), "one"])
