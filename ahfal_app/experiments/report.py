@@ -10,7 +10,15 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from ahfal_app.experiments import changes, charts, last_rounds, policies, tables, whole_curves
+from ahfal_app.experiments import (
+    changes,
+    charts,
+    last_rounds,
+    policies,
+    streams,
+    tables,
+    whole_curves,
+)
 from ahfal_app.experiments.files import NOT_IDENTITY
 from ahfal_app.experiments.paper import departures
 from ahfal_app.experiments.results import ExperimentResults, Point, RunResult, read_experiments
@@ -110,6 +118,7 @@ def all_tables(results: ExperimentResults) -> list[TextTable]:
         tables.class_table(results),
         changes.recovery_table(results),
         changes.alarm_table(results),
+        streams.stream_table(results),
         policies.policy_table(results),
         _privacy_table(results),
         tables.cost_table(results),
