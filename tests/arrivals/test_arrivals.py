@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ahfal_app.arrivals import NEVER_ASKED, Amounts, Arrivals, ClientArrivals, Stock, make_arrivals
-from ahfal_app.arrivals.class_incremental import by_tasks, group_of_classes
+from ahfal_app.arrivals.class_incremental import ClassIncremental, by_tasks, group_of_classes
 from ahfal_app.arrivals.core.base import in_batches
 from ahfal_app.arrivals.core.looks import changed_images, changed_pixels, strength
 from ahfal_app.arrivals.core.paths import changed
 from ahfal_app.arrivals.prior_drift import PriorDrift, by_mix, class_counts
 from ahfal_app.config import Settings, parse_settings
+from ahfal_app.seeds import numpy_generator
 
 
 def _stock(counts: list[int], num_cycles: int, client: int = 0) -> Stock:
@@ -90,6 +91,50 @@ def test_groups_of_classes_are_of_equal_size():
     assert group_of_classes(0, 10, 5, client=3).tolist() != groups.tolist()
 
 
+def _first_tasks(classes: str, num_clients: int) -> list[list[int]]:
+    """Return which classes come in the first half of four cycles, by client."""
+    settings = parse_settings(
+        {
+            "arrivals": "count",
+            "arrival-start": 30,
+            "arrival-rate": 30,
+            "arrival-order": "class-incremental",
+            "arrival-order.groups": 2,
+            "arrival-order.classes": classes,
+            "initial-labels": 1,
+            "query-labels": 1,
+            "target-labels": 4,
+        }
+    )
+    # Each client has nine samples of each of ten classes.
+    labels = np.tile(np.arange(10), 9 * num_clients)
+    rows = np.split(np.arange(len(labels)), num_clients)
+    arrivals = make_arrivals(settings, rows, labels, 10)
+    first = [labels[each.rows_N[np.isin(each.cycle_N, (0, 1))]] for each in arrivals.clients]
+    later = [labels[each.rows_N[np.isin(each.cycle_N, (2, 3))]] for each in arrivals.clients]
+    for one, other in zip(first, later, strict=True):
+        assert len(np.unique(one)) == len(np.unique(other)) == 5
+        assert not set(one.tolist()) & set(other.tolist())
+    return [np.unique(each).tolist() for each in first]
+
+
+def test_all_clients_have_tasks_in_one_order():
+    shared = _first_tasks("shared", 5)
+    assert shared == [shared[0]] * 5
+    tasks = ClassIncremental(ClassIncremental.Parameters(groups=2)).tasks(Settings().seed, 10)
+    assert tasks is not None
+    assert shared[0] == np.flatnonzero(tasks == 0).tolist()
+
+
+def test_or_each_has_them_in_its_own():
+    own = _first_tasks("own", 5)
+    assert len({tuple(each) for each in own}) == 5
+    # The same again, however many clients there are.
+    assert _first_tasks("own", 7)[:5] == own
+    order = ClassIncremental(ClassIncremental.Parameters(groups=2, classes="own"))
+    assert order.tasks(Settings().seed, 10) is None
+
+
 @pytest.mark.parametrize(
     ("mix", "total", "stock", "expected"),
     [
@@ -120,6 +165,46 @@ def test_paths():
     assert changed("linear", 1, 4).tolist() == [0]
 
 
+#: Five cycles; `recurring` is back after four.
+_MOVED = {
+    "linear": [0, 0.25, 0.5, 0.75, 1],
+    "sudden": [0, 0, 0, 1, 1],
+    "recurring": [0, 0.5, 1, 0.5, 0],
+}
+
+
+def _ends(stock: Stock, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mixes that a client's arrivals move from and to, as their keys draw them."""
+    keys = ((stock.seed, "arrivals.prior", stock.client, end) for end in (0, 1))
+    first, last = (numpy_generator(*key).dirichlet(np.full(stock.num_classes, alpha)) for key in keys)
+    return first, last
+
+
+@pytest.mark.parametrize("path", _MOVED)
+@pytest.mark.parametrize("client", [0, 1])
+def test_the_wanted_mix_moves_along_its_path(path: str, client: int):
+    stock = _stock([9] * 4, 5, client)
+    first, last = _ends(stock, 0.3)
+    assert 0.5 * np.abs(first - last).sum() > 0.3
+    mix = PriorDrift(PriorDrift.Parameters(path=path)).wanted_mix(stock)
+    assert mix.shape == (5, 4)
+    assert mix[0] == pytest.approx(first, abs=1e-12)
+    for found, moved in zip(mix, _MOVED[path], strict=True):
+        assert found == pytest.approx(first + moved * (last - first), abs=1e-12)
+
+
+@pytest.mark.parametrize("path", [*_MOVED, "walk"])
+def test_what_arrives_has_the_wanted_mix_where_there_is_stock(path: str):
+    order = PriorDrift(PriorDrift.Parameters(path=path))
+    stock = _stock([500] * 4, 5)
+    mix = order.wanted_mix(stock)
+    cycles = order.arrival_cycles(stock, _count(100, 100))
+    for cycle in range(5):
+        came = np.bincount(stock.classes_N[cycles == cycle], minlength=4)
+        assert came.sum() == 100
+        assert np.abs(came / 100 - mix[cycle]).max() < 0.01
+
+
 def test_a_walk_stays_near_the_mix_before():
     order = PriorDrift(PriorDrift.Parameters(path="walk", concentration=20.0, alpha=50.0))
     mixes = [order.wanted_mix(_stock([9, 9, 9], 2, client)) for client in range(400)]
@@ -138,6 +223,20 @@ def test_a_step_of_a_walk_by_hand():
     steps = np.array([order._walk(_stock([9, 9, 9], 2, c), first_C)[1] for c in range(4000)])
     assert steps.mean(axis=0) == pytest.approx(first_C, abs=0.006)
     assert steps.std(axis=0) == pytest.approx([0.109, 0.100, 0.087], abs=0.004)
+
+
+def test_a_class_that_a_walk_has_lost_may_come_back():
+    """Each mix is drawn about κ times the one before, and 10⁻³ more for each class."""
+    order = PriorDrift(PriorDrift.Parameters(path="walk", concentration=20.0))
+    first = np.array([0.5, 0.3, 0.2])
+    mix = order._walk(_stock([9, 9, 9], 3, client=4), first)
+    assert mix[0] == pytest.approx(first)
+    for cycle in (1, 2):
+        drawn = numpy_generator(0, "arrivals.prior", 4, 2 + cycle)
+        assert mix[cycle] == pytest.approx(drawn.dirichlet(20 * mix[cycle - 1] + 1e-3), rel=1e-9)
+    lost = np.array([1.0, 0.0, 0.0])
+    after = [order._walk(_stock([9, 9, 9], 2, client), lost)[1] for client in range(1000)]
+    assert 0 < np.mean([mix[0] < 0.999 for mix in after]) < 0.05
 
 
 def test_looks():
