@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ahfal_app.arrivals import NEVER_ASKED, Amounts, Arrivals, ClientArrivals, S
 from ahfal_app.arrivals.class_incremental import ClassIncremental, by_tasks, group_of_classes
 from ahfal_app.arrivals.core.base import in_batches
 from ahfal_app.arrivals.core.looks import changed_images, changed_pixels, strength
-from ahfal_app.arrivals.core.paths import changed
+from ahfal_app.arrivals.core.paths import Path, changed
 from ahfal_app.arrivals.prior_drift import PriorDrift, by_mix, class_counts
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.seeds import numpy_generator
@@ -118,7 +119,7 @@ def _first_tasks(classes: str, num_clients: int) -> list[list[int]]:
     return [np.unique(each).tolist() for each in first]
 
 
-def test_all_clients_have_tasks_in_one_order():
+def test_all_clients_have_tasks_in_one_order() -> None:
     shared = _first_tasks("shared", 5)
     assert shared == [shared[0]] * 5
     tasks = ClassIncremental(ClassIncremental.Parameters(groups=2)).tasks(Settings().seed, 10)
@@ -126,7 +127,7 @@ def test_all_clients_have_tasks_in_one_order():
     assert shared[0] == np.flatnonzero(tasks == 0).tolist()
 
 
-def test_or_each_has_them_in_its_own():
+def test_or_each_has_them_in_its_own() -> None:
     own = _first_tasks("own", 5)
     assert len({tuple(each) for each in own}) == 5
     # The same again, however many clients there are.
@@ -166,7 +167,7 @@ def test_paths():
 
 
 #: Five cycles; `recurring` is back after four.
-_MOVED = {
+_MOVED: dict[Path, list[float]] = {
     "linear": [0, 0.25, 0.5, 0.75, 1],
     "sudden": [0, 0, 0, 1, 1],
     "recurring": [0, 0.5, 1, 0.5, 0],
@@ -175,14 +176,17 @@ _MOVED = {
 
 def _ends(stock: Stock, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the mixes that a client's arrivals move from and to, as their keys draw them."""
-    keys = ((stock.seed, "arrivals.prior", stock.client, end) for end in (0, 1))
-    first, last = (numpy_generator(*key).dirichlet(np.full(stock.num_classes, alpha)) for key in keys)
+    about = np.full(stock.num_classes, alpha)
+    first, last = (
+        numpy_generator(stock.seed, "arrivals.prior", stock.client, end).dirichlet(about)
+        for end in (0, 1)
+    )
     return first, last
 
 
 @pytest.mark.parametrize("path", _MOVED)
 @pytest.mark.parametrize("client", [0, 1])
-def test_the_wanted_mix_moves_along_its_path(path: str, client: int):
+def test_the_wanted_mix_moves_along_its_path(path: Path, client: int) -> None:
     stock = _stock([9] * 4, 5, client)
     first, last = _ends(stock, 0.3)
     assert 0.5 * np.abs(first - last).sum() > 0.3
@@ -194,7 +198,9 @@ def test_the_wanted_mix_moves_along_its_path(path: str, client: int):
 
 
 @pytest.mark.parametrize("path", [*_MOVED, "walk"])
-def test_what_arrives_has_the_wanted_mix_where_there_is_stock(path: str):
+def test_what_arrives_has_the_wanted_mix_where_there_is_stock(
+    path: Literal["linear", "sudden", "recurring", "walk"],
+) -> None:
     order = PriorDrift(PriorDrift.Parameters(path=path))
     stock = _stock([500] * 4, 5)
     mix = order.wanted_mix(stock)
@@ -225,7 +231,7 @@ def test_a_step_of_a_walk_by_hand():
     assert steps.std(axis=0) == pytest.approx([0.109, 0.100, 0.087], abs=0.004)
 
 
-def test_a_class_that_a_walk_has_lost_may_come_back():
+def test_a_class_that_a_walk_has_lost_may_come_back() -> None:
     """Each mix is drawn about κ times the one before, and 10⁻³ more for each class."""
     order = PriorDrift(PriorDrift.Parameters(path="walk", concentration=20.0))
     first = np.array([0.5, 0.3, 0.2])

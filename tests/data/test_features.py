@@ -50,6 +50,21 @@ def test_features_are_those_of_the_backbone_in_float16(tmp_path: Path) -> None:
     np.testing.assert_allclose(of_rows(found), expected(images), rtol=2e-3, atol=1e-4)
 
 
+def test_batches_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are rounded in another way, which moves few values, and to their neighbours alone."""
+    images = pixels(40)
+    found = {}
+    for size in (1, 7, 256):
+        monkeypatch.setattr(module, "_BATCH_ON_CPU", size)
+        found[size] = of_rows(store_in(tmp_path / str(size)).of(images, "a"))
+    neighbour = np.spacing(np.abs(found[1]).astype(np.float16)).astype(np.float32)
+    # Of values near 0 the error is that of the largest ones.
+    near = neighbour + 1e-6 * np.abs(found[1]).max()
+    for size in (7, 256):
+        assert (np.abs(found[size] - found[1]) <= near).all()
+        assert (found[size] == found[1]).mean() > 0.9
+
+
 @pytest.mark.slow
 def test_a_compiled_backbone_gives_the_same_features(tmp_path: Path) -> None:
     """Of three batches the last one is smaller, and goes another way."""

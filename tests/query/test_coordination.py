@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.coordinating import chosen_together, contexts_for, pool_at
 
 from ahfal_app.errors import InvalidSelection
 from ahfal_app.query import PoolView, checked_select, make_strategy
-from ahfal_app.query.coordinated_typicality import Turns, moved, nearest_centres
+from ahfal_app.query.coordinated_typicality import Turns, moved
 from ahfal_app.query.core.coordination import (
     CoordinatedStrategy,
     FederationFacts,
@@ -110,32 +110,68 @@ def test_max_herding_of_two_clients_by_hand() -> None:
     assert (told[2].sums["gains"] + told[3].sums["gains"]) / 2**20 == pytest.approx(
         [0.689678], abs=2e-6
     )
-    # With budget left, B's proposal, which gains 1, comes before A's.
+
+
+def test_max_herding_takes_the_proposal_that_gains_most() -> None:
+    """With budget left, B's second proposal, which gains 1, comes before A's.
+
+    It covers A's sample that is 3 away by e⁻⁹, which is missing from the gain of A's proposal then.
+    """
+    strategy = made("coordinated-max-herding", **COVERING)
+    heard = Heard(strategy)
+    pools = {0: pool_at([0, 1, 2]), 1: pool_at([0.5, 0.9, 1.4, 5])}
     assert chosen_together(strategy, pools, contexts_for([1, 2])) == {0: [2], 1: [1, 3]}
+    counts = [q.arrays["points"].ravel() for q in heard.questions if q.name == "count"]
+    assert counts[0] == pytest.approx([1.0, 0.918451], abs=1e-6)
+    assert counts[2] == pytest.approx([2.0, 5.0], abs=1e-6)
+    assert counts[4] == pytest.approx([2.0], abs=1e-6)
+    told = [answer.sums["gains"] for answer in heard.answers if answer.sums]
+    gains = [(told[pair] + told[pair + 1]) / 2**20 for pair in (2, 4)]
+    assert gains[0] == pytest.approx([0.689678, 1.0], abs=2e-6)
+    assert gains[1] == pytest.approx([0.689678 - math.exp(-9)], abs=2e-6)
+    accepted = [
+        (q.arrays["accepted"].ravel().tolist(), q.arrays["buyers"].tolist())
+        for q in heard.questions[::2]
+        if q.name == "propose"
+    ]
+    assert accepted[0] == ([], [])
+    assert accepted[1] == ([pytest.approx(0.918451, abs=1e-6)], [1])
+    assert accepted[2] == ([pytest.approx(5.0)], [1])
 
 
 def test_typicality_of_two_clients_by_hand() -> None:
+    strategy = made("coordinated-typicality", normalise=False)
+    pools = {0: pool_at([-1, 1, 9]), 1: pool_at([0.5, 10.5, 12])}
+    contexts = contexts_for([1, 1])
+
+    def told(name: str, **arrays: Any) -> list[Answer]:
+        question = Question(name, arrays)
+        return [strategy.answer(question, pools[c], contexts[c], None)[1] for c in pools]
+
     centres_KD = np.array([[0.0], [10.0]])
-    totals_KD, counts_K = np.zeros((2, 1)), np.zeros(2, dtype=np.int64)
-    points = {0: torch.tensor([[-1.0], [1.0], [9.0]]).double(), 1: None}
-    points[1] = torch.tensor([[0.5], [10.5], [12.0]]).double()
-    for each in points.values():
-        assert each is not None
-        nearest_P = nearest_centres(each, torch.from_numpy(centres_KD))
-        np.add.at(totals_KD, nearest_P.numpy(), each.numpy())
-        counts_K += np.bincount(nearest_P.numpy(), minlength=2)
+    sums = [answer.sums for answer in told("assign", centres=centres_KD)]
+    totals_KD = (sums[0]["totals"] + sums[1]["totals"]) / 2**10
+    counts_K = sums[0]["counts"] + sums[1]["counts"]
     assert (totals_KD.ravel().tolist(), counts_K.tolist()) == ([0.5, 31.5], [3, 3])
     centres_KD = moved(centres_KD, totals_KD, counts_K)
     assert centres_KD.ravel() == pytest.approx([1 / 6, 10.5])
-    told = {
-        0: {"distances": np.array([[5 / 6, 1.5], [7 / 6, -1]])},
-        1: {"distances": np.array([[1 / 3, 0.0], [-1, 1.5]])},
-    }
-    turns = Turns({0: 1, 1: 1}, Answers((0, 1), {}, told))
+    again = [each.sums["counts"] for each in told("assign", centres=centres_KD)]
+    assert (again[0] + again[1]).tolist() == [3, 3]
+    answers = told("distances", centres=centres_KD, ranks=np.array([0, 2]))
+    assert answers[0].clear["distances"] == pytest.approx(np.array([[5 / 6, 1.5], [7 / 6, -1]]))
+    assert answers[1].clear["distances"] == pytest.approx(np.array([[1 / 3, 0], [-1, 1.5]]))
+    turns = Turns({0: 1, 1: 1}, Answers((0, 1), {}, {c: answers[c].clear for c in pools}))
     turns.go_round([0, 1])
-    bought = {c: [each.tolist() for each in pair] for c, pair in turns.bought().items()}
-    # Cluster 1 is nearer to B, whose budget is spent.
-    assert bought == {0: [[1], [0]], 1: [[0], [0]]}
+    bought = turns.bought()
+    chosen = {}
+    for client, (clusters_B, ranks_B) in bought.items():
+        arrays = {"centres": centres_KD, "clusters": clusters_B, "ranks": ranks_B}
+        decision = Question("decision", arrays)
+        chosen[client] = strategy.choose(decision, pools[client], contexts[client], {}).tolist()
+    # B's .5 and A's 9: the other centre is nearer to B's 10.5, but its budget is spent.
+    assert chosen == {0: [2], 1: [0]}
+    assert bought[0][0].tolist() == [1]
+    assert bought[1][0].tolist() == [0]
 
 
 def test_typicality_as_a_whole_by_hand() -> None:
@@ -254,6 +290,81 @@ def test_disjoint_regions_are_bought_at_a_time() -> None:
         assert chosen == {0: [1], 1: [1], 2: []}
         asked[batch] = len(heard.questions)
     assert asked == {"disjoint": 6, "one": 12}  # Three clients; one pair of steps, or two.
+
+
+def accepted_in_turn(
+    budgets: list[int], points: list[list[float]], **parameters: Any
+) -> list[list[float]]:
+    """Return the points that each pair of steps of MaxHerding accepts, of samples on a line."""
+    strategy = made("coordinated-max-herding", **{**COVERING, **parameters})
+    heard = Heard(strategy)
+    pools = {client: pool_at(each) for client, each in enumerate(points)}
+    parts = together(strategy, pools, contexts_for(budgets))
+    asked = [q for q in heard.questions[:: len(points)] if q.name == "propose"]
+    asked.append(parts[0].decision)
+    return [[round(float(x), 6) for x in q.arrays["accepted"].ravel()] for q in asked[1:]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, [[0.0], [9.0], [20.0], [1.5]]),
+        ({"batch": 1}, [[0.0], [9.0], [20.0], [1.5]]),
+        ({"batch": 2}, [[0.0, 9.0], [20.0, 1.5]]),
+        ({"batch": 3}, [[0.0, 9.0, 20.0], [1.5]]),
+        ({"batch": 9}, [[0.0, 9.0, 20.0], [1.5]]),
+    ],
+)
+def test_several_points_are_accepted_at_a_time_by_falling_gain(
+    parameters: dict[str, Any], expected: list[list[float]]
+) -> None:
+    """Clients with four, three, two and two equal samples, of which the last two lie 1.5 apart."""
+    points = [[0.0] * 4, [9.0] * 3, [20.0] * 2, [1.5] * 2]
+    assert accepted_in_turn([1, 1, 1, 1], points, **parameters) == expected
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0])
+def test_points_that_are_accepted_together_are_two_radii_apart(radius: float) -> None:
+    near = 1.999 * radius
+    apart = accepted_in_turn([1, 1], [[0.0] * 3, [2 * radius] * 2], radius=radius, batch=2)
+    assert apart == [[0.0, 2 * radius]]
+    assert accepted_in_turn([1, 1], [[0.0] * 3, [near] * 2], radius=radius, batch=2) == [
+        [0.0],
+        [pytest.approx(near, abs=1e-6)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("coordinated-prob-cover", {"radius": 1.5}), ("coordinated-max-herding", {})],
+)
+@pytest.mark.parametrize(
+    ("proposers", "proposed", "expected"),
+    [
+        ({}, [9.25], 1),
+        ({"proposers": "with-budget"}, [9.25], 1),
+        ({"proposers": "all"}, [1.0, 9.25], 0),
+    ],
+)
+def test_clients_without_budget_propose_where_all_do(
+    name: str,
+    parameters: dict[str, Any],
+    proposers: dict[str, Any],
+    proposed: list[float],
+    expected: int,
+) -> None:
+    """A has five samples around 1 and buys none; B has two at 9 and 9.5, and one on A's side."""
+    strategy = made(name, **{**COVERING, **parameters, **proposers})
+    heard = Heard(strategy)
+    pools = {0: pool_at([0, 0.5, 1, 1.5, 2]), 1: pool_at([2.4, 9, 9.5])}
+    assert chosen_together(strategy, pools, contexts_for([0, 1])) == {0: [], 1: [expected]}
+    points = [q.arrays["points"].ravel() for q in heard.questions if q.name == "count"]
+    assert len(points) == 2
+    # Soft means lie a little to the side of the samples that weigh most.
+    assert points[0] == pytest.approx(proposed, abs=0.04)
+    if proposers.get("proposers") == "all":
+        told = [answer for answer in heard.answers if answer.sums]
+        assert told[0].clear["distances"].tolist() == [-1.0, -1.0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -70,7 +70,12 @@ class Slow:
 
 
 def covered_centrally(
-    pools: list[Points], labelled: list[Points], budgets: list[int], kernel: Kernel, least: int
+    pools: list[Points],
+    labelled: list[Points],
+    budgets: list[int],
+    kernel: Kernel,
+    least: int,
+    all_propose: bool,
 ) -> dict[int, list[int]]:
     """Return what the clients buy by the published algorithm, one point at a time."""
     clients = []
@@ -83,7 +88,8 @@ def covered_centrally(
     while any(len(each.bought) < each.budget for each in clients):
         proposed = []
         for each in clients:
-            best = each.best(kernel) if len(each.bought) < each.budget else None
+            may_propose = all_propose or len(each.bought) < each.budget
+            best = each.best(kernel) if may_propose else None
             if best is not None:
                 new = each.new(kernel, each.points[best])
                 if new.sum() ** 2 / (new**2).sum() >= least - 1e-9:
@@ -109,6 +115,7 @@ def federation(seed: int, sizes: list[int]) -> tuple[list[Points], list[Points]]
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("proposers", ["with-budget", "all"])
 @pytest.mark.parametrize(
     ("name", "parameters", "kernel"),
     [
@@ -121,14 +128,15 @@ def federation(seed: int, sizes: list[int]) -> tuple[list[Points], list[Points]]
     ],
 )
 def test_covering_by_sums_is_covering_by_one_who_sees_all(
-    name: str, parameters: dict[str, Any], kernel: Kernel, seed: int
+    name: str, parameters: dict[str, Any], kernel: Kernel, proposers: str, seed: int
 ) -> None:
     sizes, budgets, least = [14, 9, 20], [5, 7, 0 if seed % 2 else 4], 1 + seed % 3
     pools, labelled = federation(seed, sizes)
-    strategy = made(name, normalise=False, least_region=least, **parameters)
+    strategy = made(name, normalise=False, least_region=least, proposers=proposers, **parameters)
     views = {c: pool_at(pools[c], labelled[c]) for c in range(3)}
     chosen = chosen_together(strategy, views, contexts_for(budgets, [2, 2, 2]))
-    assert chosen == covered_centrally(pools, labelled, budgets, kernel, least)
+    all_propose = proposers == "all"
+    assert chosen == covered_centrally(pools, labelled, budgets, kernel, least, all_propose)
 
 
 def clustered_centrally(

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.pools import context_of
-from support.reference_coverage import eager_coverage
+from support.reference_coverage import RADIUS, eager_coverage
 
 from ahfal_app.parameters import Scalar
 from ahfal_app.query import PoolView, Signal, checked_select, make_strategy
@@ -326,6 +326,20 @@ class TestMaxHerding:
     def test_by_hand(self) -> None:
         assert select("max-herding", [0, 1, 3], [], 2) == [1, 2]
         assert select("max-herding", [1, 3], [0], 1) == [1]
+
+    def test_kernels_are_those_that_are_set(self) -> None:
+        """Each picks what it gains most by, which is another sample for each."""
+        line = np.random.default_rng(2).uniform(0, 12, 25)
+        values, weights = line[:, None].tolist(), [1.0] * 25
+        chosen = {
+            kernel: select("max-herding", values[:22], values[22:], 7, kernel=kernel, radius=RADIUS)
+            for kernel in KERNELS
+        }
+        for kernel, picked in chosen.items():
+            assert picked == eager_coverage(values, 22, weights, kernel, 7, True), kernel
+        assert len({tuple(picked) for picked in chosen.values()}) == len(KERNELS)
+        by_default = select("max-herding", values[:22], values[22:], 7, radius=RADIUS)
+        assert by_default == chosen["gaussian"]
 
     def test_duplicates_are_distinct_samples(self) -> None:
         assert select("max-herding", [4] * 6, [], 4) == [0, 1, 2, 3]

@@ -72,6 +72,43 @@ def test_one_model_may_be_asked_always(model: str, expected: int) -> None:
     assert chosen == [expected]
 
 
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"mean-imbalance": 0.5}, 0),
+        ({"mean-imbalance": 0.49}, 3),
+        ({"mean-imbalance": 0.5, "diversity-model": "by-imbalance"}, 0),
+        ({"mean-imbalance": 0.5, "diversity-model": "global"}, 3),
+        # Of labels of one class the client's own γ is 1.
+        ({}, 0),
+    ],
+)
+def test_the_model_whose_gradients_differ_by_hand(
+    parameters: dict[str, Scalar], expected: int
+) -> None:
+    """With two classes and equal embeddings, gradients lie on a line.
+
+    They are at 1 - p where class 0 is predicted, with p its probability, and at -p where
+    class 1 is; a labelled sample of class 0 is at 1 - p. By the global model samples are at .1,
+    .2, .3 and -.4 and the labelled one at .1, so that sample 3 is farthest from it; by the local-
+    only one at .05, .3, .4 and .45 and the labelled one at .4, so that it is sample 0. Samples at
+    places of the one model would be compared with a label at that of the other: sample 3.
+    """
+    labelled_LD = torch.ones(1, 2)
+    signals: dict[Signal, Any] = {
+        Signal.GLOBAL_LOGITS: log([0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]),
+        Signal.GLOBAL_EMBEDDINGS: torch.ones(4, 2),
+        Signal.LABELLED_GLOBAL_LOGITS: log([0.9, 0.1]),
+        Signal.LABELLED_GLOBAL_EMBEDDINGS: labelled_LD,
+    }
+    local_NC = log([0.95, 0.05], [0.7, 0.3], [0.6, 0.4], [0.55, 0.45])
+    models = LocalOnly(local_NC, torch.ones(4, 2), (log([0.6, 0.4]), labelled_LD))
+    pool = PoolView(np.arange(4), {s: lambda v=v: v for s, v in signals.items()}, models)
+    strategy = make("fairfal", {"model": "global", **parameters})
+    context = context_of(1, [1, 0], labels_L=np.array([0]))
+    assert checked_select(strategy, pool, context).tolist() == [expected]
+
+
 def select(parameters: dict[str, Scalar]) -> tuple[list[int], LocalOnly]:
     """Return what is bought of a pool of one class, with the priors of the test by hand."""
     even, sure = [1 / 3, 1 / 3, 1 / 3], [0.98, 0.01, 0.01]

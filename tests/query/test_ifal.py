@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_models import FakeModels
-from support.pools import context_of
+from support.pools import context_of, log
 
 from ahfal_app.parameters import Scalar
-from ahfal_app.query import PoolView, Signal, checked_select, ifal, make_strategy
+from ahfal_app.query import (
+    LocalOnlyTraining,
+    PoolView,
+    Signal,
+    checked_select,
+    ifal,
+    make_strategy,
+)
 from ahfal_app.query.ifal import (
+    Ifal,
     above_otsu,
     inconsistency,
     ordered_distance,
@@ -84,6 +94,139 @@ def test_inconsistency_by_hand() -> None:
     # Of D1 = .1 and D2 = .02: the ratio is .1 / .02001 and not 5.
     torch.testing.assert_close(inconsistency(first, second), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(inconsistency(second, first), expected, rtol=0, atol=1e-5)
+
+
+class Distilled(FakeModels):
+    """A distilled model whose embeddings are given, for pool and labelled set."""
+
+    def __init__(self, pool_ND: torch.Tensor, labelled_LD: torch.Tensor) -> None:
+        super().__init__(pool_ND, pool_ND)
+        self._both = pool_ND, labelled_LD
+
+    def local_only_embeddings(
+        self, training: LocalOnlyTraining
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._both
+
+
+@dataclass
+class Seen:
+    """What the models make of a pool: embeddings of pool and labelled set, logits of the pool."""
+
+    global_: tuple[torch.Tensor, torch.Tensor]
+    local: tuple[torch.Tensor, torch.Tensor]
+    distilled: tuple[torch.Tensor, torch.Tensor]
+    global_logits: torch.Tensor
+    local_logits: torch.Tensor
+    labels: list[int]
+
+    def uncertainties(self, **parameters: Scalar) -> tuple[list[float], list[float]]:
+        """Return the strategy's U and U1."""
+        signals: dict[Signal, Any] = {
+            Signal.GLOBAL_LOGITS: self.global_logits,
+            Signal.LOCAL_LOGITS: self.local_logits,
+            Signal.GLOBAL_EMBEDDINGS: self.global_[0],
+            Signal.LOCAL_EMBEDDINGS: self.local[0],
+            Signal.LABELLED_GLOBAL_EMBEDDINGS: self.global_[1],
+            Signal.LABELLED_LOCAL_EMBEDDINGS: self.local[1],
+        }
+        sources = {s: lambda v=v: v for s, v in signals.items()}
+        pool = PoolView(np.arange(len(self.global_logits)), sources, Distilled(*self.distilled))
+        strategy = make_strategy("ifal", parameters)
+        assert isinstance(strategy, Ifal)
+        counts = np.bincount(self.labels, minlength=self.global_logits.shape[1]).tolist()
+        context = context_of(1, counts, labels_L=np.array(self.labels, dtype=np.int64))
+        whole, first = strategy._uncertainties(pool, context)
+        return whole.tolist(), first.tolist()
+
+    def slow_uncertainties(self, distance: str, neighbours: int) -> tuple[list[float], list[float]]:
+        """Return U and U1 once more, vote by vote."""
+        by_global = self.global_logits.argmax(dim=1).tolist()
+        by_local = self.local_logits.argmax(dim=1).tolist()
+        classes = self.global_logits.shape[1]
+
+        def votes(embeddings: tuple[torch.Tensor, torch.Tensor], said: list[int]) -> Any:
+            pool, labelled = (each.tolist() for each in embeddings)
+            table = [[1] * classes for _ in pool]
+            voters = [(None, x, y) for x, y in zip(labelled, self.labels, strict=True)]
+            voters += [(n, x, y) for n, (x, y) in enumerate(zip(pool, said, strict=True))]
+            for itself, x, y in voters:
+                others = [n for n in range(len(pool)) if n != itself]
+                others.sort(key=lambda n: -cosine(x, pool[n]))
+                for n in others[:neighbours]:
+                    table[n][y] += 1
+            return [[count / sum(row) for count in row] for row in table]
+
+        q_g, q_l = votes(self.global_, by_global), votes(self.local, by_global)
+        q_d, q_ll = votes(self.distilled, by_global), votes(self.local, by_local)
+        whole, first = [], []
+        for n, logits in enumerate(self.local_logits.tolist()):
+            d_1 = slow_distance(distance, q_l[n], q_d[n])
+            d_2 = slow_distance(distance, q_g[n], q_d[n])
+            shares = [math.exp(z) for z in logits]
+            predicted = [share / sum(shares) for share in shares]
+            first.append(max(d_2 / (d_1 + 1e-5), d_1 / (d_2 + 1e-5)) * (d_1 + d_2))
+            whole.append(first[-1] * slow_distance(distance, q_ll[n], predicted))
+        return whole, first
+
+
+def cosine(x: list[float], y: list[float]) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
+
+
+def slow_distance(name: str, first: list[float], second: list[float]) -> float:
+    if name == "sorted":
+        first, second = sorted(first), sorted(second)
+    if name != "ordered":
+        apart = sum(abs(a - b) for a, b in zip(first, second, strict=True))
+        return apart / (len(first) if name == "sorted" else 2)
+    # What a class has too much of is carried to the next one, and so on.
+    carried, way = 0.0, 0.0
+    for a, b in zip(first, second, strict=True):
+        carried += a - b
+        way += abs(carried)
+    return way
+
+
+def test_uncertainties_by_hand() -> None:
+    """Three samples, of which each names both others and the label two, by total variation.
+
+    The label is of class 0, the global model says 0, 1, 1 and the local one 1, 0, 1. Of class 0,
+    with one vote there from the beginning, q_G has (2/5, 3/5, 2/4), since the label names samples 0
+    and 1. By local embeddings it names 1 and 2: q_L has (1/4, 3/5, 3/5), and q_LL, by what the
+    local model says, (2/4, 2/5, 3/5). By the distilled model's it names 0 and 2: q_D has (2/5,
+    2/4, 3/5). So D1 is (.15, .1, 0) and D2 (0, .1, .1).
+    """
+    seen = Seen(
+        global_=(at(10, 20, 80), at(0)),
+        local=(at(80, 10, 20), at(0)),
+        distilled=(at(10, 80, 20), at(0)),
+        global_logits=log([0.9, 0.1], [0.1, 0.9], [0.2, 0.8]),
+        local_logits=log([0.3, 0.7], [0.8, 0.2], [0.1, 0.9]),
+        labels=[0],
+    )
+    first = [0.15 / 1e-5 * 0.15, 0.1 / 0.10001 * 0.2, 0.1 / 1e-5 * 0.1]
+    # Of q_LL to .3, .8 and .1.
+    whole = [2250 * 0.2, first[1] * 0.4, 1000 * 0.5]
+    settings: dict[str, Scalar] = {"distance": "total-variation", "neighbours": 2}
+    for found in (seen.uncertainties(**settings), seen.slow_uncertainties("total-variation", 2)):
+        assert found == (pytest.approx(whole), pytest.approx(first))
+
+
+@pytest.mark.parametrize("distance", [None, "sorted", "total-variation", "ordered"])
+def test_uncertainties_agree_with_counting_vote_by_vote(distance: str | None) -> None:
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(rows: int, columns: int, generator: torch.Generator = generator) -> torch.Tensor:
+            return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+        both = [(drawn(12, 3), drawn(4, 3)) for _ in range(3)]
+        seen = Seen(*both, drawn(12, 4), drawn(12, 4), [0, 3, 1, 1])
+        settings: dict[str, Scalar] = {} if distance is None else {"distance": distance}
+        whole, first = seen.slow_uncertainties(distance or "sorted", 3)
+        found = seen.uncertainties(neighbours=3, **settings)
+        assert found == (pytest.approx(whole, abs=1e-9), pytest.approx(first, abs=1e-9))
 
 
 class TestOtsu:

@@ -12,6 +12,7 @@ from ahfal_app.parameters import Scalar
 from ahfal_app.query import PoolView, Signal, checked_select, make_strategy
 from ahfal_app.query.uncertainty_herding import (
     TEMPERATURES,
+    UncertaintyHerding,
     calibrated_temperature,
     calibration_error,
     smallest_distance,
@@ -19,8 +20,16 @@ from ahfal_app.query.uncertainty_herding import (
 
 
 def select(
-    line: Any, labelled: Any, logits: Any, budget: int, labels: Any = (), **parameters: Scalar
+    line: Any,
+    labelled: Any,
+    logits: Any,
+    budget: int,
+    labels: Any = (),
+    labelled_logits: torch.Tensor | None = None,
+    **parameters: Scalar,
 ) -> list[int]:
+    if labelled_logits is None:
+        labelled_logits = torch.zeros(len(labelled), logits.shape[1])
     pool_ND = torch.tensor(line, dtype=torch.float64)[:, None]
     labelled_LD = torch.tensor(labelled, dtype=torch.float64).reshape(-1, 1)
     view = PoolView(
@@ -29,7 +38,7 @@ def select(
             Signal.LOCAL_EMBEDDINGS: lambda: pool_ND,
             Signal.LABELLED_LOCAL_EMBEDDINGS: lambda: labelled_LD,
             Signal.LOCAL_LOGITS: lambda: logits,
-            Signal.LABELLED_LOCAL_LOGITS: lambda: torch.zeros(len(labelled_LD), logits.shape[1]),
+            Signal.LABELLED_LOCAL_LOGITS: lambda: labelled_logits,
         },
     )
     strategy = make_strategy("uncertainty-herding", {"normalise": False, **parameters})
@@ -117,3 +126,25 @@ def test_calibration_is_on_the_clients_own_labels() -> None:
     line, logits = [10.0, 20.0, 30.0], logits_with_margins(0.2, 0.1, 0.3)
     plain = select(line, [0, 1], logits, 2, [0, 1])
     assert plain == select(line, [0, 1], logits, 2, [0, 1], calibration="labelled") == [1, 0]
+
+
+@pytest.mark.parametrize(("calibration", "expected"), [("none", 2), ("labelled", 0)])
+def test_calibration_decides_by_hand(calibration: str, expected: int) -> None:
+    """Two equal samples with odds of 16 to 1, or a single one with 4 to 1.
+
+    Uncertainties are twice the smaller probability: 4/17 for both together, against 2/5. On labels
+    of which four of five are right, at odds of 16 to 1, the temperature is 2, which makes the odds
+    4 and 2 to 1: 4/5 against 2/3.
+    """
+    logits = log([16 / 17, 1 / 17], [16 / 17, 1 / 17], [4 / 5, 1 / 5])
+    labelled_logits = log(*[[16 / 17, 1 / 17]] * 5)
+    chosen = select(
+        [10, 10, 20], [0] * 5, logits, 1, [0, 0, 0, 0, 1], labelled_logits, calibration=calibration
+    )
+    assert chosen == [expected]
+
+
+def test_probabilities_are_not_calibrated_by_default() -> None:
+    strategy = make_strategy("uncertainty-herding")
+    assert isinstance(strategy, UncertaintyHerding)
+    assert strategy.parameters.calibration == "none"

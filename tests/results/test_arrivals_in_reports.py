@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.simulation import SharedRuns
 
+from ahfal_app.config import parse_settings
 from ahfal_app.drift import smoothed_divergence
-from ahfal_app.ledger import ArrivalFigures
+from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.results.arrivals import (
     arrivals_table,
     average_forgetting,
@@ -15,10 +20,17 @@ from ahfal_app.results.arrivals import (
     forgetting_table,
     mix_table,
     statistics_warnings,
+    task_accuracies,
     tasks_table,
 )
-from ahfal_app.results.reading import read_run
-from ahfal_app.results.records import ArrivalsRecord, ArrivalTests
+from ahfal_app.results.reading import Metrics, Run, read_run
+from ahfal_app.results.records import (
+    ArrivalsRecord,
+    ArrivalTests,
+    CycleRecord,
+    Forgetting,
+    TestRecord,
+)
 from ahfal_app.results.selections import read_class_counts
 
 STREAM: dict[str, object] = {
@@ -33,6 +45,132 @@ STREAM: dict[str, object] = {
     "max-train-samples": 200,
     "max-test-samples": 50,
 }
+
+
+def cycle(number: int, **more: object) -> CycleRecord:
+    """Return what a cycle with three classes may have recorded."""
+    values: dict[str, object] = {
+        "cycle": number,
+        "labels": 9,
+        "labels_per_client": (9,),
+        "accuracy": 0.5,
+        "class_accuracy": (0.5, 0.5, 0.5),
+        "loss": 1.0,
+        "tau": 12,
+        "ledger": Ledger(9, 9, 0, 0),
+        **more,
+    }
+    return CycleRecord.model_validate(values)
+
+
+def came(*classes: int, distance: float | None = None) -> ArrivalsRecord:
+    """Return that so many samples of each class came, so far from what was wanted."""
+    figures = ArrivalFigures(sum(classes), sum(classes), 0, 0, 0)
+    return ArrivalsRecord(figures=figures, classes=classes, distance=distance)
+
+
+def confusion(*rows: tuple[int, ...]) -> TestRecord:
+    size = sum(map(sum, rows))
+    return TestRecord(where="server", samples=size, metrics={}, confusion=rows)
+
+
+def a_run(cycles: Sequence[CycleRecord], tasks: Sequence[int] = (), **more: object) -> Run:
+    """Return a run of these cycles, which were all."""
+    settings = parse_settings(
+        {
+            **STREAM,
+            "cycles": len(cycles),
+            **{name.replace("_", "-"): value for name, value in more.items()},
+        }
+    )
+    partition = {"arrivals": {"tasks": list(tasks)}} if tasks else {}
+    return Run(Path(), settings, Metrics((), tuple(cycles)), {}, partition, {})
+
+
+def test_what_came_against_what_was_bought_by_hand() -> None:
+    # 5, 3 and 2 samples of the test set, whatever the model makes of them.
+    tests = (confusion((0, 5, 0), (3, 0, 0), (0, 0, 2)),)
+    run = a_run(
+        [
+            cycle(0, arrivals=came(9, 9, 9)),
+            cycle(1, arrivals=came(4, 4, 2)),
+            cycle(2, arrivals=came(0, 3, 1)),
+            cycle(3, arrivals=came(1, 1, 0), tests=tests),
+        ]
+    )
+    bought = np.array([[1, 0, 3], [0, 0, 2], [0, 0, 0]])
+    table = mix_table(run, bought)
+    assert table is not None
+    test = (5.5 / 11.5, 3.5 / 11.5, 2.5 / 11.5)
+
+    def divergence(*counts: float) -> str:
+        shares = [(count + 0.5) / (sum(counts) + 1.5) for count in counts]
+        return f"{sum(p * math.log(p / q) for p, q in zip(shares, test, strict=True)):.3f}"
+
+    assert divergence(1, 0, 3) != divergence(0, 0, 2)
+    # (.4, .4, .2) and (.25, 0, .75); (0, .75, .25) and (0, 0, 1). Where none is bought, none is
+    # compared.
+    assert table.rows == [
+        ("2", "10", "4", "55.00 %", divergence(1, 0, 3)),
+        ("3", "4", "2", "75.00 %", divergence(0, 0, 2)),
+    ]
+
+
+def test_how_far_stock_has_bent_the_path_by_hand() -> None:
+    """Weighted by what came: (30 · .1 + 10 · .5) / 40."""
+    run = a_run(
+        [
+            cycle(0, arrivals=came(10, 10, 10, distance=0.1)),
+            cycle(1, arrivals=came(0, 0, 0)),
+            cycle(2, arrivals=came(5, 5, 0, distance=0.5)),
+        ]
+    )
+    table = arrivals_table(run)
+    assert table is not None
+    assert "in the mean 20.00 % of what came for a client was of another class" in table.note
+    straight = arrivals_table(a_run([cycle(0, arrivals=came(1, 1, 1)), cycle(1), cycle(2)]))
+    assert straight is not None
+    assert "Stock" not in straight.note
+
+
+def test_accuracy_by_task_by_hand() -> None:
+    """Classes 0 and 2 are the first task; of class 2 there is no test sample at first."""
+    accuracies = [(0.1, 0.1, 0.1), (0.8, 0.1, None), (0.3, 0.3, 0.3), (0.6, 0.9, 0.5)]
+    cycles = [cycle(number, class_accuracy=each) for number, each in enumerate(accuracies)]
+    found = task_accuracies(cycles, np.array([0, 1, 0]), 4)
+    assert found == pytest.approx(np.array([[0.8, 0.1], [0.55, 0.9]]))
+    # The second task has not come to its end.
+    assert task_accuracies(cycles[:3], np.array([0, 1, 0]), 4) is None
+    tests = {"tests": (confusion((1, 0, 0), (0, 1, 0), (0, 0, 1)),)}
+    run = a_run([each.model_copy(update=tests) for each in cycles], tasks=(0, 1, 0))
+    table = tasks_table(run)
+    assert table is not None
+    assert table.rows == [("1", "80.00 %", ""), ("2", "55.00 %", "90.00 %")]
+    assert "Average forgetting: 25.0 points" in table.note
+
+
+def test_classes_that_forgetting_puts_on_another_side_are_counted() -> None:
+    def statistics(low: tuple[bool, ...], plain: tuple[bool, ...]) -> dict[str, object]:
+        forgetting = Forgetting(deviation=(0.1, 0.1, 0.1), low=plain, effective=(7.3, 9.7))
+        mean = (0.5, 0.3, 0.2)
+        return {"mean": mean, "deviation": (0.2, 0.05, 0.2), "low": low, "forgetting": forgetting}
+
+    yes, no = True, False
+    run = a_run(
+        [
+            cycle(0, **statistics((no, yes, no), (yes, yes, yes))),
+            cycle(1, **statistics((no, yes, no), (no, yes, no))),
+            cycle(2, **statistics((no, yes, no), (yes, no, yes))),
+            cycle(3),
+        ],
+        forget=2.0,
+    )
+    table = forgetting_table(run)
+    assert table is not None
+    assert table.rows == [
+        (f"{number}", "7.3 to 9.7", "15.00", "10.00", changed)
+        for number, changed in ((1, "2"), (2, "0"), (3, "3"))
+    ]
 
 
 def test_average_forgetting_is_not_clipped():

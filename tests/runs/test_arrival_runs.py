@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from support.killing import Uninterrupted, killed_at, uninterrupted
 from support.simulation import TINY, Outcome, SharedRuns, Simulation
 
+from ahfal_app.class_statistics import class_proportions
 from ahfal_app.config import Settings, parse_settings
 from ahfal_app.errors import ConfigError
 from ahfal_app.labels.records import LabelReceipt, LabelRequest
 from ahfal_app.labels.store import STORE_FILE, LabelStore
+from ahfal_app.oracle.simulated import SimulatedOracle
+from ahfal_app.query import Aligned, ScoringStrategy
 from ahfal_app.results.reading import read_run
 from ahfal_app.server.start import prepare
 from ahfal_app.training.resources import resources
@@ -121,6 +125,35 @@ def test_the_strategy_changes_nothing_of_what_arrives(shared_runs: SharedRuns):
     assert told[0] == told[1]
 
 
+def test_labels_are_aligned_to_what_has_arrived_and_not_to_what_will(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the classes come alone at first, and a target with others would tell of the rest."""
+    seen: list[list[float]] = []
+    original = Aligned.__init__
+
+    def record(
+        self: Aligned, strategy: ScoringStrategy, target: list[float], classes: object = None
+    ) -> None:
+        seen.append(np.asarray(target).tolist())
+        original(self, strategy, target, classes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Aligned, "__init__", record)
+    tasks = {"arrival-order": "class-incremental", "arrival-order.groups": 2}
+    outcome = simulation({**STREAM, **tasks, "strategy": "entropy", "align": "true-global"})
+    told = [cycle.arrivals for cycle in outcome.metrics.cycles]
+    new = np.array([each.classes for each in told if each is not None])
+    assert len(new) == 4
+    assert (new.sum(axis=1) > 0).all()
+    # Asked after each cycle but the last, of what has come by the next one.
+    expected = class_proportions(np.cumsum(new, axis=0)[1:])
+    assert len(seen) == 3 * len(expected)
+    found = class_proportions(seen).reshape(len(expected), 3, -1)
+    for client in range(3):
+        assert found[:, client] == pytest.approx(expected)
+    assert [int(np.count_nonzero(shares)) for shares in expected] == [5, 10, 10]
+
+
 @pytest.mark.parametrize(
     ("settings", "arrived", "due"),
     [
@@ -197,6 +230,26 @@ def test_a_skipped_label_buys_one_of_the_next_cycle(tmp_path: Path):
     assert store.ledger().spent == 10
     store.verify()
     store.close()
+
+
+def test_and_so_it_does_in_a_run(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten labels and one a cycle: what people skip in the second cycle, the third one buys."""
+    original = SimulatedOracle.collect
+
+    def collect(self: SimulatedOracle, request_id: str) -> list[LabelReceipt]:
+        receipts, request = original(self, request_id), self._requests.get(request_id)
+        if request is None or request.cycle != 1:
+            return receipts
+        return [replace(receipt, label=None) for receipt in receipts]
+
+    monkeypatch.setattr(SimulatedOracle, "collect", collect)
+    outcome = simulation({**STREAM, "query-labels": 1, "target-labels": 13})
+    cycles = outcome.metrics.cycles
+    assert [cycle.labels_per_client for cycle in cycles] == [(n,) * 3 for n in (10, 10, 12, 13)]
+    figures = [cycle.arrivals.figures.skipped for cycle in cycles if cycle.arrivals is not None]
+    assert figures == [0, 3, 3, 3]
+    ledger = cycles[-1].ledger
+    assert (ledger.allotted, ledger.spent, ledger.free) == (39, 39, 0)
 
 
 @pytest.mark.slow

@@ -49,6 +49,9 @@ AUDITED: dict[str, object] = {
     "strategy": "random",
 }
 DRIFTING = {**AUDITED, "arrival-order": "prior-drift", "arrival-order.path": "sudden"}
+#: So few come of so many that there is stock for any mix.
+PLENTY = {"arrival-order": "prior-drift", "arrival-order.alpha": 1.0, "max-train-samples": 1437}
+PLENTY |= {"arrival-start": 20, "arrival-rate": 20}
 PREDICTED = {**DRIFTING, "audit-share": 0.0, "drift-test": "predicted", "query-labels": 10}
 PREDICTED |= {"initial-labels": 10, "target-labels": 40}
 
@@ -72,10 +75,11 @@ def _audit_counts(folder: Path, client: int) -> np.ndarray:
 
 
 def test_a_sudden_change_is_found_and_told(shared_runs: SharedRuns):
-    outcome = shared_runs(DRIFTING)
+    outcome = shared_runs({**AUDITED, **PLENTY, "arrival-order.path": "sudden"})
     *before, drift = _drifts(outcome)
     assert before == [None, None, None]
     assert drift is not None
+    _has_what_was_wanted(outcome)
     statistics, dfs = [], []
     for client in range(3):
         counts_TC = _audit_counts(outcome.folder, client)
@@ -95,6 +99,26 @@ def test_a_sudden_change_is_found_and_told(shared_runs: SharedRuns):
     page = (outcome.folder / "report.html").read_text()
     assert "Drift of the class mix" in page
     assert "the class mix drifts at client" in _status(outcome)
+
+
+def _has_what_was_wanted(outcome: Outcome) -> None:
+    """Check that what arrived is of the mix that was wanted, but for whole numbers."""
+    for cycle in outcome.metrics.cycles:
+        assert cycle.arrivals is not None
+        assert cycle.arrivals.distance is not None
+        assert cycle.arrivals.distance < 0.1
+
+
+def test_a_mix_that_is_back_where_it_was_has_not_drifted(shared_runs: SharedRuns) -> None:
+    """To and fro within each window, so that both have the same mix, of the same stock."""
+    back = {"arrival-order.path": "recurring", "arrival-order.period": 2}
+    outcome = shared_runs({**AUDITED, **PLENTY, **back})
+    _has_what_was_wanted(outcome)
+    drift = _drifts(outcome)[-1]
+    assert drift is not None
+    assert all(site.p is not None and site.p > 0.2 for site in drift.sites)
+    assert not drift.is_drift
+    assert "drifts" not in outcome.log
 
 
 def _status(outcome: Outcome) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from support.attacks import IMAGES, PATIENT, RUN, SETTINGS, Target, model_arrays
+from support.attacks import CLASSES, FOLDER, IMAGES, PATIENT, RUN, SETTINGS, Target, model_arrays
+from support.site_images import write_images
 
 from ahfal_app import errors
 from ahfal_app.client import outgoing
@@ -816,7 +817,30 @@ def test_a_comparison_of_windows_tells_a_few_numbers(target: Target, test: str):
         target.refused("query.drift", "message", terms, None, {"cycle": 1})
     reply = target.send("query.drift", terms, spoil, {"cycle": 1})
     assert not reply.has_error()
+    assert set(reply.content) == {"metrics"}
     (told,) = reply.content.metric_records.values()
     assert set(told) <= {"refusal", "statistic", "log_ratio", "df", "p"}
     # Nothing has come since the first cycle, so that there is nothing to predict.
     assert (told["refusal"] > 0) == (test == "predicted")
+
+
+def test_predictions_of_two_windows_are_told_as_two_numbers(target: Target) -> None:
+    terms = {"drift-test": "predicted", "drift-window": 1}
+    _joined(target, **terms)
+    images = target.site / "images"
+    new = write_images(images / FOLDER, range(IMAGES, IMAGES + 15), CLASSES)
+    with (target.site / "truth.csv").open("a") as truth:
+        truth.writelines(f"{FOLDER}/{name},{label}\n" for name, label in new.items())
+    _forget_site()
+    assert not target.send("query.select", terms).has_error()
+
+    def with_model(content: RecordDict) -> None:
+        content["arrays"] = target.arrays()
+
+    reply = target.send("query.drift", terms, with_model, {"cycle": 1})
+    assert not reply.has_error()
+    assert set(reply.content) == {"metrics"}
+    told = reply.content.metric_records["metrics"]
+    assert set(told) == {"refusal", "divergence", "variation"}
+    assert told["refusal"] == 0
+    assert all(type(value) in (int, float) for value in told.values())
