@@ -94,16 +94,16 @@ def test_the_model_whose_gradients_differ_by_hand(
     only one at .05, .3, .4 and .45 and the labelled one at .4, so that it is sample 0. Samples at
     places of the one model would be compared with a label at that of the other: sample 3.
     """
-    labelled_LD = torch.ones(1, 2)
-    signals: dict[Signal, Any] = {
-        Signal.GLOBAL_LOGITS: log([0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]),
-        Signal.GLOBAL_EMBEDDINGS: torch.ones(4, 2),
-        Signal.LABELLED_GLOBAL_LOGITS: log([0.9, 0.1]),
-        Signal.LABELLED_GLOBAL_EMBEDDINGS: labelled_LD,
+    embeddings_ND, labelled_LD = torch.ones(4, 2), torch.ones(1, 2)
+    sources = {
+        Signal.GLOBAL_LOGITS: lambda: log([0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]),
+        Signal.GLOBAL_EMBEDDINGS: lambda: embeddings_ND,
+        Signal.LABELLED_GLOBAL_LOGITS: lambda: log([0.9, 0.1]),
+        Signal.LABELLED_GLOBAL_EMBEDDINGS: lambda: labelled_LD,
     }
     local_NC = log([0.95, 0.05], [0.7, 0.3], [0.6, 0.4], [0.55, 0.45])
-    models = LocalOnly(local_NC, torch.ones(4, 2), (log([0.6, 0.4]), labelled_LD))
-    pool = PoolView(np.arange(4), {s: lambda v=v: v for s, v in signals.items()}, models)
+    models = LocalOnly(local_NC, embeddings_ND, (log([0.6, 0.4]), labelled_LD))
+    pool = PoolView(np.arange(4), sources, models)
     strategy = make("fairfal", {"model": "global", **parameters})
     context = context_of(1, [1, 0], labels_L=np.array([0]))
     assert checked_select(strategy, pool, context).tolist() == [expected]

@@ -25,7 +25,7 @@ def select(
     logits: Any,
     budget: int,
     labels: Any = (),
-    labelled_logits: torch.Tensor | None = None,
+    labelled_logits: Any = None,
     **parameters: Scalar,
 ) -> list[int]:
     if labelled_logits is None:
