@@ -267,7 +267,7 @@ RULE = LearningRule(0.99, 0.001, 10.0, 1, 32, 200)
 class Given(FlatAgent):
     """An agent whose values are the observation itself, times a weight."""
 
-    shapes: ClassVar[dict[str, tuple[int, ...]]] = {"scale": (2, 2)}  # type: ignore[assignment]
+    shapes: ClassVar[dict[str, tuple[int, ...]]] = {"scale": (2, 2)}
 
     def features(self, weights: Mapping[str, Tensor], rows_NF: Tensor, sizes: Tensor) -> Tensor:
         return rows_NF[..., 0] @ weights["scale"]
@@ -289,7 +289,9 @@ def learner_by_hand(**changes: Any) -> ValueLearner:
     return learner
 
 
-def one_step(rule: LearningRule, length: int = 10) -> Replay:
+def one_step(
+    rule: LearningRule, length: int = 10, outcome: tuple[float, float] = (0.5, 1.0)
+) -> Replay:
     """Return one decision: values .5 and .25 were chosen, and 3 and 1 are the best of the next."""
     rows = [[[0.5, -9.0], [0.25, 7.0]], [[-2.0, 3.0], [1.0, 0.5]]]
     chosen = [[[1, 0], [1, 0]], [[0, 1], [1, 0]]]
@@ -298,7 +300,7 @@ def one_step(rule: LearningRule, length: int = 10) -> Replay:
         torch.full((2, 2), 2),
         torch.full((2, 2), 2),
         torch.tensor(chosen),
-        torch.tensor([[1.0, 0.5], [0.5, 1.0]]),
+        torch.tensor([[1.0, 0.5], outcome]),
         torch.tensor([0.5]),
         length,
         rule,
@@ -323,12 +325,20 @@ def test_loss_by_hand(length: int) -> None:
     loss = learner.loss(one_step(RULE, length))
     assert float(loss.detach()) == pytest.approx(733.1187, rel=1e-5)
     loss.backward()  # type: ignore[no-untyped-call]
-    # Of the chosen values, .5 and .25, which are an observation times the scale's first column.
     gradient = learner.agent_weights["scale"].grad
     assert gradient is not None
-    # dL/dscale[0, 0] = .5 dL/dq_1 + .25 dL/dq_2.
-    expected = 0.5 * -61.4811 + 0.25 * -177.1144
-    assert float(gradient[0, 0]) == pytest.approx(expected, rel=1e-5)
+    # Chosen values are an observation times the scale's first column: of this the gradient is
+    # (.5, -9) dL/dq_1 + (.25, 7) dL/dq_2.
+    by_value = np.linalg.solve([[0.5, 0.25], [-9.0, 7.0]], gradient[:, 0].numpy())
+    assert by_value.tolist() == pytest.approx([-61.4811, -177.1144], rel=1e-5)
+
+
+@pytest.mark.parametrize(("outcome", "wanted"), [((0.5, 1.0), 29.0615), ((1.0, 0.5), 10.004)])
+def test_what_is_wanted_by_hand(outcome: tuple[float, float], wanted: float) -> None:
+    """y, which the target mixes by the state after the choice; and if that is as the one before."""
+    loss = learner_by_hand().loss(one_step(RULE, outcome=outcome))
+    # The value is less than what is wanted.
+    assert 1.985335 + float(loss.detach().sqrt()) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_loss_where_nothing_follows() -> None:
@@ -405,38 +415,54 @@ def plain_loss(
     chosen_TKN: Tensor,
     rewards: list[float],
     length: int,
+    rule: LearningRule,
 ) -> float:
     """The loss with VDN and a GRU, decision by decision and client by client."""
     agent = RecurrentAgent(rows_TKNF.shape[2], rows_TKNF.shape[3], 4)
 
-    def values(own: Mapping[str, Tensor], decision: int, client: int) -> Tensor:
+    def values(own: Mapping[str, Tensor], seen: list[Tensor]) -> Tensor:
         memory = torch.zeros(1, 4)
-        for step in range(decision - decision % length, decision + 1):
-            rows = rows_TKNF[step, client][None]
-            memory = agent.remembered(own, agent.features(own, rows, torch.tensor([3])), memory)
+        for rows in seen:
+            features = agent.features(own, rows[None], torch.tensor([3]))
+            memory = agent.remembered(own, features, memory)
         return agent.values(own, memory)[0]
 
     losses = []
     for t, reward in enumerate(rewards):
+        is_last = (t + 1) % length == 0
+        is_over = rule.stream_ends and (is_last or t + 1 == len(rows_TKNF))
+        is_done = rule.stream_ends and t % (length + 1) == 0
         value = future = 0.0
         for k in range(rows_TKNF.shape[1]):
-            value += float((values(weights, t, k) * chosen_TKN[t, k]).sum())
-            best = values(weights, t + 1, k).argsort(descending=True)[: chosen_TKN[t + 1, k].sum()]
-            future += float(values(target, t + 1, k)[best].sum())
-        losses.append((value - reward - 0.9 * future) ** 2)
+            seen = list(rows_TKNF[t - t % length : t + 1, k])
+            value += float((values(weights, seen) * chosen_TKN[t, k]).sum())
+            after = torch.zeros(3, 2) if is_over else rows_TKNF[t + 1, k]
+            seen = [after] if is_last and not is_over else [*seen, after]
+            best = values(weights, seen).argsort(descending=True)
+            best = best[: chosen_TKN[t if is_over else t + 1, k].sum()]
+            if rule.target_forgets and len(seen) > 1:
+                # The first observation of an episode is none of the target's.
+                seen = seen[1:]
+            future += float(values(target, seen)[best].sum())
+        wanted = reward if is_done else reward + rule.discount * future
+        losses.append((value - wanted) ** 2)
     return float(np.mean(losses))
 
 
-def test_batched_loss_is_the_plain_one() -> None:
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+def test_batched_loss_is_the_plain_one(late: bool, ends: bool) -> None:
     generator = torch.Generator().manual_seed(3)
-    rows_TKNF = torch.rand(8, 2, 3, 2, generator=generator)
-    chosen_TKN = torch.zeros(8, 2, 3, dtype=torch.long)
-    for t in range(8):
+    # With the released ends the newest decision is learned from before the next is known.
+    known = 7 if ends else 8
+    rows_TKNF = torch.rand(known, 2, 3, 2, generator=generator)
+    chosen_TKN = torch.zeros(known, 2, 3, dtype=torch.long)
+    for t in range(known):
         for k in range(2):
             count = 1 + (t + k) % 2
             chosen_TKN[t, k, torch.randperm(3, generator=generator)[:count]] = 1
     rewards = [0.5, -1.0, 2.0, 0.0, 1.0, 3.0, -0.5]
-    rule = dataclasses.replace(RULE, discount=0.9)
+    rule = dataclasses.replace(RULE, discount=0.9, target_forgets=late, stream_ends=ends)
     learner = ValueLearner(RecurrentAgent(3, 2, 4), Sum(), rule, generator)
     state = dict(learner.state())
     for name, shape in RecurrentAgent(3, 2, 4).shapes.items():
@@ -448,7 +474,7 @@ def test_batched_loss_is_the_plain_one() -> None:
         for name, values in state.items()
         if name.startswith(prefix)
     }
-    sizes_TK = torch.full((8, 2), 3)
+    sizes_TK = torch.full((known, 2), 3)
     states_TM = torch.zeros(8, 1)
     replay = replay_of(
         rows_TKNF, sizes_TK, sizes_TK, chosen_TKN, states_TM, torch.tensor(rewards), 3, rule
@@ -457,7 +483,7 @@ def test_batched_loss_is_the_plain_one() -> None:
     with torch.no_grad():
         loss = float(learner.loss(replay))
         expected = plain_loss(
-            learner.agent_weights, target, rows_TKNF, chosen_TKN, rewards, length=3
+            learner.agent_weights, target, rows_TKNF, chosen_TKN, rewards, 3, rule
         )
     assert loss == pytest.approx(expected, rel=1e-5)
 
@@ -733,8 +759,8 @@ def test_share_of_least_confidence() -> None:
     server = server_of(made())
     server.trained(0, held_out())
     rows = {"rows": ROWS}
-    doubtful = {**rows, "chosen": np.array([0, 1], np.uint8)}
-    sure = {**rows, "chosen": np.array([1, 0], np.uint8)}
+    doubtful: Arrays = {**rows, "chosen": np.array([0, 1], np.uint8)}
+    sure: Arrays = {**rows, "chosen": np.array([1, 0], np.uint8)}
     server.reported(0, {0: doubtful, 1: sure, 2: sure})
     assert server.figures()["share of least confidence"] == pytest.approx(1 / 3)
 
