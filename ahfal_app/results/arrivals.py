@@ -219,16 +219,41 @@ def task_accuracies(
     """Return the accuracy of each task's classes after each task, (ends, tasks), or None."""
     groups = int(task_C.max()) + 1
     task_T = np.arange(num_cycles) * groups // num_cycles
-    found = []
-    for group in range(groups):
-        last = int(np.flatnonzero(task_T == group)[-1])
-        if last >= len(cycles):
-            return None
-        accuracy_C = np.array(
-            [np.nan if a is None else a for a in cycles[last].class_accuracy], np.float64
-        )
-        found.append([float(np.nanmean(accuracy_C[task_C == each])) for each in range(groups)])
-    return np.array(found)
+    last_E = [int(np.flatnonzero(task_T == group)[-1]) for group in range(groups)]
+    if last_E[-1] >= len(cycles):
+        return None
+    return accuracies_by_task([cycles[last] for last in last_E], task_C)
+
+
+def accuracies_by_task(
+    cycles: Sequence[CycleRecord], task_C: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the mean accuracy of each task's classes in each cycle, (T, tasks).
+
+    NaN where no class of a task has a test sample.
+    """
+    accuracy_TC = np.array(
+        [[np.nan if a is None else a for a in cycle.class_accuracy] for cycle in cycles], np.float64
+    )
+    groups = range(int(task_C.max()) + 1)
+    return np.stack([_mean_of_known(accuracy_TC[:, task_C == each]) for each in groups], axis=1)
+
+
+def _mean_of_known(values_TC: NDArray[np.float64]) -> NDArray[np.float64]:
+    known_TC = ~np.isnan(values_TC)
+    mean_T = np.full(len(values_TC), np.nan)
+    np.divide(
+        np.where(known_TC, values_TC, 0).sum(axis=1),
+        known_TC.sum(axis=1),
+        out=mean_T,
+        where=known_TC.any(axis=1),
+    )
+    return mean_T
+
+
+def first_cycles(num_tasks: int, num_cycles: int) -> list[int]:
+    """Return the cycle, from 0, in which each task's classes first come."""
+    return [-(-task * num_cycles // num_tasks) for task in range(num_tasks)]
 
 
 def average_forgetting(accuracy_EG: NDArray[np.float64]) -> float:

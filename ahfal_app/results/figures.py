@@ -171,6 +171,52 @@ def predictions_chart(cycles: Sequence[CycleRecord]) -> Chart | None:
     )
 
 
+def tasks_chart(accuracy_TG: NDArray[np.float64], first_G: Sequence[int]) -> Chart:
+    """Draw the accuracy of each task's classes from cycle to cycle.
+
+    Parameters
+    ----------
+    accuracy_TG : NDArray[np.float64]
+        Test accuracy of a task's classes, NaN where there is none. Shape (T, G).
+    first_G : Sequence[int]
+        The cycle, from 0, in which each task's classes first come.
+    """
+    numbers_T = np.arange(len(accuracy_TG)) + 1
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for task, accuracy_T in enumerate(accuracy_TG.T):
+            style = _LINES[task // len(_COLOURS) % len(_LINES)]
+            axes.plot(
+                numbers_T,
+                100 * accuracy_T,
+                color=_COLOURS[task % len(_COLOURS)],
+                marker=_MARKERS[task % len(_MARKERS)] if len(numbers_T) <= 60 else "",
+                linestyle=style,
+                label=f"task {task + 1}",
+            )
+        for first in first_G[1:]:
+            axes.axvline(first + 0.5, color="#999999", linestyle=":", linewidth=1)
+        axes.set(xlabel="Cycle; dotted: another task comes", ylabel="Test accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        if len(numbers_T) == 1:
+            axes.set_xticks(numbers_T)
+        figure.legend(loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.2)
+
+    told = ", ".join(
+        f"task {task + 1} {100 * accuracy:.1f} %"
+        for task, accuracy in enumerate(accuracy_TG[-1])
+        if np.isfinite(accuracy)
+    )
+    return draw_chart(
+        "tasks",
+        "Accuracy by task, from cycle to cycle",
+        f"At the end: {told}.",
+        (_WIDTH, 3.4),
+        draw,
+    )
+
+
 def deviation_chart(
     cycles: Sequence[CycleRecord], class_names: Sequence[str], dispersion: Dispersion
 ) -> Chart | None:

@@ -23,8 +23,10 @@ from ahfal_app.results import (
     tables,
 )
 from ahfal_app.results.arrivals import (
+    accuracies_by_task,
     arrivals_table,
     arrived_classes,
+    first_cycles,
     forgetting_table,
     mix_table,
     tasks_table,
@@ -223,6 +225,7 @@ def _panels(run: Run) -> list[Panel]:
         _partition_panel(run),
         *_test_panels(run),
         _arrivals_panel(run) if run.class_names else None,
+        _tasks_panel(run) if cycles else None,
         _selection_panel(run) if run.class_names else None,
         _rounds_panel(run) if run.metrics.rounds else None,
         _predictions_panel(cycles),
@@ -410,6 +413,22 @@ def _arrivals_panel(run: Run) -> Panel | None:
             [f"Cycle {number + 1}" for number in range(len(counts_TC))],
             _selection_rows(counts_TC, run.class_names),
         ),
+    )
+
+
+def _tasks_panel(run: Run) -> Panel | None:
+    tasks, cycles = (run.partition.get("arrivals") or {}).get("tasks"), run.metrics.cycles
+    if tasks is None:
+        return None
+    accuracy_TG = accuracies_by_task(cycles, np.array(tasks))
+    rows = {
+        f"Task {task + 1}": ["n/a" if np.isnan(a) else percent(float(a)) for a in accuracy_T]
+        for task, accuracy_T in enumerate(accuracy_TG.T)
+    }
+    return Panel(
+        figures.tasks_chart(accuracy_TG, first_cycles(len(rows), run.settings.num_cycles)),
+        "The mean of each task's classes on the test set, at the end of each cycle.",
+        grid_table("Test accuracy of each task", "Task", _cycle_names(cycles), rows),
     )
 
 

@@ -14,8 +14,10 @@ from ahfal_app.config import parse_settings
 from ahfal_app.drift import smoothed_divergence
 from ahfal_app.ledger import ArrivalFigures, Ledger
 from ahfal_app.results.arrivals import (
+    accuracies_by_task,
     arrivals_table,
     average_forgetting,
+    first_cycles,
     forgetful_accuracy,
     forgetting_table,
     mix_table,
@@ -31,6 +33,7 @@ from ahfal_app.results.records import (
     Forgetting,
     TestRecord,
 )
+from ahfal_app.results.report import write_report
 from ahfal_app.results.selections import read_class_counts
 
 STREAM: dict[str, object] = {
@@ -139,6 +142,10 @@ def test_accuracy_by_task_by_hand() -> None:
     cycles = [cycle(number, class_accuracy=each) for number, each in enumerate(accuracies)]
     found = task_accuracies(cycles, np.array([0, 1, 0]), 4)
     assert found == pytest.approx(np.array([[0.8, 0.1], [0.55, 0.9]]))
+    by_cycle = accuracies_by_task(cycles, np.array([0, 1, 0]))
+    assert by_cycle == pytest.approx(np.array([[0.1, 0.1], [0.8, 0.1], [0.3, 0.3], [0.55, 0.9]]))
+    untested = [cycle(0, class_accuracy=(None, 0.5, None))]
+    assert np.isnan(accuracies_by_task(untested, np.array([0, 1, 0]))).tolist() == [[True, False]]
     # The second task has not come to its end.
     assert task_accuracies(cycles[:3], np.array([0, 1, 0]), 4) is None
     tests = {"tests": (confusion((1, 0, 0), (0, 1, 0), (0, 0, 1)),)}
@@ -147,6 +154,13 @@ def test_accuracy_by_task_by_hand() -> None:
     assert table is not None
     assert table.rows == [("1", "80.00 %", ""), ("2", "55.00 %", "90.00 %")]
     assert "Average forgetting: 25.0 points" in table.note
+
+
+@pytest.mark.parametrize(("tasks", "cycles"), [(2, 4), (5, 41), (3, 10), (1, 3), (4, 4)])
+def test_a_task_begins_where_its_first_cycle_is(tasks: int, cycles: int) -> None:
+    """Cycle t of T belongs to task ⌊t G / T⌋."""
+    task_T = [cycle * tasks // cycles for cycle in range(cycles)]
+    assert first_cycles(tasks, cycles) == [task_T.index(task) for task in range(tasks)]
 
 
 def test_classes_that_forgetting_puts_on_another_side_are_counted() -> None:
@@ -234,6 +248,9 @@ def test_a_report_tells_how_images_and_tasks_change(shared_runs: SharedRuns):
     assert tasks is not None
     assert [len([cell for cell in row if cell]) for row in tasks.rows] == [2, 3]
     assert "Average forgetting" in tasks.note
+    page = write_report(run.folder).read_text()
+    assert "Accuracy by task, from cycle to cycle" in page
+    assert "Test accuracy of each task" in page
 
 
 def test_a_report_tells_what_forgetting_changes(shared_runs: SharedRuns):
