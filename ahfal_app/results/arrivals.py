@@ -188,11 +188,11 @@ def _test_classes(cycles: Sequence[CycleRecord]) -> NDArray[np.int64] | None:
 
 def tasks_table(run: Run) -> TextTable | None:
     """Tell the accuracy of each task's classes after its end; None where there are no tasks."""
-    tasks = (run.partition.get("arrivals") or {}).get("tasks")
+    task_C = class_tasks(run)
     cycles = [cycle for cycle in run.metrics.cycles if cycle.tests and cycle.tests[0].confusion]
-    if tasks is None or not run.is_complete or not run.metrics.cycles:
+    if task_C is None or not run.is_complete or not run.metrics.cycles:
         return None
-    accuracy_EG = task_accuracies(run.metrics.cycles, np.array(tasks), run.settings.num_cycles)
+    accuracy_EG = task_accuracies(run.metrics.cycles, task_C, run.settings.num_cycles)
     if accuracy_EG is None or not cycles:
         return None
     groups = accuracy_EG.shape[1]
@@ -211,6 +211,12 @@ def tasks_table(run: Run) -> TextTable | None:
         "labels are trained on in every cycle"
         + (", by a model that starts afresh." if run.settings.reset_model else "."),
     )
+
+
+def class_tasks(run: Run) -> NDArray[np.int64] | None:
+    """Return the task, from 0, that each class belongs to, (C,); None where there are none."""
+    tasks = (run.partition.get("arrivals") or {}).get("tasks")
+    return None if tasks is None else np.array(tasks, np.int64)
 
 
 def task_accuracies(

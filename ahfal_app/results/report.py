@@ -26,6 +26,7 @@ from ahfal_app.results.arrivals import (
     accuracies_by_task,
     arrivals_table,
     arrived_classes,
+    class_tasks,
     first_cycles,
     forgetting_table,
     mix_table,
@@ -417,10 +418,10 @@ def _arrivals_panel(run: Run) -> Panel | None:
 
 
 def _tasks_panel(run: Run) -> Panel | None:
-    tasks, cycles = (run.partition.get("arrivals") or {}).get("tasks"), run.metrics.cycles
-    if tasks is None:
+    task_C, cycles = class_tasks(run), run.metrics.cycles
+    if task_C is None:
         return None
-    accuracy_TG = accuracies_by_task(cycles, np.array(tasks))
+    accuracy_TG = accuracies_by_task(cycles, task_C)
     rows = {
         f"Task {task + 1}": ["n/a" if np.isnan(a) else percent(float(a)) for a in accuracy_T]
         for task, accuracy_T in enumerate(accuracy_TG.T)
